@@ -1,0 +1,81 @@
+// Command fathom-init is the first process of a lab's node. It is started by fathom in new namespaces,
+// makes the node's root file system, and then keeps containerd and kubelet running. It is a program of its
+// own because every node has one: it holds a few megabytes where the fathom command would hold tens.
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/machine"
+	"github.com/fathom-network/fathom/internal/machine/boot"
+)
+
+func main() {
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "fathom-init is the first process of a lab's node; it is started by `fathom up`")
+		os.Exit(2)
+	}
+	if len(os.Args) == 2 && os.Args[1] == "supervise" {
+		exit(supervise())
+	}
+	runtime.LockOSThread() // Setup changes this thread's namespaces; exec carries them to the whole process
+	exit(setup())
+}
+
+func exit(err error) {
+	if err == nil {
+		os.Exit(0)
+	}
+	fmt.Fprintln(os.Stderr, err)
+	_, _ = fmt.Fprintln(os.NewFile(machine.ReadyFD, "ready"), err)
+	os.Exit(1)
+}
+
+func setup() error {
+	var spec machine.Spec
+	if err := json.NewDecoder(os.NewFile(machine.SpecFD, "spec")).Decode(&spec); err != nil {
+		return fmt.Errorf("read the machine's spec: %w", err)
+	}
+	if err := boot.Setup(spec); err != nil {
+		return err
+	}
+	data, err := json.Marshal(spec)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile("/run/fathom-spec.json", data, 0o600); err != nil {
+		return err
+	}
+	if _, err := unix.FcntlInt(machine.ReadyFD, unix.F_SETFD, 0); err != nil {
+		return fmt.Errorf("keep the ready pipe: %w", err)
+	}
+	return unix.Exec("/proc/self/exe", []string{"fathom-init", "supervise"}, []string{"PATH=" + machine.Path, "GOGC=25", "GOMAXPROCS=1"})
+}
+
+func supervise() error {
+	data, err := os.ReadFile("/run/fathom-spec.json")
+	if err != nil {
+		return err
+	}
+	// What was executed is /proc/self/exe, and ps would show "exe".
+	if err := os.WriteFile("/proc/self/comm", []byte("fathom-init"), 0o644); err != nil {
+		return err
+	}
+	var spec machine.Spec
+	if err := json.Unmarshal(data, &spec); err != nil {
+		return fmt.Errorf("read the machine's spec: %w", err)
+	}
+	unix.CloseOnExec(machine.ReadyFD)
+	ready := os.NewFile(machine.ReadyFD, "ready")
+	return boot.Supervise(spec, func() error {
+		if _, err := fmt.Fprintln(ready, "ok"); err != nil {
+			return err
+		}
+		return ready.Close()
+	})
+}

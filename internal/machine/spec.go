@@ -1,0 +1,75 @@
+package machine
+
+// Spec is what a machine is made of. Start hands it to the machine's init, which builds the root file
+// system, starts the services and from then on is the machine.
+type Spec struct {
+	Hostname string `json:"hostname"`
+	// Dir is the machine's directory on the host: upper, work, root and var in it are the machine's disk.
+	Dir string `json:"dir"`
+	// Layers are directories laid over the host's root file system, the uppermost first, all below the
+	// machine's own writes.
+	Layers   []string  `json:"layers,omitempty"`
+	Binds    []Bind    `json:"binds,omitempty"`
+	Services []Service `json:"services,omitempty"`
+	// Cgroup is the group that holds every process of the machine, such as fathom/LAB/NODE.
+	Cgroup string `json:"cgroup"`
+}
+
+// Bind makes a file or directory of the host visible in the machine.
+type Bind struct {
+	Source   string `json:"source"`
+	Target   string `json:"target"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+}
+
+// Service is a long-running program that init keeps running: it is started again a second after it ends.
+type Service struct {
+	Name string   `json:"name"`
+	Args []string `json:"args"`
+	Env  []string `json:"env,omitempty"`
+	Log  string   `json:"log"` // path in the machine; standard output and error are appended
+	// Manual services wait for a start request instead of starting with the machine.
+	Manual bool `json:"manual,omitempty"`
+	// After names a service that must have said that it is ready (sd_notify) before this one starts.
+	After string `json:"after,omitempty"`
+}
+
+// ServiceStatus is what init knows of a service.
+type ServiceStatus struct {
+	Name     string `json:"name"`
+	Pid      int    `json:"pid"` // in the machine's own PID namespace; 0 when it is not running
+	Ready    bool   `json:"ready"`
+	Restarts int    `json:"restarts"`
+	LastExit string `json:"lastExit,omitempty"`
+}
+
+// Request is one line that init's control socket takes.
+type Request struct {
+	Op      string `json:"op"` // start, stop, restart, wait, status or poweroff
+	Service string `json:"service,omitempty"`
+}
+
+// The operations of a Request.
+const (
+	OpStart    = "start"    // start the service and answer when it is ready
+	OpStop     = "stop"     // end the service and keep it ended
+	OpRestart  = "restart"  // end the service and start it again at once
+	OpWait     = "wait"     // answer when the service is ready
+	OpStatus   = "status"   // answer with the state of all services
+	OpPowerOff = "poweroff" // end every process cleanly, then the machine
+)
+
+// Response is init's one-line answer.
+type Response struct {
+	Error    string          `json:"error,omitempty"`
+	Services []ServiceStatus `json:"services,omitempty"`
+}
+
+// ControlSocket is where init listens, as a path in the machine.
+const ControlSocket = "/run/fathom-init.sock"
+
+// The file descriptors that init inherits.
+const (
+	SpecFD  = 3 // the Spec as JSON, to end of file
+	ReadyFD = 4 // closed after one line: "ok" or what went wrong
+)
