@@ -1,0 +1,261 @@
+package topology
+
+import (
+	"maps"
+	"slices"
+	"strings"
+)
+
+// The limits of a cluster. Seven is the most members that etcd's makers advise; 200 workers leave room in
+// the /24 that the nodes of a cluster share.
+const (
+	maxControlPlanes = 7
+	maxWorkers       = 200
+)
+
+// The defaults of a cluster.
+const (
+	defaultName          = "fathom"
+	defaultControlPlanes = 1
+	defaultWorkers       = 2
+	defaultDNSDomain     = "cluster.local"
+	defaultVNI           = 1
+	defaultPort          = 8472
+	defaultMode          = "nftables"
+)
+
+// builder turns a spec into a Lab. It goes on after a problem with the default in the place of the bad
+// value, so that one run reports everything.
+type builder struct {
+	*problems
+	// usedNodes are the entries of defaults.nodes that fit a node of some cluster.
+	usedNodes map[source]bool
+}
+
+// build fills in defaults and flags, checks everything and makes the Lab.
+func build(s *labSpec, o Overrides, ps *problems) (*Lab, error) {
+	b := &builder{problems: ps, usedNodes: map[source]bool{}}
+	if len(s.clusters) == 0 {
+		s.clusters = pickClusters(nil, firstClusterNames[:2], source{})
+	}
+	o.pick(s, ps)
+	s.name = override(s.name, "--name", o.Name)
+	if o.Network == "" && o.Proxy == "" && o.ProxyMode == "" {
+		b.checkDefaults(&s.defaults)
+	}
+
+	lab := &Lab{Name: defaultName}
+	if s.name.set {
+		lab.Name = s.name.value
+		if !isShortLabel(lab.Name) {
+			b.add(s.name.at, lab.Name, "%s", wantShortLabel)
+		}
+	}
+	b.underlays(s, lab)
+	names := map[string]source{}
+	for i := range s.clusters {
+		c := s.clusters[i].inherit(s.defaults)
+		o.apply(&c)
+		b.clusterName(&c, names)
+		lab.Clusters = append(lab.Clusters, b.cluster(&c, i, lab))
+	}
+	for _, n := range s.defaults.nodes {
+		if !b.usedNodes[n.at] {
+			b.add(n.name.at, n.name.value, "no cluster has such a node; want a name such as control-plane or worker1")
+		}
+	}
+	if err := b.err(); err != nil {
+		return nil, err
+	}
+	return lab, nil
+}
+
+// checkDefaults looks at the sections of defaults even when every cluster replaces them.
+func (b *builder) checkDefaults(d *clusterSpec) {
+	b.network(d)
+	b.proxy(d)
+}
+
+func (b *builder) clusterName(c *clusterSpec, names map[string]source) {
+	if !c.name.set {
+		return // The reader said so.
+	}
+	if !isShortLabel(c.name.value) {
+		b.add(c.name.at, c.name.value, "%s", wantShortLabel)
+	}
+	if before, dup := names[c.name.value]; dup {
+		b.add(c.name.at, c.name.value, "already %s; want a name of its own for each cluster", before)
+		return
+	}
+	names[c.name.value] = c.name.at
+}
+
+func (b *builder) cluster(s *clusterSpec, index int, lab *Lab) Cluster {
+	c := Cluster{
+		Name:                  s.name.value,
+		Index:                 index,
+		DNSDomain:             defaultDNSDomain,
+		Network:               b.network(s),
+		Proxy:                 b.proxy(s),
+		FeatureGates:          b.featureGates(s.featureGates),
+		APIServerArgs:         b.args(s.apiServerArgs, apiServerOwned),
+		ControllerManagerArgs: b.args(s.controllerManagerArgs, controllerManagerOwned),
+		SchedulerArgs:         b.args(s.schedulerArgs, schedulerOwned),
+		KubeletArgs:           b.args(s.kubeletArgs, kubeletOwned),
+	}
+	if s.dnsDomain.set {
+		c.DNSDomain = s.dnsDomain.value
+		if !isDNSName(c.DNSDomain) {
+			b.add(s.dnsDomain.at, c.DNSDomain, "not a DNS domain; want lower-case labels such as cluster.local, without a dot at the end")
+		}
+	}
+	b.nodes(s, &c)
+	b.addresses(s, &c, lab)
+	return c
+}
+
+// nodes makes the cluster's nodes and puts the per-node settings on them.
+func (b *builder) nodes(s *clusterSpec, c *Cluster) {
+	controlPlanes := b.count(s.controlPlanes, defaultControlPlanes, 1, maxControlPlanes)
+	if controlPlanes%2 == 0 {
+		b.add(s.controlPlanes.at, s.controlPlanes.text(), "an even number loses etcd's majority as easily as one less; want 1, 3, 5 or 7")
+	}
+	workers := b.count(s.workers, defaultWorkers, 0, maxWorkers)
+	var short []string
+	for i := range controlPlanes + workers {
+		n := Node{Role: ControlPlane, Index: i}
+		ordinal := i + 1
+		if i >= controlPlanes {
+			n.Role, ordinal = Worker, i-controlPlanes+1
+		}
+		short = append(short, shortNodeName(n.Role, ordinal))
+		n.Name = c.Name + "-" + short[i]
+		c.Nodes = append(c.Nodes, n)
+	}
+
+	// A node takes each setting from the nearest of: its own entry, the entry in defaults, the cluster.
+	own := make([]nodeSpec, len(c.Nodes))
+	for _, entry := range s.inherited {
+		if i := nodeIndex(entry.name.value, c.Name, short); i >= 0 {
+			b.usedNodes[entry.at] = true
+			own[i] = entry
+		}
+	}
+	first := map[int]source{}
+	for _, entry := range s.nodes {
+		i := nodeIndex(entry.name.value, c.Name, short)
+		if i < 0 {
+			b.unknownNode(s, entry, c, short)
+			continue
+		}
+		if before, dup := first[i]; dup {
+			b.add(entry.name.at, entry.name.value, "already %s; want one entry for a node", before)
+			continue
+		}
+		first[i] = entry.name.at
+		own[i] = entry.inherit(own[i])
+	}
+	for i := range c.Nodes {
+		n, entry := &c.Nodes[i], own[i]
+		n.Labels = b.labels(entry.labels)
+		n.Taints = b.taints(entry.taints)
+		n.Mounts = b.mounts(mergeMounts(s.mounts, entry.mounts))
+		wire := entry.wire
+		if !wire.set {
+			wire = s.wire
+		}
+		n.Wire = b.wire(wire)
+	}
+}
+
+// nodeIndex finds a node by its name, with the cluster's name before it or without.
+func nodeIndex(name, cluster string, short []string) int {
+	if i := slices.Index(short, name); i >= 0 {
+		return i
+	}
+	return slices.Index(short, strings.TrimPrefix(name, cluster+"-"))
+}
+
+// unknownNode reports an entry for a node that the cluster lacks.
+func (b *builder) unknownNode(s *clusterSpec, entry nodeSpec, c *Cluster, short []string) {
+	hint := ""
+	switch near := nearest(strings.TrimPrefix(entry.name.value, c.Name+"-"), short); {
+	case s.workers.at.isFlag():
+		hint = "; --workers decides how many there are"
+	case near != "":
+		hint = "; did you mean " + near + "?"
+	default:
+		hint = "; want one of " + short[0] + " to " + short[len(short)-1]
+	}
+	b.add(entry.name.at, entry.name.value, "cluster %s has no such node%s", c.Name, hint)
+}
+
+// inherit fills what a node's entry leaves open from the entry in defaults.
+func (n nodeSpec) inherit(d nodeSpec) nodeSpec {
+	n.labels = merge(d.labels, n.labels)
+	if n.taints == nil {
+		n.taints = d.taints
+	}
+	n.mounts = mergeMounts(d.mounts, n.mounts)
+	if !n.wire.set {
+		n.wire = d.wire
+	}
+	return n
+}
+
+func (b *builder) network(s *clusterSpec) Network {
+	n := Network{Kind: NetworkBridge}
+	kind := s.network.name
+	if kind.set {
+		kinds := []string{string(NetworkBridge), string(NetworkFlannel), string(NetworkNone)}
+		n.Kind = NetworkKind(kind.value)
+		if !slices.Contains(kinds, kind.value) {
+			b.add(kind.at, kind.value, "unknown network; %s", didYouMean(kind.value, kinds))
+			return n
+		}
+	}
+	if n.Kind == NetworkFlannel {
+		n.VNI = b.count(s.network.vni, defaultVNI, 1, 1<<24-1)
+		n.Port = b.count(s.network.port, defaultPort, 1, 65535)
+		return n
+	}
+	for _, v := range []number{s.network.vni, s.network.port} {
+		if v.set {
+			b.add(v.at, v.text(), "only flannel has it, and the network is %s; leave it out", n.Kind)
+		}
+	}
+	return n
+}
+
+func (b *builder) proxy(s *clusterSpec) Proxy {
+	p := Proxy{Kind: ProxyKubeProxy}
+	kind, mode := s.proxy.name, s.proxy.mode
+	if kind.set {
+		kinds := []string{string(ProxyKubeProxy), string(ProxyNone)}
+		p.Kind = ProxyKind(kind.value)
+		if !slices.Contains(kinds, kind.value) {
+			b.add(kind.at, kind.value, "unknown proxy; %s", didYouMean(kind.value, kinds))
+			return p
+		}
+	}
+	if p.Kind != ProxyKubeProxy {
+		if mode.set {
+			b.add(mode.at, mode.value, "only kube-proxy has a mode, and the proxy is %s; leave it out", p.Kind)
+		}
+		return p
+	}
+	p.Mode = defaultMode
+	if mode.set {
+		modes := []string{"iptables", "nftables", "ipvs"}
+		p.Mode = mode.value
+		if !slices.Contains(modes, mode.value) {
+			b.add(mode.at, mode.value, "unknown mode; %s", didYouMean(mode.value, modes))
+		}
+	}
+	return p
+}
+
+// sortedKeys makes the order of problems, and with it every message, the same each time.
+func sortedKeys[V any](m map[string]V) []string {
+	return slices.Sorted(maps.Keys(m))
+}

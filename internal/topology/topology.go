@@ -1,0 +1,138 @@
+// Package topology describes a lab: its clusters, their nodes, the addresses they have and the wires
+// between them. It is pure: it reads no file, asks no kernel and starts nothing. Parse turns a lab file
+// into a Lab, Default makes the lab of `fathom up` without arguments, and both end in the same
+// validation, so that what the rest of the program gets is always a lab that can be built.
+package topology
+
+import "net/netip"
+
+// Lab is a whole lab with every default filled in.
+type Lab struct {
+	// Name is a DNS label of at most 20 characters; it selects the lab on every command.
+	Name string
+	// Underlay4 and Underlay6 are what the nodes' own addresses are taken from, a /24 and a /64 a
+	// cluster. A zero prefix means that `up` chooses one that nothing on the host uses.
+	Underlay4 netip.Prefix // a /16
+	Underlay6 netip.Prefix // a /48
+	Clusters  []Cluster
+}
+
+// Cluster is one Kubernetes cluster of a lab.
+type Cluster struct {
+	Name  string // a DNS label of at most 20 characters
+	Index int    // position in Lab.Clusters, from 0
+	// Nodes holds the control-plane nodes first, then the workers.
+	Nodes    []Node
+	Families []Family // the cluster's IP families, the primary one first
+	// PodCIDRs and ServiceCIDRs hold one prefix for each of Families, in the same order.
+	PodCIDRs     []netip.Prefix
+	ServiceCIDRs []netip.Prefix
+	// NodeMasks is the length of the prefix that each node takes from PodCIDRs, in the same order.
+	NodeMasks    []int
+	DNSDomain    string // cluster.local
+	Network      Network
+	Proxy        Proxy
+	FeatureGates map[string]bool
+	// APIServerArgs, ControllerManagerArgs, SchedulerArgs and KubeletArgs are extra command-line
+	// arguments, by flag name without dashes.
+	APIServerArgs         map[string]string
+	ControllerManagerArgs map[string]string
+	SchedulerArgs         map[string]string
+	KubeletArgs           map[string]string
+}
+
+// Family is an IP family.
+type Family string
+
+// The IP families.
+const (
+	IPv4 Family = "ipv4"
+	IPv6 Family = "ipv6"
+)
+
+// Role says what a node runs.
+type Role string
+
+// The roles of a node.
+const (
+	ControlPlane Role = "control-plane"
+	Worker       Role = "worker"
+)
+
+// Node is one machine of a cluster.
+type Node struct {
+	Name  string // CLUSTER-control-plane, CLUSTER-control-plane2, CLUSTER-worker1 …: unique in the lab
+	Role  Role
+	Index int // position in Cluster.Nodes, from 0
+	// PodCIDRs is what this node takes from Cluster.PodCIDRs: block number Index of each.
+	PodCIDRs []netip.Prefix
+	Labels   map[string]string
+	Taints   []Taint
+	Mounts   []Mount
+	Wire     Wire
+}
+
+// Taint is a Kubernetes node taint.
+type Taint struct {
+	Key, Value, Effect string
+}
+
+// Mount makes a directory or file of the host visible in a node.
+type Mount struct {
+	HostPath string // absolute
+	NodePath string // absolute
+	ReadOnly bool
+}
+
+// Wire is the state of the link between a node and its cluster's switch.
+type Wire struct {
+	Rate  string  // as tc(8) writes it, such as 10mbit; empty is unlimited
+	Delay string  // a duration such as 20ms; empty is none
+	Loss  float64 // percent of packets lost
+}
+
+// NetworkKind names a way to connect pods.
+type NetworkKind string
+
+// The networks that a cluster can have.
+const (
+	NetworkBridge  NetworkKind = "bridge"
+	NetworkFlannel NetworkKind = "flannel"
+	NetworkNone    NetworkKind = "none"
+)
+
+// Network is how the pods of a cluster are connected.
+type Network struct {
+	Kind NetworkKind
+	// VNI and Port are those of flannel's VXLAN; other networks have neither.
+	VNI  int // 1 to 16777215, default 1
+	Port int // UDP, default 8472
+}
+
+// ProxyKind names a Service proxy.
+type ProxyKind string
+
+// The Service proxies that a cluster can have.
+const (
+	ProxyKubeProxy ProxyKind = "kube-proxy"
+	ProxyNone      ProxyKind = "none"
+)
+
+// Proxy is what carries the Services of a cluster.
+type Proxy struct {
+	Kind ProxyKind
+	Mode string // of kube-proxy: iptables, nftables (default) or ipvs
+}
+
+// ControlPlanes returns the control-plane nodes of the cluster.
+func (c *Cluster) ControlPlanes() []Node {
+	for i, n := range c.Nodes {
+		if n.Role != ControlPlane {
+			return c.Nodes[:i]
+		}
+	}
+	return c.Nodes
+}
+
+// Workers returns the nodes of the cluster that run no control plane.
+func (c *Cluster) Workers() []Node { return c.Nodes[len(c.ControlPlanes()):] }
