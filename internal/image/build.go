@@ -1,0 +1,234 @@
+// Package image makes container images out of the programs of the kit and of this machine, and puts
+// them where the nodes of a lab find them. It needs no registry, no container engine and no network.
+//
+// Build writes them all into one OCI image layout. Prepare unpacks that layout into a template of
+// containerd's root directory, once; Store.Clone gives each node its own copy with hard links. Load
+// brings in further images from tar files.
+package image
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sort"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/kit"
+)
+
+// buildSchema is raised when the same inputs begin to give other images.
+const buildSchema = 1
+
+// keyFile is the file in a layout that records what it was made from.
+const keyFile = "inputs"
+
+// Annotations by which importers know an image's name: the first is the specification's, the second
+// containerd's, which it prefers and takes as it stands.
+const (
+	refNameAnnotation   = "org.opencontainers.image.ref.name"
+	imageNameAnnotation = "io.containerd.image.name"
+)
+
+// originLabel marks our images: they bear upstream's names, because manifests and tests ask for those,
+// but not upstream's bytes.
+const originLabel = "network.fathom.image.origin"
+
+// Build writes all local images into the kit's image directory, an OCI image layout. It does nothing
+// if they were built from the same programs already. What it does is told to progress, which may be
+// nil.
+func Build(ctx context.Context, k kit.Kit, progress func(string)) error {
+	if progress == nil {
+		progress = func(string) {}
+	}
+	if err := checkTools(); err != nil {
+		return err
+	}
+	box, err := findBusybox()
+	if err != nil {
+		return err
+	}
+	layers, err := trees(k, box)
+	if err != nil {
+		return err
+	}
+	list := recipes(k, box)
+	key, err := buildKey(list, layers)
+	if err != nil {
+		return fmt.Errorf("build images: %w", err)
+	}
+
+	dir := k.ImagesDir()
+	if have, err := os.ReadFile(filepath.Join(dir, keyFile)); err == nil && string(have) == key+"\n" {
+		progress("local images are up to date")
+		return nil
+	}
+	unlock, err := lock(ctx, filepath.Join(k.Dir, ".images.lock"))
+	if err != nil {
+		return fmt.Errorf("build images: %w", err)
+	}
+	defer unlock()
+	if have, err := os.ReadFile(filepath.Join(dir, keyFile)); err == nil && string(have) == key+"\n" {
+		return nil // somebody else built them while we waited
+	}
+	stale, _ := filepath.Glob(filepath.Join(k.Dir, ".images-*"))
+	for _, path := range stale {
+		os.RemoveAll(path) // of a build that was killed: we hold the lock
+	}
+
+	started := time.Now()
+	temp, err := os.MkdirTemp(k.Dir, ".images-")
+	if err != nil {
+		return fmt.Errorf("build images: %w", err)
+	}
+	defer os.RemoveAll(temp)
+	if err := os.Chmod(temp, 0o755); err != nil {
+		return fmt.Errorf("build images: %w", err)
+	}
+	if err := writeLayout(ctx, temp, list, layers, progress); err != nil {
+		return fmt.Errorf("build images: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(temp, keyFile), []byte(key+"\n"), 0o644); err != nil {
+		return fmt.Errorf("build images: %w", err)
+	}
+	if err := exchange(temp, dir); err != nil {
+		return fmt.Errorf("build images: put the new ones in place: %w", err)
+	}
+	progress(fmt.Sprintf("built %d images in %s", len(list), time.Since(started).Round(10*time.Millisecond)))
+	return nil
+}
+
+// writeLayout writes the images of the recipes into an empty directory.
+func writeLayout(ctx context.Context, dir string, list []recipe, trees map[string]tree, progress func(string)) error {
+	out, err := layout.Write(dir, empty.Index)
+	if err != nil {
+		return err
+	}
+	blobs := filepath.Join(dir, "blobs", "sha256")
+	layers := map[string]v1.Layer{}
+	for _, recipe := range list {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		image := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
+		var history []mutate.Addendum
+		for _, name := range recipe.layers {
+			l := layers[name]
+			if l == nil {
+				written, err := writeLayer(trees[name], blobs)
+				if err != nil {
+					return fmt.Errorf("write layer %s: %w", name, err)
+				}
+				progress(fmt.Sprintf("layer %s: %d MB", name, (written.size+500_000)/1_000_000))
+				l = written
+				layers[name] = l
+			}
+			history = append(history, mutate.Addendum{
+				Layer:   l,
+				History: v1.History{CreatedBy: "fathom: " + name, Created: v1.Time{Time: time.Unix(0, 0).UTC()}},
+			})
+		}
+		image, err := mutate.Append(image, history...)
+		if err != nil {
+			return err
+		}
+		config, err := image.ConfigFile()
+		if err != nil {
+			return err
+		}
+		config = config.DeepCopy()
+		config.Created = v1.Time{Time: time.Unix(0, 0).UTC()}
+		config.OS, config.Architecture = "linux", runtime.GOARCH
+		config.Config = recipe.config
+		config.Config.Labels = map[string]string{originLabel: "built by Fathom; not the bytes of the project whose name it bears"}
+		if image, err = mutate.ConfigFile(image, config); err != nil {
+			return err
+		}
+		for _, name := range recipe.names {
+			annotations := map[string]string{refNameAnnotation: name, imageNameAnnotation: name}
+			err := out.AppendImage(image, layout.WithAnnotations(annotations), layout.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}))
+			if err != nil {
+				return fmt.Errorf("write image %s: %w", name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// buildKey returns a digest of everything that the images are made from.
+func buildKey(list []recipe, trees map[string]tree) (string, error) {
+	digest := sha256.New()
+	fmt.Fprintln(digest, buildSchema, runtime.GOARCH)
+	for _, recipe := range list {
+		c := recipe.config
+		ports := make([]string, 0, len(c.ExposedPorts))
+		for port := range c.ExposedPorts {
+			ports = append(ports, port)
+		}
+		sort.Strings(ports)
+		fmt.Fprintf(digest, "%q %q %q %q %q %q %q\n", recipe.names, recipe.layers, c.Env, c.Entrypoint, c.Cmd, c.User, ports)
+	}
+	names := make([]string, 0, len(trees))
+	for name := range trees {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	for _, name := range names {
+		fmt.Fprintln(digest, strings.ToUpper(name))
+		if err := trees[name].fingerprint(digest); err != nil {
+			return "", err
+		}
+	}
+	return hex.EncodeToString(digest.Sum(nil)), nil
+}
+
+// exchange puts the directory new where old is, so that a reader sees the one or the other, and
+// removes what was there.
+func exchange(new, old string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, new, unix.AT_FDCWD, old, unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.ENOENT) {
+		return os.Rename(new, old)
+	}
+	if err != nil {
+		return fmt.Errorf("exchange %s and %s: %w", new, old, err)
+	}
+	return os.RemoveAll(new)
+}
+
+// lock takes an exclusive lock on a file, made if need be, and returns how to give it back.
+// The kernel gives it back too when the process ends in whatever way, so no lock is ever stale.
+func lock(ctx context.Context, path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		// Polling, so that the wait ends with the context: flock itself cannot be given one.
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("wait for %s, which another fathom holds: %w", path, ctx.Err())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}

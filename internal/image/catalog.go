@@ -1,0 +1,244 @@
+package image
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/fathom-network/fathom/internal/kit"
+)
+
+// The layers. They are stacked in this order and shared, so that each is unpacked and stored once:
+// every image that holds the Kubernetes programs has the tools below them, although only kube-proxy
+// needs those. The alternative, distroless images as upstream has, would store one of the two twice,
+// and leave no shell to look around with.
+const (
+	layerBusybox = "busybox"    // a shell and the root directory
+	layerTools   = "tools"      // network tools and their libraries
+	layerKube    = "kubernetes" // the multi-call binary of Kubernetes and etcd
+	layerCoreDNS = "coredns"
+	layerAgnhost = "agnhost"
+	layerToolbox = "toolbox"
+	layerFlannel = "flannel"     // flanneld
+	layerPlugin  = "flannel-cni" // flannel's CNI plugin
+	layerPause   = "pause"
+)
+
+// Tags of Kubernetes' end-to-end tests that the kit does not know, from test/utils/image/manifest.go
+// of Kubernetes 1.36. A test that asks for another one fails with ErrImageNeverPull or a pull error
+// that shows the name.
+const (
+	e2eBusybox  = "registry.k8s.io/e2e-test-images/busybox:1.37.0-1"
+	e2eIptables = "registry.k8s.io/build-image/distroless-iptables:v0.9.6"
+)
+
+// A recipe says what an image is made of.
+type recipe struct {
+	names  []string // full names with tags; all of one recipe are the same image
+	layers []string
+	config v1.Config
+}
+
+const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// kubePrograms are the names by which the multi-call binary is called inside an image.
+var kubePrograms = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-proxy", "kube-scheduler", "kubeadm", "kubectl", "kubelet"}
+
+// recipes returns all images, for the versions of the kit and the machine's busybox.
+func recipes(k kit.Kit, b busybox) []recipe {
+	base := []string{layerBusybox, layerTools}
+	on := func(layers ...string) []string { return append(append([]string(nil), base...), layers...) }
+	run := func(command ...string) v1.Config {
+		return v1.Config{Env: []string{searchPath}, Entrypoint: command, WorkingDir: "/"}
+	}
+	call := func(command ...string) v1.Config {
+		return v1.Config{Env: []string{searchPath}, Cmd: command, WorkingDir: "/"}
+	}
+	as := func(user string, config v1.Config) v1.Config {
+		config.User = user
+		return config
+	}
+
+	var all []recipe
+	for _, name := range []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy"} {
+		all = append(all, recipe{
+			names:  []string{"registry.k8s.io/" + name + ":" + k.Kubernetes},
+			layers: on(layerKube),
+			config: run("/usr/local/bin/" + name),
+		})
+	}
+	minor := b.version[:strings.LastIndex(b.version, ".")]
+	return append(all,
+		recipe{
+			names:  []string{"registry.k8s.io/etcd:" + k.EtcdImageTag},
+			layers: on(layerKube),
+			config: run("/usr/local/bin/etcd"),
+		},
+		recipe{
+			// Upstream's gives the capability to bind port 53 to the file and runs it as this user.
+			names:  []string{"registry.k8s.io/coredns/coredns:" + k.CoreDNSImageTag},
+			layers: on(layerCoreDNS),
+			config: as("65532:65532", run("/coredns")),
+		},
+		recipe{
+			names:  []string{k.PauseImage},
+			layers: []string{layerPause},
+			config: as("65535:65535", run("/pause")),
+		},
+		recipe{
+			// CoreDNS is below agnhost because upstream's tests run /coredns in agnhost's image.
+			names:  []string{"registry.k8s.io/e2e-test-images/agnhost:" + k.Agnhost},
+			layers: on(layerCoreDNS, layerAgnhost),
+			config: func() v1.Config {
+				c := run("/agnhost")
+				c.Cmd = []string{"pause"}
+				c.ExposedPorts = map[string]struct{}{"80/tcp": {}, "8080/tcp": {}, "8081/tcp": {}, "9376/tcp": {}, "5000/tcp": {}}
+				return c
+			}(),
+		},
+		recipe{
+			names:  []string{"ghcr.io/flannel-io/flannel:" + k.Flannel},
+			layers: on(layerFlannel),
+			config: run("/opt/bin/flanneld"),
+		},
+		recipe{
+			names:  []string{"ghcr.io/flannel-io/flannel-cni-plugin:" + k.FlannelCNI},
+			layers: []string{layerBusybox, layerPlugin},
+			config: call("/flannel"),
+		},
+		recipe{
+			// `image: toolbox` means docker.io/library/toolbox:latest, and the tag latest means
+			// imagePullPolicy Always unless the manifest says otherwise; `image: toolbox:1` needs no
+			// further word.
+			names: []string{
+				"docker.io/library/toolbox:1", "docker.io/library/toolbox:latest",
+				"fathom.network/toolbox:1", "fathom.network/toolbox:latest",
+			},
+			layers: on(layerCoreDNS, layerAgnhost, layerToolbox),
+			config: call("/pause"),
+		},
+		recipe{
+			// Tagged as what it is. Tutorials ask for busybox:1.28, whose nslookup is another one.
+			names: []string{
+				"docker.io/library/busybox:" + b.version, "docker.io/library/busybox:" + minor,
+				"docker.io/library/busybox:1", "docker.io/library/busybox:latest",
+				e2eBusybox,
+			},
+			layers: []string{layerBusybox},
+			config: call("sh"),
+		},
+		recipe{
+			names:  []string{e2eIptables},
+			layers: base,
+			config: call("sh"),
+		},
+	)
+}
+
+// Names returns the names of all local images, sorted.
+func Names(k kit.Kit) ([]string, error) {
+	b, err := findBusybox()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, r := range recipes(k, b) {
+		names = append(names, r.names...)
+	}
+	sort.Strings(names)
+	return names, nil
+}
+
+// trees returns what each layer holds.
+func trees(k kit.Kit, b busybox) (map[string]tree, error) {
+	needed := []string{k.Bin("kube")}
+	for _, name := range []string{"agnhost", "coredns", "flannel", "flanneld", "pause"} {
+		needed = append(needed, k.Program(name))
+	}
+	if err := k.Require(needed...); err != nil {
+		return nil, fmt.Errorf("build images: %w", err)
+	}
+	for _, file := range needed {
+		libs, err := newLinker().closure(file)
+		if err != nil {
+			return nil, fmt.Errorf("build images: %w", err)
+		}
+		if len(libs) > 0 {
+			return nil, fmt.Errorf("build images: %s is not static: it needs %s; build the kit with CGO_ENABLED=0", file, libs[0].Path)
+		}
+	}
+
+	all := map[string]tree{layerBusybox: busyboxTree(b)}
+	var err error
+	if all[layerTools], err = toolsTree(); err != nil {
+		return nil, err
+	}
+
+	kube := tree{}
+	kube.copy("/usr/local/bin/kube", k.Bin("kube"), 0o755)
+	for _, name := range kubePrograms {
+		kube.link("/usr/local/bin/"+name, "kube")
+	}
+	// Any further name that the kit gives its multi-call binary, etcdctl for one.
+	names, err := filepath.Glob(k.Bin("*"))
+	if err != nil {
+		return nil, fmt.Errorf("build images: %w", err)
+	}
+	for _, name := range names {
+		if target, err := os.Readlink(name); err == nil && filepath.Base(target) == "kube" {
+			kube.link("/usr/local/bin/"+filepath.Base(name), "kube")
+		}
+	}
+	all[layerKube] = kube
+
+	dns := tree{}
+	dns["/coredns"] = file{Source: k.Program("coredns"), Mode: 0o755, Xattrs: map[string]string{"security.capability": capNetBindService}}
+	all[layerCoreDNS] = dns
+
+	agnhost := tree{}
+	agnhost.copy("/agnhost", k.Program("agnhost"), 0o755)
+	agnhost.link("/agnhost-2", "agnhost")
+	agnhost.dir("/uploads", 0o755)
+	agnhost.link("/usr/local/bin/iperf", "/usr/bin/iperf")
+	all[layerAgnhost] = agnhost
+
+	toolbox := tree{}
+	toolbox.copy("/pause", k.Program("pause"), 0o755)
+	toolbox.link("/usr/bin/agnhost", "/agnhost")
+	toolbox.write("/usr/bin/webserver", webserver, 0o755)
+	all[layerToolbox] = toolbox
+
+	flanneld := tree{}
+	flanneld.copy("/opt/bin/flanneld", k.Program("flanneld"), 0o755)
+	all[layerFlannel] = flanneld
+
+	plugin := tree{}
+	plugin.copy("/flannel", k.Program("flannel"), 0o755)
+	all[layerPlugin] = plugin
+
+	pause := tree{}
+	pause.copy("/pause", k.Program("pause"), 0o755)
+	all[layerPause] = pause
+	return all, nil
+}
+
+// capNetBindService is the extended attribute security.capability that `setcap
+// cap_net_bind_service=+ep` writes: struct vfs_cap_data, revision 2, effective, permitted 1<<10.
+const capNetBindService = "\x01\x00\x00\x02" + "\x00\x04\x00\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00"
+
+const webserver = `#!/bin/sh
+# webserver [PORT [DIRECTORY]]: serve a directory over HTTP with busybox httpd.
+# Without a directory, it serves one page that says which pod answered.
+port=${1:-8080}
+dir=$2
+if [ -z "$dir" ]; then
+	dir=$(mktemp -d) || exit 1
+	hostname >"$dir/index.html"
+	chmod 755 "$dir"
+fi
+exec busybox httpd -f -v -p "$port" -h "$dir"
+`
