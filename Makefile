@@ -1,0 +1,126 @@
+# Fathom's tasks. `make` alone lists them.
+#
+# Everything here is built from pinned sources: Fathom itself from the root module, the real programs that a
+# lab runs (the kit) from the nested modules under kit/.
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+# Each build uses all cores by itself; two at once only fight for memory.
+.NOTPARALLEL:
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+PREFIX  ?= /usr/local
+DESTDIR ?=
+KIT     := bin/kit
+
+# What a package of ours is tested with. A test that needs a namespace makes its own, and needs root.
+TESTFLAGS ?=
+
+# Whole-system scenarios run by `make test`, as packages of test/e2e's module, and those of the other targets.
+E2E         ?= ./...
+CONFORMANCE ?= ./conformance/...
+BENCH       ?= ./bench/...
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+# --- what runs -------------------------------------------------------------------------------------------------
+
+.PHONY: up
+up: build ## build everything and start a lab: real clusters on this machine
+	bin/fathom up
+
+.PHONY: build
+build: kit fathom ## build Fathom and the kit into bin/
+
+.PHONY: fathom
+fathom: ## build Fathom alone: bin/fathom
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/...
+
+.PHONY: install
+install: build ## install to PREFIX (/usr/local): bin/fathom* and lib/fathom/kit
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/fathom
+	install -m 755 $(filter-out bin/kit bin/tools,$(wildcard bin/fathom bin/fathom-*)) bin/fathom $(DESTDIR)$(PREFIX)/bin/
+	rm -rf $(DESTDIR)$(PREFIX)/lib/fathom/kit
+	cp -a $(KIT) $(DESTDIR)$(PREFIX)/lib/fathom/kit
+
+.PHONY: clean
+clean: ## remove what was built (Go's build cache stays)
+	rm -rf bin
+
+# --- the kit ---------------------------------------------------------------------------------------------------
+# Real programs from pinned sources. A program is built again when its module's versions or its main change, or
+# kit/build, which says how.
+
+modules := kubernetes containerd addons/coredns addons/flannel addons/flannel-cni
+module = kit/$(1)/go.mod kit/$(1)/go.sum $(wildcard kit/$(1)/*.go) kit/build
+
+KIT_BIN      := $(addprefix $(KIT)/bin/,kube containerd containerd-shim-runc-v2 ctr runc cnitool)
+KIT_CNI      := $(addprefix $(KIT)/cni/,$(shell sed -n 's|.*containernetworking/plugins/plugins/.*/||p' kit/containerd/go.mod))
+KIT_PROGRAMS := $(addprefix $(KIT)/programs/,coredns agnhost pause flanneld flannel)
+KIT_FILES    := $(KIT_BIN) $(KIT_CNI) $(KIT_PROGRAMS) $(KIT)/kit.json
+
+.PHONY: kit
+kit: ## build the real Kubernetes, etcd, containerd, runc, CNI plugins, CoreDNS ... (about 10 minutes, once)
+	@missing=; for f in $(KIT_FILES); do [ -e $$f ] || missing="$$missing $${f##*/}"; done; \
+		[ -z "$$missing" ] || { echo "kit: to be built, which takes minutes the first time:$$missing"; $(MAKE) --no-print-directory deps; }
+	@$(MAKE) --no-print-directory $(KIT_FILES)
+
+.PHONY: kit-e2e
+kit-e2e: $(KIT)/test/e2e.test ## build Kubernetes' own e2e tests (about 5 minutes, once)
+
+$(KIT)/bin/kube: $(call module,kubernetes)
+$(KIT)/programs/agnhost $(KIT)/programs/pause $(KIT)/test/e2e.test: $(filter-out %.go,$(call module,kubernetes))
+$(filter-out %/kube,$(KIT_BIN)): $(call module,containerd)
+$(KIT_CNI): $(call module,containerd)
+$(KIT)/programs/coredns: $(call module,addons/coredns)
+$(KIT)/programs/flanneld: $(call module,addons/flannel)
+$(KIT)/programs/flannel: $(call module,addons/flannel-cni)
+$(KIT)/kit.json: $(foreach m,$(modules),$(call module,$(m)))
+
+$(KIT_BIN) $(KIT_PROGRAMS):
+	@kit/build $(@F) $(KIT)
+$(KIT_CNI) &:
+	@kit/build cni $(KIT)
+$(KIT)/kit.json:
+	@kit/build json $(KIT)
+$(KIT)/test/e2e.test:
+	@kit/build e2e $(KIT)
+
+# --- tests -----------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: build lint ## all tests: units, the kernel's namespaces, the kit, whole labs (as root)
+	go vet ./...
+	go test $(TESTFLAGS) ./...
+	kit/check $(KIT)
+	@[ ! -f test/e2e/go.mod ] || $(MAKE) --no-print-directory e2e
+
+.PHONY: e2e
+e2e: build ## whole-system scenarios in real labs
+	cd test/e2e && FATHOM=$(CURDIR)/bin/fathom go test -count=1 -timeout 60m $(TESTFLAGS) $(E2E)
+
+.PHONY: conformance
+conformance: build kit-e2e ## Kubernetes', Gateway API's and Network Policy API's own conformance tests
+	cd test/e2e && FATHOM=$(CURDIR)/bin/fathom FATHOM_KIT=$(CURDIR)/$(KIT) go test -count=1 -timeout 120m -tags conformance $(TESTFLAGS) $(CONFORMANCE)
+
+.PHONY: bench
+bench: build ## measure: packets, Services, policies, start-up
+	cd test/e2e && FATHOM=$(CURDIR)/bin/fathom go test -count=1 -timeout 60m -tags bench -run '^$$' -bench . $(TESTFLAGS) $(BENCH)
+
+.PHONY: lint
+lint: bin/tools/golangci-lint ## static checks of all modules of ours
+	bin/tools/golangci-lint run ./...
+	@for m in $(patsubst %/go.mod,%,$(wildcard kit/kubernetes/go.mod kit/addons/coredns/go.mod test/e2e/go.mod)); do \
+		echo "lint: $$m"; (cd $$m && gofmt -l . | { ! grep .; } && CGO_ENABLED=0 go vet ./...) || exit 1; done
+
+bin/tools/golangci-lint: kit/tools/go.mod kit/tools/go.sum
+	@echo "tools: golangci-lint, which takes minutes the first time ..."
+	@cd kit/tools && CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+# --- what the host must have -----------------------------------------------------------------------------------
+
+.PHONY: deps
+deps: ## install what is missing on this machine to build and to run (Debian, Ubuntu; elsewhere: name it)
+	@kit/deps
