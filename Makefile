@@ -65,7 +65,7 @@ KIT_FILES    := $(KIT_BIN) $(KIT_CNI) $(KIT_PROGRAMS) $(KIT)/kit.json
 kit: ## build the real Kubernetes, etcd, containerd, runc, CNI plugins, CoreDNS ... (about 10 minutes, once)
 	@missing=; for f in $(KIT_FILES); do [ -e $$f ] || missing="$$missing $${f##*/}"; done; \
 		[ -z "$$missing" ] || { echo "kit: to be built, which takes minutes the first time:$$missing"; $(MAKE) --no-print-directory deps; }
-	@$(MAKE) --no-print-directory $(KIT_FILES)
+	@$(MAKE) -s --no-print-directory $(KIT_FILES)
 
 .PHONY: kit-e2e
 kit-e2e: $(KIT)/test/e2e.test ## build Kubernetes' own e2e tests (about 5 minutes, once)
