@@ -1,0 +1,87 @@
+package doctor
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// host is what is read of the machine. Its root is another directory in tests.
+type host struct {
+	root    string
+	release string // as uname -r writes it
+}
+
+func thisHost() host {
+	h := host{root: "/"}
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		h.release = unix.ByteSliceToString(u.Release[:])
+	}
+	return h
+}
+
+func (h host) path(p string) string { return filepath.Join(h.root, p) }
+
+// read returns the trimmed text of a file, or "" when there is none.
+func (h host) read(p string) string {
+	data, err := os.ReadFile(h.path(p))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(data))
+}
+
+// number returns the first number of a file.
+func (h host) number(p string) (int, bool) {
+	f := strings.Fields(h.read(p))
+	if len(f) == 0 {
+		return 0, false
+	}
+	n, err := strconv.Atoi(f[0])
+	return n, err == nil
+}
+
+func (h host) exists(p string) bool {
+	_, err := os.Stat(h.path(p))
+	return err == nil
+}
+
+// kernelRemedy says how the kernel gets a feature that is in a module of the given name.
+func (h host) kernelRemedy(module string) string {
+	if _, err := exec.LookPath("modprobe"); err == nil && h.hasModule(module) {
+		return "modprobe " + module
+	}
+	return "this kernel was built without it; use one with the module " + module
+}
+
+// hasModule looks the module up where depmod lists those of the running kernel.
+func (h host) hasModule(name string) bool {
+	file := "/" + name + ".ko"
+	for line := range strings.Lines(h.read(filepath.Join("/lib/modules", h.release, "modules.dep"))) {
+		path, _, _ := strings.Cut(line, ":")
+		path = "/" + strings.ReplaceAll(path, "-", "_")
+		if strings.Contains(path, strings.ReplaceAll(file, "-", "_")) {
+			return true
+		}
+	}
+	return false
+}
+
+// without says what is missing and what that means. An error that tells no more than "missing" is left out.
+func without(err error, consequence string) string {
+	why := "not in this kernel"
+	switch {
+	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
+		why = "not permitted here"
+	case err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOENT) &&
+		!errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EPROTONOSUPPORT) && !errors.Is(err, unix.ENOSYS):
+		why = "does not work here (" + err.Error() + ")"
+	}
+	return why + ": " + consequence
+}

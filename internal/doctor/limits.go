@@ -1,0 +1,82 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// What a lab takes, measured with some to spare.
+const (
+	memoryPerCluster = 700 << 20 // a control plane
+	memoryPerNode    = 100 << 20 // kubelet, containerd and a few small pods
+	inotifyPerNode   = 8         // instances of kubelet, containerd and their children
+	watchesPerNode   = 1024
+	threadsPerNode   = 512
+	filesPerProcess  = 8192 // etcd and the API server with their clients
+)
+
+func (e *exam) limits(context.Context) {
+	if e.Quick {
+		return // None of them fails.
+	}
+	e.memory()
+	for _, l := range []struct {
+		key  string
+		want int
+		set  int
+		why  string
+	}{
+		{"fs.inotify.max_user_instances", 64 + inotifyPerNode*e.Nodes, 1024, "kubelets and containerds watch files"},
+		{"fs.inotify.max_user_watches", 8192 + watchesPerNode*e.Nodes, 524288, "kubelets and containerds watch files"},
+		{"kernel.pid_max", 8192 + threadsPerNode*e.Nodes, 4194304, "the lab's processes and threads have numbers of the host, too"},
+		{"kernel.threads-max", 8192 + threadsPerNode*e.Nodes, 4194304, "each node runs hundreds of threads"},
+		{"kernel.keys.root_maxkeys", 1000 + 100*e.Nodes, 1000000, "each container takes a keyring"},
+		{"kernel.keys.root_maxbytes", 25000 + 2500*e.Nodes, 25000000, "each container takes a keyring"},
+	} {
+		n, known := e.host.number("/proc/sys/" + strings.ReplaceAll(l.key, ".", "/"))
+		switch {
+		case !known:
+		case n < l.want:
+			e.warn(limits, l.key, fmt.Sprintf("%d; %d nodes want about %d: %s", n, e.Nodes, l.want, l.why), fmt.Sprintf("sysctl -w %s=%d", l.key, max(l.set, l.want)))
+		default:
+			e.ok(limits, l.key, fmt.Sprint(n))
+		}
+	}
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil {
+		if files.Max < filesPerProcess {
+			e.warn(limits, "open files", fmt.Sprintf("at most %d a process; etcd and the API server want %d", files.Max, filesPerProcess), "ulimit -Hn 65536, as root, before fathom up")
+		} else {
+			e.ok(limits, "open files", fmt.Sprintf("up to %d a process", files.Max))
+		}
+	}
+	if swaps := strings.Count(e.host.read("/proc/swaps"), "\n"); swaps > 0 {
+		e.warn(limits, "swap", "on: pods slow down instead of being told that memory is out", "swapoff -a")
+	} else {
+		e.ok(limits, "swap", "off")
+	}
+}
+
+// memory compares what is available with what the lab takes.
+func (e *exam) memory() {
+	var available uint64
+	for line := range strings.Lines(e.host.read("/proc/meminfo")) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "MemAvailable:" {
+			fmt.Sscan(f[1], &available)
+			available <<= 10
+		}
+	}
+	if available == 0 {
+		return
+	}
+	want := uint64(e.Clusters)*memoryPerCluster + uint64(e.Nodes)*memoryPerNode
+	found := fmt.Sprintf("%s available; %d clusters with %d nodes take about %s", size(available), e.Clusters, e.Nodes, size(want))
+	if available < want {
+		e.warn(limits, "memory", found, "start fewer clusters or nodes: fathom up --clusters 1 --workers 1")
+		return
+	}
+	e.ok(limits, "memory", found)
+}
