@@ -192,7 +192,7 @@ func writeLayer(t tree, blobs string) (*layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := out.Chmod(0o644); err != nil {
+	if err := out.Chmod(0o444); err != nil {
 		return nil, err
 	}
 	if err := out.Close(); err != nil {

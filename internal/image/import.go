@@ -1,0 +1,51 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os/exec"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/kit"
+)
+
+// namespace is the containerd namespace whose images CRI uses.
+const namespace = "k8s.io"
+
+// importArchive gives a tar archive of images to the containerd at socket, which may run in another
+// mount namespace: the archive goes through the socket, and containerd's transfer service does the
+// unpacking on its side.
+func importArchive(ctx context.Context, k kit.Kit, socket string, archive io.Reader) error {
+	return ctr(ctx, k, socket, archive, "images", "import", "--platform", "linux/"+runtime.GOARCH, "--snapshotter", "overlayfs", "-")
+}
+
+// ctr runs a command of the kit's ctr on the containerd at socket. It is used rather than containerd's
+// client library, which would bring all of containerd's dependencies into every program of Fathom.
+func ctr(ctx context.Context, k kit.Kit, socket string, in io.Reader, args ...string) error {
+	cmd := exec.CommandContext(ctx, k.Bin("ctr"), append([]string{"--address", socket, "--namespace", namespace}, args...)...)
+	var out bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, &out, &out
+	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	// The death signal is tied to the thread that starts the child.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return fmt.Errorf("ctr %s %s at the containerd %s: %w: %s", args[0], args[1], socket, err, lines(out.Bytes()))
+	}
+	return nil
+}
+
+// lines returns what a command wrote, for an error message: without progress bars, not too much.
+func lines(out []byte) string {
+	text := strings.TrimSpace(string(out[bytes.LastIndexByte(bytes.TrimSpace(out), '\r')+1:]))
+	all := strings.Split(text, "\n")
+	return strings.Join(all[max(0, len(all)-5):], "\n")
+}

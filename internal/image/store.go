@@ -1,0 +1,344 @@
+package image
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/cri"
+	"github.com/fathom-network/fathom/internal/kit"
+)
+
+// storeSchema is raised when templates begin to look different for the same images.
+const storeSchema = 1
+
+// A Store is a root directory of containerd with all local images imported and unpacked: the template
+// that each node's /var/lib/containerd is a copy of.
+type Store struct {
+	root string
+	// held keeps the template from being removed by a fathom with other images.
+	held *os.File
+}
+
+// Root is the template's directory. It must not be changed, nor used by a containerd.
+func (s Store) Root() string { return s.root }
+
+// Close lets go of the template. Nodes that were cloned from it do not need it any more.
+func (s Store) Close() error { return s.held.Close() }
+
+// Prepare returns the template for the kit's images, and makes it if it is not there yet. It is kept
+// in the directory images of stateDir, under a key made of the images and of containerd's version, so
+// a new kit gets a new template; the old ones are removed as soon as no fathom holds them.
+//
+// It can be killed at any point: the next one begins anew and sweeps up.
+func Prepare(ctx context.Context, k kit.Kit, stateDir string, progress func(string)) (Store, error) {
+	s, err := prepare(ctx, k, stateDir, progress)
+	if err != nil {
+		return Store{}, fmt.Errorf("prepare the nodes' images: %w", err)
+	}
+	return s, nil
+}
+
+func prepare(ctx context.Context, k kit.Kit, stateDir string, progress func(string)) (Store, error) {
+	if progress == nil {
+		progress = func(string) {}
+	}
+	index, err := os.ReadFile(filepath.Join(k.ImagesDir(), "index.json"))
+	if errors.Is(err, os.ErrNotExist) {
+		return Store{}, fmt.Errorf("the kit in %s has no images; build them with `make kit`", k.Dir)
+	}
+	if err != nil {
+		return Store{}, err
+	}
+	var manifest v1.IndexManifest
+	if err := json.Unmarshal(index, &manifest); err != nil {
+		return Store{}, fmt.Errorf("read %s/index.json: %w; build the images again with `make kit`", k.ImagesDir(), err)
+	}
+	digest := sha256.Sum256(fmt.Appendf(index, "\n%s %s %d", k.Containerd, k.PauseImage, storeSchema))
+	key := hex.EncodeToString(digest[:8])
+
+	dir := filepath.Join(stateDir, "images")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return Store{}, err
+	}
+	unlock, err := lock(ctx, filepath.Join(dir, "lock"))
+	if err != nil {
+		return Store{}, err
+	}
+	defer unlock()
+	sweep(dir, key)
+
+	at := filepath.Join(dir, key)
+	if held, err := hold(at, unix.LOCK_SH); err == nil {
+		return Store{root: filepath.Join(at, "root"), held: held}, nil
+	}
+	progress("preparing the nodes' images, once for this kit")
+	started := time.Now()
+	temp, err := os.MkdirTemp(dir, ".new-")
+	if err != nil {
+		return Store{}, err
+	}
+	defer os.RemoveAll(temp)
+	if err := fill(ctx, k, temp, manifest); err != nil {
+		return Store{}, err
+	}
+	if err := os.Rename(temp, at); err != nil {
+		return Store{}, err
+	}
+	held, err := hold(at, unix.LOCK_SH)
+	if err != nil {
+		return Store{}, err
+	}
+	progress(fmt.Sprintf("prepared the nodes' images in %s", time.Since(started).Round(10*time.Millisecond)))
+	return Store{root: filepath.Join(at, "root"), held: held}, nil
+}
+
+// hold takes a lock on a template without waiting.
+func hold(at string, how int) (*os.File, error) {
+	f, err := os.Open(filepath.Join(at, "lock"))
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return f, nil
+}
+
+// sweep removes what a killed Prepare left and templates other than key that no fathom holds. The
+// caller has the lock, so nothing of this is in the making. What cannot be removed now is tried again
+// the next time.
+func sweep(dir, key string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, entry := range entries {
+		at := filepath.Join(dir, entry.Name())
+		switch {
+		case !entry.IsDir() || entry.Name() == key:
+		case strings.HasPrefix(entry.Name(), ".new-"):
+			os.RemoveAll(at)
+		default:
+			held, err := hold(at, unix.LOCK_EX)
+			if err != nil {
+				continue // somebody is about to clone it, or it is not ours
+			}
+			os.RemoveAll(at)
+			held.Close()
+		}
+	}
+}
+
+// fill makes a complete template in the empty directory temp.
+func fill(ctx context.Context, k kit.Kit, temp string, manifest v1.IndexManifest) error {
+	root := filepath.Join(temp, "root")
+	if err := os.Mkdir(root, 0o711); err != nil {
+		return err
+	}
+	if err := os.Chmod(temp, 0o755); err != nil {
+		return err
+	}
+	layers, err := placeLayers(root, k.ImagesDir())
+	if err != nil {
+		return err
+	}
+	log := filepath.Join(temp, "containerd.log")
+	d, err := startDaemon(ctx, k, root, log, "")
+	if err != nil {
+		return err
+	}
+	defer d.stop()
+
+	for _, l := range layers {
+		if err := announce(ctx, k, d.socket(), l); err != nil {
+			return err
+		}
+	}
+	reader, writer := io.Pipe()
+	go func() { writer.CloseWithError(writeArchive(writer, k.ImagesDir(), layers)) }()
+	err = importArchive(ctx, k, d.socket(), reader)
+	reader.Close() // or the writer would wait for ever for a reader that gave up
+	if err != nil {
+		return fmt.Errorf("%w; containerd said:\n%s", err, tail(log))
+	}
+	if err := checkImages(ctx, d.socket(), k.PauseImage, manifest); err != nil {
+		return err
+	}
+	if err := d.stop(); err != nil {
+		return err
+	}
+
+	// What must not be the same on two nodes, or is of no use to them.
+	for _, name := range []string{"io.containerd.grpc.v1.introspection", "tmpmounts"} {
+		if err := os.RemoveAll(filepath.Join(root, name)); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(log); err != nil {
+		return err
+	}
+	f, err := os.Create(filepath.Join(temp, "lock"))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	// Or the machine's crash soon afterwards could leave a template whose name says it is complete,
+	// with files that are empty.
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("write the template to the disk: %w", err)
+	}
+	return nil
+}
+
+// writeArchive writes an OCI image layout as a tar archive, the form in which containerd takes it,
+// without the given blobs.
+func writeArchive(w io.Writer, dir string, without []string) error {
+	tw := tar.NewWriter(w)
+	for _, name := range []string{"oci-layout", "index.json"} {
+		if err := archiveFile(tw, dir, name); err != nil {
+			return err
+		}
+	}
+	blobs, err := os.ReadDir(filepath.Join(dir, "blobs", "sha256"))
+	if err != nil {
+		return err
+	}
+	for _, blob := range blobs {
+		if slices.Contains(without, filepath.Join(dir, "blobs", "sha256", blob.Name())) {
+			continue
+		}
+		if err := archiveFile(tw, dir, "blobs/sha256/"+blob.Name()); err != nil {
+			return err
+		}
+	}
+	return tw.Close()
+}
+
+func archiveFile(tw *tar.Writer, dir, name string) error {
+	f, err := os.Open(filepath.Join(dir, name))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if err := tw.WriteHeader(&tar.Header{Name: name, Size: info.Size(), Mode: 0o644, Typeflag: tar.TypeReg}); err != nil {
+		return err
+	}
+	_, err = io.Copy(tw, f)
+	return err
+}
+
+// checkImages returns when CRI has taken note of all images, which it does a moment after the import,
+// or says which it did not. It also adds the names by digest that kubelet asks for, so that a node's
+// containerd has nothing left to do when it starts.
+func checkImages(ctx context.Context, socket, pause string, manifest v1.IndexManifest) error {
+	client, err := cri.Connect(socket)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	var missing []string
+	pinned := false
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+		images, err := client.Images(ctx)
+		if err != nil {
+			return err
+		}
+		have := map[string]bool{}
+		for _, image := range images {
+			for _, name := range image.Names {
+				have[name] = true
+				pinned = pinned || name == pause && image.Pinned
+			}
+		}
+		missing = missing[:0]
+		for _, m := range manifest.Manifests {
+			if name := m.Annotations[imageNameAnnotation]; !have[name] {
+				missing = append(missing, name)
+			}
+		}
+		if len(missing) == 0 && pinned {
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("containerd imported the images, but its CRI plugin does not show %s", strings.Join(missing, ", "))
+	}
+	return fmt.Errorf("containerd's CRI plugin did not pin %s: is that the pause image of the kit's containerd?", pause)
+}
+
+// contentDir is where a root directory of containerd keeps the blobs.
+const contentDir = "io.containerd.content.v1.content/blobs/sha256"
+
+// placeLayers puts the layout's layers where a containerd that is yet to be started will find them,
+// and returns their files in the layout. They are hard links, so that the blobs cost nothing, neither
+// time nor space; on another file system they are copies. Sending them through containerd's socket
+// instead took 9 s in place of 3 (a sync of each to the disk, and gRPC in small pieces). Dropping the
+// blobs of unpacked layers, which containerd can do too, would save the space, but such an image can
+// be neither pushed nor exported from a node.
+func placeLayers(root, images string) ([]string, error) {
+	if err := os.MkdirAll(filepath.Join(root, contentDir), 0o755); err != nil {
+		return nil, err
+	}
+	blobs, err := os.ReadDir(filepath.Join(images, "blobs", "sha256"))
+	if err != nil {
+		return nil, err
+	}
+	var layers []string
+	for _, blob := range blobs {
+		info, err := blob.Info()
+		if err != nil {
+			return nil, err
+		}
+		if info.Size() < 1<<16 {
+			continue // a manifest or a configuration
+		}
+		from, to := filepath.Join(images, "blobs", "sha256", blob.Name()), filepath.Join(root, contentDir, blob.Name())
+		err = os.Link(from, to)
+		if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EMLINK) || errors.Is(err, unix.EPERM) {
+			err = copyFile(from, to)
+		}
+		if err != nil {
+			return nil, err
+		}
+		layers = append(layers, from)
+	}
+	return layers, nil
+}
+
+// announce makes a blob that is in the content store's directory known to containerd, which takes a
+// blob's being there as its having been sent, and reads none of it.
+func announce(ctx context.Context, k kit.Kit, socket, blob string) error {
+	in, err := os.Open(blob)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	digest := filepath.Base(blob)
+	return ctr(ctx, k, socket, in, "content", "ingest",
+		"--expected-size", strconv.FormatInt(info.Size(), 10), "--expected-digest", "sha256:"+digest, "layer-"+digest)
+}
