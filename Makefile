@@ -41,7 +41,7 @@ fathom: ## build Fathom alone: bin/fathom
 .PHONY: install
 install: build ## install to PREFIX (/usr/local): bin/fathom* and lib/fathom/kit
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/fathom
-	install -m 755 $(filter-out bin/kit bin/tools,$(wildcard bin/fathom bin/fathom-*)) bin/fathom $(DESTDIR)$(PREFIX)/bin/
+	install -m 755 bin/fathom bin/fathom-* $(DESTDIR)$(PREFIX)/bin/
 	rm -rf $(DESTDIR)$(PREFIX)/lib/fathom/kit
 	cp -a $(KIT) $(DESTDIR)$(PREFIX)/lib/fathom/kit
 
@@ -112,8 +112,8 @@ bench: build ## measure: packets, Services, policies, start-up
 .PHONY: lint
 lint: bin/tools/golangci-lint ## static checks of all modules of ours
 	bin/tools/golangci-lint run ./...
-	@for m in $(patsubst %/go.mod,%,$(wildcard kit/kubernetes/go.mod kit/addons/coredns/go.mod test/e2e/go.mod)); do \
-		echo "lint: $$m"; (cd $$m && gofmt -l . | { ! grep .; } && CGO_ENABLED=0 go vet ./...) || exit 1; done
+	@for m in kit/kubernetes kit/addons/coredns $(patsubst %/go.mod,%,$(wildcard test/e2e/go.mod)); do \
+		echo "lint: $$m" && (cd $$m && CGO_ENABLED=0 $(CURDIR)/bin/tools/golangci-lint run -c $(CURDIR)/.golangci.yml ./...) || exit 1; done
 
 bin/tools/golangci-lint: kit/tools/go.mod kit/tools/go.sum
 	@echo "tools: golangci-lint, which takes minutes the first time ..."
