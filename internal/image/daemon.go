@@ -60,6 +60,8 @@ disabled_plugins = [
 	sandbox = '%[1]s'
 [plugins.'io.containerd.cri.v1.images'.registry]
 	config_path = '%[2]s'
+[plugins.'io.containerd.cri.v1.runtime']
+	restrict_oom_score_adj = true
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
 	runtime_type = 'io.containerd.runc.v2'
 [plugins.'io.containerd.cri.v1.runtime'.cni]

@@ -19,7 +19,6 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
-	"github.com/fathom-network/fathom/internal/cri"
 	"github.com/fathom-network/fathom/internal/kit"
 )
 
@@ -247,42 +246,25 @@ func archiveFile(tw *tar.Writer, dir, name string) error {
 	return err
 }
 
-// checkImages returns when CRI has taken note of all images, which it does a moment after the import,
-// or says which it did not. It also adds the names by digest that kubelet asks for, so that a node's
-// containerd has nothing left to do when it starts.
+// checkImages returns when CRI has taken note of all images and pinned the pause image. By then it has
+// also added the names by digest that kubelet asks for, so that a node's containerd has nothing left
+// to do when it starts.
 func checkImages(ctx context.Context, socket, pause string, manifest v1.IndexManifest) error {
-	client, err := cri.Connect(socket)
+	var names []string
+	for _, m := range manifest.Manifests {
+		names = append(names, m.Annotations[imageNameAnnotation])
+	}
+	if err := waitFor(ctx, socket, names); err != nil {
+		return err
+	}
+	images, err := List(ctx, Target{Name: "of the template", SocketPath: socket})
 	if err != nil {
 		return err
 	}
-	defer client.Close()
-	var missing []string
-	pinned := false
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
-		images, err := client.Images(ctx)
-		if err != nil {
-			return err
-		}
-		have := map[string]bool{}
-		for _, image := range images {
-			for _, name := range image.Names {
-				have[name] = true
-				pinned = pinned || name == pause && image.Pinned
-			}
-		}
-		missing = missing[:0]
-		for _, m := range manifest.Manifests {
-			if name := m.Annotations[imageNameAnnotation]; !have[name] {
-				missing = append(missing, name)
-			}
-		}
-		if len(missing) == 0 && pinned {
+	for _, image := range images {
+		if slices.Contains(image.Names, pause) && image.Pinned {
 			return nil
 		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	if len(missing) > 0 {
-		return fmt.Errorf("containerd imported the images, but its CRI plugin does not show %s", strings.Join(missing, ", "))
 	}
 	return fmt.Errorf("containerd's CRI plugin did not pin %s: is that the pause image of the kit's containerd?", pause)
 }

@@ -23,7 +23,18 @@ type tool struct {
 // tests call inside their pods, and what kube-proxy and flannel call. They come from the machine's
 // own packages: those are built with care and kept up to date, and their manuals are at hand.
 var tools = []tool{
-	{name: "bash", pkg: "bash"},
+	// Debian's busybox prefers its own commands to those in $PATH: `ip` in its shell, and `timeout 5
+	// nc`, would be busybox's ip and nc. So whatever runs other commands is not busybox's.
+	{name: "bash", pkg: "bash", also: []string{"sh"}},
+	{name: "env", pkg: "coreutils"},
+	{name: "find", pkg: "findutils"},
+	{name: "nice", pkg: "coreutils"},
+	{name: "nohup", pkg: "coreutils"},
+	{name: "nsenter", pkg: "util-linux"},
+	{name: "setsid", pkg: "util-linux"},
+	{name: "timeout", pkg: "coreutils"},
+	{name: "xargs", pkg: "findutils"},
+
 	{name: "bridge", pkg: "iproute2"},
 	{name: "conntrack", pkg: "conntrack"},
 	{name: "curl", pkg: "curl"},

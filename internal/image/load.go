@@ -1,0 +1,156 @@
+package image
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"runtime"
+	"slices"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/fathom-network/fathom/internal/cri"
+	"github.com/fathom-network/fathom/internal/kit"
+)
+
+// A Target is a node that images are loaded into.
+type Target struct {
+	Name string
+	// SocketPath is where this process reaches the node's containerd.
+	SocketPath string
+}
+
+// Load brings the images in tar files, as `docker save` or an OCI layout in a tar file, compressed
+// with gzip or not, into each node. All files are read and checked before any node is touched. It
+// returns the full names of the images, sorted.
+func Load(ctx context.Context, k kit.Kit, files []string, nodes []Target) ([]string, error) {
+	if err := k.Require(k.Bin("ctr")); err != nil {
+		return nil, fmt.Errorf("load images: %w", err)
+	}
+	var archives []*archive
+	var names []string
+	var problems []error
+	for _, file := range files {
+		a, err := openArchive(file, runtime.GOARCH)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("load images from %w", err))
+			continue
+		}
+		archives = append(archives, a)
+		names = append(names, a.names...)
+	}
+	if err := errors.Join(problems...); err != nil {
+		return nil, err
+	}
+	sort.Strings(names)
+	names = slices.Compact(names)
+
+	var wait sync.WaitGroup
+	problems = make([]error, len(nodes))
+	for i, node := range nodes {
+		wait.Go(func() {
+			if err := load(ctx, k, archives, names, node); err != nil {
+				problems[i] = fmt.Errorf("load images into node %s: %w", node.Name, err)
+			}
+		})
+	}
+	wait.Wait()
+	return names, errors.Join(problems...)
+}
+
+// load brings archives into one node.
+func load(ctx context.Context, k kit.Kit, archives []*archive, names []string, node Target) error {
+	for _, a := range archives {
+		if err := a.sendTo(ctx, k, node.SocketPath); err != nil {
+			return fmt.Errorf("%s: %w", a.path, err)
+		}
+	}
+	return waitFor(ctx, node.SocketPath, names)
+}
+
+// sendTo imports the archive into a containerd.
+func (a *archive) sendTo(ctx context.Context, k kit.Kit, socket string) error {
+	in, err := a.open()
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	if a.index == nil {
+		return importArchive(ctx, k, socket, in)
+	}
+	reader, writer := io.Pipe()
+	go func() { writer.CloseWithError(a.rename(writer, in)) }()
+	err = importArchive(ctx, k, socket, reader)
+	reader.Close()
+	return err
+}
+
+// rename copies the archive with the images' full names in its index.
+func (a *archive) rename(w io.Writer, r io.Reader) error {
+	tr, tw := tar.NewReader(r), tar.NewWriter(w)
+	for {
+		header, err := tr.Next()
+		if err == io.EOF {
+			return tw.Close()
+		}
+		if err != nil {
+			return err
+		}
+		var content io.Reader = tr
+		if path.Clean(header.Name) == "index.json" {
+			header.Size = int64(len(a.index))
+			content = strings.NewReader(string(a.index))
+		}
+		header.Format = tar.FormatUnknown // whatever the size needs
+		if err := tw.WriteHeader(header); err != nil {
+			return err
+		}
+		if _, err := io.Copy(tw, content); err != nil {
+			return err
+		}
+	}
+}
+
+// waitFor returns when CRI shows the images, so that a pod made next finds them. It takes note of an
+// import a moment after it.
+func waitFor(ctx context.Context, socket string, names []string) error {
+	client, err := cri.Connect(socket)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	var missing []string
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+		images, err := client.Images(ctx)
+		if err != nil {
+			return err
+		}
+		missing = slices.DeleteFunc(slices.Clone(names), func(name string) bool {
+			return slices.ContainsFunc(images, func(i cri.Image) bool { return slices.Contains(i.Names, name) })
+		})
+		if len(missing) == 0 {
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return fmt.Errorf("containerd imported them, but its CRI plugin does not show %s", strings.Join(missing, ", "))
+}
+
+// List returns the images that a node has.
+func List(ctx context.Context, node Target) ([]cri.Image, error) {
+	client, err := cri.Connect(node.SocketPath)
+	if err != nil {
+		return nil, fmt.Errorf("list the images of node %s: %w", node.Name, err)
+	}
+	defer client.Close()
+	images, err := client.Images(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list the images of node %s: %w", node.Name, err)
+	}
+	return images, nil
+}
