@@ -159,26 +159,24 @@ func inheritCpuset(parent, dir, file string) error {
 }
 
 // Enter moves the calling process into the group in every hierarchy.
-func Enter(group string) error { return enter(group, "cgroup.procs", "0") }
+func Enter(group string) error { return move(group, 0, true) }
 
-// EnterThread moves the calling thread alone, so that what it starts begins in the group. It works on the
-// v1 hierarchies only, where threads may be apart from their process; on v2 start the child with
-// SysProcAttr.UseCgroupFD.
-func EnterThread(group string) error {
-	return enter(group, "tasks", strconv.Itoa(unix.Gettid()))
-}
+// Add moves a process that was started with SysProcAttr.UseCgroupFD into the group of the v1 hierarchies,
+// which clone knows nothing of.
+func Add(group string, pid int) error { return move(group, pid, false) }
 
-func enter(group, file, id string) error {
+func move(group string, pid int, v2 bool) error {
 	all, _, err := Hierarchies()
 	if err != nil {
 		return err
 	}
 	for _, h := range all {
-		if h.V2 && file == "tasks" {
+		if h.V2 && !v2 {
 			continue
 		}
-		path := filepath.Join(h.Path, group, file)
-		if err := os.WriteFile(path, []byte(id), 0o644); err != nil {
+		path := filepath.Join(h.Path, group, "cgroup.procs")
+		err := os.WriteFile(path, []byte(strconv.Itoa(pid)), 0o644)
+		if err != nil && !errors.Is(err, unix.ESRCH) { // a process that has ended is in no group
 			return fmt.Errorf("enter cgroup: %w", err)
 		}
 	}
@@ -252,6 +250,9 @@ func Kill(ctx context.Context, group string) error {
 			return nil
 		}
 		for _, pid := range pids {
+			if pid == os.Getpid() {
+				return fmt.Errorf("end the processes of cgroup %s: this process is one of them", group)
+			}
 			_ = unix.Kill(pid, unix.SIGKILL)
 		}
 		select {

@@ -26,6 +26,11 @@ var entered = []struct {
 	{"net", unix.CLONE_NEWNET}, {"pid", unix.CLONE_NEWPID}, {"mnt", unix.CLONE_NEWNS},
 }
 
+// The main goroutine keeps the main thread, from before main on. A goroutine that enters a machine ends
+// with its thread, and the main thread cannot end: it would stay in the machine, and with it all that the
+// kernel shows of this process in /proc/self.
+func init() { runtime.LockOSThread() }
+
 // Run runs cmd in the machine and waits for it, as exec.Cmd.Run does. cmd.Path must be a path in the
 // machine or a bare name, which is then looked for on the machine's Path. Environment and directory are
 // the machine's unless set. When ctx ends the command is killed.
@@ -46,6 +51,11 @@ func (m *Machine) Run(ctx context.Context, cmd *exec.Cmd) error {
 		started <- m.startInside(cmd)
 	}()
 	if err := <-started; err != nil {
+		return fmt.Errorf("run %s on %s: %w", filepath.Base(cmd.Path), filepath.Base(m.Cgroup), err)
+	}
+	if err := cgroup.Add(m.Cgroup, cmd.Process.Pid); err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
 		return fmt.Errorf("run %s on %s: %w", filepath.Base(cmd.Path), filepath.Base(m.Cgroup), err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
@@ -72,10 +82,6 @@ func (m *Machine) Output(ctx context.Context, args ...string) (string, error) {
 func Command(args ...string) *exec.Cmd { return &exec.Cmd{Path: args[0], Args: args} }
 
 func (m *Machine) startInside(cmd *exec.Cmd) error {
-	// On v1 the thread joins the group, and what it starts begins there; on v2 clone does it.
-	if err := cgroup.EnterThread(m.Cgroup); err != nil {
-		return err
-	}
 	group, err := cgroup.Open(v2Group(m.Cgroup))
 	if err != nil {
 		return err

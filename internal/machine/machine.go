@@ -39,7 +39,18 @@ type Machine struct {
 var ErrNotRunning = errors.New("the machine is not running")
 
 // Prepare makes the directories of a machine's disk, so that files can be laid in upper before it starts.
-func (s Spec) Prepare() error {
+// The hidden directories are the machine's own: what the host has there does not show through.
+func (s Spec) Prepare(hidden ...string) error {
+	for _, dir := range hidden {
+		path := filepath.Join(s.Dir, "upper", dir)
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			return fmt.Errorf("make the disk of machine %s: %w", s.Hostname, err)
+		}
+		// Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories".
+		if err := unix.Setxattr(path, "trusted.overlay.opaque", []byte("y"), 0); err != nil {
+			return fmt.Errorf("make the disk of machine %s: hide the host's /%s: %w", s.Hostname, dir, err)
+		}
+	}
 	for _, dir := range []string{"upper", "work", "root", "var"} {
 		if err := os.MkdirAll(filepath.Join(s.Dir, dir), 0o755); err != nil {
 			return fmt.Errorf("make the disk of machine %s: %w", s.Hostname, err)

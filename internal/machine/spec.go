@@ -5,14 +5,20 @@ package machine
 type Spec struct {
 	Hostname string `json:"hostname"`
 	// Dir is the machine's directory on the host: upper, work, root and var in it are the machine's disk.
-	Dir string `json:"dir"`
-	// Layers are directories laid over the host's root file system, the uppermost first, all below the
-	// machine's own writes.
-	Layers   []string  `json:"layers,omitempty"`
+	Dir      string    `json:"dir"`
+	Overlays []Overlay `json:"overlays,omitempty"`
 	Binds    []Bind    `json:"binds,omitempty"`
 	Services []Service `json:"services,omitempty"`
 	// Cgroup is the group that holds every process of the machine, such as fathom/LAB/NODE.
 	Cgroup string `json:"cgroup"`
+}
+
+// Overlay makes a directory of the machine out of directories of the host, the uppermost first; the machine's
+// writes are its own. Overlays are separate from the root's because the lower layers of one overlay must
+// not lie within each other, and everything lies within the host's root.
+type Overlay struct {
+	Target string   `json:"target"`
+	Lower  []string `json:"lower"`
 }
 
 // Bind makes a file or directory of the host visible in the machine.

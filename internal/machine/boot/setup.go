@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -77,12 +78,8 @@ func mountRoot(spec machine.Spec) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	root := rootDir(spec)
-	lower := append(append([]string{}, spec.Layers...), "/")
-	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", strings.Join(lower, ":"),
-		filepath.Join(spec.Dir, "upper"), filepath.Join(spec.Dir, "work"))
-	if err := unix.Mount("fathom", root, "overlay", 0, options); err != nil {
-		return fmt.Errorf("mount overlay (%s): %w", options, err)
+	if err := overlay([]string{"/"}, filepath.Join(spec.Dir, "upper"), filepath.Join(spec.Dir, "work"), rootDir(spec)); err != nil {
+		return err
 	}
 	// A lower layer does not include what is mounted on it: a /usr on its own file system is bound in.
 	var host unix.Stat_t
@@ -97,6 +94,17 @@ func mountRoot(spec machine.Spec) error {
 			}
 		}
 	}
+	for i, o := range spec.Overlays {
+		disk := filepath.Join(spec.Dir, "overlays", strconv.Itoa(i))
+		for _, dir := range []string{filepath.Join(disk, "upper"), filepath.Join(disk, "work"), rootDir(spec, o.Target)} {
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return err
+			}
+		}
+		if err := overlay(o.Lower, filepath.Join(disk, "upper"), filepath.Join(disk, "work"), rootDir(spec, o.Target)); err != nil {
+			return err
+		}
+	}
 	// An overlay cannot sit on an overlay, and containers' roots are overlays: /var is a real directory.
 	if err := bind(filepath.Join(spec.Dir, "var"), rootDir(spec, "var"), false); err != nil {
 		return err
@@ -105,6 +113,14 @@ func mountRoot(spec machine.Spec) error {
 		if err := mkMount("tmpfs", "tmpfs", rootDir(spec, m.target), unix.MS_NOSUID|unix.MS_NODEV, m.options); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+func overlay(lower []string, upper, work, target string) error {
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", strings.Join(lower, ":"), upper, work)
+	if err := unix.Mount("fathom", target, "overlay", 0, options); err != nil {
+		return fmt.Errorf("mount overlay on %s (%s): %w", target, options, err)
 	}
 	return nil
 }

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fathom-network/fathom/internal/cri"
+	"github.com/fathom-network/fathom/internal/image"
+	"github.com/fathom-network/fathom/internal/kit"
+	"github.com/fathom-network/fathom/internal/lab"
+)
+
+func (a *app) image() *cobra.Command {
+	cmd := &cobra.Command{Use: "image", Short: "List images and load them into nodes"}
+	cmd.AddCommand(a.imageLs(), a.imageLoad(), a.imageBuild())
+	return cmd
+}
+
+// targets are the running nodes that the flags select.
+func (a *app) targets(l *lab.Lab) ([]image.Target, error) {
+	nodes, err := l.Nodes(a.cluster)
+	if err != nil {
+		return nil, err
+	}
+	var targets []image.Target
+	for _, n := range nodes {
+		if n.State != "running" {
+			continue
+		}
+		m, err := l.Machine(n.Name)
+		if err != nil {
+			return nil, err
+		}
+		targets = append(targets, image.Target{Name: n.Name, SocketPath: m.File(containerdSocket)})
+	}
+	if len(targets) == 0 {
+		return nil, fmt.Errorf("no node of lab %s is running: bring it up with `fathom up%s`", l.Name, nameFlag(l.Name))
+	}
+	return targets, nil
+}
+
+func (a *app) imageLoad() *cobra.Command {
+	return &cobra.Command{
+		Use:   "load FILE…",
+		Short: "Load images from tar files into the nodes of a lab, or of --cluster",
+		Long: `Loads images into every running node. A file is what "docker save", "podman save" or "skopeo copy" write: a
+docker-archive or an OCI layout in a tar file, plain or compressed with gzip.`,
+		Args: cobra.MinimumNArgs(1), PreRunE: requireRoot,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			l, err := a.open()
+			if err != nil {
+				return err
+			}
+			targets, err := a.targets(l)
+			if err != nil {
+				return err
+			}
+			k, err := kit.Find()
+			if err != nil {
+				return err
+			}
+			start := time.Now()
+			names, err := image.Load(cmd.Context(), k, args, targets)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(a.out, "Loaded %s into %s in %.1f s.\n", strings.Join(names, ", "), count(len(targets), "node"), time.Since(start).Seconds())
+			return nil
+		},
+	}
+}
+
+func (a *app) imageLs() *cobra.Command {
+	var o output
+	cmd := &cobra.Command{
+		Use: "ls", Short: "List the images of a lab's nodes and on how many nodes each is", Args: cobra.NoArgs, PreRunE: requireRoot,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := a.open()
+			if err != nil {
+				return err
+			}
+			targets, err := a.targets(l)
+			if err != nil {
+				return err
+			}
+			type line struct {
+				Name  string   `json:"name"`
+				ID    string   `json:"id"`
+				Size  uint64   `json:"size"`
+				Nodes []string `json:"nodes"`
+			}
+			index := map[string]int{}
+			lines := []line{}
+			for _, t := range targets {
+				images, err := imagesOf(cmd, t)
+				if err != nil {
+					return err
+				}
+				for _, img := range images {
+					for _, name := range img.Names {
+						i, seen := index[name+img.ID]
+						if !seen {
+							i = len(lines)
+							index[name+img.ID] = i
+							lines = append(lines, line{Name: name, ID: img.ID, Size: img.Size})
+						}
+						lines[i].Nodes = append(lines[i].Nodes, t.Name)
+					}
+				}
+			}
+			var rows [][]string
+			for _, l := range lines {
+				rows = append(rows, []string{l.Name, short(strings.TrimPrefix(l.ID, "sha256:")), fmt.Sprintf("%.1fMB", float64(l.Size)/1e6), fmt.Sprintf("%d/%d", len(l.Nodes), len(targets))})
+			}
+			return o.print(a, lines, "IMAGE ID SIZE NODES", rows)
+		},
+	}
+	o.register(cmd)
+	return cmd
+}
+
+func imagesOf(cmd *cobra.Command, t image.Target) ([]cri.Image, error) {
+	c, err := cri.Connect(t.SocketPath)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	images, err := c.Images(cmd.Context())
+	if err != nil {
+		return nil, fmt.Errorf("list the images of node %s: %w", t.Name, err)
+	}
+	return images, nil
+}
+
+// imageBuild is what `make kit` runs last.
+func (a *app) imageBuild() *cobra.Command {
+	return &cobra.Command{
+		Use:   "build",
+		Short: "Build the local images from the kit's and this machine's programs (part of `make kit`)",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			k, err := kit.Find()
+			if err != nil {
+				return err
+			}
+			return image.Build(cmd.Context(), k, func(s string) { fmt.Fprintln(a.err, s) })
+		},
+	}
+}

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fathom-network/fathom/internal/lab"
+	"github.com/fathom-network/fathom/internal/topology"
+)
+
+func (a *app) up() *cobra.Command {
+	var file, clusters string
+	var workers, planes int
+	var timings bool
+	var o topology.Overrides
+	cmd := &cobra.Command{
+		Use:   "up [-f LAB.YAML]",
+		Short: "Bring a lab up",
+		Long: `Brings a lab up and returns when its nodes are Ready and names resolve in it.
+
+Without a file: clusters east and west, one control-plane node and two workers each. A lab that is there is
+brought to that state again: nodes that are off are started, a cluster that an interrupted run left half
+made is made anew. Flags win over the file. docs/lab-file.md describes the file.`,
+		Example: `  fathom up
+  fathom up --clusters 1 --workers 3
+  fathom up --name net --clusters a,b --network flannel --proxy-mode iptables
+  fathom up -f lab.yaml`,
+		Args:    cobra.NoArgs,
+		PreRunE: requireRoot,
+	}
+	f := cmd.Flags()
+	f.StringVarP(&file, "file", "f", "", "lab `file`; - reads standard input")
+	f.StringVar(&clusters, "clusters", "", "how many clusters, or their names separated by commas")
+	f.IntVar(&workers, "workers", 0, "workers of each cluster")
+	f.IntVar(&planes, "control-planes", 0, "control-plane nodes of each cluster: 1, 3, 5 or 7")
+	f.StringVar(&o.Network, "network", "", "pod network: bridge, flannel or none")
+	f.StringVar(&o.Proxy, "proxy", "", "Service proxy: kube-proxy or none")
+	f.StringVar(&o.ProxyMode, "proxy-mode", "", "mode of kube-proxy: iptables, nftables or ipvs")
+	f.StringVar(&o.IPFamily, "ip-family", "", "ipv4, ipv6 or dual")
+	f.StringVar(&o.PodCIDR, "pod-cidr", "", "addresses of pods")
+	f.StringVar(&o.ServiceCIDR, "service-cidr", "", "addresses of Services")
+	f.BoolVar(&timings, "timings", false, "end with a timeline of the steps")
+	complete := func(flag string, values ...string) {
+		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	}
+	complete("network", "bridge", "flannel", "none")
+	complete("proxy", "kube-proxy", "none")
+	complete("proxy-mode", "iptables", "nftables", "ipvs")
+	complete("ip-family", "ipv4", "ipv6", "dual")
+
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		asked := file != ""
+		for _, name := range []string{"clusters", "workers", "control-planes", "network", "proxy", "proxy-mode", "ip-family", "pod-cidr", "service-cidr"} {
+			asked = asked || f.Changed(name)
+		}
+		if f.Changed("workers") {
+			o.Workers = &workers
+		}
+		if f.Changed("control-planes") {
+			o.ControlPlanes = &planes
+		}
+		if f.Changed("clusters") {
+			var err error
+			if o.Clusters, err = topology.ParseClusters(clusters); err != nil {
+				return err
+			}
+		}
+		if file == "" || cmd.Flags().Changed("name") {
+			o.Name = a.name
+		}
+		want, err := a.describe(file, o)
+		if err != nil {
+			return err
+		}
+		if !asked { // no wishes: the lab that exists is the one that is meant
+			if _, err := lab.Open(a.paths, want.Name); err == nil {
+				want = &topology.Lab{Name: want.Name}
+			}
+		}
+		start := time.Now()
+		progress := newProgress(a.err)
+		var wish *topology.Lab
+		if len(want.Clusters) > 0 {
+			wish = want
+		}
+		l, err := lab.Up(cmd.Context(), a.paths, want.Name, wish, progress.report)
+		progress.close()
+		if timings {
+			progress.timeline(a.err)
+		}
+		if err != nil {
+			if cmd.Context().Err() != nil {
+				fmt.Fprintf(a.err, "Interrupted: `fathom up%s` goes on, `fathom down%s` leaves nothing.\n", nameFlag(want.Name), nameFlag(want.Name))
+			}
+			return err
+		}
+		a.summary(l, time.Since(start))
+		return nil
+	}
+	return cmd
+}
+
+// describe makes the lab that the file and the flags ask for.
+func (a *app) describe(file string, o topology.Overrides) (*topology.Lab, error) {
+	if file == "" {
+		return topology.Default(o)
+	}
+	if file == "-" {
+		file = "/dev/stdin"
+	}
+	data, err := readBounded(file, 1<<20)
+	if err != nil {
+		return nil, fmt.Errorf("read the lab file: %w", err)
+	}
+	return topology.Parse(data, file, o)
+}
+
+// readBounded reads a file of at most limit bytes.
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var b strings.Builder
+	n, err := copyLimited(&b, f, limit)
+	if err != nil {
+		return nil, err
+	}
+	if n > limit {
+		return nil, fmt.Errorf("%s has more than %d bytes: it is no lab file", path, limit)
+	}
+	return []byte(b.String()), nil
+}
+
+func nameFlag(name string) string {
+	if name == "fathom" {
+		return ""
+	}
+	return " --name " + name
+}
+
+func (a *app) summary(l *lab.Lab, took time.Duration) {
+	nodes := 0
+	for _, c := range l.Clusters {
+		nodes += len(c.Nodes)
+	}
+	fmt.Fprintf(a.out, "\nLab %s is up: %s, %s, in %.1f s.\n\n", l.Name, count(len(l.Clusters), "cluster"), count(nodes, "node"), took.Seconds())
+	for i := range l.Clusters {
+		c := &l.Clusters[i]
+		fmt.Fprintf(a.out, "  %-12s %s, API https://%s:6443, pods %s, context %s\n", c.Name, count(len(c.Nodes), "node"), l.APIAddr(c), c.PodCIDRs[0], l.Context(c))
+	}
+	fmt.Fprintf(a.out, "\nTry next:\n  fathom kubectl%s --cluster %s -- get nodes -o wide\n  fathom node shell%s %s\n",
+		nameFlag(l.Name), l.Clusters[0].Name, nameFlag(l.Name), l.Clusters[0].Nodes[len(l.Clusters[0].Nodes)-1].Name)
+	for _, c := range l.Clusters {
+		if c.Network.Kind == topology.NetworkNone {
+			fmt.Fprintf(a.out, "\nCluster %s has no pod network: its nodes are NotReady until a conflist is in /etc/cni/net.d.\nSee docs/networks.md for how to bring your own.\n", c.Name)
+		}
+	}
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return fmt.Sprintf("%d %s", n, what)
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

@@ -1,0 +1,239 @@
+// Package kube talks to Kubernetes API servers; it is the only package that imports client-go's clients.
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// Client is a connection to one cluster.
+type Client struct {
+	kubernetes.Interface
+	config *rest.Config
+}
+
+// Connect prepares a connection with the credentials of a kubeconfig file. It does not wait for the server.
+func Connect(kubeconfig string) (*Client, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", kubeconfig, err)
+	}
+	config.QPS, config.Burst = 200, 400
+	// Protobuf costs a fraction of JSON on both sides, and a lab's control plane has little to spare.
+	config.ContentType = "application/vnd.kubernetes.protobuf"
+	config.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	set, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", config.Host, err)
+	}
+	return &Client{Interface: set, config: config}, nil
+}
+
+// WaitReady returns when the API server says that it is ready. A starting server sends no event to wait
+// for, so it is asked again and again; the refusal of a connection costs next to nothing.
+func (c *Client) WaitReady(ctx context.Context) error {
+	client, err := rest.HTTPClientFor(c.config)
+	if err != nil {
+		return err
+	}
+	last := errors.New("it was not asked yet")
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.config.Host+"/readyz", nil)
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
+		if err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+			err = fmt.Errorf("/readyz says %s", resp.Status)
+		}
+		if ctx.Err() == nil {
+			last = err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the API server at %s: %w (last: %w)", c.config.Host, context.Cause(ctx), last)
+		case <-time.After(25 * time.Millisecond):
+		}
+	}
+}
+
+// SetNode makes a Node with these labels, taints and pod CIDRs, or gives them to the one that is there.
+func (c *Client) SetNode(ctx context.Context, want *corev1.Node) error {
+	for {
+		_, err := c.CoreV1().Nodes().Create(ctx, want, metav1.CreateOptions{})
+		if err == nil {
+			return nil
+		}
+		if !apierrors.IsAlreadyExists(err) {
+			return fmt.Errorf("create node %s: %w", want.Name, err)
+		}
+		have, err := c.CoreV1().Nodes().Get(ctx, want.Name, metav1.GetOptions{})
+		if err != nil {
+			return fmt.Errorf("read node %s: %w", want.Name, err)
+		}
+		if have.Spec.PodCIDR != "" && have.Spec.PodCIDR != want.Spec.PodCIDR {
+			return fmt.Errorf("node %s has pod CIDR %s, which cannot be changed to %s", want.Name, have.Spec.PodCIDR, want.Spec.PodCIDR)
+		}
+		have.Spec.PodCIDR, have.Spec.PodCIDRs = want.Spec.PodCIDR, want.Spec.PodCIDRs
+		have.Spec.Taints = mergeTaints(have.Spec.Taints, want.Spec.Taints)
+		if have.Labels == nil {
+			have.Labels = map[string]string{}
+		}
+		for k, v := range want.Labels {
+			have.Labels[k] = v
+		}
+		_, err = c.CoreV1().Nodes().Update(ctx, have, metav1.UpdateOptions{})
+		if apierrors.IsConflict(err) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("update node %s: %w", want.Name, err)
+		}
+		return nil
+	}
+}
+
+func mergeTaints(have, want []corev1.Taint) []corev1.Taint {
+	for _, w := range want {
+		found := false
+		for _, h := range have {
+			found = found || h.MatchTaint(&w)
+		}
+		if !found {
+			have = append(have, w)
+		}
+	}
+	return have
+}
+
+// WaitNodes returns when every one of the named nodes is Ready.
+func (c *Client) WaitNodes(ctx context.Context, names []string) error {
+	waiting := map[string]bool{}
+	for _, n := range names {
+		waiting[n] = true
+	}
+	err := follow(ctx, c.CoreV1().Nodes().List, c.CoreV1().Nodes().Watch, metav1.ListOptions{},
+		func(l *corev1.NodeList) []corev1.Node { return l.Items },
+		func(n *corev1.Node) bool {
+			if NodeReady(n) {
+				delete(waiting, n.Name)
+			}
+			return len(waiting) == 0
+		})
+	if err != nil {
+		return fmt.Errorf("wait for nodes to become Ready (%d are not): %w", len(waiting), err)
+	}
+	return nil
+}
+
+// NodeReady says whether the node has the condition Ready.
+func NodeReady(n *corev1.Node) bool {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// WaitEndpoint returns when the Service has a ready endpoint.
+func (c *Client) WaitEndpoint(ctx context.Context, namespace, service string) error {
+	slices := c.DiscoveryV1().EndpointSlices(namespace)
+	err := follow(ctx, slices.List, slices.Watch,
+		metav1.ListOptions{LabelSelector: "kubernetes.io/service-name=" + service},
+		sliceItems, hasReadyEndpoint)
+	if err != nil {
+		return fmt.Errorf("wait for an endpoint of Service %s/%s: %w", namespace, service, err)
+	}
+	return nil
+}
+
+// WaitDaemonSet returns when the DaemonSet has a ready pod on this many nodes.
+func (c *Client) WaitDaemonSet(ctx context.Context, namespace, name string, nodes int) error {
+	sets := c.AppsV1().DaemonSets(namespace)
+	err := follow(ctx, sets.List, sets.Watch, metav1.ListOptions{FieldSelector: "metadata.name=" + name},
+		daemonSetItems, daemonSetReady(nodes))
+	if err != nil {
+		return fmt.Errorf("wait for DaemonSet %s/%s on %d nodes: %w", namespace, name, nodes, err)
+	}
+	return nil
+}
+
+// PatchDeployment applies a strategic merge patch to a Deployment.
+func (c *Client) PatchDeployment(ctx context.Context, namespace, name, patch string) error {
+	_, err := c.AppsV1().Deployments(namespace).Patch(ctx, name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
+	if err != nil {
+		return fmt.Errorf("patch Deployment %s/%s: %w", namespace, name, err)
+	}
+	return nil
+}
+
+// follow lists objects and watches them, until done says so of one. An ended watch is begun again, and so
+// is a list that fails: the API server may be starting or away for a moment.
+func follow[L metav1.ListInterface, T any](ctx context.Context,
+	list func(context.Context, metav1.ListOptions) (L, error),
+	start func(context.Context, metav1.ListOptions) (watch.Interface, error),
+	options metav1.ListOptions, items func(L) []T, done func(*T) bool) error {
+	var last error
+	for {
+		l, err := list(ctx, options)
+		if err == nil {
+			all := items(l)
+			for i := range all {
+				if done(&all[i]) {
+					return nil
+				}
+			}
+			var w watch.Interface
+			options := options
+			options.ResourceVersion = l.GetResourceVersion()
+			if w, err = start(ctx, options); err == nil {
+				finished := drain(ctx, w, done)
+				w.Stop()
+				if finished {
+					return nil
+				}
+			}
+		}
+		if ctx.Err() != nil {
+			return errors.Join(context.Cause(ctx), last)
+		}
+		last = err
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func drain[T any](ctx context.Context, w watch.Interface, done func(*T) bool) bool {
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case e, open := <-w.ResultChan():
+			if !open || e.Type == watch.Error {
+				return false
+			}
+			if v, ok := any(e.Object).(*T); ok && e.Type != watch.Deleted && done(v) {
+				return true
+			}
+		}
+	}
+}

@@ -1,0 +1,325 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"text/template"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/machine"
+	"github.com/fathom-network/fathom/internal/topology"
+)
+
+// initPlanes runs kubeadm's phases up to the static pod manifests on every control-plane node.
+func (l *Lab) initPlanes(ctx context.Context, c *topology.Cluster, machines []*machine.Machine) error {
+	planes := c.ControlPlanes()
+	for i := range planes {
+		conf, err := l.kubeadmFile(c, &planes[i])
+		if err != nil {
+			return err
+		}
+		if err := writeFile(machines[i].File(kubeadmConfig), conf, 0o600); err != nil {
+			return err
+		}
+	}
+	if err := kubeadm(ctx, machines[0], phasesBefore); err != nil {
+		return err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	for i := range planes[1:] {
+		m := machines[i+1]
+		g.Go(func() error {
+			if err := l.sharePKI(planes[0].Name, planes[i+1].Name, m); err != nil {
+				return err
+			}
+			return kubeadm(gctx, m, phasesBefore)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return l.writeCredentials(c, planes, machines)
+}
+
+// writeCredentials gives running nodes the files that their kubelets need to be known by.
+func (l *Lab) writeCredentials(c *topology.Cluster, nodes []topology.Node, machines []*machine.Machine) error {
+	a, err := l.authority(c)
+	if err != nil {
+		return err
+	}
+	for i := range nodes {
+		n := &nodes[i]
+		files, err := l.credentials(c, n, a)
+		if err != nil {
+			return err
+		}
+		for path, data := range files {
+			if err := writeFile(machines[n.Index].File(path), data, 0o600); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (l *Lab) startPlanes(ctx context.Context, c *topology.Cluster, machines []*machine.Machine) error {
+	g, gctx := errgroup.WithContext(ctx)
+	for i := range c.ControlPlanes() {
+		g.Go(func() error { return startKubelet(gctx, machines[i]) })
+	}
+	return g.Wait()
+}
+
+// join makes the nodes known to the API server, starts their kubelets, and installs the add-ons and the
+// network meanwhile.
+func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client, machines []*machine.Machine, t *timeline) error {
+	// Nodes are made before their kubelets register, so that each has the pod CIDR that its routes and its
+	// network configuration were written for, instead of the next one in the order of registration.
+	for i := range c.Nodes {
+		if err := client.SetNode(ctx, l.nodeObject(c, &c.Nodes[i])); err != nil {
+			return err
+		}
+	}
+	var names []string
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return t.step(c.Name, "start kubelet on the nodes", func() error {
+			g, gctx := errgroup.WithContext(gctx)
+			g.SetLimit(bootLimit)
+			for i := range c.Nodes {
+				if c.Nodes[i].Role == topology.Worker {
+					g.Go(func() error { return startKubelet(gctx, machines[i]) })
+				}
+			}
+			return g.Wait()
+		})
+	})
+	for _, n := range c.Nodes {
+		names = append(names, n.Name)
+	}
+	g.Go(func() error {
+		return t.step(c.Name, "kubeadm: add-ons", func() error {
+			var skip []string
+			if c.Proxy.Kind == topology.ProxyNone {
+				skip = append(skip, "addon/kube-proxy")
+			}
+			if err := kubeadm(gctx, machines[0], phasesAfter, skip...); err != nil {
+				return err
+			}
+			return client.PatchDeployment(gctx, "kube-system", "coredns", coreDNSPatch)
+		})
+	})
+	if c.Network.Kind == topology.NetworkFlannel {
+		g.Go(func() error {
+			return t.step(c.Name, "install flannel", func() error { return l.installFlannel(gctx, c) })
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return l.waitUsable(ctx, c, client, names, t)
+}
+
+// waitUsable returns when the nodes are Ready and Services work. Without a network there is nothing to
+// wait for: nodes stay NotReady until somebody brings one.
+func (l *Lab) waitUsable(ctx context.Context, c *topology.Cluster, client *kube.Client, names []string, t *timeline) error {
+	if c.Network.Kind == topology.NetworkNone {
+		return nil
+	}
+	hint := func(err error) error {
+		if err == nil {
+			return nil
+		}
+		return fmt.Errorf("%w\nsee `fathom kubectl --name %s --cluster %s -- get nodes,pods -A`", err, l.Name, c.Name)
+	}
+	err := t.step(c.Name, fmt.Sprintf("%d node%s Ready", len(names), plural(len(names))), func() error {
+		return hint(withTimeout(ctx, nodeTimeout, func(ctx context.Context) error { return client.WaitNodes(ctx, names) }))
+	})
+	if err != nil {
+		return err
+	}
+	if c.Proxy.Kind != topology.ProxyNone {
+		err := t.step(c.Name, "kube-proxy on every node", func() error {
+			return hint(withTimeout(ctx, nodeTimeout, func(ctx context.Context) error {
+				return client.WaitDaemonSet(ctx, "kube-system", "kube-proxy", len(names))
+			}))
+		})
+		if err != nil {
+			return err
+		}
+	}
+	// Without a Service proxy CoreDNS does not reach the API server by its Service, and is never ready.
+	if c.Proxy.Kind == topology.ProxyNone {
+		return nil
+	}
+	return t.step(c.Name, "CoreDNS answers", func() error {
+		return hint(withTimeout(ctx, nodeTimeout, func(ctx context.Context) error {
+			return client.WaitEndpoint(ctx, "kube-system", "kube-dns")
+		}))
+	})
+}
+
+func (l *Lab) nodeObject(c *topology.Cluster, n *topology.Node) *corev1.Node {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{}}}
+	for k, v := range n.Labels {
+		node.Labels[k] = v
+	}
+	for _, p := range n.PodCIDRs {
+		node.Spec.PodCIDRs = append(node.Spec.PodCIDRs, p.String())
+	}
+	node.Spec.PodCIDR = node.Spec.PodCIDRs[0]
+	for _, t := range n.Taints {
+		node.Spec.Taints = append(node.Spec.Taints, corev1.Taint{Key: t.Key, Value: t.Value, Effect: corev1.TaintEffect(t.Effect)})
+	}
+	if n.Role == topology.ControlPlane {
+		// What kubeadm's mark-control-plane does. A cluster of control-plane nodes alone runs pods on them.
+		node.Labels["node-role.kubernetes.io/control-plane"] = ""
+		node.Labels["node.kubernetes.io/exclude-from-external-load-balancers"] = ""
+		if len(c.Workers()) > 0 {
+			node.Spec.Taints = append(node.Spec.Taints, corev1.Taint{Key: "node-role.kubernetes.io/control-plane", Effect: corev1.TaintEffectNoSchedule})
+		}
+	}
+	return node
+}
+
+//go:embed flannel.yaml
+var flannelManifest string
+
+// installFlannel applies flannel's own manifest, with this cluster's ranges.
+func (l *Lab) installFlannel(ctx context.Context, c *topology.Cluster) error {
+	values := map[string]any{
+		"Version": l.Kit.Flannel, "CNIVersion": l.Kit.FlannelCNI, "VNI": c.Network.VNI, "Port": c.Network.Port,
+		"NFTables": true,
+	}
+	for i, f := range c.Families {
+		values[map[topology.Family]string{topology.IPv4: "IPv4", topology.IPv6: "IPv6"}[f]] = c.PodCIDRs[i].String()
+	}
+	tmpl, err := template.New("flannel").Option("missingkey=zero").Parse(flannelManifest)
+	if err != nil {
+		return err
+	}
+	var manifest bytes.Buffer
+	if err := tmpl.Execute(&manifest, values); err != nil {
+		return err
+	}
+	return l.kubectl(ctx, c, manifest.Bytes(), "apply", "-f", "-")
+}
+
+// kubectl runs the kit's kubectl against the cluster.
+func (l *Lab) kubectl(ctx context.Context, c *topology.Cluster, stdin []byte, args ...string) error {
+	cmd := exec.CommandContext(ctx, l.Kit.Bin("kubectl"), args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+l.AdminKubeconfig(c))
+	cmd.Stdin = bytes.NewReader(stdin)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// NodeState is what a node is found to be.
+type NodeState struct {
+	Name      string   `json:"name"`
+	Cluster   string   `json:"cluster"`
+	Role      string   `json:"role"`
+	State     string   `json:"state"` // running or off
+	Pid       int      `json:"pid,omitempty"`
+	Addresses []string `json:"addresses"`
+	PodCIDRs  []string `json:"podCIDRs"`
+}
+
+// Nodes returns the state of the nodes of a cluster, or of all clusters if the name is empty.
+func (l *Lab) Nodes(cluster string) ([]NodeState, error) {
+	var all []NodeState
+	for i := range l.Clusters {
+		c := &l.Clusters[i]
+		if cluster != "" && c.Name != cluster {
+			continue
+		}
+		for j := range c.Nodes {
+			n := &c.Nodes[j]
+			s := NodeState{Name: n.Name, Cluster: c.Name, Role: string(n.Role), State: "off"}
+			for _, a := range l.NodeAddrs(c, n) {
+				s.Addresses = append(s.Addresses, a.String())
+			}
+			for _, p := range n.PodCIDRs {
+				s.PodCIDRs = append(s.PodCIDRs, p.String())
+			}
+			m, err := machine.Open(l.cgroup(n.Name))
+			if err == nil {
+				s.State, s.Pid = "running", m.Pid
+			} else if !errors.Is(err, machine.ErrNotRunning) {
+				return nil, err
+			}
+			all = append(all, s)
+		}
+	}
+	if all == nil {
+		_, err := l.Cluster(cluster)
+		return nil, err
+	}
+	return all, nil
+}
+
+// startNode boots a node that has a disk, and its kubelet.
+func (l *Lab) startNode(ctx context.Context, c *topology.Cluster, n *topology.Node) error {
+	m, err := l.boot(ctx, c, n)
+	if err != nil {
+		return err
+	}
+	return startKubelet(ctx, m)
+}
+
+// StartNode boots a node that is off.
+func (l *Lab) StartNode(ctx context.Context, name string) error {
+	return l.change(name, func(c *topology.Cluster, n *topology.Node) error {
+		if !l.built(c) {
+			return fmt.Errorf("start node %s: %w; bring it up with `fathom up --name %s`", name, errNoBuild, l.Name)
+		}
+		return l.startNode(ctx, c, n)
+	})
+}
+
+// StopNode shuts a node down: its processes are asked to end first.
+func (l *Lab) StopNode(ctx context.Context, name string) error {
+	return l.change(name, func(*topology.Cluster, *topology.Node) error {
+		m, err := l.Machine(name)
+		if errors.Is(err, machine.ErrNotRunning) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return m.PowerOff(ctx)
+	})
+}
+
+// KillNode cuts a node's power.
+func (l *Lab) KillNode(ctx context.Context, name string) error {
+	return l.change(name, func(*topology.Cluster, *topology.Node) error {
+		return machine.Kill(ctx, l.cgroup(name))
+	})
+}
+
+// change runs f for a node while no other command changes the lab.
+func (l *Lab) change(node string, f func(*topology.Cluster, *topology.Node) error) error {
+	c, n, err := l.Node(node)
+	if err != nil {
+		return err
+	}
+	unlock, err := lock(l.Paths, l.Name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return f(c, n)
+}

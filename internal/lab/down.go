@@ -1,0 +1,112 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/fathom-network/fathom/internal/cgroup"
+	"github.com/fathom-network/fathom/internal/topology"
+)
+
+// Down ends a lab and leaves nothing of it. It needs nothing but the lab's name, so that it works on
+// whatever an interrupted Up left. It fails if there is no trace of such a lab.
+func Down(ctx context.Context, paths Paths, name string, report Report) error {
+	t := &timeline{report: report}
+	l := &Lab{Lab: topology.Lab{Name: name}, Paths: paths}
+	if !l.traces() {
+		_, err := Open(paths, name)
+		return err
+	}
+	unlock, err := lock(paths, name)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		unlock()
+		removeEmpty(filepath.Join(paths.State, "locks"), paths.State)
+	}()
+	err = t.step("", "end every process", func() error { return cgroup.Kill(ctx, l.cgroup()) })
+	if err != nil {
+		return err
+	}
+	var g errgroup.Group
+	g.Go(func() error {
+		return t.step("", "remove the nodes' disks", func() error {
+			if err := os.RemoveAll(l.dir()); err != nil {
+				return fmt.Errorf("remove the disks of lab %s: %w", name, err)
+			}
+			return nil
+		})
+	})
+	g.Go(func() error {
+		return t.step("", "remove the wires", func() error { return l.removeWires() })
+	})
+	g.Go(func() error {
+		return t.step("", "remove the cgroups", func() error {
+			if err := cgroup.Remove(l.cgroup()); err != nil {
+				return err
+			}
+			if rest, err := cgroup.List(cgroupRoot); err != nil || len(rest) > 0 {
+				return err
+			}
+			return cgroup.Remove(cgroupRoot)
+		})
+	})
+	g.Go(func() error {
+		return t.step("", "take it out of the kubeconfig", l.cleanKubeconfig)
+	})
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	removeEmpty(filepath.Join(paths.State, "labs"))
+	return nil
+}
+
+// traces says whether anything of the lab is there.
+func (l *Lab) traces() bool {
+	if _, err := os.Stat(l.dir()); err == nil {
+		return true
+	}
+	if _, err := os.Stat(filepath.Dir(l.netnsPath(coreName))); err == nil {
+		return true
+	}
+	groups, err := cgroup.List(cgroupRoot)
+	if err != nil {
+		return false
+	}
+	for _, g := range groups {
+		if g == l.Name {
+			return true
+		}
+	}
+	return false
+}
+
+// removeEmpty removes directories that hold nothing.
+func removeEmpty(dirs ...string) {
+	for _, dir := range dirs {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return
+		}
+	}
+}
+
+// Purge removes what is made once for all labs. It fails while there is a lab.
+func Purge(paths Paths) error {
+	names, err := Names(paths)
+	if err != nil {
+		return err
+	}
+	if len(names) > 0 {
+		return fmt.Errorf("remove the prepared images: lab %s uses them", names[0])
+	}
+	if err := os.RemoveAll(paths.Cache); err != nil {
+		return fmt.Errorf("remove the prepared images: %w", err)
+	}
+	return nil
+}

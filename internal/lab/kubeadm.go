@@ -1,0 +1,193 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/fathom-network/fathom/internal/machine"
+	"github.com/fathom-network/fathom/internal/topology"
+)
+
+const (
+	apiPort       = 6443
+	kubeadmConfig = "/etc/kubernetes/kubeadm.yaml"
+)
+
+// arg is a command-line argument as kubeadm's v1beta4 configuration writes it.
+type arg struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+func argList(sets ...map[string]string) []arg {
+	all := map[string]string{}
+	for _, set := range sets {
+		maps.Copy(all, set)
+	}
+	list := make([]arg, 0, len(all))
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		list = append(list, arg{name, all[name]})
+	}
+	return list
+}
+
+func join[T fmt.Stringer](list []T) string {
+	var s []string
+	for _, v := range list {
+		s = append(s, v.String())
+	}
+	return strings.Join(s, ",")
+}
+
+// kubeadmFile is the configuration that kubeadm's phases run with on a control-plane node.
+func (l *Lab) kubeadmFile(c *topology.Cluster, n *topology.Node) ([]byte, error) {
+	addr := l.NodeAddrs(c, n)[0]
+	planes := c.ControlPlanes()
+	gates := map[string]string{}
+	if len(c.FeatureGates) > 0 {
+		var list []string
+		for _, name := range slices.Sorted(maps.Keys(c.FeatureGates)) {
+			list = append(list, fmt.Sprintf("%s=%v", name, c.FeatureGates[name]))
+		}
+		gates["feature-gates"] = strings.Join(list, ",")
+	}
+	managers := map[string]string{"node-cidr-mask-size": fmt.Sprint(c.NodeMasks[0])}
+	if len(c.Families) > 1 {
+		managers = map[string]string{
+			"node-cidr-mask-size-ipv4": fmt.Sprint(c.NodeMasks[slices.Index(c.Families, topology.IPv4)]),
+			"node-cidr-mask-size-ipv6": fmt.Sprint(c.NodeMasks[slices.Index(c.Families, topology.IPv6)]),
+		}
+	}
+	schedulers := map[string]string{}
+	if len(planes) == 1 {
+		// Nobody to elect against. With an election, a control plane whose node lost power would wait 15 s
+		// for the lease of its own former self.
+		managers["leader-elect"], schedulers["leader-elect"] = "false", "false"
+	}
+	// A lab's disk need not outlive the host's power, and a kill of etcd loses nothing that the kernel has.
+	etcd := map[string]string{"unsafe-no-fsync": "true"}
+	if len(planes) > 1 {
+		// All members start at once as one new cluster; joining one by one would take a round each.
+		var members []string
+		for i := range planes {
+			members = append(members, fmt.Sprintf("%s=https://%s", planes[i].Name, netip.AddrPortFrom(l.NodeAddrs(c, &planes[i])[0], 2380)))
+		}
+		etcd["initial-cluster"], etcd["initial-cluster-state"] = strings.Join(members, ","), "new"
+	}
+	init := map[string]any{
+		"apiVersion":       "kubeadm.k8s.io/v1beta4",
+		"kind":             "InitConfiguration",
+		"localAPIEndpoint": map[string]any{"advertiseAddress": addr.String(), "bindPort": apiPort},
+		"nodeRegistration": map[string]any{
+			"name": n.Name, "criSocket": "unix:///run/containerd/containerd.sock",
+		},
+	}
+	sans := []string{l.APIAddr(c).String(), "localhost", "127.0.0.1"}
+	for _, a := range l.NodeAddrs(c, n) {
+		sans = append(sans, a.String())
+	}
+	slices.Sort(sans)
+	cluster := map[string]any{
+		"apiVersion":          "kubeadm.k8s.io/v1beta4",
+		"kind":                "ClusterConfiguration",
+		"clusterName":         c.Name,
+		"kubernetesVersion":   l.Kit.Kubernetes,
+		"encryptionAlgorithm": "ECDSA-P256",
+		"networking": map[string]any{
+			"podSubnet": join(c.PodCIDRs), "serviceSubnet": join(c.ServiceCIDRs), "dnsDomain": c.DNSDomain,
+		},
+		"apiServer": map[string]any{
+			"certSANs": slices.Compact(sans),
+			"extraArgs": argList(map[string]string{
+				// exec, logs and port-forward go to the node's address: its name is known to nobody's DNS.
+				"kubelet-preferred-address-types": "InternalIP",
+				"kubelet-certificate-authority":   clusterCA,
+			}, gates, c.APIServerArgs),
+		},
+		"controllerManager": map[string]any{"extraArgs": argList(managers, gates, c.ControllerManagerArgs)},
+		"scheduler":         map[string]any{"extraArgs": argList(schedulers, gates, c.SchedulerArgs)},
+		"etcd":              map[string]any{"local": map[string]any{"dataDir": "/var/lib/etcd", "extraArgs": argList(etcd)}},
+	}
+	if len(planes) > 1 {
+		cluster["controlPlaneEndpoint"] = netip.AddrPortFrom(l.APIAddr(c), apiPort).String()
+	}
+	proxy := map[string]any{
+		"apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+		"kind":       "KubeProxyConfiguration",
+		"mode":       c.Proxy.Mode,
+		// The conntrack table's size belongs to the host; in a namespace it can only be read.
+		"conntrack": map[string]any{"maxPerCore": 0, "min": 0},
+	}
+	if len(c.FeatureGates) > 0 {
+		proxy["featureGates"] = c.FeatureGates
+	}
+	var out bytes.Buffer
+	for _, doc := range []any{init, cluster, proxy} {
+		data, err := yaml.Marshal(doc)
+		if err != nil {
+			return nil, err
+		}
+		out.WriteString("---\n")
+		out.Write(data)
+	}
+	return out.Bytes(), nil
+}
+
+// The phases of `kubeadm init` in two runs: before there is an API server, and after. The rest of its
+// phases are done otherwise: preflight is doctor's, kubelet is started by the node's init, and nodes are
+// made with their labels and taints (see kube.CreateNodes).
+var (
+	phasesBefore = []string{"certs", "kubeconfig", "etcd", "control-plane"}
+	phasesAfter  = []string{"upload-config", "bootstrap-token", "addon"}
+	allPhases    = []string{"preflight", "certs", "kubeconfig", "etcd", "control-plane", "kubelet-start", "wait-control-plane",
+		"upload-config", "upload-certs", "mark-control-plane", "bootstrap-token", "kubelet-finalize", "addon", "show-join-command"}
+)
+
+// kubeadm runs these phases of `kubeadm init` on the node.
+func kubeadm(ctx context.Context, m *machine.Machine, phases []string, skip ...string) error {
+	for _, p := range allPhases {
+		if !slices.Contains(phases, p) {
+			skip = append(skip, p)
+		}
+	}
+	out, err := m.Output(ctx, "kubeadm", "init", "--config="+kubeadmConfig, "--skip-phases="+strings.Join(skip, ","))
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, out)
+	}
+	return nil
+}
+
+// sharedPKI is what all control-plane nodes of a cluster have in common: kubeadm's "upload-certs".
+var sharedPKI = []string{"ca.crt", "ca.key", "sa.key", "sa.pub", "front-proxy-ca.crt", "front-proxy-ca.key", "etcd/ca.crt", "etcd/ca.key"}
+
+// sharePKI copies the authorities of the first control-plane node to another.
+func (l *Lab) sharePKI(first, other string, to *machine.Machine) error {
+	for _, name := range sharedPKI {
+		path := filepath.Join("/etc/kubernetes/pki", name)
+		data, err := os.ReadFile(l.diskFile(first, path))
+		if err != nil {
+			return fmt.Errorf("share the certificate authorities of %s with %s: %w", first, other, err)
+		}
+		if err := writeFile(to.File(path), data, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// coreDNSPatch has kubelet ask CoreDNS every second whether it is ready. With kubeadm's ten, a kubelet that
+// has just started waits up to ten seconds before it asks for the first time.
+const coreDNSPatch = `{"spec":{"template":{"spec":{"containers":[{"name":"coredns","readinessProbe":{"periodSeconds":1}}]}}}}`
+
+// errNoBuild says why a cluster that an interrupted `up` left cannot be started as it is.
+var errNoBuild = errors.New("the cluster was not brought up to its end")

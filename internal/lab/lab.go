@@ -1,0 +1,274 @@
+// Package lab runs labs: clusters of machines with wires between them and Kubernetes on top. It brings
+// them up and takes them down, from whatever state an interrupted run left behind.
+//
+// What a lab is stands in its state directory; what of it is running stands in the kernel, and is always
+// asked there: processes by cgroup, wires by namespace and alias, never by a file that remembers them.
+package lab
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/kit"
+	"github.com/fathom-network/fathom/internal/machine"
+	"github.com/fathom-network/fathom/internal/topology"
+)
+
+// Paths are where labs keep what they need.
+type Paths struct {
+	State string // the labs: their definitions and their nodes' disks
+	Cache string // what is made once for all labs; hard links from it need the same file system as State
+	Run   string // what does not survive a reboot: network namespaces
+}
+
+// DefaultPaths are the usual places. $FATHOM_STATE moves the first two, to a disk with more room.
+func DefaultPaths() Paths {
+	p := Paths{State: "/var/lib/fathom", Cache: "/var/cache/fathom", Run: "/run/fathom"}
+	if dir := os.Getenv("FATHOM_STATE"); dir != "" {
+		p.State, p.Cache = dir, filepath.Join(dir, "cache")
+	}
+	return p
+}
+
+// Lab is a lab that exists, running or not.
+type Lab struct {
+	topology.Lab
+	Paths Paths
+	Kit   kit.Kit
+}
+
+// cgroupRoot is the group that all labs are in.
+const cgroupRoot = "fathom"
+
+// NotFoundError says that a lab, cluster or node is not there, and which are.
+type NotFoundError struct {
+	Kind, Name string
+	Have       []string
+	Hint       string
+}
+
+func (e *NotFoundError) Error() string {
+	msg := fmt.Sprintf("there is no %s %q", e.Kind, e.Name)
+	if len(e.Have) > 0 {
+		msg += ": there is " + strings.Join(e.Have, ", ")
+	}
+	if e.Hint != "" {
+		msg += "; " + e.Hint
+	}
+	return msg
+}
+
+// IsNotFound says whether err is about a lab, cluster or node that is not there.
+func IsNotFound(err error) bool {
+	var e *NotFoundError
+	return errors.As(err, &e)
+}
+
+// Open reads the lab of that name.
+func Open(paths Paths, name string) (*Lab, error) {
+	data, err := os.ReadFile(filepath.Join(paths.State, "labs", name, "lab.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		have, err := Names(paths)
+		if err != nil {
+			return nil, err
+		}
+		return nil, &NotFoundError{Kind: "lab", Name: name, Have: have, Hint: "start one with `fathom up`"}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open lab %s: %w", name, err)
+	}
+	l := &Lab{Paths: paths}
+	if err := json.Unmarshal(data, &l.Lab); err != nil {
+		return nil, fmt.Errorf("open lab %s: its state is damaged, take it down with `fathom down --name %s`: %w", name, name, err)
+	}
+	// The kit is needed to start programs, not to look at or to end a lab.
+	l.Kit, _ = kit.Find()
+	return l, nil
+}
+
+// Names returns the names of the labs that there are, also of those that were only begun.
+func Names(paths Paths) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(paths.State, "labs"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list labs: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+func (l *Lab) dir(parts ...string) string {
+	return filepath.Join(append([]string{l.Paths.State, "labs", l.Name}, parts...)...)
+}
+
+func (l *Lab) netnsPath(name string) string {
+	return filepath.Join(l.Paths.Run, l.Name, "netns", name)
+}
+
+func (l *Lab) cgroup(parts ...string) string {
+	return filepath.Join(append([]string{cgroupRoot, l.Name}, parts...)...)
+}
+
+// save writes the lab's definition. It is what makes a lab exist.
+func (l *Lab) save() error {
+	data, err := json.MarshalIndent(l.Lab, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(l.dir("lab.json"), data, 0o600)
+}
+
+// writeFile replaces a file in one step, so that no crash leaves half of one.
+func writeFile(path string, data []byte, mode os.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	if _, err = tmp.Write(data); err == nil {
+		err = tmp.Chmod(mode)
+	}
+	if closeErr := tmp.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+// BusyError says that another command is at work on the lab.
+type BusyError struct{ Name, Holder string }
+
+func (e *BusyError) Error() string {
+	return fmt.Sprintf("another fathom command (%s) is at work on lab %s: wait for it to end", e.Holder, e.Name)
+}
+
+// lock keeps other commands from changing the lab of that name until the returned function is called. The
+// kernel drops the lock of a process that ends, however it ends.
+func lock(paths Paths, name string) (func(), error) {
+	// Not in the lab's own directory, which `down` takes away while it holds the lock.
+	dir := filepath.Join(paths.State, "locks")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("lock lab %s: %w", name, err)
+	}
+	path := filepath.Join(dir, name)
+	for {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("lock lab %s: %w", name, err)
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			holder, _ := os.ReadFile(path)
+			f.Close()
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				return nil, &BusyError{Name: name, Holder: strings.TrimSpace(string(holder))}
+			}
+			return nil, fmt.Errorf("lock lab %s: %w", name, err)
+		}
+		// The holder before us may have removed the file between our open and our lock.
+		var opened, there unix.Stat_t
+		if unix.Fstat(int(f.Fd()), &opened) != nil || unix.Stat(path, &there) != nil || opened.Ino != there.Ino {
+			f.Close()
+			continue
+		}
+		_ = f.Truncate(0)
+		_, _ = fmt.Fprintf(f, "process %d\n", os.Getpid())
+		return func() {
+			os.Remove(path)
+			f.Close()
+		}, nil
+	}
+}
+
+// Cluster returns the cluster of that name; the empty name is the first cluster.
+func (l *Lab) Cluster(name string) (*topology.Cluster, error) {
+	var have []string
+	for i := range l.Clusters {
+		if name == "" || l.Clusters[i].Name == name {
+			return &l.Clusters[i], nil
+		}
+		have = append(have, l.Clusters[i].Name)
+	}
+	return nil, &NotFoundError{Kind: "cluster", Name: name, Have: have}
+}
+
+// Node returns the node of that name and its cluster.
+func (l *Lab) Node(name string) (*topology.Cluster, *topology.Node, error) {
+	var have []string
+	for i := range l.Clusters {
+		c := &l.Clusters[i]
+		for j := range c.Nodes {
+			if c.Nodes[j].Name == name {
+				return c, &c.Nodes[j], nil
+			}
+			have = append(have, c.Nodes[j].Name)
+		}
+	}
+	return nil, nil, &NotFoundError{Kind: "node", Name: name, Have: have}
+}
+
+// Machine returns the running machine of a node; see machine.ErrNotRunning.
+func (l *Lab) Machine(node string) (*machine.Machine, error) {
+	m, err := machine.Open(l.cgroup(node))
+	if errors.Is(err, machine.ErrNotRunning) {
+		return nil, fmt.Errorf("node %w: start it with `fathom node start %s`", err, node)
+	}
+	return m, err
+}
+
+// Context is the name of a cluster's context in a kubeconfig.
+func (l *Lab) Context(c *topology.Cluster) string { return l.Name + "-" + c.Name }
+
+// AdminKubeconfig returns the path of the cluster's admin.conf, as the host sees it.
+func (l *Lab) AdminKubeconfig(c *topology.Cluster) string {
+	return l.diskFile(c.Nodes[0].Name, "/etc/kubernetes/admin.conf")
+}
+
+// diskFile returns where the host finds a file that was written on a node's disk. It is for reading, and
+// for writing while the node is off; a running node sees its disk through an overlay.
+func (l *Lab) diskFile(node, path string) string {
+	if rest, found := strings.CutPrefix(path, "/var/"); found {
+		return l.dir("nodes", node, "var", rest)
+	}
+	return l.dir("nodes", node, "upper", path)
+}
+
+// built says whether the cluster was once brought up to its end. One that was not is begun anew.
+func (l *Lab) built(c *topology.Cluster) bool {
+	_, err := os.Stat(l.dir("built", c.Name))
+	return err == nil
+}
+
+func (l *Lab) setBuilt(c *topology.Cluster) error {
+	return writeFile(l.dir("built", c.Name), nil, 0o600)
+}
+
+func (l *Lab) nodeNames() []string {
+	var names []string
+	for _, c := range l.Clusters {
+		for _, n := range c.Nodes {
+			names = append(names, n.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}

@@ -1,0 +1,307 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	_ "embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/template"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/fathom-network/fathom/internal/cgroup"
+	"github.com/fathom-network/fathom/internal/image"
+	"github.com/fathom-network/fathom/internal/machine"
+	"github.com/fathom-network/fathom/internal/topology"
+)
+
+// The services of a node's init.
+const (
+	containerdService = "containerd"
+	kubeletService    = "kubelet"
+)
+
+// containerdConfig is the same on every node: what differs from containerd's defaults, and why.
+//
+//go:embed containerd.toml
+var containerdConfig string
+
+// writeDisk makes the disk of a node that has none: the images, and the files that differ from node to
+// node. It is done while the node is off.
+func (l *Lab) writeDisk(c *topology.Cluster, n *topology.Node, store image.Store) error {
+	dir := l.dir("nodes", n.Name)
+	if err := (machine.Spec{Hostname: n.Name, Dir: dir}).Prepare(hiddenDirs...); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(l.diskFile(n.Name, "/var/lib"), 0o755); err != nil {
+		return err
+	}
+	if err := store.Clone(l.diskFile(n.Name, "/var/lib/containerd")); err != nil {
+		return fmt.Errorf("give node %s its images: %w", n.Name, err)
+	}
+	id := make([]byte, 16)
+	if _, err := rand.Read(id); err != nil {
+		return err
+	}
+	for _, dir := range []string{"/etc/cni/net.d", "/etc/kubernetes/manifests"} {
+		if err := os.MkdirAll(l.diskFile(n.Name, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	files := map[string][]byte{
+		"/etc/hostname":               []byte(n.Name + "\n"),
+		"/etc/machine-id":             []byte(hex.EncodeToString(id) + "\n"),
+		"/etc/hosts":                  l.hostsFile(c),
+		"/etc/resolv.conf":            l.resolvConf(c),
+		"/etc/containerd/config.toml": fmt.Appendf(nil, containerdConfig, l.Kit.PauseImage),
+		"/etc/profile.d/fathom.sh":    []byte(profile(n)),
+	}
+	kubelet, err := yaml.Marshal(kubeletConfig(c))
+	if err != nil {
+		return err
+	}
+	files["/var/lib/kubelet/config.yaml"] = kubelet
+	if c.Network.Kind == topology.NetworkBridge {
+		if files["/etc/cni/net.d/10-bridge.conflist"], err = bridgeConflist(n); err != nil {
+			return err
+		}
+	}
+	for path, data := range files {
+		if err := writeFile(l.diskFile(n.Name, path), data, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func profile(n *topology.Node) string {
+	if n.Role == topology.ControlPlane {
+		return "export KUBECONFIG=/etc/kubernetes/admin.conf\n"
+	}
+	return "export KUBECONFIG=/etc/kubernetes/kubelet.conf\n"
+}
+
+func (l *Lab) hostsFile(c *topology.Cluster) []byte {
+	var b bytes.Buffer
+	b.WriteString("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n")
+	for i := range c.Nodes {
+		for _, a := range l.NodeAddrs(c, &c.Nodes[i]) {
+			fmt.Fprintf(&b, "%s %s\n", a, c.Nodes[i].Name)
+		}
+	}
+	return b.Bytes()
+}
+
+// resolvConf gives nodes the host's name servers. A name server on the host's loopback is another machine's
+// loopback here, so systemd-resolved's own list is read in its place; without any, the core refuses at
+// once instead of letting every look-up time out.
+func (l *Lab) resolvConf(c *topology.Cluster) []byte {
+	for _, path := range []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		if conf := usableResolvConf(string(data)); conf != "" {
+			return []byte(conf)
+		}
+	}
+	return fmt.Appendf(nil, "nameserver %s\n", c.Gateways(&l.Lab)[0])
+}
+
+func usableResolvConf(conf string) string {
+	var keep strings.Builder
+	usable := false
+	for line := range strings.Lines(conf) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) >= 2 && f[0] == "nameserver":
+			if addr, err := netip.ParseAddr(f[1]); err != nil || addr.IsLoopback() {
+				continue
+			}
+			usable = true
+		case len(f) < 2 || f[0] == "sortlist" || strings.HasPrefix(f[0], "#"):
+			continue
+		}
+		keep.WriteString(strings.Join(f, " ") + "\n")
+	}
+	if !usable {
+		return ""
+	}
+	return keep.String()
+}
+
+// spec is what the node's init is told.
+func (l *Lab) spec(c *topology.Cluster, n *topology.Node, layer string) machine.Spec {
+	addrs := make([]string, 0, 2)
+	for _, a := range l.NodeAddrs(c, n) {
+		addrs = append(addrs, a.String())
+	}
+	args := []string{
+		"/usr/local/bin/kubelet",
+		"--config=/var/lib/kubelet/config.yaml",
+		"--kubeconfig=/etc/kubernetes/kubelet.conf",
+		"--hostname-override=" + n.Name,
+		"--node-ip=" + strings.Join(addrs, ","),
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.KubeletArgs)) {
+		args = append(args, fmt.Sprintf("--%s=%s", name, c.KubeletArgs[name]))
+	}
+	s := machine.Spec{
+		Hostname: n.Name, Dir: l.dir("nodes", n.Name), Cgroup: l.cgroup(n.Name),
+		Overlays: []machine.Overlay{
+			{Target: "/usr/local", Lower: []string{filepath.Join(layer, "usr/local"), "/usr/local"}},
+			{Target: "/opt/cni", Lower: []string{filepath.Join(layer, "opt/cni")}},
+		},
+		Services: []machine.Service{
+			{Name: containerdService, Args: []string{"/usr/local/bin/containerd"}, Log: "/var/log/containerd.log",
+				Env: []string{"GOGC=50"}},
+			// kubelet waits until it has its certificates, and an API server to talk to: one that starts
+			// earlier meets refusals and then waits, twice as long each time.
+			{Name: kubeletService, Args: args, Log: "/var/log/kubelet.log", Manual: true, After: containerdService},
+		},
+	}
+	for _, m := range n.Mounts {
+		s.Binds = append(s.Binds, machine.Bind{Source: m.HostPath, Target: m.NodePath, ReadOnly: m.ReadOnly})
+	}
+	return s
+}
+
+// boot starts the machine of a node and plugs its wire. kubelet is not started yet. A node that runs is
+// only plugged in again.
+func (l *Lab) boot(ctx context.Context, c *topology.Cluster, n *topology.Node) (*machine.Machine, error) {
+	m, err := machine.Open(l.cgroup(n.Name))
+	if errors.Is(err, machine.ErrNotRunning) {
+		var layer, init string
+		if layer, err = l.kitLayer(); err != nil {
+			return nil, err
+		}
+		if init, err = initProgram(); err != nil {
+			return nil, err
+		}
+		// What a machine's end leaves: containers' cgroups, which the next containerd does not know.
+		if err := cgroup.Kill(ctx, l.cgroup(n.Name)); err != nil {
+			return nil, err
+		}
+		if err := cgroup.Remove(l.cgroup(n.Name)); err != nil {
+			return nil, err
+		}
+		m, err = machine.Start(ctx, init, l.spec(c, n, layer))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := l.plug(c, n, m); err != nil {
+		return nil, fmt.Errorf("plug in node %s: %w", n.Name, err)
+	}
+	return m, nil
+}
+
+func startKubelet(ctx context.Context, m *machine.Machine) error {
+	_, err := m.Control(ctx, machine.Request{Op: machine.OpStart, Service: kubeletService})
+	return err
+}
+
+// initProgram finds fathom-init, which is installed beside fathom.
+func initProgram() (string, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	if exe, err = filepath.EvalSymlinks(exe); err != nil {
+		return "", err
+	}
+	path := filepath.Join(filepath.Dir(exe), "fathom-init")
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("find fathom-init beside %s: %w; build both with `make build`", exe, err)
+	}
+	return path, nil
+}
+
+// kubeletConfig is what `kubeadm init` writes, and what differs: certificates from the cluster's own
+// authority for the serving side, no swap, disk or cgroup checks that a shared host would fail.
+func kubeletConfig(c *topology.Cluster) map[string]any {
+	var dns []string
+	for _, p := range c.ServiceCIDRs {
+		dns = append(dns, dnsAddr(p).String())
+	}
+	conf := map[string]any{
+		"apiVersion": "kubelet.config.k8s.io/v1beta1",
+		"kind":       "KubeletConfiguration",
+		"authentication": map[string]any{
+			"anonymous": map[string]any{"enabled": false},
+			"webhook":   map[string]any{"enabled": true},
+			"x509":      map[string]any{"clientCAFile": "/etc/kubernetes/pki/ca.crt"},
+		},
+		"authorization":                 map[string]any{"mode": "Webhook"},
+		"tlsCertFile":                   kubeletCert,
+		"tlsPrivateKeyFile":             kubeletKey,
+		"clusterDomain":                 c.DNSDomain,
+		"clusterDNS":                    dns[:1], // one name server a pod, as kubeadm has it
+		"containerRuntimeEndpoint":      "unix:///run/containerd/containerd.sock",
+		"staticPodPath":                 "/etc/kubernetes/manifests",
+		"resolvConf":                    "/etc/resolv.conf",
+		"cgroupDriver":                  "cgroupfs",
+		"cgroupsPerQOS":                 false,
+		"enforceNodeAllocatable":        []string{},
+		"failCgroupV1":                  false,
+		"failSwapOn":                    false,
+		"serializeImagePulls":           false,
+		"localStorageCapacityIsolation": true,
+		// All nodes share one disk: a full one evicts pods on every node at once and helps none.
+		"evictionHard":                map[string]string{"memory.available": "100Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
+		"imageGCHighThresholdPercent": 100,
+	}
+	if len(c.FeatureGates) > 0 {
+		conf["featureGates"] = c.FeatureGates
+	}
+	return conf
+}
+
+// dnsAddr is the tenth address of the Service range, as kubeadm chooses.
+func dnsAddr(services netip.Prefix) netip.Addr {
+	a := services.Masked().Addr()
+	for range 10 {
+		a = a.Next()
+	}
+	return a
+}
+
+var bridgeTemplate = template.Must(template.New("bridge").Parse(`{
+  "cniVersion": "1.0.0",
+  "name": "bridge",
+  "plugins": [
+    {
+      "type": "bridge",
+      "bridge": "cni0",
+      "isGateway": true,
+      "ipMasq": true,
+      "hairpinMode": true,
+      "ipam": {
+        "type": "host-local",
+        "ranges": [{{range $i, $p := .}}{{if $i}}, {{end}}[{"subnet": "{{$p}}"}]{{end}}],
+        "routes": [{{range $i, $p := .}}{{if $i}}, {{end}}{"dst": "{{if $p.Addr.Is4}}0.0.0.0/0{{else}}::/0{{end}}"}{{end}}]
+      }
+    },
+    {
+      "type": "portmap",
+      "capabilities": {"portMappings": true}
+    }
+  ]
+}
+`))
+
+// bridgeConflist is the network of the reference plugins.
+func bridgeConflist(n *topology.Node) ([]byte, error) {
+	var b bytes.Buffer
+	err := bridgeTemplate.Execute(&b, n.PodCIDRs)
+	return b.Bytes(), err
+}

@@ -1,0 +1,327 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/fathom-network/fathom/internal/cgroup"
+	"github.com/fathom-network/fathom/internal/doctor"
+	"github.com/fathom-network/fathom/internal/image"
+	"github.com/fathom-network/fathom/internal/kit"
+	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/machine"
+	"github.com/fathom-network/fathom/internal/topology"
+)
+
+// ErrDiffers says that a lab of the name is there and is not the one that was asked for.
+var ErrDiffers = errors.New("a lab of this name exists and is another one than you ask for")
+
+// Up brings a lab up and returns when every node is Ready and names resolve. A lab that is there is
+// brought to that state from whatever state it is in; clusters that an interrupted Up left half made are
+// made anew. want may be nil for the lab that exists.
+func Up(ctx context.Context, paths Paths, name string, want *topology.Lab, report Report) (*Lab, error) {
+	t := &timeline{report: report}
+	unlock, err := lock(paths, name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	l, err := define(paths, name, want)
+	if err != nil {
+		return nil, err
+	}
+	if l.Kit, err = kit.Find(); err != nil {
+		return nil, err
+	}
+	if err := t.step("", "check this machine", func() error { return l.check(ctx) }); err != nil {
+		return nil, err
+	}
+	if err := l.save(); err != nil {
+		return nil, err
+	}
+	err = l.up(ctx, t)
+	if err == nil {
+		err = t.step("", "write the kubeconfig", l.mergeKubeconfig)
+	}
+	return l, err
+}
+
+// define returns the lab to bring up: the one that exists, or want with an underlay.
+func define(paths Paths, name string, want *topology.Lab) (*Lab, error) {
+	have, err := Open(paths, name)
+	switch {
+	case IsNotFound(err) && want == nil:
+		return nil, err
+	case err == nil && want == nil:
+		return have, nil
+	case err == nil:
+		if w := *want; !sameLab(&have.Lab, &w) {
+			return nil, fmt.Errorf("%w: take it down with `fathom down --name %s`, or give the new one another --name", ErrDiffers, name)
+		}
+		return have, nil
+	case !IsNotFound(err):
+		return nil, err
+	}
+	l := &Lab{Lab: *want, Paths: paths}
+	if l.Underlay4.IsValid() && l.Underlay6.IsValid() {
+		return l, nil
+	}
+	taken, err := takenPrefixes(paths, l)
+	if err != nil {
+		return nil, err
+	}
+	v4, v6, err := topology.ChooseUnderlay(taken)
+	if err != nil {
+		return nil, err
+	}
+	if !l.Underlay4.IsValid() {
+		l.Underlay4 = v4
+	}
+	if !l.Underlay6.IsValid() {
+		l.Underlay6 = v6
+	}
+	return l, nil
+}
+
+// sameLab compares what a user asks for with what is there; an underlay that was left open matches any.
+func sameLab(have, want *topology.Lab) bool {
+	w := *want
+	if !w.Underlay4.IsValid() {
+		w.Underlay4 = have.Underlay4
+	}
+	if !w.Underlay6.IsValid() {
+		w.Underlay6 = have.Underlay6
+	}
+	a, errA := json.Marshal(have)
+	b, errB := json.Marshal(&w)
+	return errA == nil && errB == nil && bytes.Equal(a, b)
+}
+
+// takenPrefixes are the ranges that a new lab's underlay must not overlap: the host's routes, the other
+// labs' underlays (they may be down) and the lab's own clusters.
+func takenPrefixes(paths Paths, l *Lab) ([]netip.Prefix, error) {
+	taken := l.Prefixes()
+	host, err := openHost()
+	if err != nil {
+		return nil, err
+	}
+	defer host.Close()
+	routed, err := host.Routed()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range routed {
+		if p.Bits() > 0 {
+			taken = append(taken, p)
+		}
+	}
+	names, err := Names(paths)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if other, err := Open(paths, name); err == nil {
+			taken = append(taken, other.Underlay4, other.Underlay6)
+		}
+	}
+	return taken, nil
+}
+
+// check runs the parts of doctor that this lab needs.
+func (l *Lab) check(ctx context.Context) error {
+	o := doctor.For(&l.Lab)
+	o.StateDir, o.KitDir, o.Quick = l.Paths.State, l.Kit.Dir, true
+	return doctor.Failed(doctor.Run(ctx, o))
+}
+
+func (l *Lab) up(ctx context.Context, t *timeline) error {
+	for i := range l.Clusters {
+		c := &l.Clusters[i]
+		if l.built(c) {
+			continue
+		}
+		if err := l.wipe(ctx, c); err != nil {
+			return fmt.Errorf("clear what is left of cluster %s: %w", c.Name, err)
+		}
+	}
+	var store image.Store
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return t.detailed("", "prepare images", func(say func(string)) error {
+			var err error
+			store, err = image.Prepare(gctx, l.Kit, l.Paths.Cache, say)
+			return err
+		})
+	})
+	g.Go(func() error { return t.step("", "lay the wires", l.setWires) })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	defer store.Close()
+
+	g, gctx = errgroup.WithContext(ctx)
+	for i := range l.Clusters {
+		c := &l.Clusters[i]
+		g.Go(func() error {
+			var err error
+			if l.built(c) {
+				err = l.resume(gctx, c, t)
+			} else {
+				err = l.build(gctx, c, store, t)
+			}
+			if err != nil {
+				return fmt.Errorf("cluster %s: %w", c.Name, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// wipe ends the nodes of a cluster and removes their disks.
+func (l *Lab) wipe(ctx context.Context, c *topology.Cluster) error {
+	for _, n := range c.Nodes {
+		if err := machine.Kill(ctx, l.cgroup(n.Name)); err != nil {
+			return err
+		}
+		if err := cgroup.Remove(l.cgroup(n.Name)); err != nil {
+			return err
+		}
+		if err := os.RemoveAll(l.dir("nodes", n.Name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bootLimit bounds how many nodes boot at once: each is a burst of processor time, and more at once than
+// there are processors only makes the first ones late.
+const bootLimit = 4
+
+// build makes a cluster from nothing.
+func (l *Lab) build(ctx context.Context, c *topology.Cluster, store image.Store, t *timeline) error {
+	planes := c.ControlPlanes()
+	machines := make([]*machine.Machine, len(c.Nodes))
+	boot := func(nodes []topology.Node) error {
+		g, gctx := errgroup.WithContext(ctx)
+		g.SetLimit(bootLimit)
+		for i := range nodes {
+			n := &nodes[i]
+			g.Go(func() error {
+				if err := l.writeDisk(c, n, store); err != nil {
+					return err
+				}
+				m, err := l.boot(gctx, c, n)
+				machines[n.Index] = m
+				return err
+			})
+		}
+		return g.Wait()
+	}
+	err := t.step(c.Name, "boot the control-plane node"+plural(len(planes)), func() error { return boot(planes) })
+	if err != nil {
+		return err
+	}
+	if err := l.startBalancer(ctx, c); err != nil {
+		return err
+	}
+	if err := t.step(c.Name, "kubeadm: certificates and manifests", func() error { return l.initPlanes(ctx, c, machines) }); err != nil {
+		return err
+	}
+
+	// The API server takes seconds of processor time to start; the workers boot beside it.
+	var client *kube.Client
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return t.step(c.Name, "start the control plane", func() error {
+			if err := l.startPlanes(gctx, c, machines); err != nil {
+				return err
+			}
+			var err error
+			if client, err = kube.Connect(l.diskFile(planes[0].Name, "/etc/kubernetes/super-admin.conf")); err != nil {
+				return err
+			}
+			if err = withTimeout(gctx, apiTimeout, client.WaitReady); err != nil {
+				return fmt.Errorf("%w\nsee `fathom node logs --name %s %s kubelet` and `fathom node ps --name %s %s`", err, l.Name, planes[0].Name, l.Name, planes[0].Name)
+			}
+			return nil
+		})
+	})
+	g.Go(func() error {
+		workers := c.Workers()
+		if len(workers) == 0 {
+			return nil
+		}
+		return t.step(c.Name, fmt.Sprintf("boot %d worker%s", len(workers), plural(len(workers))), func() error {
+			if err := boot(workers); err != nil {
+				return err
+			}
+			return l.writeCredentials(c, workers, machines)
+		})
+	})
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if err := l.join(ctx, c, client, machines, t); err != nil {
+		return err
+	}
+	return l.setBuilt(c)
+}
+
+func plural(n int) string {
+	if n == 1 {
+		return ""
+	}
+	return "s"
+}
+
+// What a step may take before it is given up, on a slow and loaded machine.
+const (
+	apiTimeout  = 2 * time.Minute
+	nodeTimeout = 3 * time.Minute
+)
+
+func withTimeout(ctx context.Context, d time.Duration, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, d, fmt.Errorf("not within %v", d))
+	defer cancel()
+	return f(ctx)
+}
+
+// resume brings a cluster that was once built back up: nodes that are off are booted.
+func (l *Lab) resume(ctx context.Context, c *topology.Cluster, t *timeline) error {
+	if err := l.startBalancer(ctx, c); err != nil {
+		return err
+	}
+	var names []string
+	for i := range c.Nodes {
+		names = append(names, c.Nodes[i].Name)
+	}
+	err := t.step(c.Name, "start the nodes", func() error {
+		g, gctx := errgroup.WithContext(ctx)
+		g.SetLimit(bootLimit)
+		for i := range c.Nodes {
+			g.Go(func() error { return l.startNode(gctx, c, &c.Nodes[i]) })
+		}
+		return g.Wait()
+	})
+	if err != nil {
+		return err
+	}
+	client, err := kube.Connect(l.AdminKubeconfig(c))
+	if err != nil {
+		return err
+	}
+	err = t.step(c.Name, "wait for the API server", func() error { return withTimeout(ctx, apiTimeout, client.WaitReady) })
+	if err != nil {
+		return err
+	}
+	return l.waitUsable(ctx, c, client, names, t)
+}

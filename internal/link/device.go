@@ -1,0 +1,302 @@
+package link
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// RouteProtocol marks the routes that are ours; `ip route` shows it as "proto 250".
+const RouteProtocol = 250
+
+// Device describes one end of a veth pair, or a bridge.
+type Device struct {
+	Name  string
+	Alias string // says what the device is for; it is how the device is known as ours
+	MTU   int    // 0 keeps the kernel's
+	MAC   net.HardwareAddr
+	// Bridge is the bridge that the device is a port of, or empty.
+	Bridge string
+}
+
+// Route is a route to a prefix by way of a gateway.
+type Route struct {
+	To  netip.Prefix
+	Via netip.Addr
+}
+
+// State is what a device is found to be.
+type State struct {
+	Name    string
+	Up      bool
+	Carrier bool
+	MTU     int
+}
+
+// SetBridge makes a bridge, up.
+func (n *Namespace) SetBridge(d Device) error {
+	if l, err := n.nl.LinkByName(d.Name); err == nil && l.Type() == "bridge" {
+		return n.configure(l, d)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = d.Name
+	if err := n.nl.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+		return fmt.Errorf("make bridge %s: %w", d.Name, err)
+	}
+	l, err := n.nl.LinkByName(d.Name)
+	if err != nil {
+		return err
+	}
+	return n.configure(l, d)
+}
+
+// SetPair makes a veth pair with one end here and one in the namespace of the peer, both up. A pair that
+// is there, with both ends where they should be, is kept; a stray end in its way that has our alias is
+// replaced, any other device in its way is an error.
+func (n *Namespace) SetPair(here Device, in *Namespace, there Device) error {
+	local, errHere := n.nl.LinkByName(here.Name)
+	remote, errThere := in.nl.LinkByName(there.Name)
+	paired := errHere == nil && errThere == nil && local.Attrs().ParentIndex == remote.Attrs().Index &&
+		remote.Attrs().ParentIndex == local.Attrs().Index
+	if !paired {
+		for _, end := range []struct {
+			n    *Namespace
+			l    netlink.Link
+			err  error
+			want Device
+		}{{n, local, errHere, here}, {in, remote, errThere, there}} {
+			if end.err != nil {
+				continue
+			}
+			if end.l.Attrs().Alias != end.want.Alias {
+				return fmt.Errorf("make device %s: there is one of that name that is not ours", end.want.Name)
+			}
+			if err := end.n.nl.LinkDel(end.l); err != nil && !isGone(err) {
+				return fmt.Errorf("replace device %s: %w", end.want.Name, err)
+			}
+		}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = here.Name
+		if here.MAC != nil {
+			attrs.HardwareAddr = here.MAC
+		}
+		if err := n.nl.LinkAdd(&netlink.Veth{
+			LinkAttrs: attrs, PeerName: there.Name, PeerHardwareAddr: there.MAC,
+			PeerNamespace: netlink.NsFd(int(in.file.Fd())),
+		}); err != nil {
+			return fmt.Errorf("make veth pair %s and %s: %w", here.Name, there.Name, err)
+		}
+		var err error
+		if local, err = n.nl.LinkByName(here.Name); err != nil {
+			return err
+		}
+		if remote, err = in.nl.LinkByName(there.Name); err != nil {
+			return err
+		}
+	}
+	if err := n.configure(local, here); err != nil {
+		return err
+	}
+	return in.configure(remote, there)
+}
+
+func isGone(err error) bool {
+	var missing netlink.LinkNotFoundError
+	return errors.As(err, &missing) || errors.Is(err, unix.ENODEV)
+}
+
+func (n *Namespace) configure(l netlink.Link, d Device) error {
+	a := l.Attrs()
+	if a.Alias != d.Alias {
+		if err := n.nl.LinkSetAlias(l, d.Alias); err != nil {
+			return fmt.Errorf("set the alias of %s: %w", d.Name, err)
+		}
+	}
+	if d.MTU != 0 && a.MTU != d.MTU {
+		if err := n.nl.LinkSetMTU(l, d.MTU); err != nil {
+			return fmt.Errorf("set the MTU of %s to %d: %w", d.Name, d.MTU, err)
+		}
+	}
+	if d.MAC != nil && !bytes.Equal(a.HardwareAddr, d.MAC) {
+		if err := n.nl.LinkSetHardwareAddr(l, d.MAC); err != nil {
+			return fmt.Errorf("set the MAC address of %s: %w", d.Name, err)
+		}
+	}
+	if d.Bridge != "" {
+		b, err := n.nl.LinkByName(d.Bridge)
+		if err != nil {
+			return fmt.Errorf("join bridge %s: %w", d.Bridge, err)
+		}
+		if a.MasterIndex != b.Attrs().Index {
+			if err := n.nl.LinkSetMaster(l, b); err != nil {
+				return fmt.Errorf("make %s a port of bridge %s: %w", d.Name, d.Bridge, err)
+			}
+		}
+	}
+	if err := n.nl.LinkSetUp(l); err != nil {
+		return fmt.Errorf("bring up %s: %w", d.Name, err)
+	}
+	return nil
+}
+
+// SetAddrs gives the device these addresses and no others, but for link-local ones.
+func (n *Namespace) SetAddrs(device string, want []netip.Prefix) error {
+	l, err := n.nl.LinkByName(device)
+	if err != nil {
+		return fmt.Errorf("set the addresses of %s: %w", device, err)
+	}
+	have, err := dump(func() ([]netlink.Addr, error) { return n.nl.AddrList(l, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list the addresses of %s: %w", device, err)
+	}
+	present := map[netip.Prefix]bool{}
+	for _, a := range have {
+		present[prefixOf(a.IPNet)] = true
+	}
+	wanted := map[netip.Prefix]bool{}
+	for _, p := range want {
+		wanted[p] = true
+		if present[p] {
+			continue
+		}
+		addr := &netlink.Addr{IPNet: ipNet(p)}
+		if p.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD // nobody else can have it: the plan gives each address once
+		}
+		if err := n.nl.AddrAdd(l, addr); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add address %s to %s: %w", p, device, err)
+		}
+	}
+	for i, a := range have {
+		p := prefixOf(a.IPNet)
+		if wanted[p] || p.Addr().IsLinkLocalUnicast() || p.Addr().IsLoopback() {
+			continue
+		}
+		if err := n.nl.AddrDel(l, &have[i]); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("remove address %s from %s: %w", p, device, err)
+		}
+	}
+	return nil
+}
+
+// SetRoutes makes these routes, marked as ours, and takes away those with our mark that are not wanted.
+func (n *Namespace) SetRoutes(want []Route) error { return n.setRoutes(0, want) }
+
+// SetDeviceRoutes is SetRoutes for the routes by one device: those by other devices stay as they are.
+func (n *Namespace) SetDeviceRoutes(device string, want []Route) error {
+	l, err := n.nl.LinkByName(device)
+	if err != nil {
+		return fmt.Errorf("set routes by %s: %w", device, err)
+	}
+	return n.setRoutes(l.Attrs().Index, want)
+}
+
+func (n *Namespace) setRoutes(device int, want []Route) error {
+	filter, mask := &netlink.Route{Protocol: RouteProtocol}, netlink.RT_FILTER_PROTOCOL
+	if device != 0 {
+		filter.LinkIndex, mask = device, mask|netlink.RT_FILTER_OIF
+	}
+	have, err := dump(func() ([]netlink.Route, error) {
+		return n.nl.RouteListFiltered(netlink.FAMILY_ALL, filter, mask)
+	})
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	wanted := map[netip.Prefix]bool{}
+	for _, r := range want {
+		wanted[r.To] = true
+		route := &netlink.Route{Dst: ipNet(r.To), Gw: r.Via.AsSlice(), Protocol: RouteProtocol, LinkIndex: device}
+		if err := n.nl.RouteReplace(route); err != nil {
+			return fmt.Errorf("route %s via %s: %w", r.To, r.Via, err)
+		}
+	}
+	for i, r := range have {
+		if r.Dst == nil || wanted[prefixOf(r.Dst)] {
+			continue
+		}
+		if err := n.nl.RouteDel(&have[i]); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("remove the route to %s: %w", r.Dst, err)
+		}
+	}
+	return nil
+}
+
+// Routed returns the destinations of every route of the namespace, whoever made them.
+func (n *Namespace) Routed() ([]netip.Prefix, error) {
+	routes, err := dump(func() ([]netlink.Route, error) { return n.nl.RouteList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	var all []netip.Prefix
+	for _, r := range routes {
+		if r.Dst != nil {
+			all = append(all, prefixOf(r.Dst))
+		}
+	}
+	return all, nil
+}
+
+// SetUp brings a device up or down.
+func (n *Namespace) SetUp(device string, up bool) error {
+	l, err := n.nl.LinkByName(device)
+	if err == nil && up {
+		err = n.nl.LinkSetUp(l)
+	} else if err == nil {
+		err = n.nl.LinkSetDown(l)
+	}
+	if err != nil {
+		return fmt.Errorf("set device %s up=%v: %w", device, up, err)
+	}
+	return nil
+}
+
+// Device returns the state of a device.
+func (n *Namespace) Device(name string) (State, error) {
+	l, err := n.nl.LinkByName(name)
+	if err != nil {
+		return State{}, fmt.Errorf("look up device %s: %w", name, err)
+	}
+	a := l.Attrs()
+	return State{Name: name, Up: a.Flags&net.FlagUp != 0, Carrier: a.OperState == netlink.OperUp, MTU: a.MTU}, nil
+}
+
+// DeleteDevice takes a device away that has our alias. One that is not there is not an error.
+func (n *Namespace) DeleteDevice(name, alias string) error {
+	l, err := n.nl.LinkByName(name)
+	if err == nil && l.Attrs().Alias != alias {
+		return fmt.Errorf("delete device %s: it is not ours (alias %q)", name, l.Attrs().Alias)
+	}
+	if err == nil {
+		err = n.nl.LinkDel(l)
+	}
+	if err != nil && !isGone(err) {
+		return fmt.Errorf("delete device %s: %w", name, err)
+	}
+	return nil
+}
+
+// dump repeats a netlink dump that a concurrent change interrupted: it is never taken as the truth.
+func dump[T any](list func() ([]T, error)) ([]T, error) {
+	for {
+		all, err := list()
+		if errors.Is(err, netlink.ErrDumpInterrupted) || errors.Is(err, unix.EINTR) {
+			continue
+		}
+		return all, err
+	}
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func prefixOf(n *net.IPNet) netip.Prefix {
+	addr, _ := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(addr.Unmap(), ones)
+}

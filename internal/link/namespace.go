@@ -1,0 +1,129 @@
+// Package link makes wires: network namespaces, veth pairs, bridges, addresses, routes, rate limits and
+// masquerade. Every function takes the whole desired state and may be repeated. Each device carries an
+// alias, each route a protocol number and each nftables table a comment that says that it is ours.
+package link
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Namespace is an open network namespace.
+type Namespace struct {
+	path string
+	file *os.File
+	nl   *netlink.Handle
+}
+
+// Create makes a network namespace that lives as long as the file at path, which it is mounted on. A
+// namespace that is there already is kept.
+func Create(path string) error {
+	if isNamespace(path) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o444)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			err = unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "", unix.MS_BIND, "")
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		os.Remove(path)
+		return fmt.Errorf("create network namespace %s: %w", path, err)
+	}
+	return nil
+}
+
+func isNamespace(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
+}
+
+// Delete takes a namespace of Create away. One that is not there is not an error. Devices in it go with
+// it, unless a process lives in it.
+func Delete(path string) error {
+	if isNamespace(path) {
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("delete network namespace %s: %w", path, err)
+		}
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("delete network namespace %s: %w", path, err)
+	}
+	return nil
+}
+
+// Open opens the namespace at path: one of Create's, or /proc/PID/ns/net.
+func Open(path string) (*Namespace, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	if !isNamespace(path) {
+		f.Close()
+		return nil, fmt.Errorf("open network namespace %s: it is no namespace", path)
+	}
+	n := &Namespace{path: path, file: f}
+	// Not netlink.NewHandleAt: it reads the thread's namespace through /proc/self, the main thread's.
+	if err := n.do(func() error {
+		var err error
+		n.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	}); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open network namespace %s: %w", path, err)
+	}
+	return n, nil
+}
+
+// Close closes the namespace. It goes on existing while it is mounted or lived in.
+func (n *Namespace) Close() {
+	n.nl.Close()
+	n.file.Close()
+}
+
+// do runs f on a thread in the namespace. f must start no goroutine. Sockets that it opens stay there.
+func (n *Namespace) do(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: a thread that changed its namespace is not used again
+		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter network namespace %s: %w", n.path, err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// Sysctl sets a setting below /proc/sys/net, such as "ipv4/ip_forward".
+func (n *Namespace) Sysctl(name, value string) error {
+	return n.do(func() error {
+		// /proc/sys/net shows the namespace of the thread that opens the file.
+		if err := os.WriteFile(filepath.Join("/proc/sys/net", name), []byte(value), 0o644); err != nil {
+			return fmt.Errorf("set sysctl net/%s to %s: %w", name, value, err)
+		}
+		return nil
+	})
+}
+
+// Start starts a command in the namespace. The caller waits for it.
+func (n *Namespace) Start(cmd *exec.Cmd) error { return n.do(cmd.Start) }
