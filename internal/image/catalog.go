@@ -72,6 +72,10 @@ func recipes(k kit.Kit, b busybox) []recipe {
 		})
 	}
 	minor := b.version[:strings.LastIndex(b.version, ".")]
+	pause := []string{k.PauseImage}
+	if k.KubeadmPauseImage != "" && k.KubeadmPauseImage != k.PauseImage {
+		pause = append(pause, k.KubeadmPauseImage)
+	}
 	return append(all,
 		recipe{
 			names:  []string{"registry.k8s.io/etcd:" + k.EtcdImageTag},
@@ -85,7 +89,7 @@ func recipes(k kit.Kit, b busybox) []recipe {
 			config: as("65532:65532", run("/coredns")),
 		},
 		recipe{
-			names:  []string{k.PauseImage},
+			names:  pause,
 			layers: []string{layerPause},
 			config: as("65535:65535", run("/pause")),
 		},

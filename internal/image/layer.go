@@ -161,8 +161,9 @@ func (f file) writeTo(tw *tar.Writer, at string) error {
 }
 
 // A layer is a tree that was written to a file. It is not compressed: its only reader is a
-// containerd on the same machine, and unpacking a plain tar is several times faster than inflating
-// one. The blob is hard linked wherever it goes, so its size is paid once.
+// containerd on the same machine, and the blob is hard linked wherever it goes, so its size is paid
+// once. With gzip the largest layer (161 MB) became 46 MB and took 6.3 s more to write and 0.8 s more
+// to read; all layers together are written in 1.7 s as they are.
 type layer struct {
 	path string
 	size int64

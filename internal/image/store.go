@@ -58,14 +58,14 @@ func prepare(ctx context.Context, k kit.Kit, stateDir string, progress func(stri
 	}
 	index, err := os.ReadFile(filepath.Join(k.ImagesDir(), "index.json"))
 	if errors.Is(err, os.ErrNotExist) {
-		return Store{}, fmt.Errorf("the kit in %s has no images; build them with `make kit`", k.Dir)
+		return Store{}, fmt.Errorf("the kit in %s has no images; build them with `fathom image build`", k.Dir)
 	}
 	if err != nil {
 		return Store{}, err
 	}
 	var manifest v1.IndexManifest
 	if err := json.Unmarshal(index, &manifest); err != nil {
-		return Store{}, fmt.Errorf("read %s/index.json: %w; build the images again with `make kit`", k.ImagesDir(), err)
+		return Store{}, fmt.Errorf("read %s/index.json: %w; build the images again with `fathom image build`", k.ImagesDir(), err)
 	}
 	digest := sha256.Sum256(fmt.Appendf(index, "\n%s %s %d", k.Containerd, k.PauseImage, storeSchema))
 	key := hex.EncodeToString(digest[:8])

@@ -247,6 +247,9 @@ func sameTree(t *testing.T, template, clone string) {
 	}
 }
 
+// testCgroup is where the containers of these tests are.
+const testCgroup = "fathom-image-test"
+
 // node is a containerd that containers are run on.
 type node struct {
 	runtime criapi.RuntimeServiceClient
@@ -259,7 +262,13 @@ func newNode(t *testing.T, d *daemon) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close() })
+	t.Cleanup(func() {
+		conn.Close()
+		cgroups, _ := filepath.Glob("/sys/fs/cgroup/*/" + testCgroup)
+		for _, dir := range append(cgroups, "/sys/fs/cgroup/"+testCgroup) {
+			os.Remove(dir) // it is empty; only rmdir works in there
+		}
+	})
 	return &node{runtime: criapi.NewRuntimeServiceClient(conn), dir: t.TempDir()}
 }
 
@@ -281,7 +290,7 @@ func (n *node) exit(t *testing.T, image string, command ...string) (int32, strin
 		Metadata:     &criapi.PodSandboxMetadata{Name: id, Namespace: "default", Uid: id},
 		LogDirectory: n.dir,
 		Linux: &criapi.LinuxPodSandboxConfig{
-			CgroupParent:    "/fathom-image-test",
+			CgroupParent:    "/" + testCgroup,
 			SecurityContext: &criapi.LinuxSandboxSecurityContext{NamespaceOptions: options},
 		},
 	}

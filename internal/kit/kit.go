@@ -33,10 +33,13 @@ type Versions struct {
 	CoreDNS         string `json:"coredns"`
 	CoreDNSImageTag string `json:"corednsImageTag"`
 	EtcdImageTag    string `json:"etcdImageTag"`
-	PauseImage      string `json:"pauseImage"`
-	Agnhost         string `json:"agnhost"`
-	Flannel         string `json:"flannel"`
-	FlannelCNI      string `json:"flannelCNI"`
+	// PauseImage is the image that the kit's containerd starts every pod with; the other is what
+	// kubeadm writes into configurations. They are the same in most releases.
+	PauseImage        string `json:"pauseImage"`
+	KubeadmPauseImage string `json:"kubeadmPauseImage"`
+	Agnhost           string `json:"agnhost"`
+	Flannel           string `json:"flannel"`
+	FlannelCNI        string `json:"flannelCNI"`
 }
 
 // Env names the environment variable that overrides where the kit is.
