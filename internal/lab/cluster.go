@@ -48,6 +48,11 @@ func (l *Lab) initPlanes(ctx context.Context, c *topology.Cluster, machines []*m
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	for i := range planes {
+		if err := hold(machines[i]); err != nil {
+			return err
+		}
+	}
 	return l.writeCredentials(c, planes, machines)
 }
 
@@ -90,35 +95,35 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 			return err
 		}
 	}
+	for i := range c.ControlPlanes() {
+		if err := release(machines[i]); err != nil {
+			return err
+		}
+	}
 	var names []string
+	for _, n := range c.Nodes {
+		names = append(names, n.Name)
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		return t.step(c.Name, "start kubelet on the nodes", func() error {
+		return t.step(c.Name, "start kubelet on the workers", func() error {
 			g, gctx := errgroup.WithContext(gctx)
 			g.SetLimit(bootLimit)
-			for i := range c.Nodes {
-				if c.Nodes[i].Role == topology.Worker {
-					g.Go(func() error { return startKubelet(gctx, machines[i]) })
-				}
+			for i := range c.Workers() {
+				m := machines[c.Workers()[i].Index]
+				g.Go(func() error { return startKubelet(gctx, m) })
 			}
 			return g.Wait()
 		})
 	})
-	for _, n := range c.Nodes {
-		names = append(names, n.Name)
-	}
+	// kubeadm sends five requests a second, after a burst of ten. Each run has a burst of its own, and the
+	// add-ons, which nodes and pods wait for, do not queue behind the rest.
 	g.Go(func() error {
-		return t.step(c.Name, "kubeadm: add-ons", func() error {
-			var skip []string
-			if c.Proxy.Kind == topology.ProxyNone {
-				skip = append(skip, "addon/kube-proxy")
-			}
-			if err := kubeadm(gctx, machines[0], phasesAfter, skip...); err != nil {
-				return err
-			}
-			return client.PatchDeployment(gctx, "kube-system", "coredns", coreDNSPatch)
+		return t.step(c.Name, "kubeadm: configuration and roles", func() error {
+			return kubeadm(gctx, machines[0], []string{"upload-config", "bootstrap-token"})
 		})
 	})
+	g.Go(func() error { return l.addOns(gctx, c, client, machines[0], names, t) })
 	if c.Network.Kind == topology.NetworkFlannel {
 		g.Go(func() error {
 			return t.step(c.Name, "install flannel", func() error { return l.installFlannel(gctx, c) })
@@ -130,40 +135,65 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 	return l.waitUsable(ctx, c, client, names, t)
 }
 
+// addOns installs kube-proxy and then CoreDNS: a CoreDNS that starts before its node has rules for Services
+// loses seconds in connecting to the API server.
+func (l *Lab) addOns(ctx context.Context, c *topology.Cluster, client *kube.Client, m *machine.Machine, names []string, t *timeline) error {
+	if c.Proxy.Kind == topology.ProxyKubeProxy {
+		err := t.step(c.Name, "kubeadm: kube-proxy", func() error { return kubeadm(ctx, m, []string{"addon"}, "addon/coredns") })
+		if err != nil {
+			return err
+		}
+		if c.Network.Kind != topology.NetworkNone {
+			if err := l.waitProxy(ctx, c, client, names, t); err != nil {
+				return err
+			}
+		}
+	}
+	return t.step(c.Name, "kubeadm: CoreDNS", func() error {
+		if err := kubeadm(ctx, m, []string{"addon"}, "addon/kube-proxy"); err != nil {
+			return err
+		}
+		return client.PatchDeployment(ctx, "kube-system", "coredns", coreDNSPatch)
+	})
+}
+
+func (l *Lab) waitProxy(ctx context.Context, c *topology.Cluster, client *kube.Client, names []string, t *timeline) error {
+	return t.step(c.Name, "kube-proxy on every node", func() error {
+		return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error {
+			return client.WaitDaemonSet(ctx, "kube-system", "kube-proxy", len(names))
+		}))
+	})
+}
+
+// hint adds where to look to an error about a cluster's objects.
+func (l *Lab) hint(c *topology.Cluster, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w\nsee `fathom kubectl --name %s --cluster %s -- get nodes,pods -A`", err, l.Name, c.Name)
+}
+
 // waitUsable returns when the nodes are Ready and Services work. Without a network there is nothing to
 // wait for: nodes stay NotReady until somebody brings one.
 func (l *Lab) waitUsable(ctx context.Context, c *topology.Cluster, client *kube.Client, names []string, t *timeline) error {
 	if c.Network.Kind == topology.NetworkNone {
 		return nil
 	}
-	hint := func(err error) error {
-		if err == nil {
-			return nil
-		}
-		return fmt.Errorf("%w\nsee `fathom kubectl --name %s --cluster %s -- get nodes,pods -A`", err, l.Name, c.Name)
-	}
 	err := t.step(c.Name, fmt.Sprintf("%d node%s Ready", len(names), plural(len(names))), func() error {
-		return hint(withTimeout(ctx, nodeTimeout, func(ctx context.Context) error { return client.WaitNodes(ctx, names) }))
+		return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error { return client.WaitNodes(ctx, names) }))
 	})
 	if err != nil {
 		return err
-	}
-	if c.Proxy.Kind != topology.ProxyNone {
-		err := t.step(c.Name, "kube-proxy on every node", func() error {
-			return hint(withTimeout(ctx, nodeTimeout, func(ctx context.Context) error {
-				return client.WaitDaemonSet(ctx, "kube-system", "kube-proxy", len(names))
-			}))
-		})
-		if err != nil {
-			return err
-		}
 	}
 	// Without a Service proxy CoreDNS does not reach the API server by its Service, and is never ready.
 	if c.Proxy.Kind == topology.ProxyNone {
 		return nil
 	}
+	if err := l.waitProxy(ctx, c, client, names, t); err != nil {
+		return err
+	}
 	return t.step(c.Name, "CoreDNS answers", func() error {
-		return hint(withTimeout(ctx, nodeTimeout, func(ctx context.Context) error {
+		return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error {
 			return client.WaitEndpoint(ctx, "kube-system", "kube-dns")
 		}))
 	})

@@ -69,6 +69,9 @@ func (l *Lab) kubeadmFile(c *topology.Cluster, n *topology.Node) ([]byte, error)
 		}
 	}
 	schedulers := map[string]string{}
+	// At its start the controller manager asks for a token for each of its controllers; at the default rate
+	// of 20 a second that alone takes 5 s.
+	managers["kube-api-qps"], managers["kube-api-burst"] = "300", "500"
 	if len(planes) == 1 {
 		// Nobody to elect against. With an election, a control plane whose node lost power would wait 15 s
 		// for the lease of its own former self.
@@ -143,15 +146,36 @@ func (l *Lab) kubeadmFile(c *topology.Cluster, n *topology.Node) ([]byte, error)
 	return out.Bytes(), nil
 }
 
-// The phases of `kubeadm init` in two runs: before there is an API server, and after. The rest of its
-// phases are done otherwise: preflight is doctor's, kubelet is started by the node's init, and nodes are
-// made with their labels and taints (see kube.CreateNodes).
+// Of the phases of `kubeadm init` these run before there is an API server, and those of join after. The rest
+// is done otherwise: preflight is doctor's, kubelet is started by the node's init, and nodes are made with
+// their labels and taints (see nodeObject).
 var (
 	phasesBefore = []string{"certs", "kubeconfig", "etcd", "control-plane"}
-	phasesAfter  = []string{"upload-config", "bootstrap-token", "addon"}
 	allPhases    = []string{"preflight", "certs", "kubeconfig", "etcd", "control-plane", "kubelet-start", "wait-control-plane",
 		"upload-config", "upload-certs", "mark-control-plane", "bootstrap-token", "kubelet-finalize", "addon", "show-join-command"}
 )
+
+// The static pods that need an API server to start with. Without one they wait in ever longer steps, and
+// take processor time from the API server that they wait for.
+var heldManifests = []string{"kube-controller-manager.yaml", "kube-scheduler.yaml"}
+
+// hold keeps the manifests of heldManifests from kubelet until release.
+func hold(m *machine.Machine) error {
+	return moveManifests(m, "/etc/kubernetes/manifests", "/etc/kubernetes")
+}
+
+func release(m *machine.Machine) error {
+	return moveManifests(m, "/etc/kubernetes", "/etc/kubernetes/manifests")
+}
+
+func moveManifests(m *machine.Machine, from, to string) error {
+	for _, name := range heldManifests {
+		if err := os.Rename(m.File(filepath.Join(from, name)), m.File(filepath.Join(to, name))); err != nil {
+			return fmt.Errorf("move a static pod manifest: %w", err)
+		}
+	}
+	return nil
+}
 
 // kubeadm runs these phases of `kubeadm init` on the node.
 func kubeadm(ctx context.Context, m *machine.Machine, phases []string, skip ...string) error {
