@@ -15,7 +15,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -66,13 +68,15 @@ func (c *Client) Version(ctx context.Context) (string, error) {
 }
 
 // Wait returns when the runtime answers and says that it is ready to run containers. That the network
-// is not ready is no reason to wait: it becomes so when a network plugin is installed.
+// is not ready is no reason to wait: it becomes so when a network plugin is installed. A runtime that
+// answers but does not offer CRI is not waited for either: containerd listens only after its plugins
+// have loaded, or failed to.
 func (c *Client) Wait(ctx context.Context) error {
 	var last error
 	for {
-		status, err := c.runtime.Status(ctx, &runtime.StatusRequest{})
+		answer, err := c.runtime.Status(ctx, &runtime.StatusRequest{})
 		if err == nil {
-			for _, condition := range status.GetStatus().GetConditions() {
+			for _, condition := range answer.GetStatus().GetConditions() {
 				if condition.Type != runtime.RuntimeReady {
 					continue
 				}
@@ -81,6 +85,9 @@ func (c *Client) Wait(ctx context.Context) error {
 				}
 				err = fmt.Errorf("%s: %s", condition.Reason, condition.Message)
 			}
+		}
+		if status.Code(err) == codes.Unimplemented {
+			return c.failed("wait until it is ready", err)
 		}
 		if ctx.Err() == nil || last == nil {
 			last = err // after the deadline the error is only the deadline's

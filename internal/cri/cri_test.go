@@ -89,14 +89,27 @@ func (f *fake) ContainerStatus(_ context.Context, r *runtime.ContainerStatusRequ
 
 func serve(t *testing.T, f *fake) *Client {
 	t.Helper()
+	return listen(t, func(server *grpc.Server) {
+		runtime.RegisterRuntimeServiceServer(server, f)
+		runtime.RegisterImageServiceServer(server, f)
+	})
+}
+
+// serveNothing is a containerd whose cri plugin failed to load.
+func serveNothing(t *testing.T) *Client {
+	t.Helper()
+	return listen(t, func(*grpc.Server) {})
+}
+
+func listen(t *testing.T, register func(*grpc.Server)) *Client {
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := grpc.NewServer()
-	runtime.RegisterRuntimeServiceServer(server, f)
-	runtime.RegisterImageServiceServer(server, f)
+	register(server)
 	go server.Serve(listener)
 	t.Cleanup(server.Stop)
 	c, err := Connect(socket)
@@ -165,6 +178,10 @@ func TestErrors(t *testing.T) {
 	defer c.Close()
 	if _, err := c.Images(context.Background()); err == nil || !strings.Contains(err.Error(), "is the node running") {
 		t.Errorf("error %v, want advice", err)
+	}
+	none := serveNothing(t)
+	if err := none.Wait(context.Background()); err == nil || !strings.Contains(err.Error(), "CRI v1") {
+		t.Errorf("error %v, want one about CRI v1, at once", err)
 	}
 	if _, err := serve(t, &fake{}).Version(context.Background()); err == nil || !strings.Contains(err.Error(), "CRI v1") {
 		t.Errorf("error %v, want one about CRI v1", err)

@@ -17,7 +17,7 @@ func (c *Client) failed(what string, err error) error {
 	case codes.Unavailable:
 		return fmt.Errorf("container runtime at %s: %s: no answer (%w); is the node running, and containerd on it?", c.socket, what, err)
 	case codes.Unimplemented:
-		return fmt.Errorf("container runtime at %s: %s: it does not offer CRI v1 (%w); is containerd's cri plugin disabled?", c.socket, what, err)
+		return fmt.Errorf("container runtime at %s: %s: it does not offer CRI v1 (%w); containerd's cri plugin is disabled or did not load: see its log", c.socket, what, err)
 	}
 	return fmt.Errorf("container runtime at %s: %s: %w", c.socket, what, err)
 }

@@ -229,12 +229,27 @@ func (d *daemon) stop() error {
 	return fmt.Errorf("our containerd (process %d) does not end", d.pid)
 }
 
-// tail returns the last lines of a log, for an error message.
+// tail returns what a log of containerd tells about a failure, for an error message: its errors if
+// there are any, else its last lines, and what to do where that is known.
 func tail(log string) string {
 	data, err := os.ReadFile(log)
 	if err != nil {
 		return fmt.Sprintf("(%s cannot be read: %v)", filepath.Base(log), err)
 	}
-	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
-	return strings.Join(lines[max(0, len(lines)-8):], "\n")
+	all := strings.Split(strings.TrimSpace(string(data)), "\n")
+	var lines []string
+	for _, line := range all {
+		if strings.Contains(line, "level=error") || strings.Contains(line, "level=fatal") || strings.Contains(line, "failed to load plugin") {
+			lines = append(lines, line)
+		}
+	}
+	if len(lines) == 0 {
+		lines = all
+	}
+	text := strings.Join(lines[max(0, len(lines)-8):], "\n")
+	// A kubelet or containerd takes about ten of these, and Linux's default is 128 for a user.
+	if strings.Contains(text, "inotify") || strings.Contains(text, "fsnotify") || strings.Contains(text, "too many open files") {
+		text += "\nThis machine's limit of file watchers is used up: raise it with `sysctl -w fs.inotify.max_user_instances=1024`."
+	}
+	return text
 }

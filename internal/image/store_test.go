@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -341,7 +342,9 @@ func TestPrepareKilled(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Log(Prepare(context.Background(), k, state, nil))
+		if _, err := Prepare(context.Background(), k, state, nil); err != nil {
+			t.Fatal(err)
+		}
 		return
 	}
 	k := builtKit(t)
@@ -349,25 +352,37 @@ func TestPrepareKilled(t *testing.T) {
 	mounts := mountCount(t)
 	cmd := exec.Command(os.Args[0], "-test.run=^TestPrepareKilled$")
 	cmd.Env = append(os.Environ(), "FATHOM_TEST_PREPARE="+state, kit.Env+"="+k.Dir)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	ended := make(chan struct{})
+	go func() {
+		cmd.Wait()
+		close(ended)
+	}()
 	// Until the unpacking is under way.
 	pattern := filepath.Join(state, "images", ".new-*", "root", "io.containerd.snapshotter.v1.overlayfs", "snapshots", "*")
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
 		if found, _ := filepath.Glob(pattern); len(found) > 0 {
 			break
 		}
+		select {
+		case <-ended:
+			t.Fatalf("Prepare ended before it could be killed:\n%s", out.String())
+		default:
+		}
 		if time.Now().After(end) {
 			cmd.Process.Kill()
-			cmd.Wait()
-			t.Fatal("nothing was unpacked in 20 s")
+			<-ended
+			t.Fatalf("nothing was unpacked in 20 s:\n%s", out.String())
 		}
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	cmd.Wait()
+	<-ended
 	for end := time.Now().Add(5 * time.Second); len(processesOf(k)) > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("still running: %v", processesOf(k))
