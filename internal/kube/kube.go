@@ -11,7 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -171,15 +170,6 @@ func (c *Client) WaitDaemonSet(ctx context.Context, namespace, name string, node
 		daemonSetItems, daemonSetReady(nodes))
 	if err != nil {
 		return fmt.Errorf("wait for DaemonSet %s/%s on %d nodes: %w", namespace, name, nodes, err)
-	}
-	return nil
-}
-
-// PatchDeployment applies a strategic merge patch to a Deployment.
-func (c *Client) PatchDeployment(ctx context.Context, namespace, name, patch string) error {
-	_, err := c.AppsV1().Deployments(namespace).Patch(ctx, name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
-	if err != nil {
-		return fmt.Errorf("patch Deployment %s/%s: %w", namespace, name, err)
 	}
 	return nil
 }

@@ -150,10 +150,11 @@ func (l *Lab) addOns(ctx context.Context, c *topology.Cluster, client *kube.Clie
 		}
 	}
 	return t.step(c.Name, "kubeadm: CoreDNS", func() error {
-		if err := kubeadm(ctx, m, []string{"addon"}, "addon/kube-proxy"); err != nil {
+		manifest, err := coreDNS(ctx, m)
+		if err != nil {
 			return err
 		}
-		return client.PatchDeployment(ctx, "kube-system", "coredns", coreDNSPatch)
+		return l.kubectl(ctx, c, manifest, "create", "--validate=false", "-f", "-")
 	})
 }
 

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/fathom-network/fathom/internal/machine"
@@ -209,9 +210,53 @@ func (l *Lab) sharePKI(first, other string, to *machine.Machine) error {
 	return nil
 }
 
-// coreDNSPatch has kubelet ask CoreDNS every second whether it is ready. With kubeadm's ten, a kubelet that
-// has just started waits up to ten seconds before it asks for the first time.
-const coreDNSPatch = `{"spec":{"template":{"spec":{"containers":[{"name":"coredns","readinessProbe":{"periodSeconds":1}}]}}}}`
+// coreDNS returns kubeadm's own manifest of CoreDNS, with two changes. kubelet asks every second whether it is
+// ready: with kubeadm's ten, a kubelet that has just started waits up to ten seconds before it asks for the
+// first time. And the Deployment comes last, so that its pods find their service account. Letting kubeadm
+// create it and patching it then would roll it out twice.
+func coreDNS(ctx context.Context, m *machine.Machine) ([]byte, error) {
+	out, err := m.Output(ctx, "kubeadm", "init", "phase", "addon", "coredns", "--config="+kubeadmConfig, "--print-manifest")
+	if err != nil {
+		return nil, err
+	}
+	return adaptCoreDNS(out)
+}
+
+func adaptCoreDNS(manifest string) ([]byte, error) {
+	var first, last bytes.Buffer
+	for doc := range strings.SplitSeq(manifest, "\n---\n") {
+		doc = strings.TrimPrefix(doc, "---\n")
+		if strings.TrimSpace(doc) == "" {
+			continue
+		}
+		var object struct {
+			Kind string `json:"kind"`
+		}
+		if err := yaml.Unmarshal([]byte(doc), &object); err != nil {
+			return nil, fmt.Errorf("read kubeadm's manifest of CoreDNS: %w", err)
+		}
+		if object.Kind != "Deployment" {
+			first.WriteString("---\n" + doc + "\n")
+			continue
+		}
+		var deployment appsv1.Deployment
+		if err := yaml.UnmarshalStrict([]byte(doc), &deployment); err != nil {
+			return nil, fmt.Errorf("read kubeadm's Deployment of CoreDNS: %w", err)
+		}
+		containers := deployment.Spec.Template.Spec.Containers
+		if len(containers) != 1 || containers[0].ReadinessProbe == nil {
+			return nil, errors.New("kubeadm's Deployment of CoreDNS has not the one container with a readiness probe that is expected")
+		}
+		containers[0].ReadinessProbe.PeriodSeconds = 1
+		data, err := yaml.Marshal(deployment)
+		if err != nil {
+			return nil, err
+		}
+		last.WriteString("---\n")
+		last.Write(data)
+	}
+	return append(first.Bytes(), last.Bytes()...), nil
+}
 
 // errNoBuild says why a cluster that an interrupted `up` left cannot be started as it is.
 var errNoBuild = errors.New("the cluster was not brought up to its end")

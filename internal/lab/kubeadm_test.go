@@ -1,0 +1,52 @@
+package lab
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+func TestAdaptCoreDNS(t *testing.T) {
+	in, err := os.ReadFile("testdata/coredns.yaml") // what kubeadm 1.36.3 prints
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := adaptCoreDNS(string(in))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kinds []string
+	for line := range strings.Lines(string(out)) {
+		if kind, found := strings.CutPrefix(line, "kind: "); found {
+			kinds = append(kinds, strings.TrimSpace(kind))
+		}
+	}
+	want := "ConfigMap Service ClusterRole ClusterRoleBinding ServiceAccount Deployment"
+	if got := strings.Join(kinds, " "); got != want {
+		t.Errorf("kinds are %s, want %s", got, want)
+	}
+	if !strings.Contains(string(out), "          periodSeconds: 1\n") {
+		t.Errorf("readiness is not asked every second:\n%s", out)
+	}
+	for _, bad := range []string{"kind: [", "kind: Deployment\nspec: {template: {spec: {containers: []}}}"} {
+		if _, err := adaptCoreDNS(bad); err == nil {
+			t.Errorf("%q gives no error", bad)
+		}
+	}
+}
+
+func TestUsableResolvConf(t *testing.T) {
+	for _, tc := range []struct{ name, in, want string }{
+		{"plain", "# made by hand\nsearch example.org\nnameserver 192.0.2.1\noptions ndots:2\n", "search example.org\nnameserver 192.0.2.1\noptions ndots:2\n"},
+		{"a stub on loopback is of no use to a node", "nameserver 127.0.0.53\noptions edns0\n", ""},
+		{"one of two", "nameserver ::1\nnameserver 2001:db8::1\n", "nameserver 2001:db8::1\n"},
+		{"garbage", "nameserver\nnameserver x\n", ""},
+		{"empty", "", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if got := usableResolvConf(tc.in); got != tc.want {
+				t.Errorf("got %q, want %q", got, tc.want)
+			}
+		})
+	}
+}
