@@ -34,6 +34,7 @@ const (
 const (
 	e2eBusybox  = "registry.k8s.io/e2e-test-images/busybox:1.37.0-1"
 	e2eIptables = "registry.k8s.io/build-image/distroless-iptables:v0.9.6"
+	e2eGlibcDNS = "registry.k8s.io/e2e-test-images/glibc-dns-testing:2.0.0"
 )
 
 // A recipe says what an image is made of.
@@ -136,7 +137,8 @@ func recipes(k kit.Kit, b busybox) []recipe {
 			config: call("sh"),
 		},
 		recipe{
-			names:  []string{e2eIptables},
+			// Both hold no more than programs of a glibc system: iptables, and dig and getent.
+			names:  []string{e2eIptables, e2eGlibcDNS},
 			layers: base,
 			config: call("sh"),
 		},

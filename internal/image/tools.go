@@ -40,6 +40,7 @@ var tools = []tool{
 	{name: "curl", pkg: "curl"},
 	{name: "dig", pkg: "dnsutils"},
 	{name: "ethtool", pkg: "ethtool"},
+	{name: "getent", pkg: "libc-bin"}, // asks as programs do: /etc/hosts, the search list, then DNS
 	{name: "host", pkg: "dnsutils"},
 	{name: "ip", pkg: "iproute2"},
 	{name: "iperf", pkg: "iperf"},
