@@ -56,8 +56,9 @@ type Options struct {
 	StateDir string
 	// KitDir is the kit's directory; empty means the kit that belongs to this executable.
 	KitDir string
-	// Clusters and Nodes are the size of the lab; zero means that of a default lab.
-	Clusters, Nodes int
+	// Clusters, Nodes (ControlPlanes of which are control-plane nodes) are what is to be started; no clusters
+	// means a default lab.
+	Clusters, Nodes, ControlPlanes int
 	// NeedNFTables, NeedIPTables, NeedIPVS, NeedFlannel, NeedTBF and NeedNetem turn a missing feature from
 	// a warning into a failure.
 	NeedNFTables, NeedIPTables, NeedIPVS, NeedFlannel, NeedTBF, NeedNetem bool
@@ -71,6 +72,7 @@ func For(lab *topology.Lab) Options {
 	for i := range lab.Clusters {
 		c := &lab.Clusters[i]
 		o.Nodes += len(c.Nodes)
+		o.ControlPlanes += len(c.ControlPlanes())
 		o.NeedNFTables = o.NeedNFTables || c.Proxy.Mode == "nftables"
 		o.NeedIPTables = o.NeedIPTables || c.Proxy.Mode == "iptables" || c.Proxy.Mode == "ipvs"
 		o.NeedIPVS = o.NeedIPVS || c.Proxy.Mode == "ipvs"
@@ -95,7 +97,7 @@ type exam struct {
 // Run makes the checks. It needs no privilege: what an ordinary user cannot try is reported as such.
 func Run(ctx context.Context, o Options) []Check {
 	if o.Clusters == 0 {
-		o.Clusters, o.Nodes = 2, 6
+		o.Clusters, o.Nodes, o.ControlPlanes = 2, 6, 2
 	}
 	e := &exam{Options: o, host: thisHost(), now: time.Now()}
 	for _, examine := range []func(context.Context){

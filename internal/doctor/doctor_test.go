@@ -22,7 +22,7 @@ import (
 // fake returns an exam of a machine that has only the given files.
 func fake(t *testing.T, files map[string]string) *exam {
 	t.Helper()
-	e := &exam{Options: Options{Clusters: 2, Nodes: 6}, host: host{root: t.TempDir(), release: "6.1.0"}, now: time.Now()}
+	e := &exam{Options: Options{Clusters: 2, Nodes: 6}, host: host{root: t.TempDir(), release: "6.1.0", inotifyFree: func(want int) int { return want }}, now: time.Now()}
 	for path, text := range files {
 		path = e.host.path(path)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -74,10 +74,13 @@ func TestPureChecks(t *testing.T) {
 			"/proc/sys/fs/inotify/max_user_instances": "100", "/proc/sys/kernel/pid_max": "32768",
 			"/proc/swaps": "Filename Type\n/dev/sdb partition\n", "/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    1048576 kB\n",
 		}, run: func(e *exam) { e.limits(ctx); e.checks = dropped(e.checks, "open files") },
-			want: "warn memory, warn fs.inotify.max_user_instances, ok kernel.pid_max, warn swap",
+			want: "ok fs.inotify.max_user_instances, warn memory, ok kernel.pid_max, warn swap",
 			text: "1.0 GiB available; 2 clusters with 6 nodes take about 2.0 GiB"},
 		{name: "enough", files: map[string]string{"/proc/swaps": "Filename Type", "/proc/meminfo": "MemAvailable: 8388608 kB"},
-			run: func(e *exam) { e.limits(ctx); e.checks = dropped(e.checks, "open files") }, want: "ok memory, ok swap"},
+			run: func(e *exam) { e.limits(ctx); e.checks = dropped(e.checks, "open files") }, want: "ok fs.inotify.max_user_instances, ok memory, ok swap"},
+		{name: "inotify used up", files: map[string]string{"/proc/sys/fs/inotify/max_user_instances": "128"},
+			run:  func(e *exam) { e.host.inotifyFree = func(int) int { return 30 }; e.inotify() },
+			want: "fail fs.inotify.max_user_instances", text: "sysctl -w fs.inotify.max_user_instances=1024"},
 		{name: "full disk", run: func(e *exam) { e.space("/x", 1<<30) }, want: "fail disk"},
 		{name: "little disk", run: func(e *exam) { e.space("/x", 5<<30) }, want: "warn disk"},
 		{name: "disk", run: func(e *exam) { e.space("/x", 50<<30) }, want: "ok disk"},

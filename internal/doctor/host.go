@@ -15,15 +15,35 @@ import (
 type host struct {
 	root    string
 	release string // as uname -r writes it
+	// inotifyFree returns how many inotify instances this user can still have, and no more than want.
+	inotifyFree func(want int) int
 }
 
 func thisHost() host {
-	h := host{root: "/"}
+	h := host{root: "/", inotifyFree: inotifyFree}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
 		h.release = unix.ByteSliceToString(u.Release[:])
 	}
 	return h
+}
+
+// inotifyFree tries: the kernel does not tell how many instances a user has.
+func inotifyFree(want int) int {
+	var fds []int
+	defer func() {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	}()
+	for len(fds) < want {
+		fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+		if err != nil {
+			break
+		}
+		fds = append(fds, fd)
+	}
+	return len(fds)
 }
 
 func (h host) path(p string) string { return filepath.Join(h.root, p) }

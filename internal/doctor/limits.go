@@ -12,15 +12,19 @@ import (
 const (
 	memoryPerCluster = 700 << 20 // a control plane
 	memoryPerNode    = 100 << 20 // kubelet, containerd and a few small pods
-	inotifyPerNode   = 8         // instances of kubelet, containerd and their children
+	// inotify instances of root: kubelet 7, containerd 2, kube-proxy 1; the API server 6, the controller
+	// manager 4.
+	inotifyPerNode         = 10
+	inotifyPerControlPlane = 10
 	watchesPerNode   = 1024
 	threadsPerNode   = 512
 	filesPerProcess  = 8192 // etcd and the API server with their clients
 )
 
 func (e *exam) limits(context.Context) {
+	e.inotify()
 	if e.Quick {
-		return // None of them fails.
+		return // None of the others fails.
 	}
 	e.memory()
 	for _, l := range []struct {
@@ -29,7 +33,6 @@ func (e *exam) limits(context.Context) {
 		set  int
 		why  string
 	}{
-		{"fs.inotify.max_user_instances", 64 + inotifyPerNode*e.Nodes, 1024, "kubelets and containerds watch files"},
 		{"fs.inotify.max_user_watches", 8192 + watchesPerNode*e.Nodes, 524288, "kubelets and containerds watch files"},
 		{"kernel.pid_max", 8192 + threadsPerNode*e.Nodes, 4194304, "the lab's processes and threads have numbers of the host, too"},
 		{"kernel.threads-max", 8192 + threadsPerNode*e.Nodes, 4194304, "each node runs hundreds of threads"},
@@ -58,6 +61,21 @@ func (e *exam) limits(context.Context) {
 	} else {
 		e.ok(limits, "swap", "off")
 	}
+}
+
+// inotify fails where the kernel would refuse the lab's programs a way to watch files. They then do not start,
+// or start and do not see changes, and say no more than "too many open files".
+func (e *exam) inotify() {
+	const key = "fs.inotify.max_user_instances"
+	want := inotifyPerNode*e.Nodes + inotifyPerControlPlane*e.ControlPlanes
+	free := e.host.inotifyFree(want)
+	if free >= want {
+		e.have(true, limits, key, fmt.Sprintf("at least %d are free, which is what the lab takes", want))
+		return
+	}
+	limit, _ := e.host.number("/proc/sys/fs/inotify/max_user_instances")
+	e.fail(limits, key, fmt.Sprintf("%d of %d are free; %d nodes take about %d, and without them kubelets end with \"too many open files\"", free, limit, e.Nodes, want),
+		fmt.Sprintf("sysctl -w %s=%d", key, max(1024, 2*(limit-free+want))))
 }
 
 // memory compares what is available with what the lab takes.

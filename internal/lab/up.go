@@ -138,6 +138,17 @@ func takenPrefixes(paths Paths, l *Lab) ([]netip.Prefix, error) {
 // check runs the parts of doctor that this lab needs.
 func (l *Lab) check(ctx context.Context) error {
 	o := doctor.For(&l.Lab)
+	// What runs has what it takes.
+	for _, c := range l.Clusters {
+		for _, n := range c.Nodes {
+			if _, err := machine.Open(l.cgroup(n.Name)); err == nil {
+				o.Nodes--
+				if n.Role == topology.ControlPlane {
+					o.ControlPlanes--
+				}
+			}
+		}
+	}
 	o.StateDir, o.KitDir, o.Quick = l.Paths.State, l.Kit.Dir, true
 	return doctor.Failed(doctor.Run(ctx, o))
 }
