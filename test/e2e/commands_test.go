@@ -1,0 +1,216 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// commands are what scenarios say beside testscript's own words.
+//
+//	fathom ARGS…                 fathom, for the scenario's lab ($LAB)
+//	kubectl CLUSTER ARGS…        the kit's kubectl with the context that `fathom up` wrote into $KUBECONFIG
+//	on NODE CMD…                 a command on a node
+//	eventually TIME [fails|prints REGEXP] CMD…
+//	                             CMD again and again until it succeeds (fails, prints), within TIME
+//	within TIME CMD…             CMD, which has to end before that
+//	capture NAME CMD…            set the variable NAME to what CMD prints
+//	snapshot                     remember what the host looks like
+//	nothing-left                 the host looks as it did at the snapshot
+//	interrupt SIGNAL AFTER CMD…  CMD, with a signal after some time; it may end by itself before
+var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
+	"fathom":       plain("fathom"),
+	"kubectl":      plain("kubectl"),
+	"on":           plain("on"),
+	"eventually":   cmdEventually,
+	"within":       cmdWithin,
+	"capture":      cmdCapture,
+	"snapshot":     cmdSnapshot,
+	"nothing-left": cmdNothingLeft,
+}
+
+// commandTimeout bounds one command of a scenario. What takes longer hangs.
+const commandTimeout = 5 * time.Minute
+
+func plain(name string) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		argv := resolve(ts, append([]string{name}, args...))
+		expect(ts, neg, ts.Exec(argv[0], argv[1:]...))
+	}
+}
+
+func expect(ts *testscript.TestScript, neg bool, err error) {
+	switch {
+	case err != nil && !neg:
+		ts.Fatalf("unexpected failure: %v", err)
+	case err == nil && neg:
+		ts.Fatalf("unexpected success")
+	}
+}
+
+// resolve makes the command line that a word of ours stands for.
+func resolve(ts *testscript.TestScript, argv []string) []string {
+	if len(argv) == 0 {
+		ts.Fatalf("a command is missing")
+	}
+	args := argv[1:]
+	needOne := func(what string) {
+		if len(args) < 2 {
+			ts.Fatalf("usage: %s %s ARGS…", argv[0], what)
+		}
+	}
+	fathom := []string{ts.Getenv("FATHOM"), "--name", ts.Getenv("LAB")}
+	switch argv[0] {
+	case "fathom":
+		return append(fathom, args...)
+	case "kubectl":
+		needOne("CLUSTER")
+		return append([]string{ts.Getenv("KUBECTL"), "--context", ts.Getenv("LAB") + "-" + args[0]}, args[1:]...)
+	case "exec":
+		return args
+	case "on":
+		needOne("NODE")
+		return append(append(fathom, "node", "exec", args[0], "--"), args[1:]...)
+	}
+	return argv
+}
+
+// run makes a command that ends when the time is over, with all that it started and that holds its output.
+func run(timeout time.Duration, env []string, dir, program string, args ...string) *exec.Cmd {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env, cmd.Dir, cmd.WaitDelay = env, dir, time.Second
+	context.AfterFunc(ctx, cancel)
+	return cmd
+}
+
+// try runs a command of a scenario and keeps what it printed to itself.
+func try(ts *testscript.TestScript, timeout time.Duration, argv []string) (stdout, stderr string, err error) {
+	argv = resolve(ts, argv)
+	var out, errOut strings.Builder
+	var env []string
+	for _, name := range []string{"PATH", "HOME", "KUBECONFIG", "TERM", "LAB", "FATHOM", "KUBECTL", "WORK", "TMPDIR"} {
+		env = append(env, name+"="+ts.Getenv(name))
+	}
+	program, err := lookPath(argv[0], ts.Getenv("PATH"))
+	if err != nil {
+		return "", "", err
+	}
+	cmd := run(timeout, env, ts.MkAbs("."), program, argv[1:]...)
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err = cmd.Run()
+	return out.String(), errOut.String(), err
+}
+
+func lookPath(program, path string) (string, error) {
+	if strings.Contains(program, "/") {
+		return program, nil
+	}
+	for dir := range strings.SplitSeq(path, ":") {
+		file := dir + "/" + program
+		if info, err := os.Stat(file); err == nil && info.Mode()&0o111 != 0 && !info.IsDir() {
+			return file, nil
+		}
+	}
+	return "", fmt.Errorf("there is no program %s", program)
+}
+
+func duration(ts *testscript.TestScript, s string) time.Duration {
+	d, err := time.ParseDuration(s)
+	ts.Check(err)
+	return d
+}
+
+func cmdEventually(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: eventually TIME [fails | prints REGEXP | omits REGEXP] CMD…")
+	}
+	limit, argv := duration(ts, args[0]), args[1:]
+	good := func(_ string, err error) bool { return err == nil }
+	switch argv[0] {
+	case "fails":
+		argv = argv[1:]
+		good = func(_ string, err error) bool { return err != nil }
+	case "prints", "omits":
+		if len(argv) < 3 {
+			ts.Fatalf("usage: eventually TIME %s REGEXP CMD…", argv[0])
+		}
+		re, err := regexp.Compile("(?m)" + argv[1])
+		ts.Check(err)
+		want := argv[0] == "prints"
+		argv = argv[2:]
+		good = func(out string, err error) bool { return err == nil && re.MatchString(out) == want }
+	}
+	start := time.Now()
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		stdout, stderr, err := try(ts, limit, argv)
+		done := good(stdout, err)
+		if !done && time.Since(start) < limit {
+			time.Sleep(pause)
+			continue
+		}
+		fmt.Fprint(ts.Stdout(), stdout)
+		fmt.Fprint(ts.Stderr(), stderr)
+		if !done {
+			ts.Fatalf("not within %s (last: %v)", limit, err)
+		}
+		ts.Logf("after %.1fs", time.Since(start).Seconds())
+		return
+	}
+}
+
+func cmdWithin(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("usage: within TIME CMD…")
+	}
+	limit := duration(ts, args[0])
+	start := time.Now()
+	stdout, stderr, err := try(ts, limit, args[1:])
+	fmt.Fprint(ts.Stdout(), stdout)
+	fmt.Fprint(ts.Stderr(), stderr)
+	took := time.Since(start)
+	if took >= limit {
+		ts.Fatalf("not within %s", limit)
+	}
+	expect(ts, neg, err)
+	ts.Logf("after %.1fs", took.Seconds())
+}
+
+func cmdCapture(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: capture NAME CMD…")
+	}
+	stdout, stderr, err := try(ts, commandTimeout, args[1:])
+	fmt.Fprint(ts.Stdout(), stdout)
+	fmt.Fprint(ts.Stderr(), stderr)
+	expect(ts, false, err)
+	if stdout = strings.TrimSpace(stdout); stdout == "" {
+		ts.Fatalf("nothing was printed")
+	}
+	ts.Setenv(args[0], stdout)
+}
+
+// condition answers for the words in brackets: [kernel:MODULE] is whether the kernel has what a module
+// brings, built in, loaded or to be loaded.
+func condition(cond string) (bool, error) {
+	module, found := strings.CutPrefix(cond, "kernel:")
+	if !found {
+		return false, fmt.Errorf("unknown condition %q", cond)
+	}
+	if _, err := os.Stat("/sys/module/" + module); err == nil {
+		return true, nil
+	}
+	err := exec.Command("modprobe", module).Run()
+	var exited *exec.ExitError
+	if errors.As(err, &exited) || errors.Is(err, exec.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
