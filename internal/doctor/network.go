@@ -101,11 +101,11 @@ func (e *exam) tryLinks() {
 		link         netlink.Link
 		consequence  string
 	}{
-		{"veth", "veth", true, &netlink.Veth{LinkAttrs: attrs("veth0"), PeerName: "veth1"}, "nodes and pods cannot be wired"},
-		{"bridge", "bridge", true, &netlink.Bridge{LinkAttrs: attrs("bridge0")}, "clusters have no switch"},
-		{"vxlan", "vxlan", e.NeedFlannel, &netlink.Vxlan{LinkAttrs: attrs("vxlan0"), VxlanId: 1, Port: 8472}, "the network flannel does not work"},
-		{"dummy", "dummy", e.NeedIPVS, &netlink.Dummy{LinkAttrs: attrs("dummy0")}, "kube-proxy's mode ipvs does not work"},
-		{"wireguard", "wireguard", false, &netlink.Wireguard{LinkAttrs: attrs("wg0")}, "a network of your own that encrypts with WireGuard does not work"},
+		{"veth", "veth", true, &netlink.Veth{LinkAttrs: attrs("doctor0"), PeerName: "doctor1"}, "nodes and pods cannot be wired"},
+		{"bridge", "bridge", true, &netlink.Bridge{LinkAttrs: attrs("doctor2")}, "clusters have no switch"},
+		{"vxlan", "vxlan", e.NeedFlannel, &netlink.Vxlan{LinkAttrs: attrs("doctor3"), VxlanId: 1, Port: 8472}, "the network flannel does not work"},
+		{"dummy", "dummy", e.NeedIPVS, &netlink.Dummy{LinkAttrs: attrs("doctor4")}, "kube-proxy's mode ipvs does not work"},
+		{"wireguard", "wireguard", false, &netlink.Wireguard{LinkAttrs: attrs("doctor5")}, "a network of your own that encrypts with WireGuard does not work"},
 	} {
 		if e.Quick && !l.needed {
 			continue
@@ -131,7 +131,7 @@ func (e *exam) tryWires() {
 	if e.Quick && !e.NeedTBF && !e.NeedNetem {
 		return
 	}
-	link, err := netlink.LinkByName("veth0")
+	link, err := netlink.LinkByName("doctor0")
 	if err != nil {
 		return // That veth is missing was said.
 	}
