@@ -171,7 +171,7 @@ func TestFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	lab.Clusters[1].Nodes[1].Wire.Delay = "1ms"
-	want := Options{Clusters: 2, Nodes: 6, NeedIPTables: true, NeedIPVS: true, NeedFlannel: true, NeedNetem: true}
+	want := Options{Clusters: 2, Nodes: 6, ControlPlanes: 2, NeedIPTables: true, NeedIPVS: true, NeedFlannel: true, NeedNetem: true}
 	if got := For(lab); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}

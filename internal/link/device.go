@@ -150,17 +150,42 @@ func (n *Namespace) SetAddrs(device string, want []netip.Prefix) error {
 	if err != nil {
 		return fmt.Errorf("set the addresses of %s: %w", device, err)
 	}
-	have, err := dump(func() ([]netlink.Addr, error) { return n.nl.AddrList(l, netlink.FAMILY_ALL) })
-	if err != nil {
-		return fmt.Errorf("list the addresses of %s: %w", device, err)
+	wanted := map[netip.Prefix]bool{}
+	for _, p := range want {
+		wanted[p] = true
 	}
+	for {
+		have, err := dump(func() ([]netlink.Addr, error) { return n.nl.AddrList(l, netlink.FAMILY_ALL) })
+		if err != nil {
+			return fmt.Errorf("list the addresses of %s: %w", device, err)
+		}
+		if err := n.addAddrs(l, want, have); err != nil {
+			return err
+		}
+		removed := false
+		for i, a := range have {
+			p := prefixOf(a.IPNet)
+			if wanted[p] || p.Addr().IsLinkLocalUnicast() || p.Addr().IsLoopback() {
+				continue
+			}
+			if err := n.nl.AddrDel(l, &have[i]); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+				return fmt.Errorf("remove address %s from %s: %w", p, device, err)
+			}
+			removed = true
+		}
+		if !removed {
+			return nil
+		}
+		// With an address the kernel removes those of its subnet that were added after it: look again.
+	}
+}
+
+func (n *Namespace) addAddrs(l netlink.Link, want []netip.Prefix, have []netlink.Addr) error {
 	present := map[netip.Prefix]bool{}
 	for _, a := range have {
 		present[prefixOf(a.IPNet)] = true
 	}
-	wanted := map[netip.Prefix]bool{}
 	for _, p := range want {
-		wanted[p] = true
 		if present[p] {
 			continue
 		}
@@ -169,16 +194,7 @@ func (n *Namespace) SetAddrs(device string, want []netip.Prefix) error {
 			addr.Flags = unix.IFA_F_NODAD // nobody else can have it: the plan gives each address once
 		}
 		if err := n.nl.AddrAdd(l, addr); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("add address %s to %s: %w", p, device, err)
-		}
-	}
-	for i, a := range have {
-		p := prefixOf(a.IPNet)
-		if wanted[p] || p.Addr().IsLinkLocalUnicast() || p.Addr().IsLoopback() {
-			continue
-		}
-		if err := n.nl.AddrDel(l, &have[i]); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-			return fmt.Errorf("remove address %s from %s: %w", p, device, err)
+			return fmt.Errorf("add address %s to %s: %w", p, l.Attrs().Name, err)
 		}
 	}
 	return nil
