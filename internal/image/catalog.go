@@ -165,7 +165,8 @@ func trees(k kit.Kit, b busybox) (map[string]tree, error) {
 	for _, name := range []string{"agnhost", "coredns", "flannel", "flanneld", "pause"} {
 		needed = append(needed, k.Program(name))
 	}
-	if err := k.Require(needed...); err != nil {
+	certificate := []string{k.Program("localhost.crt"), k.Program("localhost.key")}
+	if err := k.Require(append(certificate, needed...)...); err != nil {
 		return nil, fmt.Errorf("build images: %w", err)
 	}
 	for _, file := range needed {
@@ -208,6 +209,9 @@ func trees(k kit.Kit, b busybox) (map[string]tree, error) {
 	agnhost := tree{}
 	agnhost.copy("/agnhost", k.Program("agnhost"), 0o755)
 	agnhost.link("/agnhost-2", "agnhost")
+	for _, file := range certificate { // agnhost porter's, which upstream's image has here
+		agnhost.copy("/"+filepath.Base(file), file, 0o644)
+	}
 	agnhost.dir("/uploads", 0o755)
 	agnhost.link("/usr/local/bin/iperf", "/usr/bin/iperf")
 	all[layerAgnhost] = agnhost
