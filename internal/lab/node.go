@@ -275,6 +275,8 @@ func dnsAddr(services netip.Prefix) netip.Addr {
 	return a
 }
 
+// The plugin's own ipMasq would hide a pod behind its node from the pods of other nodes as well: plug has the
+// masquerading that Kubernetes asks for.
 var bridgeTemplate = template.Must(template.New("bridge").Parse(`{
   "cniVersion": "1.0.0",
   "name": "bridge",
@@ -283,7 +285,6 @@ var bridgeTemplate = template.Must(template.New("bridge").Parse(`{
       "type": "bridge",
       "bridge": "cni0",
       "isGateway": true,
-      "ipMasq": true,
       "hairpinMode": true,
       "ipam": {
         "type": "host-local",

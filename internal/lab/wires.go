@@ -245,6 +245,10 @@ func (l *Lab) plug(c *topology.Cluster, n *topology.Node, m *machine.Machine) er
 	}
 	if c.Network.Kind == topology.NetworkBridge {
 		routes = append(routes, l.podRoutes(c, n)...)
+		if err := node.SetMasquerade(link.Masquerade{Table: "fathom", From: n.PodCIDRs, To: c.PodCIDRs, Inside: "cni0",
+			Comment: "pods leave the cluster with the address of their node"}); err != nil {
+			return err
+		}
 	}
 	if err := router(node); err != nil {
 		return err

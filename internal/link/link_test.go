@@ -144,7 +144,8 @@ func TestRoutes(t *testing.T) {
 func TestMasquerade(t *testing.T) {
 	n := namespace(t)
 	m := link.Masquerade{Table: "fathom-test", Comment: "what it is for", Inside: "uplink",
-		From: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::/48")}}
+		From: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::/48")},
+		To:   []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16"), netip.MustParsePrefix("fd01::/48")}}
 	for _, tc := range []struct {
 		outside bool
 		want    []string
@@ -157,7 +158,7 @@ func TestMasquerade(t *testing.T) {
 			must(t, n.SetMasquerade(m))
 		}
 		got := run(t, n, "nft", "list", "ruleset")
-		for _, want := range tc.want {
+		for _, want := range append(tc.want, `ip daddr 10.2.0.0/16 accept`, `ip6 daddr fd01::/48 accept`) {
 			if strings.Count(got, want) != 1 {
 				t.Errorf("outside=%v: want once %q in\n%s", tc.outside, want, got)
 			}

@@ -20,6 +20,8 @@ type Masquerade struct {
 	// masqueraded unless they come from From.
 	Inside  string
 	Outside bool
+	// To are destinations that see the source as it is.
+	To []netip.Prefix
 }
 
 // SetMasquerade replaces the table by one that masquerades as m says, in one transaction.
@@ -37,6 +39,10 @@ func (n *Namespace) SetMasquerade(m Masquerade) error {
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
 	})
 	comment := userdata.AppendString(nil, userdata.TypeComment, m.Comment)
+	for _, p := range m.To {
+		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, UserData: comment,
+			Exprs: append(destination(p), &expr.Verdict{Kind: expr.VerdictAccept})})
+	}
 	if m.Outside {
 		// Sources that keep their address are accepted first; the rest that leaves by the device is not.
 		for _, p := range m.From {
@@ -84,9 +90,25 @@ func output(device string, op expr.CmpOp) []expr.Any {
 
 // source matches packets whose source address is in p.
 func source(p netip.Prefix) []expr.Any {
-	family, offset, length := byte(unix.NFPROTO_IPV4), uint32(12), uint32(4)
 	if p.Addr().Is6() {
-		family, offset, length = unix.NFPROTO_IPV6, 8, 16
+		return address(p, 8)
+	}
+	return address(p, 12)
+}
+
+// destination matches packets whose destination address is in p.
+func destination(p netip.Prefix) []expr.Any {
+	if p.Addr().Is6() {
+		return address(p, 24)
+	}
+	return address(p, 16)
+}
+
+// address matches packets with an address in p at an offset of their IP header.
+func address(p netip.Prefix, offset uint32) []expr.Any {
+	family, length := byte(unix.NFPROTO_IPV4), uint32(4)
+	if p.Addr().Is6() {
+		family, length = unix.NFPROTO_IPV6, 16
 	}
 	mask := make([]byte, length)
 	for i := range p.Bits() {
