@@ -28,8 +28,10 @@ help: ## list the targets
 # --- what runs -------------------------------------------------------------------------------------------------
 
 .PHONY: up
-up: build ## build everything and start a lab: real clusters on this machine
+up: build ## build everything, start the default lab and show that it works
 	bin/fathom up
+	@echo
+	@docs/examples/hello.sh east
 
 .PHONY: build
 build: kit fathom ## build Fathom and the kit into bin/

@@ -50,6 +50,9 @@ func (a *app) kubectl() *cobra.Command {
 				return fmt.Errorf("cluster %s has no credentials yet: %w; bring it up with `fathom up%s`", c.Name, err, nameFlag(l.Name))
 			}
 			env := append(withoutEnv("KUBECONFIG"), "KUBECONFIG="+conf)
+			if proxied() { // the proxy that leads to the internet does not lead to the lab
+				env = append(env, "NO_PROXY="+strings.Trim(noProxy()+","+l.APIAddr(c).String(), ","))
+			}
 			// kubectl takes this process's place, and with it the terminal and the signals.
 			path := k.Bin("kubectl")
 			if err := syscall.Exec(path, append([]string{"kubectl"}, rest...), env); err != nil {
@@ -82,6 +85,16 @@ func (a *app) ownFlags(args []string) (rest []string, help bool, err error) {
 		}
 	}
 	return nil, false, nil
+}
+
+func proxied() bool { return os.Getenv("HTTPS_PROXY")+os.Getenv("https_proxy") != "" }
+
+// noProxy is what the environment excepts from its proxy, as Go's programs read it.
+func noProxy() string {
+	if v := os.Getenv("NO_PROXY"); v != "" {
+		return v
+	}
+	return os.Getenv("no_proxy")
 }
 
 func withoutEnv(name string) []string {

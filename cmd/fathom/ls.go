@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"text/tabwriter"
 
@@ -74,7 +76,11 @@ func (a *app) ls() *cobra.Command {
 			var rows [][]string
 			for _, name := range names {
 				line := labLine{Name: name, State: "unfinished"}
-				if l, err := lab.Open(a.paths, name); err == nil {
+				l, err := a.openNamed(name)
+				if errors.Is(err, os.ErrPermission) {
+					return err
+				}
+				if err == nil {
 					nodes, err := l.Nodes("")
 					if err != nil {
 						return err

@@ -74,6 +74,11 @@ runc, unmodified, with Linux namespaces as nodes. No Docker, no VM, no download.
 	_ = root.RegisterFlagCompletionFunc("cluster", a.completeClusters)
 	root.AddCommand(a.up(), a.down(), a.ls(), a.status(), a.kubectl(), a.kubeconfig(), a.node(), a.wire(), a.image(),
 		a.doctor(), a.version(), a.balancer())
+	for _, c := range root.Commands() {
+		if c.HasSubCommands() { // cobra would answer a mistyped subcommand with help and success
+			c.Args, c.RunE, c.DisableFlagsInUseLine = cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }, true
+		}
+	}
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
@@ -81,7 +86,16 @@ runc, unmodified, with Linux namespaces as nodes. No Docker, no VM, no download.
 }
 
 // open opens the lab that the flags select.
-func (a *app) open() (*lab.Lab, error) { return lab.Open(a.paths, a.name) }
+func (a *app) open() (*lab.Lab, error) { return a.openNamed(a.name) }
+
+// openNamed opens a lab. Its definition is root's alone, since its nodes' credentials are.
+func (a *app) openNamed(name string) (*lab.Lab, error) {
+	l, err := lab.Open(a.paths, name)
+	if errors.Is(err, os.ErrPermission) {
+		return nil, fmt.Errorf("%w: run it with sudo", err)
+	}
+	return l, err
+}
 
 func (a *app) completeLabs(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	names, _ := lab.Names(a.paths)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/fathom-network/fathom/internal/cri"
 	"github.com/fathom-network/fathom/internal/machine"
@@ -136,9 +137,14 @@ func (a *app) runOn(cmd *cobra.Command, node string, args []string) error {
 		return err
 	}
 	c := machine.Command(args...)
-	c.Stdin, c.Stdout, c.Stderr = a.in, a.out, a.err
 	// Ctrl-C reaches the command by the terminal, and it may want to go on: fathom waits for it.
-	err = m.Run(context.WithoutCancel(cmd.Context()), c)
+	ctx := context.WithoutCancel(cmd.Context())
+	if term.IsTerminal(int(a.in.Fd())) && term.IsTerminal(int(a.out.Fd())) {
+		err = a.runInTerminal(ctx, m, c)
+	} else {
+		c.Stdin, c.Stdout, c.Stderr = a.in, a.out, a.err
+		err = m.Run(ctx, c)
+	}
 	var exited *exec.ExitError
 	if errors.As(err, &exited) {
 		if status, ok := exited.Sys().(syscall.WaitStatus); ok && status.Signaled() {

@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -154,13 +156,28 @@ func (a *app) summary(l *lab.Lab, took time.Duration) {
 		c := &l.Clusters[i]
 		fmt.Fprintf(a.out, "  %-12s %s, API https://%s:6443, pods %s, context %s\n", c.Name, count(len(c.Nodes), "node"), l.APIAddr(c), c.PodCIDRs[0], l.Context(c))
 	}
-	fmt.Fprintf(a.out, "\nTry next:\n  fathom kubectl%s --cluster %s -- get nodes -o wide\n  fathom node shell%s %s\n",
-		nameFlag(l.Name), l.Clusters[0].Name, nameFlag(l.Name), l.Clusters[0].Nodes[len(l.Clusters[0].Nodes)-1].Name)
+	self := commandName()
+	fmt.Fprintf(a.out, "\nTry next:\n  %s kubectl%s --cluster %s -- get nodes -o wide\n  %s node shell%s %s\n",
+		self, nameFlag(l.Name), l.Clusters[0].Name, self, nameFlag(l.Name), l.Clusters[0].Nodes[len(l.Clusters[0].Nodes)-1].Name)
 	for _, c := range l.Clusters {
 		if c.Network.Kind == topology.NetworkNone {
 			fmt.Fprintf(a.out, "\nCluster %s has no pod network: its nodes are NotReady until a conflist is in /etc/cni/net.d.\nSee docs/networks.md for how to bring your own.\n", c.Name)
 		}
 	}
+}
+
+// commandName is what the user has to type to run this program.
+func commandName() string {
+	exe, err := os.Executable()
+	if err != nil {
+		return "fathom"
+	}
+	if path, err := exec.LookPath("fathom"); err == nil {
+		if found, err := filepath.EvalSymlinks(path); err == nil && found == exe {
+			return "fathom"
+		}
+	}
+	return os.Args[0]
 }
 
 func count(n int, what string) string {
