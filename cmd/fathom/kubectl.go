@@ -49,13 +49,16 @@ func (a *app) kubectl() *cobra.Command {
 				}
 				return fmt.Errorf("cluster %s has no credentials yet: %w; bring it up with `fathom up%s`", c.Name, err, nameFlag(l.Name))
 			}
-			env := append(withoutEnv("KUBECONFIG"), "KUBECONFIG="+conf)
-			if proxied() { // the proxy that leads to the internet does not lead to the lab
-				env = append(env, "NO_PROXY="+strings.Trim(noProxy()+","+l.APIAddr(c).String(), ","))
+			if err := os.Setenv("KUBECONFIG", conf); err != nil {
+				return err
+			}
+			// A file that kubectl is to apply may be behind the proxy; the lab never is.
+			if err := os.Setenv("NO_PROXY", strings.Trim(noProxy()+","+l.APIAddr(c).String(), ",")); err != nil {
+				return err
 			}
 			// kubectl takes this process's place, and with it the terminal and the signals.
 			path := k.Bin("kubectl")
-			if err := syscall.Exec(path, append([]string{"kubectl"}, rest...), env); err != nil {
+			if err := syscall.Exec(path, append([]string{"kubectl"}, rest...), os.Environ()); err != nil {
 				return fmt.Errorf("run %s: %w", path, err)
 			}
 			return nil
@@ -87,24 +90,12 @@ func (a *app) ownFlags(args []string) (rest []string, help bool, err error) {
 	return nil, false, nil
 }
 
-func proxied() bool { return os.Getenv("HTTPS_PROXY")+os.Getenv("https_proxy") != "" }
-
 // noProxy is what the environment excepts from its proxy, as Go's programs read it.
 func noProxy() string {
 	if v := os.Getenv("NO_PROXY"); v != "" {
 		return v
 	}
 	return os.Getenv("no_proxy")
-}
-
-func withoutEnv(name string) []string {
-	var env []string
-	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, name+"=") {
-			env = append(env, v)
-		}
-	}
-	return env
 }
 
 func (a *app) kubeconfig() *cobra.Command {

@@ -67,6 +67,12 @@ runc, unmodified, with Linux namespaces as nodes. No Docker, no VM, no download.
   fathom down                                leave nothing`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Name() == "kubectl" {
+				return nil // it has its own way with proxies
+			}
+			return withoutProxy()
+		},
 	}
 	root.PersistentFlags().StringVar(&a.name, "name", "fathom", "the `lab` to work on")
 	root.PersistentFlags().StringVar(&a.cluster, "cluster", "", "the `cluster` to work on (default: the first, or all where that makes sense)")
@@ -83,6 +89,16 @@ runc, unmodified, with Linux namespaces as nodes. No Docker, no VM, no download.
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	return root
+}
+
+// withoutProxy has fathom connect directly: all that it talks to is on this machine, where no proxy leads.
+func withoutProxy() error {
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"} {
+		if err := os.Unsetenv(name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // open opens the lab that the flags select.
