@@ -173,7 +173,7 @@ func TestStore(t *testing.T) {
 		"iperf3 -v", "ipset version", "jq --version", "modprobe --version", "nc -h", "nft --version", "nstat -V", "ping -V",
 		"socat -V", "ss -V", "tc -V", "tcpdump --version", "iptables --version", "ip6tables-legacy --version", "agnhost --help",
 		"iptables -p tcp -m conntrack -h", "ip6tables -j MASQUERADE -h", "getent --version", "vi --help", "less --help",
-		"timeout 1 ip -V", "env ip -V", "echo -V | xargs ip", "nsenter --version", "wget --help", "traceroute --help", "ps", "top -b -n 1",
+		"timeout 1 ip -V", "env ip -V", "echo -V | xargs ip", "nsenter --version", "wget -T 1 --version", "traceroute --help", "ps", "top -b -n 1",
 	} {
 		script += call + " >out 2>&1 || { echo 'FAILED: " + call + "'; cat out; exit 1; }\n"
 	}

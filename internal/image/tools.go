@@ -57,6 +57,7 @@ var tools = []tool{
 	{name: "ss", pkg: "iproute2"},
 	{name: "tc", pkg: "iproute2"},
 	{name: "tcpdump", pkg: "tcpdump"},
+	{name: "wget", pkg: "wget"}, // busybox's has no timeout in Debian, and crashes when asked for one
 	{name: "xtables-legacy-multi", pkg: "iptables", also: []string{
 		"ip6tables-legacy", "ip6tables-legacy-restore", "ip6tables-legacy-save",
 		"iptables-legacy", "iptables-legacy-restore", "iptables-legacy-save",
