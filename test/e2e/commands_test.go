@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -197,20 +196,15 @@ func cmdCapture(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], stdout)
 }
 
-// condition answers for the words in brackets: [kernel:MODULE] is whether the kernel has what a module
-// brings, built in, loaded or to be loaded.
+// condition answers for the words in brackets: what the kernel has.
 func condition(cond string) (bool, error) {
-	module, found := strings.CutPrefix(cond, "kernel:")
-	if !found {
-		return false, fmt.Errorf("unknown condition %q", cond)
+	switch cond {
+	case "ipvs":
+		_ = exec.Command("modprobe", "ip_vs").Run()
+		_, err := os.Stat("/proc/net/ip_vs")
+		return err == nil, nil
+	case "netem":
+		return exec.Command("unshare", "-n", "tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms").Run() == nil, nil
 	}
-	if _, err := os.Stat("/sys/module/" + module); err == nil {
-		return true, nil
-	}
-	err := exec.Command("modprobe", module).Run()
-	var exited *exec.ExitError
-	if errors.As(err, &exited) || errors.Is(err, exec.ErrNotFound) {
-		return false, nil
-	}
-	return err == nil, err
+	return false, fmt.Errorf("unknown condition %q", cond)
 }
