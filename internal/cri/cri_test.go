@@ -110,7 +110,7 @@ func listen(t *testing.T, register func(*grpc.Server)) *Client {
 	}
 	server := grpc.NewServer()
 	register(server)
-	go server.Serve(listener)
+	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)
 	c, err := Connect(socket)
 	if err != nil {

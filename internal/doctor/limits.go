@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -83,8 +84,9 @@ func (e *exam) memory() {
 	var available uint64
 	for line := range strings.Lines(e.host.read("/proc/meminfo")) {
 		if f := strings.Fields(line); len(f) > 1 && f[0] == "MemAvailable:" {
-			fmt.Sscan(f[1], &available)
-			available <<= 10
+			if kib, err := strconv.ParseUint(f[1], 10, 64); err == nil {
+				available = kib << 10
+			}
 		}
 	}
 	if available == 0 {

@@ -147,7 +147,7 @@ func tryOverlay(dir string) error {
 				return fmt.Errorf("mount overlayfs over / with its changes in %s: %w", dir, err)
 			}
 			// Taken away at once: the namespace may outlive the removal of its directory.
-			defer unix.Unmount(merged, unix.MNT_DETACH)
+			defer func() { _ = unix.Unmount(merged, unix.MNT_DETACH) }()
 			if err := os.WriteFile(filepath.Join(merged, "fathom-doctor"), []byte("x"), 0o600); err != nil {
 				return fmt.Errorf("write to an overlayfs: %w", err)
 			}

@@ -102,8 +102,7 @@ func startDaemon(ctx context.Context, k kit.Kit, root, log, registries string) (
 		return nil, err
 	}
 	if err := d.wait(ctx); err != nil {
-		d.stop()
-		return nil, err
+		return nil, errors.Join(err, d.stop())
 	}
 	return d, nil
 }
@@ -216,7 +215,7 @@ func (d *daemon) stop() error {
 			return nil
 		default:
 		}
-		unix.Kill(d.pid, signal)
+		_ = unix.Kill(d.pid, signal)
 		select {
 		case <-d.done:
 			if signal == unix.SIGKILL {

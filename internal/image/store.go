@@ -162,7 +162,7 @@ func fill(ctx context.Context, k kit.Kit, temp string, manifest v1.IndexManifest
 	if err != nil {
 		return err
 	}
-	defer d.stop()
+	defer func() { _ = d.stop() }()
 
 	for _, l := range layers {
 		if err := announce(ctx, k, d.socket(), l); err != nil {
