@@ -18,7 +18,7 @@ import (
 func Down(ctx context.Context, paths Paths, name string, report Report) error {
 	t := &timeline{report: report}
 	l := &Lab{Lab: topology.Lab{Name: name}, Paths: paths}
-	if !l.traces() {
+	if !topology.IsName(name) || !l.traces() {
 		_, err := Open(paths, name)
 		return err
 	}

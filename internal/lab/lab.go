@@ -75,7 +75,7 @@ func IsNotFound(err error) bool {
 // Open reads the lab of that name.
 func Open(paths Paths, name string) (*Lab, error) {
 	data, err := os.ReadFile(filepath.Join(paths.State, "labs", name, "lab.json"))
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || !topology.IsName(name) {
 		have, err := Names(paths)
 		if err != nil {
 			return nil, err

@@ -21,6 +21,9 @@ var (
 // directories and of network namespaces, so it is shorter and begins with a letter.
 func isShortLabel(s string) bool { return len(s) <= maxShortLabel && shortLabel.MatchString(s) }
 
+// IsName says whether s can name a lab. No other name is a part of a path.
+func IsName(s string) bool { return isShortLabel(s) }
+
 // isDNSName says whether s is a DNS-1123 subdomain.
 func isDNSName(s string) bool {
 	if len(s) > 253 {
