@@ -1,0 +1,198 @@
+package lab
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/fathom-network/fathom/internal/topology"
+)
+
+// testLab is a lab of two clusters whose admin.conf files are there, as kubeadm writes them.
+func testLab(t *testing.T, name string) *Lab {
+	t.Helper()
+	def, err := topology.Default(topology.Overrides{Name: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &Lab{Lab: *def, Paths: Paths{State: t.TempDir(), Cache: t.TempDir(), Run: t.TempDir()}}
+	for i := range l.Clusters {
+		c := &l.Clusters[i]
+		conf := clientcmdapi.Config{
+			Clusters:       map[string]*clientcmdapi.Cluster{c.Name: {Server: "https://192.0.2.1:6443", CertificateAuthorityData: []byte("ca of " + name + c.Name)}},
+			AuthInfos:      map[string]*clientcmdapi.AuthInfo{"kubernetes-admin": {ClientKeyData: []byte("key of " + name + c.Name)}},
+			Contexts:       map[string]*clientcmdapi.Context{"kubernetes-admin@" + c.Name: {Cluster: c.Name, AuthInfo: "kubernetes-admin"}},
+			CurrentContext: "kubernetes-admin@" + c.Name,
+		}
+		data, err := clientcmd.Write(conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := writeFile(l.AdminKubeconfig(c), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return l
+}
+
+func contexts(t *testing.T, path string) ([]string, string) {
+	t.Helper()
+	conf, err := clientcmd.LoadFromFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for name := range conf.Contexts {
+		names = append(names, name)
+		if conf.Clusters[conf.Contexts[name].Cluster] == nil || conf.AuthInfos[conf.Contexts[name].AuthInfo] == nil {
+			t.Errorf("context %s points nowhere", name)
+		}
+	}
+	slices.Sort(names)
+	return names, conf.CurrentContext
+}
+
+func TestKubeconfigOfSeveralLabs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "dir", "config")
+	t.Setenv("KUBECONFIG", path)
+	a, b := testLab(t, "a"), testLab(t, "b")
+
+	for range 2 { // merging again changes nothing
+		for _, l := range []*Lab{a, b} {
+			if err := l.mergeKubeconfig(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	names, current := contexts(t, path)
+	if want := []string{"a-east", "a-west", "b-east", "b-west"}; !slices.Equal(names, want) || current != "b-east" {
+		t.Errorf("contexts are %v with %s current, want %v and b-east", names, current, want)
+	}
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("mode is %v (%v), want 0600: it holds keys", st.Mode(), err)
+	}
+
+	// Somebody else's context stays, also one that is named as if it were a lab's.
+	if err := editKubeconfig(path, func(conf *clientcmdapi.Config) bool {
+		conf.Clusters["b-mine"] = &clientcmdapi.Cluster{Server: "https://example.org"}
+		conf.AuthInfos["b-mine"] = &clientcmdapi.AuthInfo{Token: "x"}
+		conf.Contexts["b-mine"] = &clientcmdapi.Context{Cluster: "b-mine", AuthInfo: "b-mine"}
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	gone := &Lab{Lab: topology.Lab{Name: "b"}, Paths: b.Paths} // `down` may know no more than the name
+	if err := gone.cleanKubeconfig(); err != nil {
+		t.Fatal(err)
+	}
+	names, current = contexts(t, path)
+	if want := []string{"a-east", "a-west", "b-mine"}; !slices.Equal(names, want) || current != "" {
+		t.Errorf("contexts are %v with %q current, want %v and none", names, current, want)
+	}
+}
+
+func TestKubeconfigThatWasOnlyOursGoes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "dir", "config")
+	t.Setenv("KUBECONFIG", path)
+	l := testLab(t, "a")
+	if err := l.mergeKubeconfig(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.cleanKubeconfig(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Dir(path)); !os.IsNotExist(err) {
+		t.Errorf("the directory that was made for it stays: %v", err)
+	}
+}
+
+func TestKubeconfigBehindALink(t *testing.T) {
+	dir := t.TempDir()
+	target, link := filepath.Join(dir, "real"), filepath.Join(dir, "config")
+	if err := os.Symlink(target, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(target, []byte("apiVersion: v1\nkind: Config\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("KUBECONFIG", link)
+	if err := testLab(t, "a").mergeKubeconfig(); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Lstat(link); err != nil || st.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("the link was replaced by a file: %v, %v", st, err)
+	}
+	if names, _ := contexts(t, target); len(names) != 2 {
+		t.Errorf("the file behind the link has contexts %v", names)
+	}
+}
+
+func TestDamagedKubeconfigIsNotTouched(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config")
+	const damaged = "clusters: [}\n"
+	if err := os.WriteFile(path, []byte(damaged), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("KUBECONFIG", path)
+	if err := testLab(t, "a").mergeKubeconfig(); err == nil {
+		t.Error("a damaged kubeconfig gives no error")
+	}
+	if data, _ := os.ReadFile(path); string(data) != damaged {
+		t.Errorf("it was overwritten with %q", data)
+	}
+}
+
+func TestLockTellsWhoHoldsIt(t *testing.T) {
+	paths := Paths{State: t.TempDir()}
+	unlock, err := lock(paths, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lock(paths, "a"); err == nil {
+		t.Fatal("it can be locked twice")
+	} else if _, busy := err.(*BusyError); !busy {
+		t.Errorf("got %v, want a BusyError", err)
+	}
+	if other, err := lock(paths, "b"); err != nil {
+		t.Errorf("another lab is locked too: %v", err)
+	} else {
+		other()
+	}
+	unlock()
+	unlock, err = lock(paths, "a")
+	if err != nil {
+		t.Fatalf("it stays locked: %v", err)
+	}
+	unlock()
+}
+
+func TestUplinkNamesFitAndDiffer(t *testing.T) {
+	seen := map[string]string{}
+	for _, name := range []string{"a", "fathom", "a-name-of-20-letters", "a-name-of-20-letterz", "twelve-chars"} {
+		l := &Lab{Lab: topology.Lab{Name: name}}
+		device := l.uplinkName()
+		if len(device) > 15 || seen[device] != "" {
+			t.Errorf("lab %s has uplink %s, as long as %d and the same as that of %q", name, device, len(device), seen[device])
+		}
+		seen[device] = name
+	}
+}
+
+func TestNotFoundSaysWhatThereIs(t *testing.T) {
+	l := testLab(t, "a")
+	_, _, err := l.Node("east-worker9")
+	if !IsNotFound(err) {
+		t.Fatalf("got %v, want a NotFoundError", err)
+	}
+	want := `there is no node "east-worker9": there is east-control-plane, east-worker1, east-worker2, west-control-plane, west-worker1, west-worker2`
+	if err.Error() != want {
+		t.Errorf("got  %s\nwant %s", err, want)
+	}
+	if _, err := Open(l.Paths, "b"); !IsNotFound(err) {
+		t.Errorf("got %v, want a NotFoundError", err)
+	}
+}
