@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,9 +22,9 @@ import (
 //	                             CMD again and again until it succeeds (fails, prints), within TIME
 //	within TIME CMD…             CMD, which has to end before that
 //	capture NAME CMD…            set the variable NAME to what CMD prints
+//	more-inotify N               raise the host's limit of inotify instances to N until the scenario ends
 //	snapshot                     remember what the host looks like
 //	nothing-left                 the host looks as it did at the snapshot
-//	interrupt SIGNAL AFTER CMD…  CMD, with a signal after some time; it may end by itself before
 var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"fathom":       plain("fathom"),
 	"kubectl":      plain("kubectl"),
@@ -31,6 +32,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"eventually":   cmdEventually,
 	"within":       cmdWithin,
 	"capture":      cmdCapture,
+	"more-inotify": cmdMoreInotify,
 	"snapshot":     cmdSnapshot,
 	"nothing-left": cmdNothingLeft,
 }
@@ -94,18 +96,25 @@ func run(timeout time.Duration, env []string, dir, program string, args ...strin
 func try(ts *testscript.TestScript, timeout time.Duration, argv []string) (stdout, stderr string, err error) {
 	argv = resolve(ts, argv)
 	var out, errOut strings.Builder
-	var env []string
-	for _, name := range []string{"PATH", "HOME", "KUBECONFIG", "TERM", "LAB", "FATHOM", "KUBECTL", "WORK", "TMPDIR"} {
-		env = append(env, name+"="+ts.Getenv(name))
-	}
 	program, err := lookPath(argv[0], ts.Getenv("PATH"))
 	if err != nil {
 		return "", "", err
 	}
-	cmd := run(timeout, env, ts.MkAbs("."), program, argv[1:]...)
+	cmd := run(timeout, environment(ts), ts.MkAbs("."), program, argv[1:]...)
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err = cmd.Run()
 	return out.String(), errOut.String(), err
+}
+
+// environment is what commands of ours run with.
+func environment(ts *testscript.TestScript) []string {
+	var env []string
+	for _, name := range []string{"PATH", "HOME", "KUBECONFIG", "TERM", "LAB", "FATHOM", "KUBECTL", "WORK", "TMPDIR", "FATHOM_STATE"} {
+		if value := ts.Getenv(name); value != "" {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env
 }
 
 func lookPath(program, path string) (string, error) {
@@ -194,6 +203,25 @@ func cmdCapture(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("nothing was printed")
 	}
 	ts.Setenv(args[0], stdout)
+}
+
+func cmdMoreInotify(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: more-inotify N")
+	}
+	const file = "/proc/sys/fs/inotify/max_user_instances"
+	was, err := os.ReadFile(file)
+	ts.Check(err)
+	have, err := strconv.Atoi(strings.TrimSpace(string(was)))
+	ts.Check(err)
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	if have >= want {
+		return
+	}
+	ts.Check(os.WriteFile(file, []byte(args[0]), 0))
+	s := sessionOf(ts)
+	s.closer = append(s.closer, func() { _ = os.WriteFile(file, was, 0) })
 }
 
 // condition answers for the words in brackets: what the kernel has.

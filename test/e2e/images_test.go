@@ -40,11 +40,14 @@ func makeImage(ref string) (v1.Image, error) {
 	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
 		var b bytes.Buffer
 		w := tar.NewWriter(&b)
-		for path, data := range map[string][]byte{"bin/busybox": busybox, "name": []byte("this is " + ref + "\n")} {
-			if err := w.WriteHeader(&tar.Header{Name: path, Mode: 0o755, Size: int64(len(data))}); err != nil {
+		for _, file := range []struct {
+			path string
+			data []byte
+		}{{"bin/busybox", busybox}, {"name", []byte("this is " + ref + "\n")}} {
+			if err := w.WriteHeader(&tar.Header{Name: file.path, Mode: 0o755, Size: int64(len(file.data))}); err != nil {
 				return nil, err
 			}
-			if _, err := w.Write(data); err != nil {
+			if _, err := w.Write(file.data); err != nil {
 				return nil, err
 			}
 		}

@@ -123,14 +123,14 @@ func sessionOf(ts *testscript.TestScript) *session { return ts.Value(sessionKey{
 
 // end takes the lab down, also of a scenario that failed, after telling what state it was in.
 func (s *session) end() {
-	for _, c := range s.closer {
-		c()
-	}
 	if s.t.Failed() {
 		s.diagnose()
 	}
 	if out, err := s.down(); err != nil {
 		s.t.Errorf("take lab %s down: %v\n%s", s.lab, err, out)
+	}
+	for _, undo := range s.closer {
+		undo()
 	}
 }
 
