@@ -87,7 +87,7 @@ func (l *Lab) startPlanes(ctx context.Context, c *topology.Cluster, machines []*
 
 // join makes the nodes known to the API server, starts their kubelets, and installs the add-ons and the
 // network meanwhile.
-func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client, machines []*machine.Machine, t *timeline) error {
+func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client, machines []*machine.Machine, coreDNS []byte, t *timeline) error {
 	// Nodes are made before their kubelets register, so that each has the pod CIDR that its routes and its
 	// network configuration were written for, instead of the next one in the order of registration.
 	for i := range c.Nodes {
@@ -123,7 +123,7 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 			return kubeadm(gctx, machines[0], []string{"upload-config", "bootstrap-token"})
 		})
 	})
-	g.Go(func() error { return l.addOns(gctx, c, client, machines[0], names, t) })
+	g.Go(func() error { return l.addOns(gctx, c, client, machines[0], coreDNS, names, t) })
 	if c.Network.Kind == topology.NetworkFlannel {
 		g.Go(func() error {
 			return t.step(c.Name, "install flannel", func() error { return l.installFlannel(gctx, c) })
@@ -137,7 +137,7 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 
 // addOns installs kube-proxy and then CoreDNS: a CoreDNS that starts before its node has rules for Services
 // loses seconds in connecting to the API server.
-func (l *Lab) addOns(ctx context.Context, c *topology.Cluster, client *kube.Client, m *machine.Machine, names []string, t *timeline) error {
+func (l *Lab) addOns(ctx context.Context, c *topology.Cluster, client *kube.Client, m *machine.Machine, coreDNS []byte, names []string, t *timeline) error {
 	if c.Proxy.Kind == topology.ProxyKubeProxy {
 		err := t.step(c.Name, "kubeadm: kube-proxy", func() error { return kubeadm(ctx, m, []string{"addon"}, "addon/coredns") })
 		if err != nil {
@@ -149,12 +149,8 @@ func (l *Lab) addOns(ctx context.Context, c *topology.Cluster, client *kube.Clie
 			}
 		}
 	}
-	return t.step(c.Name, "kubeadm: CoreDNS", func() error {
-		manifest, err := coreDNS(ctx, m)
-		if err != nil {
-			return err
-		}
-		return l.kubectl(ctx, c, manifest, "create", "--validate=false", "-f", "-")
+	return t.step(c.Name, "create CoreDNS", func() error {
+		return l.kubectl(ctx, c, coreDNS, "create", "--validate=false", "-f", "-")
 	})
 }
 

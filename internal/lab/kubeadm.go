@@ -80,7 +80,11 @@ func (l *Lab) kubeadmFile(c *topology.Cluster, n *topology.Node) ([]byte, error)
 	}
 	// A lab's disk need not outlive the host's power, and a kill of etcd loses nothing that the kernel has.
 	etcd := map[string]string{"unsafe-no-fsync": "true"}
-	if len(planes) > 1 {
+	if len(planes) == 1 {
+		// A member that is alone elects itself, after one to ten heartbeats: at the default of 100 ms, half a
+		// second that the API server waits for.
+		etcd["heartbeat-interval"], etcd["election-timeout"] = "20", "200"
+	} else {
 		// All members start at once as one new cluster; joining one by one would take a round each.
 		var members []string
 		for i := range planes {

@@ -266,6 +266,12 @@ func (l *Lab) build(ctx context.Context, c *topology.Cluster, store image.Store,
 			return nil
 		})
 	})
+	var dns []byte
+	g.Go(func() error {
+		var err error
+		dns, err = coreDNS(gctx, machines[0])
+		return err
+	})
 	g.Go(func() error {
 		workers := c.Workers()
 		if len(workers) == 0 {
@@ -281,7 +287,7 @@ func (l *Lab) build(ctx context.Context, c *topology.Cluster, store image.Store,
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if err := l.join(ctx, c, client, machines, t); err != nil {
+	if err := l.join(ctx, c, client, machines, dns, t); err != nil {
 		return err
 	}
 	return l.setBuilt(c)
