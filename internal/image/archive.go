@@ -297,6 +297,7 @@ func (c *contents) read(name string, r io.Reader, size int64) error {
 	if err != nil && err != io.EOF {
 		return err
 	}
+	zipped := string(head) == "\x1f\x8b" // before the buffer under head is filled anew
 	var document *bytes.Buffer
 	var w io.Writer = digest
 	if size <= maxDocument && len(head) > 0 && (head[0] == '{' || head[0] == '[') && c.kept+int(size) <= maxKept {
@@ -314,7 +315,7 @@ func (c *contents) read(name string, r io.Reader, size int64) error {
 		c.documents[name] = document.Bytes()
 		c.kept += document.Len()
 	}
-	c.blobs[name] = blob{digest: "sha256:" + hex.EncodeToString(digest.Sum(nil)), size: size, gzip: string(head) == "\x1f\x8b"}
+	c.blobs[name] = blob{digest: "sha256:" + hex.EncodeToString(digest.Sum(nil)), size: size, gzip: zipped}
 	return nil
 }
 
