@@ -22,6 +22,7 @@ import (
 //	                             CMD again and again until it succeeds (fails, prints), within TIME
 //	within TIME CMD…             CMD, which has to end before that
 //	capture NAME CMD…            set the variable NAME to what CMD prints
+//	own-state                    a state directory for this scenario alone, in which no image is prepared
 //	more-inotify N               raise the host's limit of inotify instances to N until the scenario ends
 //	snapshot                     remember what the host looks like
 //	nothing-left                 the host looks as it did at the snapshot
@@ -32,6 +33,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"eventually":   cmdEventually,
 	"within":       cmdWithin,
 	"capture":      cmdCapture,
+	"own-state":    cmdOwnState,
 	"more-inotify": cmdMoreInotify,
 	"snapshot":     cmdSnapshot,
 	"nothing-left": cmdNothingLeft,
@@ -203,6 +205,16 @@ func cmdCapture(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("nothing was printed")
 	}
 	ts.Setenv(args[0], stdout)
+}
+
+func cmdOwnState(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: own-state")
+	}
+	s := sessionOf(ts)
+	s.own = ts.MkAbs(".state")
+	s.state = s.own
+	ts.Setenv("FATHOM_STATE", s.own)
 }
 
 func cmdMoreInotify(ts *testscript.TestScript, neg bool, args []string) {

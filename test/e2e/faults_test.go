@@ -19,7 +19,8 @@ import (
 // when nobody disturbs it; $FATHOM_SEED repeats those of an earlier run.
 //
 //	break-up SIGNAL ROUNDS ARGS…   `fathom up ARGS…` gets the signal; then, by turns, `down` leaves nothing,
-//	                               and `up` goes on to Ready nodes, whereupon `down` leaves nothing
+//	                               and `up` goes on to Ready nodes, whereupon `down` leaves nothing; with a
+//	                               state of the scenario's own, the images are made anew each time
 //	break-node ROUNDS NODE ARGS…   during `fathom up ARGS…` the node's init is killed; `up` mends it
 //	break-down ROUNDS ARGS…        `fathom down` is killed; the next `down` leaves nothing
 func init() {
@@ -100,6 +101,9 @@ func cmdBreakUp(ts *testscript.TestScript, neg bool, args []string) {
 	clean(ts)
 	ts.Logf("undisturbed: %.1fs", whole.Seconds())
 	for i, at := range moments(ts, args[1], whole) {
+		if sessionOf(ts).own != "" {
+			must(ts, "down", "--all", "--purge")
+		}
 		cmd, out := start(ts, up...)
 		time.Sleep(at)
 		_ = cmd.Process.Signal(signal)

@@ -46,7 +46,7 @@ func (s *session) leftovers() string {
 	for start := time.Now(); zombies(s.lab) > 0 && time.Since(start) < 5*time.Second; {
 		time.Sleep(50 * time.Millisecond)
 	}
-	if trace := traces(s.lab); len(trace) > 0 {
+	if trace := traces(s.lab, s.state); len(trace) > 0 {
 		d += "traces of the lab:\n  " + strings.Join(trace, "\n  ") + "\n"
 	}
 	return d
@@ -222,8 +222,9 @@ func zombies(lab string) int {
 }
 
 // traces finds processes and mounts of a lab, whatever namespace they are in.
-func traces(lab string) []string {
-	dir := []byte("/var/lib/fathom/labs/" + lab + "/")
+func traces(lab, state string) []string {
+	dir := []byte(state + "/labs/" + lab + "/")
+	cache := []byte(state + "/cache/")
 	group := []byte("/fathom/" + lab)
 	run := []byte("/run/fathom/" + lab + "/")
 	var all []string
@@ -238,6 +239,9 @@ func traces(lab string) []string {
 		groups, _ := os.ReadFile(proc + "/cgroup")
 		if bytes.Contains(append(groups, '\n'), append(group, '/')) || bytes.Contains(groups, append(group, '\n')) {
 			all = append(all, fmt.Sprintf("process %d in the lab's cgroup: %s", pid, line))
+		}
+		if bytes.Contains(line, dir) || bytes.Contains(line, cache) {
+			all = append(all, fmt.Sprintf("process %d: %s", pid, line))
 		}
 		for _, link := range []string{"exe", "cwd", "root"} {
 			if to, err := os.Readlink(proc + "/" + link); err == nil && bytes.HasPrefix([]byte(to+"/"), dir) {

@@ -98,7 +98,7 @@ func setup(env *testscript.Env, fathom, kubectl string) error {
 	} {
 		env.Setenv(k, v)
 	}
-	s := &session{t: t, env: env, lab: lab}
+	s := &session{t: t, env: env, lab: lab, state: "/var/lib/fathom"}
 	env.Values[sessionKey{}] = s
 	// What a run that was killed has left.
 	if out, err := s.down(); err != nil {
@@ -113,6 +113,8 @@ type session struct {
 	t      *testing.T
 	env    *testscript.Env
 	lab    string
+	state  string // where fathom keeps labs
+	own    string // the same if it is the scenario's own, as FATHOM_STATE has it
 	before snapshot
 	closer []func()
 }
@@ -136,6 +138,9 @@ func (s *session) end() {
 
 // down takes the lab down if there is any trace of it.
 func (s *session) down() (string, error) {
+	if s.own != "" { // whatever labs are in it, they are the scenario's
+		return s.fathom("down", "--all")
+	}
 	out, err := s.fathom("down")
 	if err != nil && strings.Contains(out, "there is no lab") {
 		return "", nil
@@ -145,14 +150,14 @@ func (s *session) down() (string, error) {
 
 func (s *session) fathom(args ...string) (string, error) {
 	cmd := exec.Command(s.env.Getenv("FATHOM"), append([]string{"--name", s.lab}, args...)...)
-	cmd.Env = s.env.Vars
+	cmd.Env = append(s.env.Vars, "FATHOM_STATE="+s.own)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
 
 // diagnose logs what one would look at first.
 func (s *session) diagnose() {
-	if _, err := os.Stat("/var/lib/fathom/labs/" + s.lab); errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(s.state + "/labs/" + s.lab); errors.Is(err, os.ErrNotExist) {
 		return
 	}
 	status, _ := s.fathom("status")
