@@ -121,8 +121,17 @@ func mergeTaints(have, want []corev1.Taint) []corev1.Taint {
 	return have
 }
 
+// Since says from when on a state counts. The API goes on telling what a node's kubelet said last, also of a
+// node that has lost power since.
+type Since map[string]time.Time
+
+// has says whether something of a node that was seen at t is its present state. The API tells whole seconds.
+func (s Since) has(node string, t time.Time) bool {
+	return !t.Before(s[node].Truncate(time.Second))
+}
+
 // WaitNodes returns when every one of the named nodes is Ready.
-func (c *Client) WaitNodes(ctx context.Context, names []string) error {
+func (c *Client) WaitNodes(ctx context.Context, names []string, since Since) error {
 	waiting := map[string]bool{}
 	for _, n := range names {
 		waiting[n] = true
@@ -130,8 +139,10 @@ func (c *Client) WaitNodes(ctx context.Context, names []string) error {
 	err := follow(ctx, c.CoreV1().Nodes().List, c.CoreV1().Nodes().Watch, metav1.ListOptions{},
 		func(l *corev1.NodeList) []corev1.Node { return l.Items },
 		func(n *corev1.Node) bool {
-			if NodeReady(n) {
-				delete(waiting, n.Name)
+			for _, cond := range n.Status.Conditions {
+				if cond.Type == corev1.NodeReady && cond.Status == corev1.ConditionTrue && since.has(n.Name, cond.LastHeartbeatTime.Time) {
+					delete(waiting, n.Name)
+				}
 			}
 			return len(waiting) == 0
 		})
@@ -139,6 +150,39 @@ func (c *Client) WaitNodes(ctx context.Context, names []string) error {
 		return fmt.Errorf("wait for nodes to become Ready (%d are not): %w", len(waiting), err)
 	}
 	return nil
+}
+
+// WaitPods returns when pods of the selector are ready on enough nodes.
+func (c *Client) WaitPods(ctx context.Context, namespace, selector string, nodes int, since Since) error {
+	ready := map[string]string{} // pod to node
+	err := follow(ctx, c.CoreV1().Pods(namespace).List, c.CoreV1().Pods(namespace).Watch,
+		metav1.ListOptions{LabelSelector: selector},
+		func(l *corev1.PodList) []corev1.Pod { return l.Items },
+		func(p *corev1.Pod) bool {
+			delete(ready, p.Name)
+			if PodReady(p) && started(p, since) {
+				ready[p.Name] = p.Spec.NodeName
+			}
+			on := map[string]bool{}
+			for _, node := range ready {
+				on[node] = true
+			}
+			return len(on) >= nodes
+		})
+	if err != nil {
+		return fmt.Errorf("wait for pods %s in %s to be ready on %d nodes: %w", selector, namespace, nodes, err)
+	}
+	return nil
+}
+
+// started says whether the pod's containers were started in its node's present life.
+func started(p *corev1.Pod, since Since) bool {
+	for _, s := range p.Status.ContainerStatuses {
+		if s.State.Running == nil || !since.has(p.Spec.NodeName, s.State.Running.StartedAt.Time) {
+			return false
+		}
+	}
+	return true
 }
 
 // NodeReady says whether the node has the condition Ready.
@@ -151,27 +195,14 @@ func NodeReady(n *corev1.Node) bool {
 	return false
 }
 
-// WaitEndpoint returns when the Service has a ready endpoint.
-func (c *Client) WaitEndpoint(ctx context.Context, namespace, service string) error {
-	slices := c.DiscoveryV1().EndpointSlices(namespace)
-	err := follow(ctx, slices.List, slices.Watch,
-		metav1.ListOptions{LabelSelector: "kubernetes.io/service-name=" + service},
-		sliceItems, hasReadyEndpoint)
-	if err != nil {
-		return fmt.Errorf("wait for an endpoint of Service %s/%s: %w", namespace, service, err)
+// PodReady says whether the pod has the condition Ready.
+func PodReady(p *corev1.Pod) bool {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
 	}
-	return nil
-}
-
-// WaitDaemonSet returns when the DaemonSet has a ready pod on this many nodes.
-func (c *Client) WaitDaemonSet(ctx context.Context, namespace, name string, nodes int) error {
-	sets := c.AppsV1().DaemonSets(namespace)
-	err := follow(ctx, sets.List, sets.Watch, metav1.ListOptions{FieldSelector: "metadata.name=" + name},
-		daemonSetItems, daemonSetReady(nodes))
-	if err != nil {
-		return fmt.Errorf("wait for DaemonSet %s/%s on %d nodes: %w", namespace, name, nodes, err)
-	}
-	return nil
+	return false
 }
 
 // follow lists objects and watches them, until done says so of one. An ended watch is begun again, and so

@@ -132,7 +132,7 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	return l.waitUsable(ctx, c, client, names, t)
+	return l.waitUsable(ctx, c, client, names, nil, t)
 }
 
 // addOns installs kube-proxy and then CoreDNS: a CoreDNS that starts before its node has rules for Services
@@ -144,7 +144,7 @@ func (l *Lab) addOns(ctx context.Context, c *topology.Cluster, client *kube.Clie
 			return err
 		}
 		if c.Network.Kind != topology.NetworkNone {
-			if err := l.waitProxy(ctx, c, client, names, t); err != nil {
+			if err := l.waitProxy(ctx, c, client, names, nil, t); err != nil {
 				return err
 			}
 		}
@@ -154,10 +154,10 @@ func (l *Lab) addOns(ctx context.Context, c *topology.Cluster, client *kube.Clie
 	})
 }
 
-func (l *Lab) waitProxy(ctx context.Context, c *topology.Cluster, client *kube.Client, names []string, t *timeline) error {
+func (l *Lab) waitProxy(ctx context.Context, c *topology.Cluster, client *kube.Client, names []string, since kube.Since, t *timeline) error {
 	return t.step(c.Name, "kube-proxy on every node", func() error {
 		return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error {
-			return client.WaitDaemonSet(ctx, "kube-system", "kube-proxy", len(names))
+			return client.WaitPods(ctx, "kube-system", "k8s-app=kube-proxy", len(names), since)
 		}))
 	})
 }
@@ -172,12 +172,12 @@ func (l *Lab) hint(c *topology.Cluster, err error) error {
 
 // waitUsable returns when the nodes are Ready and Services work. Without a network there is nothing to
 // wait for: nodes stay NotReady until somebody brings one.
-func (l *Lab) waitUsable(ctx context.Context, c *topology.Cluster, client *kube.Client, names []string, t *timeline) error {
+func (l *Lab) waitUsable(ctx context.Context, c *topology.Cluster, client *kube.Client, names []string, since kube.Since, t *timeline) error {
 	if c.Network.Kind == topology.NetworkNone {
 		return nil
 	}
 	err := t.step(c.Name, fmt.Sprintf("%d node%s Ready", len(names), plural(len(names))), func() error {
-		return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error { return client.WaitNodes(ctx, names) }))
+		return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error { return client.WaitNodes(ctx, names, since) }))
 	})
 	if err != nil {
 		return err
@@ -186,12 +186,12 @@ func (l *Lab) waitUsable(ctx context.Context, c *topology.Cluster, client *kube.
 	if c.Proxy.Kind == topology.ProxyNone {
 		return nil
 	}
-	if err := l.waitProxy(ctx, c, client, names, t); err != nil {
+	if err := l.waitProxy(ctx, c, client, names, since, t); err != nil {
 		return err
 	}
 	return t.step(c.Name, "CoreDNS answers", func() error {
 		return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error {
-			return client.WaitEndpoint(ctx, "kube-system", "kube-dns")
+			return client.WaitPods(ctx, "kube-system", "k8s-app=kube-dns", 1, since)
 		}))
 	})
 }

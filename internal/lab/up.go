@@ -318,8 +318,13 @@ func (l *Lab) resume(ctx context.Context, c *topology.Cluster, t *timeline) erro
 		return err
 	}
 	var names []string
+	since := kube.Since{}
 	for i := range c.Nodes {
-		names = append(names, c.Nodes[i].Name)
+		name := c.Nodes[i].Name
+		names = append(names, name)
+		if _, err := machine.Open(l.cgroup(name)); errors.Is(err, machine.ErrNotRunning) {
+			since[name] = time.Now()
+		}
 	}
 	err := t.step(c.Name, "start the nodes", func() error {
 		g, gctx := errgroup.WithContext(ctx)
@@ -340,5 +345,5 @@ func (l *Lab) resume(ctx context.Context, c *topology.Cluster, t *timeline) erro
 	if err != nil {
 		return err
 	}
-	return l.waitUsable(ctx, c, client, names, t)
+	return l.waitUsable(ctx, c, client, names, since, t)
 }
