@@ -242,10 +242,12 @@ func (l *Lab) installFlannel(ctx context.Context, c *topology.Cluster) error {
 	return l.kubectl(ctx, c, manifest.Bytes(), "apply", "-f", "-")
 }
 
-// kubectl runs the kit's kubectl against the cluster.
+// kubectl runs the kit's kubectl against the cluster, while it is built: as kubeadm does at first, with the
+// credentials that need no role. What admin.conf may do is decided by a binding that a kubeadm phase makes,
+// which may run at the same time.
 func (l *Lab) kubectl(ctx context.Context, c *topology.Cluster, stdin []byte, args ...string) error {
 	cmd := exec.CommandContext(ctx, l.Kit.Bin("kubectl"), args...)
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+l.AdminKubeconfig(c))
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+l.diskFile(c.Nodes[0].Name, "/etc/kubernetes/super-admin.conf"))
 	cmd.Stdin = bytes.NewReader(stdin)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))

@@ -378,7 +378,9 @@ func (l *Lab) Wires() ([]Wire, error) {
 				addrs = append(addrs, a.String())
 			}
 			w.Addresses = strings.Join(addrs, ",")
-			if d, err := sw.Device(w.Port); err == nil {
+			// The device of a node that has just ended stays until the kernel has cleared its namespace.
+			_, off := l.Machine(n.Name)
+			if d, err := sw.Device(w.Port); err == nil && off == nil {
 				if w.State = "cut"; d.Up {
 					w.State = "up"
 				}
