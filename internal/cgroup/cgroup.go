@@ -306,6 +306,21 @@ func removeTree(dir string) error {
 	return err
 }
 
+// Prune deletes the group where nothing is in it. Another lab may have begun to use it.
+func Prune(group string) error {
+	all, _, err := Hierarchies()
+	if err != nil {
+		return err
+	}
+	for _, h := range all {
+		err := unix.Rmdir(filepath.Join(h.Path, group))
+		if err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove cgroup %s: %w", group, err)
+		}
+	}
+	return nil
+}
+
 // List returns the names of the groups right below group, from whichever hierarchy has them.
 func List(group string) ([]string, error) {
 	all, _, err := Hierarchies()

@@ -221,7 +221,9 @@ func TestThisMachine(t *testing.T) {
 	testenv.NeedRoot(t)
 	dir := t.TempDir()
 	// Other tests may mount and make devices meanwhile: what counts is what could be ours.
-	ours := func() int { return countLines(t, "/proc/self/mountinfo", dir) + countLines(t, "/proc/net/dev", "doctor") }
+	ours := func() int {
+		return countLines(t, "/proc/self/mountinfo", dir) + countLines(t, "/proc/net/dev", "doctor")
+	}
 	before := ours()
 	for _, quick := range []bool{false, true} {
 		start := time.Now()

@@ -17,9 +17,9 @@ const (
 	// manager 4.
 	inotifyPerNode         = 10
 	inotifyPerControlPlane = 10
-	watchesPerNode   = 1024
-	threadsPerNode   = 512
-	filesPerProcess  = 8192 // etcd and the API server with their clients
+	watchesPerNode         = 1024
+	threadsPerNode         = 512
+	filesPerProcess        = 8192 // etcd and the API server with their clients
 )
 
 func (e *exam) limits(context.Context) {

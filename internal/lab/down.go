@@ -51,10 +51,7 @@ func Down(ctx context.Context, paths Paths, name string, report Report) error {
 			if err := cgroup.Remove(l.cgroup()); err != nil {
 				return err
 			}
-			if rest, err := cgroup.List(cgroupRoot); err != nil || len(rest) > 0 {
-				return err
-			}
-			return cgroup.Remove(cgroupRoot)
+			return cgroup.Prune(cgroupRoot)
 		})
 	})
 	g.Go(func() error {
@@ -63,7 +60,19 @@ func Down(ctx context.Context, paths Paths, name string, report Report) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	unlockState, err := lockDir(paths.State)
+	if err != nil {
+		return err
+	}
+	defer unlockState()
 	removeEmpty(filepath.Join(paths.State, "labs"))
+	if names, err := Names(paths); err != nil || len(names) > 0 {
+		return err
+	}
+	// Nobody uses the layers now. One of an older kit would keep that kit's files on the disk.
+	if err := os.RemoveAll(filepath.Join(paths.Cache, "layers")); err != nil {
+		return fmt.Errorf("remove the nodes' shared layers: %w", err)
+	}
 	return nil
 }
 

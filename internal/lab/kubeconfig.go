@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
@@ -91,6 +90,9 @@ const labExtension = "fathom.network/lab"
 
 // cleanKubeconfig takes the lab's contexts out of the user's kubeconfig.
 func (l *Lab) cleanKubeconfig() error {
+	if _, err := os.Stat(UserKubeconfig()); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	return editKubeconfig(UserKubeconfig(), func(conf *clientcmdapi.Config) bool {
 		return removeContexts(conf, l.Name, nil)
 	})
@@ -126,19 +128,13 @@ func markOf(c *clientcmdapi.Context) string {
 // editKubeconfig changes a kubeconfig file in one step, keeping its mode and whatever else it holds.
 func editKubeconfig(path string, edit func(*clientcmdapi.Config) bool) error {
 	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o750); err != nil {
-		return err
-	}
-	// The directory is locked, not a file beside the kubeconfig as client-go does: one that was killed
-	// would leave it, and nobody could change the kubeconfig any more.
-	d, err := os.Open(dir)
+	// client-go locks a file beside the kubeconfig instead; a command that was killed would leave it, and
+	// nobody could change the kubeconfig any more.
+	unlock, err := lockDir(dir)
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("lock %s: %w", dir, err)
-	}
+	defer unlock()
 	conf, err := clientcmd.LoadFromFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -199,6 +199,23 @@ func lock(paths Paths, name string) (func(), error) {
 	}
 }
 
+// lockDir waits until no other command has the directory locked, and locks it. A directory is locked where a
+// lock file could be left behind by a command that is killed, or would be one file more to explain.
+func lockDir(dir string) (func(), error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
+		d.Close()
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return func() { d.Close() }, nil
+}
+
 // Cluster returns the cluster of that name; the empty name is the first cluster.
 func (l *Lab) Cluster(name string) (*topology.Cluster, error) {
 	var have []string

@@ -34,6 +34,25 @@ func Up(ctx context.Context, paths Paths, name string, want *topology.Lab, repor
 		return nil, err
 	}
 	defer unlock()
+	l, err := begin(ctx, paths, name, want, t)
+	if err != nil {
+		return nil, err
+	}
+	err = l.up(ctx, t)
+	if err == nil {
+		err = t.step("", "write the kubeconfig", l.mergeKubeconfig)
+	}
+	return l, err
+}
+
+// begin makes the lab exist, if this machine can run it. Labs begin one at a time, so that no two choose the
+// same underlay.
+func begin(ctx context.Context, paths Paths, name string, want *topology.Lab, t *timeline) (*Lab, error) {
+	unlock, err := lockDir(paths.State)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	l, err := define(paths, name, want)
 	if err != nil {
 		return nil, err
@@ -44,14 +63,7 @@ func Up(ctx context.Context, paths Paths, name string, want *topology.Lab, repor
 	if err := t.step("", "check this machine", func() error { return l.check(ctx) }); err != nil {
 		return nil, err
 	}
-	if err := l.save(); err != nil {
-		return nil, err
-	}
-	err = l.up(ctx, t)
-	if err == nil {
-		err = t.step("", "write the kubeconfig", l.mergeKubeconfig)
-	}
-	return l, err
+	return l, l.save()
 }
 
 // define returns the lab to bring up: the one that exists, or want with an underlay.
@@ -71,12 +83,16 @@ func define(paths Paths, name string, want *topology.Lab) (*Lab, error) {
 		return nil, err
 	}
 	l := &Lab{Lab: *want, Paths: paths}
-	if l.Underlay4.IsValid() && l.Underlay6.IsValid() {
-		return l, nil
-	}
 	taken, err := takenPrefixes(paths, l)
 	if err != nil {
 		return nil, err
+	}
+	for _, underlay := range []netip.Prefix{l.Underlay4, l.Underlay6} {
+		for _, p := range taken {
+			if underlay.IsValid() && p.IsValid() && underlay.Overlaps(p) {
+				return nil, fmt.Errorf("the underlay %s overlaps %s, which this machine routes, another lab has or the lab's own clusters use: choose another, or leave it out", underlay, p)
+			}
+		}
 	}
 	v4, v6, err := topology.ChooseUnderlay(taken)
 	if err != nil {
