@@ -18,12 +18,11 @@ TESTFLAGS ?=
 
 # Whole-system scenarios run by `make test`, as packages of test/e2e's module, and those of the other targets.
 E2E         ?= ./...
-CONFORMANCE ?= ./conformance/...
 BENCHFLAGS  ?=
 
 .PHONY: help
 help: ## list the targets
-	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
 
 # --- what runs -------------------------------------------------------------------------------------------------
 
@@ -103,9 +102,23 @@ test: build lint ## all tests: units, the kernel's namespaces, the kit, whole la
 e2e: build ## whole-system scenarios in real labs
 	cd test/e2e && FATHOM=$(CURDIR)/bin/fathom go test -count=1 -timeout 60m $(TESTFLAGS) $(E2E)
 
+# FOCUS and SKIP choose among the specs by pattern; NETWORK, PROXY, PROXY_MODE, IP_FAMILY and WORKERS say what lab
+# they run in, or LAB which one that is up; ALL=1 runs also what cannot pass. docs/conformance.md tells more.
+conformance_options = FOCUS SKIP NETWORK PROXY PROXY_MODE IP_FAMILY WORKERS LAB ALL
+export $(conformance_options)
+
 .PHONY: conformance
-conformance: build kit-e2e ## Kubernetes', Gateway API's and Network Policy API's own conformance tests
-	cd test/e2e && FATHOM=$(CURDIR)/bin/fathom FATHOM_KIT=$(CURDIR)/$(KIT) go test -count=1 -timeout 120m -tags conformance $(TESTFLAGS) $(CONFORMANCE)
+conformance: build kit-e2e bin/tools/conformance ## Kubernetes' own tests of networking, the score into docs/conformance.md (about 4 minutes)
+	@bin/tools/conformance --focus "$$FOCUS" --skip "$$SKIP" --network "$$NETWORK" --proxy "$$PROXY" --proxy-mode "$$PROXY_MODE" \
+		--ip-family "$$IP_FAMILY" --name "$$LAB" --workers "$${WORKERS:-2}" $${ALL:+--all}
+
+.PHONY: conformance-short
+conformance-short: build kit-e2e bin/tools/conformance ## a few of them that tell most (about a minute)
+	@bin/tools/conformance --short --board none --network "$$NETWORK" --proxy "$$PROXY" --proxy-mode "$$PROXY_MODE" --ip-family "$$IP_FAMILY"
+
+.PHONY: bin/tools/conformance
+bin/tools/conformance:
+	@go build -trimpath -o $@ ./test/conformance
 
 .PHONY: bench
 bench: build ## measure start-up, memory and disk, into docs/benchmarks.md (4 minutes, as root, on an idle machine)

@@ -1,0 +1,54 @@
+package main
+
+import (
+	"strings"
+)
+
+// A setting is what makes one run differ from another: a section of the scoreboard.
+type setting struct {
+	Network string // bridge, flannel, none, …
+	Proxy   string // kube-proxy, none, …
+	Mode    string // of kube-proxy: nftables, iptables or ipvs
+	Family  string // ipv4, ipv6 or dual
+}
+
+func (s setting) withDefaults() setting {
+	def := func(value *string, otherwise string) {
+		if *value == "" {
+			*value = otherwise
+		}
+	}
+	def(&s.Network, "bridge")
+	def(&s.Proxy, "kube-proxy")
+	def(&s.Family, "ipv4")
+	if s.Proxy == "kube-proxy" {
+		def(&s.Mode, "nftables")
+	} else {
+		s.Mode = ""
+	}
+	return s
+}
+
+// String is the heading of the setting's section.
+func (s setting) String() string {
+	proxy := s.Proxy
+	switch {
+	case proxy == "none":
+		proxy = "no proxy"
+	case s.Mode != "":
+		proxy += " " + s.Mode
+	}
+	network := s.Network
+	if network == "none" {
+		network = "no network"
+	}
+	return network + ", " + proxy + ", " + s.Family
+}
+
+func (s setting) dirName() string {
+	parts := []string{s.Network, s.Proxy}
+	if s.Mode != "" {
+		parts = append(parts, s.Mode)
+	}
+	return strings.Join(append(parts, s.Family), "-")
+}
