@@ -24,8 +24,7 @@ import (
 //	capture NAME CMD…            set the variable NAME to what CMD prints
 //	own-state                    a state directory for this scenario alone, in which no image is prepared
 //	more-inotify N               raise the host's limit of inotify instances to N until the scenario ends
-//	snapshot                     remember what the host looks like
-//	nothing-left                 the host looks as it did at the snapshot
+//	nothing-left                 the host looks as it did before the scenario; each scenario ends with it
 var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"fathom":       plain("fathom"),
 	"kubectl":      plain("kubectl"),
@@ -35,7 +34,6 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"capture":      cmdCapture,
 	"own-state":    cmdOwnState,
 	"more-inotify": cmdMoreInotify,
-	"snapshot":     cmdSnapshot,
 	"nothing-left": cmdNothingLeft,
 }
 

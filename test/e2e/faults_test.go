@@ -93,8 +93,8 @@ func clean(ts *testscript.TestScript) {
 var signals = map[string]syscall.Signal{"KILL": syscall.SIGKILL, "INT": syscall.SIGINT, "TERM": syscall.SIGTERM}
 
 func cmdBreakUp(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 2 || signals[args[0]] == 0 || sessionOf(ts).before == nil {
-		ts.Fatalf("usage: break-up KILL|INT|TERM ROUNDS ARGS…, after a snapshot")
+	if neg || len(args) < 2 || signals[args[0]] == 0 {
+		ts.Fatalf("usage: break-up KILL|INT|TERM ROUNDS ARGS…")
 	}
 	signal, up := signals[args[0]], append([]string{"up"}, args[2:]...)
 	whole := must(ts, up...)
@@ -129,8 +129,8 @@ func cmdBreakUp(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func cmdBreakNode(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 2 || sessionOf(ts).before == nil {
-		ts.Fatalf("usage: break-node ROUNDS NODE ARGS…, after a snapshot")
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: break-node ROUNDS NODE ARGS…")
 	}
 	node, up := args[1], append([]string{"up"}, args[2:]...)
 	whole := must(ts, up...)
@@ -157,8 +157,8 @@ func cmdBreakNode(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func cmdBreakDown(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 1 || sessionOf(ts).before == nil {
-		ts.Fatalf("usage: break-down ROUNDS ARGS…, after a snapshot")
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: break-down ROUNDS ARGS…")
 	}
 	up := append([]string{"up"}, args[1:]...)
 	must(ts, up...)

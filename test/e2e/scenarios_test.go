@@ -104,6 +104,7 @@ func setup(env *testscript.Env, fathom, kubectl string) error {
 	if out, err := s.down(); err != nil {
 		return fmt.Errorf("clear what an earlier run left of lab %s: %w\n%s", lab, err, out)
 	}
+	s.before = takeSnapshot(lab)
 	env.Defer(s.end)
 	return nil
 }
@@ -113,9 +114,9 @@ type session struct {
 	t      *testing.T
 	env    *testscript.Env
 	lab    string
-	state  string // where fathom keeps labs
-	own    string // the same if it is the scenario's own, as FATHOM_STATE has it
-	before snapshot
+	state  string   // where fathom keeps labs
+	own    string   // the same if it is the scenario's own, as FATHOM_STATE has it
+	before snapshot // the host before the scenario
 	closer []func()
 }
 
@@ -123,7 +124,8 @@ type sessionKey struct{}
 
 func sessionOf(ts *testscript.TestScript) *session { return ts.Value(sessionKey{}).(*session) }
 
-// end takes the lab down, also of a scenario that failed, after telling what state it was in.
+// end takes the lab down, also of a scenario that failed, after telling what state it was in. Nothing may be
+// left of it.
 func (s *session) end() {
 	if s.t.Failed() {
 		s.diagnose()
@@ -133,6 +135,9 @@ func (s *session) end() {
 	}
 	for _, undo := range s.closer {
 		undo()
+	}
+	if left := s.leftovers(); left != "" {
+		s.t.Errorf("after the scenario the host is not as it was:\n%s", left)
 	}
 }
 
