@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"net"
 	"os/exec"
 	"regexp"
@@ -27,7 +28,8 @@ var shortList = []string{
 // machine is what of this machine decides whether a spec can pass.
 type machine struct {
 	sctp     bool // the kernel has SCTP sockets
-	internet bool // there is a way to the Internet
+	internet bool // connections to the Internet are made
+	names    bool // its names are resolved
 	iperf    string
 }
 
@@ -42,6 +44,11 @@ func probe() machine {
 	if c, err := net.DialTimeout("tcp", "8.8.8.8:53", 2*time.Second); err == nil {
 		c.Close()
 		m.internet = true
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	if _, err := net.DefaultResolver.LookupHost(ctx, "google.com"); err == nil {
+		m.names = true
 	}
 	// The image of the tests has this machine's iperf.
 	out, _ := exec.Command("iperf", "-v").CombinedOutput()
@@ -73,12 +80,12 @@ func leftOut(spec string, s setting, m machine) string {
 		return "needs a cluster with IPv4"
 	case has("[Feature:Networking-IPv6]") && s.Family == "ipv4":
 		return "needs a cluster with IPv6"
-	case has("[Feature:Networking-IPv4]") || has("[Feature:Networking-IPv6]") || has("[Feature:Networking-DNS]"):
-		if !m.internet {
-			return "needs the Internet, to which this machine has no way"
-		}
-	case has("should forward PTR records lookup") && !m.internet:
-		return "asks the Internet for the name of 8.8.8.8, and this machine has no way there"
+	case (has("[Feature:Networking-IPv4]") || has("[Feature:Networking-IPv6]")) && !m.internet:
+		return "connects to the Internet, to which this machine has no way"
+	case has("[Feature:Networking-DNS]") && !m.names:
+		return "connects to google.com, and this machine does not resolve the Internet's names"
+	case has("should forward PTR records lookup") && !m.names:
+		return "asks for the name of 8.8.8.8, and this machine does not resolve the Internet's names"
 	case has("[Feature:PerformanceDNS]"):
 		return "measures DNS with 10,000 Services; ask for it with ALL=1"
 	case has("[Feature:Networking-Performance]") && !atLeast(m.iperf, 2, 2):

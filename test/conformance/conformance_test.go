@@ -136,7 +136,7 @@ func TestLeftOut(t *testing.T) {
 	bridge := setting{}.withDefaults()
 	dual := setting{Family: "dual"}.withDefaults()
 	own := setting{Network: "none"}.withDefaults()
-	full := machine{sctp: true, internet: true, iperf: "2.2.0"}
+	full := machine{sctp: true, internet: true, names: true, iperf: "2.2.0"}
 	for _, tc := range []struct {
 		spec string
 		s    setting
@@ -154,6 +154,9 @@ func TestLeftOut(t *testing.T) {
 		{"[Feature:IPv6DualStack] x", dual, full, ""},
 		{"Networking x [Feature:Networking-IPv4]", bridge, full, ""},
 		{"Networking x [Feature:Networking-IPv4]", bridge, machine{}, "Internet"},
+		{"Networking x [Feature:Networking-DNS]", bridge, machine{internet: true}, "google.com"},
+		{"DNS configMap nameserver x should forward PTR records lookup to upstream nameserver [Slow] [Serial]", bridge, machine{internet: true}, "8.8.8.8"},
+		{"DNS configMap nameserver x should forward PTR records lookup to upstream nameserver [Slow] [Serial]", bridge, full, ""},
 		{"Networking x [Feature:Networking-IPv6] [Experimental]", bridge, full, "IPv6"},
 		{"Networking IPerf2 [Feature:Networking-Performance] x", bridge, full, ""},
 		{"Networking IPerf2 [Feature:Networking-Performance] x", bridge, machine{iperf: "2.1.8"}, "2.1.8"},

@@ -38,7 +38,7 @@ func (l *lab) load(ctx context.Context, s suite, specs []string) error {
 		if err != nil {
 			return err
 		}
-		file := filepath.Join(l.results, extra.program+".tar")
+		file := filepath.Join(l.dir, extra.program+".tar")
 		if err := writeImage(file, ref, filepath.Join(l.kit, "test", extra.program)); err != nil {
 			return fmt.Errorf("make image %s: %w", ref, err)
 		}

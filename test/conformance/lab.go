@@ -20,16 +20,16 @@ const ownLab = "conformance"
 
 // lab is the lab that is tested, used by its command line as a person would.
 type lab struct {
-	fathom  string // the command
-	kit     string
-	name    string
-	results string
-	out     io.Writer
+	fathom string // the command
+	kit    string
+	name   string
+	dir    string // for what it leaves to look at
+	out    io.Writer
 }
 
-// setting tells what the first cluster of a lab that is there consists of.
-func (l *lab) setting() (setting, error) {
-	found, err := fathom.Open(fathom.DefaultPaths(), l.name)
+// settingOf tells what the first cluster of a lab that is there consists of.
+func settingOf(name string) (setting, error) {
+	found, err := fathom.Open(fathom.DefaultPaths(), name)
 	if err != nil {
 		return setting{}, err
 	}
@@ -43,7 +43,6 @@ func (l *lab) setting() (setting, error) {
 
 // up brings a lab up for this run. One that an earlier run could not take down is in the way.
 func (l *lab) up(ctx context.Context, s setting, workers int) error {
-	l.name = ownLab
 	names, err := fathom.Names(fathom.DefaultPaths())
 	if err != nil {
 		return err
@@ -74,7 +73,7 @@ func (l *lab) down(ctx context.Context) error {
 // run runs a command of fathom. The user's own kubeconfig is not the place for a lab that nobody is to use.
 func (l *lab) run(ctx context.Context, args ...string) error {
 	cmd := command(ctx, l.fathom, args...)
-	cmd.Env = append(os.Environ(), "FATHOM_KIT="+l.kit, "KUBECONFIG="+filepath.Join(l.results, "kubeconfig.merged"))
+	cmd.Env = append(os.Environ(), "FATHOM_KIT="+l.kit, "KUBECONFIG="+filepath.Join(l.dir, "kubeconfig.merged"))
 	cmd.Stdout, cmd.Stderr = l.out, l.out
 	// Up and down leave a state to go on from when they are asked to end; killed, they may not.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
@@ -97,7 +96,7 @@ func (l *lab) cluster(ctx context.Context) (cluster, error) {
 		return cluster{}, err
 	}
 	first := &found.Clusters[0]
-	c := cluster{kubeconfig: filepath.Join(l.results, "kubeconfig")}
+	c := cluster{kubeconfig: filepath.Join(l.dir, "kubeconfig")}
 	for _, n := range first.Workers() {
 		c.workers = append(c.workers, n.Name)
 	}

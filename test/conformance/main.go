@@ -11,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -118,77 +119,93 @@ func parse(args []string, out io.Writer) (options, error) {
 }
 
 // run is the whole of it, step by step.
-func run(ctx context.Context, out io.Writer, o options) (err error) {
+func run(ctx context.Context, out io.Writer, o options) error {
 	if os.Geteuid() != 0 {
 		return errors.New("a lab needs root, since nodes are namespaces, mounts and devices: run it with sudo")
+	}
+	if o.board != "" { // what would be a pity to find out at the end
+		if err := checkBoard(o.board); err != nil {
+			return err
+		}
 	}
 	suite := suite{kit: o.kit}
 	specs, err := suite.list(ctx)
 	if err != nil {
 		return err
 	}
-	l := &lab{fathom: o.fathom, kit: o.kit, name: o.lab, results: o.results, out: out}
 	if o.lab != "" {
-		if o.setting, err = l.setting(); err != nil {
+		if o.setting, err = settingOf(o.lab); err != nil {
 			return err
 		}
 	}
-	here := probe()
-	chosen, left, err := choose(specs, o, here)
+	chosen, left, err := choose(specs, o, probe())
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "%s: %d of %d specs of sig-network, %d left out\n", o.setting, len(chosen), len(specs), len(left))
-	results := results(left)
 	dir := filepath.Join(o.results, o.dirName())
-	if len(chosen) > 0 {
-		if err := os.RemoveAll(dir); err != nil {
-			return err
-		}
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-		l.results = dir
-		if o.lab == "" {
-			defer func() { err = errors.Join(err, l.down(ctx)) }()
-			if err := l.up(ctx, o.setting, o.workers); err != nil {
-				return err
-			}
-		}
-		cluster, err := l.cluster(ctx)
-		if err != nil {
-			return err
-		}
-		if o.lab == "" {
-			if err := l.spread(ctx, cluster); err != nil {
-				return err
-			}
-		}
-		if err := l.load(ctx, suite, chosen); err != nil {
-			return err
-		}
-		ran, err := suite.run(ctx, out, job{specs: chosen, kubeconfig: cluster.kubeconfig, nodes: len(cluster.workers),
-			dir: dir, procs: o.procs, timeout: o.timeout})
-		if err != nil {
-			return err
-		}
-		results = append(results, ran...)
+	ran, err := inLab(ctx, out, o, dir, suite, chosen)
+	if err != nil {
+		return err
 	}
+	ran = append(ran, left...)
 	if o.board != "" {
 		version, err := suite.version(ctx)
 		if err != nil {
 			return err
 		}
-		if err := record(o.board, o.setting, version, time.Now(), specs, results); err != nil {
+		if err := record(o.board, o.setting, version, time.Now(), specs, ran); err != nil {
 			return err
 		}
 		fmt.Fprintf(out, "scoreboard: %s\n", o.board)
 	}
-	return verdict(out, results, dir)
+	return verdict(out, ran, dir)
+}
+
+// inLab runs the specs in the lab that the options name, or else in one of their own.
+func inLab(ctx context.Context, out io.Writer, o options, dir string, s suite, specs []string) (ran results, err error) {
+	if len(specs) == 0 {
+		return nil, nil
+	}
+	own := o.lab == ""
+	if own {
+		alone, err := net.Listen("unix", "@fathom-conformance") // no file: it ends with this process, however that ends
+		if err != nil {
+			return nil, errors.New("another run has its lab up: wait for it, or give this one a lab with --name")
+		}
+		defer alone.Close()
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	l := &lab{fathom: o.fathom, kit: o.kit, name: o.lab, dir: dir, out: out}
+	if own {
+		l.name = ownLab
+		defer func() { err = errors.Join(err, l.down(ctx)) }()
+		if err := l.up(ctx, o.setting, o.workers); err != nil {
+			return nil, err
+		}
+	}
+	c, err := l.cluster(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if own {
+		if err := l.spread(ctx, c); err != nil {
+			return nil, err
+		}
+	}
+	if err := l.load(ctx, s, specs); err != nil {
+		return nil, err
+	}
+	return s.run(ctx, out, job{specs: specs, kubeconfig: c.kubeconfig, nodes: len(c.workers), dir: dir, procs: o.procs, timeout: o.timeout})
 }
 
 // choose divides the specs that the flags select into those that are to run and those that are left out.
-func choose(specs []string, o options, here machine) (chosen []string, left []result, err error) {
+func choose(specs []string, o options, here machine) (chosen []string, left results, err error) {
 	if o.short {
 		known := map[string]bool{}
 		for _, s := range specs {
@@ -218,10 +235,10 @@ func choose(specs []string, o options, here machine) (chosen []string, left []re
 }
 
 // verdict prints the score, and what failed. A failure is an error.
-func verdict(out io.Writer, results []result, dir string) error {
+func verdict(out io.Writer, ran results, dir string) error {
 	count := map[outcome]int{}
 	var failed []string
-	for _, r := range results {
+	for _, r := range ran {
 		count[r.Outcome]++
 		if r.Outcome == failedOutcome {
 			failed = append(failed, "  "+r.Spec+"\n      "+r.Why)

@@ -59,6 +59,18 @@ func record(file string, s setting, version string, now time.Time, specs []strin
 	return os.Rename(temp.Name(), file)
 }
 
+// checkBoard finds what would keep record from working.
+func checkBoard(file string) error {
+	doc, err := os.ReadFile(file)
+	if err == nil {
+		_, err = update(doc, setting{}, "", "", nil, nil)
+	}
+	if err != nil {
+		return fmt.Errorf("scoreboard in %s: %w", file, err)
+	}
+	return nil
+}
+
 // update returns the document with a run's results in it. Only the rows of specs that the run is about change,
 // unless the tests are of another version now: then what the old ones found says nothing any more.
 func update(doc []byte, s setting, version, date string, specs []string, ran results) ([]byte, error) {
