@@ -23,6 +23,7 @@ import (
 //	within TIME CMD…             CMD, which has to end before that
 //	capture NAME CMD…            set the variable NAME to what CMD prints
 //	own-state                    a state directory for this scenario alone, in which no image is prepared
+//	own-disk SIZE                the same on a file system of that size, mounted at .state
 //	more-inotify N               raise the host's limit of inotify instances to N until the scenario ends
 //	nothing-left                 the host looks as it did before the scenario; each scenario ends with it
 var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -33,6 +34,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"within":       cmdWithin,
 	"capture":      cmdCapture,
 	"own-state":    cmdOwnState,
+	"own-disk":     cmdOwnDisk,
 	"more-inotify": cmdMoreInotify,
 	"nothing-left": cmdNothingLeft,
 }
@@ -215,6 +217,20 @@ func cmdOwnState(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("FATHOM_STATE", s.own)
 }
 
+func cmdOwnDisk(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: own-disk SIZE")
+	}
+	disk, dir := ts.MkAbs(".disk"), ts.MkAbs(".state")
+	ts.Check(os.Mkdir(dir, 0o755))
+	ts.Check(ts.Exec("truncate", "-s", args[0], disk))
+	ts.Check(ts.Exec("mkfs.ext4", "-q", "-m", "0", disk)) // as root fills it
+	ts.Check(ts.Exec("mount", "-o", "loop", disk, dir))
+	s := sessionOf(ts)
+	s.closer = append(s.closer, func() { s.output(time.Minute, "/bin/umount", dir) })
+	cmdOwnState(ts, false, nil)
+}
+
 func cmdMoreInotify(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: more-inotify N")
@@ -241,6 +257,8 @@ func condition(cond string) (bool, error) {
 		_ = exec.Command("modprobe", "ip_vs").Run()
 		_, err := os.Stat("/proc/net/ip_vs")
 		return err == nil, nil
+	case "loop":
+		return exec.Command("sh", "-c", "losetup -f && which mkfs.ext4").Run() == nil, nil
 	case "netem":
 		return exec.Command("unshare", "-n", "tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms").Run() == nil, nil
 	}

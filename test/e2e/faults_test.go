@@ -143,7 +143,7 @@ func cmdBreakNode(ts *testscript.TestScript, neg bool, args []string) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		// It fails and says why; or the node was not needed any more.
-		time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Signal(syscall.SIGINT) })
+		time.AfterFunc(5*time.Second, func() { _ = cmd.Process.Signal(syscall.SIGINT) })
 		err := cmd.Wait()
 		ts.Logf("init %d killed after %.2fs: %v", pid, at.Seconds(), err)
 		if err != nil && !strings.Contains(out.String(), "fathom: ") {
