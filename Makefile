@@ -33,7 +33,11 @@ up: build ## build everything, start the default lab and show that it works
 	@docs/examples/hello.sh east
 
 .PHONY: build
-build: kit fathom ## build Fathom and the kit into bin/
+build: kit fathom images ## build Fathom, the kit and the local images into bin/
+
+.PHONY: images
+images: kit fathom
+	@bin/fathom image build
 
 .PHONY: fathom
 fathom: ## build Fathom alone: bin/fathom
@@ -96,7 +100,7 @@ test: build lint ## all tests: units, the kernel's namespaces, the kit, whole la
 	go vet ./...
 	go test $(TESTFLAGS) ./...
 	kit/check $(KIT)
-	@[ ! -f test/e2e/go.mod ] || $(MAKE) --no-print-directory e2e
+	@$(MAKE) --no-print-directory e2e conformance-short
 
 .PHONY: e2e
 e2e: build ## whole-system scenarios in real labs

@@ -247,7 +247,7 @@ func (l *Lab) Node(name string) (*topology.Cluster, *topology.Node, error) {
 func (l *Lab) Machine(node string) (*machine.Machine, error) {
 	m, err := machine.Open(l.cgroup(node))
 	if errors.Is(err, machine.ErrNotRunning) {
-		return nil, fmt.Errorf("node %w: start it with `fathom node start %s`", err, node)
+		return nil, fmt.Errorf("node %w: start it with `fathom node start --name %s %s`", err, l.Name, node)
 	}
 	return m, err
 }

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/machine"
 	"github.com/fathom-network/fathom/internal/topology"
 )
 
@@ -77,9 +78,18 @@ func (l *Lab) Status(ctx context.Context, cluster string, wait time.Duration) ([
 		for _, n := range nodes {
 			s.Nodes = append(s.Nodes, NodeStatus{NodeState: n})
 		}
-		if !l.built(c) {
+		switch on := l.controlPlanesOn(c); {
+		case !l.built(c):
 			s.State = "unfinished"
-		} else if err := withTimeout(ctx, wait, func(ctx context.Context) error { return l.askCluster(ctx, c, &s) }); err != nil {
+		case on == 0:
+			// Not asked: without the lab's wires its addresses may be somebody else's.
+			s.State = "off"
+		}
+		if s.State != "ready" {
+			all = append(all, s)
+			continue
+		}
+		if err := withTimeout(ctx, wait, func(ctx context.Context) error { return l.askCluster(ctx, c, &s) }); err != nil {
 			s.State = "API server does not answer: " + err.Error()
 		}
 		all = append(all, s)
@@ -89,6 +99,17 @@ func (l *Lab) Status(ctx context.Context, cluster string, wait time.Duration) ([
 		return nil, err
 	}
 	return all, nil
+}
+
+// controlPlanesOn counts the control-plane nodes that run.
+func (l *Lab) controlPlanesOn(c *topology.Cluster) int {
+	on := 0
+	for _, n := range c.ControlPlanes() {
+		if _, err := machine.Open(l.cgroup(n.Name)); err == nil {
+			on++
+		}
+	}
+	return on
 }
 
 func (l *Lab) askCluster(ctx context.Context, c *topology.Cluster, s *ClusterStatus) error {
