@@ -49,8 +49,9 @@ type bareResult struct {
 	CPUSeconds float64
 }
 
-// bareStart measures one bare start in namespaces of its own, of which nothing stays.
-func bareStart(ctx context.Context, k kit.Kit) (bareResult, error) {
+// bareStart measures one bare start in namespaces of its own, of which nothing stays. The programs get env
+// beside the environment.
+func bareStart(ctx context.Context, k kit.Kit, env ...string) (bareResult, error) {
 	dir, err := os.MkdirTemp("/var/tmp", "fathom-bench-")
 	if err != nil {
 		return bareResult{}, err
@@ -59,6 +60,7 @@ func bareStart(ctx context.Context, k kit.Kit) (bareResult, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", bareArg, k.Dir, dir)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.Env = append(os.Environ(), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Run(); err != nil {
 		return bareResult{}, fmt.Errorf("bare start: %w\n%s", err, stderr.String())

@@ -29,7 +29,7 @@ func main() {
 	flag.StringVar(&o.fathom, "fathom", "bin/fathom", "the `program` to measure; fathom-init and the kit are beside it")
 	flag.StringVar(&o.doc, "doc", "docs/benchmarks.md", "the `document` to write the tables into; empty: print them only")
 	flag.IntVar(&o.rounds, "rounds", 5, "how many `rounds`")
-	flag.BoolVar(&o.settings, "settings", false, "measure what crun and other settings give instead (about 6 minutes)")
+	flag.BoolVar(&o.settings, "settings", false, "measure what crun and other settings give instead (about 5 minutes a round)")
 	flag.BoolVar(&o.many, "many", false, "measure a cluster of 20 workers with 100 pods instead (about 3 minutes)")
 	flag.Parse()
 	if flag.NArg() > 0 || o.rounds < 1 {

@@ -94,7 +94,7 @@ func (l *lab) schedule(ctx context.Context, n int) (float64, error) {
 	if err := l.create(ctx, fmt.Sprintf(many, n, l.kit.PauseImage)); err != nil {
 		return 0, err
 	}
-	_, err := l.kubectl(ctx, "", "wait", "--timeout=5m", fmt.Sprintf("--for=jsonpath={.status.readyReplicas}=%d", n), "deployment/many")
+	_, err := l.kubectl(ctx, "", "wait", "--timeout=3m", fmt.Sprintf("--for=jsonpath={.status.readyReplicas}=%d", n), "deployment/many")
 	return time.Since(start).Seconds(), err
 }
 
