@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"net"
+	"os"
 	"os/exec"
 	"regexp"
 	"strconv"
@@ -28,6 +29,7 @@ var shortList = []string{
 // machine is what of this machine decides whether a spec can pass.
 type machine struct {
 	sctp     bool // the kernel has SCTP sockets
+	forwards bool // it forwards IPv4, so that a lab has a way out
 	internet bool // connections to the Internet are made
 	names    bool // its names are resolved
 	iperf    string
@@ -39,6 +41,9 @@ func probe() machine {
 	if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_SCTP); err == nil {
 		unix.Close(fd)
 		m.sctp = true
+	}
+	if v, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward"); err == nil {
+		m.forwards = strings.TrimSpace(string(v)) == "1"
 	}
 	// What the specs try to reach.
 	if c, err := net.DialTimeout("tcp", "8.8.8.8:53", 2*time.Second); err == nil {
@@ -80,6 +85,8 @@ func leftOut(spec string, s setting, m machine) string {
 		return "needs a cluster with IPv4"
 	case has("[Feature:Networking-IPv6]") && s.Family == "ipv4":
 		return "needs a cluster with IPv6"
+	case (has("[Feature:Networking-IPv4]") || has("[Feature:Networking-DNS]")) && !m.forwards:
+		return "connects to the Internet, and this machine does not forward: net.ipv4.ip_forward is 0"
 	case (has("[Feature:Networking-IPv4]") || has("[Feature:Networking-IPv6]")) && !m.internet:
 		return "connects to the Internet, to which this machine has no way"
 	case has("[Feature:Networking-DNS]") && !m.names:

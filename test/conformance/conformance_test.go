@@ -136,7 +136,7 @@ func TestLeftOut(t *testing.T) {
 	bridge := setting{}.withDefaults()
 	dual := setting{Family: "dual"}.withDefaults()
 	own := setting{Network: "none"}.withDefaults()
-	full := machine{sctp: true, internet: true, names: true, iperf: "2.2.0"}
+	full := machine{sctp: true, forwards: true, internet: true, names: true, iperf: "2.2.0"}
 	for _, tc := range []struct {
 		spec string
 		s    setting
@@ -153,8 +153,9 @@ func TestLeftOut(t *testing.T) {
 		{"[Feature:IPv6DualStack] x", bridge, full, "dual"},
 		{"[Feature:IPv6DualStack] x", dual, full, ""},
 		{"Networking x [Feature:Networking-IPv4]", bridge, full, ""},
-		{"Networking x [Feature:Networking-IPv4]", bridge, machine{}, "Internet"},
-		{"Networking x [Feature:Networking-DNS]", bridge, machine{internet: true}, "google.com"},
+		{"Networking x [Feature:Networking-IPv4]", bridge, machine{}, "ip_forward"},
+		{"Networking x [Feature:Networking-IPv4]", bridge, machine{forwards: true}, "no way"},
+		{"Networking x [Feature:Networking-DNS]", bridge, machine{forwards: true, internet: true}, "google.com"},
 		{"DNS configMap nameserver x should forward PTR records lookup to upstream nameserver [Slow] [Serial]", bridge, machine{internet: true}, "8.8.8.8"},
 		{"DNS configMap nameserver x should forward PTR records lookup to upstream nameserver [Slow] [Serial]", bridge, full, ""},
 		{"Networking x [Feature:Networking-IPv6] [Experimental]", bridge, full, "IPv6"},
