@@ -40,16 +40,24 @@ func Connect(kubeconfig string) (*Client, error) {
 	return &Client{Interface: set, config: config}, nil
 }
 
-// WaitReady returns when the API server says that it is ready. A starting server sends no event to wait
-// for, so it is asked again and again; the refusal of a connection costs next to nothing.
+// WaitReady returns when the API server says that it is ready.
 func (c *Client) WaitReady(ctx context.Context) error {
 	client, err := rest.HTTPClientFor(c.config)
 	if err != nil {
 		return err
 	}
+	if err := WaitHealthy(ctx, client, c.config.Host+"/readyz"); err != nil {
+		return fmt.Errorf("wait for the API server at %s: %w", c.config.Host, err)
+	}
+	return nil
+}
+
+// WaitHealthy returns when a server answers a health check with 200. A starting server sends no event to wait
+// for, so it is asked again and again; the refusal of a connection costs next to nothing.
+func WaitHealthy(ctx context.Context, client *http.Client, url string) error {
 	last := errors.New("it was not asked yet")
 	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.config.Host+"/readyz", nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
 			return err
 		}
@@ -59,14 +67,14 @@ func (c *Client) WaitReady(ctx context.Context) error {
 			if resp.StatusCode == http.StatusOK {
 				return nil
 			}
-			err = fmt.Errorf("/readyz says %s", resp.Status)
+			err = fmt.Errorf("%s says %s", url, resp.Status)
 		}
 		if ctx.Err() == nil {
 			last = err
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for the API server at %s: %w (last: %w)", c.config.Host, context.Cause(ctx), last)
+			return fmt.Errorf("%w (last: %w)", context.Cause(ctx), last)
 		case <-time.After(25 * time.Millisecond):
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
@@ -123,7 +125,7 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 			return kubeadm(gctx, machines[0], []string{"upload-config", "bootstrap-token"})
 		})
 	})
-	g.Go(func() error { return l.addOns(gctx, c, client, machines[0], coreDNS, names, t) })
+	g.Go(func() error { return l.addOns(gctx, c, machines[0], coreDNS, t) })
 	if c.Network.Kind == topology.NetworkFlannel {
 		g.Go(func() error {
 			return t.step(c.Name, "install flannel", func() error { return l.installFlannel(gctx, c) })
@@ -137,14 +139,14 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 
 // addOns installs kube-proxy and then CoreDNS: a CoreDNS that starts before its node has rules for Services
 // loses seconds in connecting to the API server.
-func (l *Lab) addOns(ctx context.Context, c *topology.Cluster, client *kube.Client, m *machine.Machine, coreDNS []byte, names []string, t *timeline) error {
+func (l *Lab) addOns(ctx context.Context, c *topology.Cluster, m *machine.Machine, coreDNS []byte, t *timeline) error {
 	if c.Proxy.Kind == topology.ProxyKubeProxy {
 		err := t.step(c.Name, "kubeadm: kube-proxy", func() error { return kubeadm(ctx, m, []string{"addon"}, "addon/coredns") })
 		if err != nil {
 			return err
 		}
 		if c.Network.Kind != topology.NetworkNone {
-			if err := l.waitProxy(ctx, c, client, names, nil, t); err != nil {
+			if err := l.waitProxy(ctx, c, t); err != nil {
 				return err
 			}
 		}
@@ -154,10 +156,27 @@ func (l *Lab) addOns(ctx context.Context, c *topology.Cluster, client *kube.Clie
 	})
 }
 
-func (l *Lab) waitProxy(ctx context.Context, c *topology.Cluster, client *kube.Client, names []string, since kube.Since, t *timeline) error {
+// proxyHealth is where kube-proxy says whether its rules are up to date.
+const proxyHealth = 10256
+
+// waitProxy asks each node's kube-proxy itself: it answers as soon as its rules are in place, half a second
+// before kubelet has told the API server that the pod is ready, and a process that ended with its node does
+// not answer at all.
+func (l *Lab) waitProxy(ctx context.Context, c *topology.Cluster, t *timeline) error {
 	return t.step(c.Name, "kube-proxy on every node", func() error {
 		return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error {
-			return client.WaitPods(ctx, "kube-system", "k8s-app=kube-proxy", len(names), since)
+			g, gctx := errgroup.WithContext(ctx)
+			for i := range c.Nodes {
+				n := &c.Nodes[i]
+				url := "http://" + netip.AddrPortFrom(l.NodeAddrs(c, n)[0], proxyHealth).String() + "/healthz"
+				g.Go(func() error {
+					if err := kube.WaitHealthy(gctx, &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, url); err != nil {
+						return fmt.Errorf("wait for kube-proxy on node %s: %w", n.Name, err)
+					}
+					return nil
+				})
+			}
+			return g.Wait()
 		}))
 	})
 }
@@ -170,7 +189,7 @@ func (l *Lab) hint(c *topology.Cluster, err error) error {
 	return fmt.Errorf("%w\nsee `fathom kubectl --name %s --cluster %s -- get nodes,pods -A`", err, l.Name, c.Name)
 }
 
-// waitUsable returns when the nodes are Ready and Services work. Without a network there is nothing to
+// waitUsable returns when the nodes are Ready and CoreDNS is, on top of kube-proxy. Without a network there is nothing to
 // wait for: nodes stay NotReady until somebody brings one.
 func (l *Lab) waitUsable(ctx context.Context, c *topology.Cluster, client *kube.Client, names []string, since kube.Since, t *timeline) error {
 	if c.Network.Kind == topology.NetworkNone {
@@ -185,9 +204,6 @@ func (l *Lab) waitUsable(ctx context.Context, c *topology.Cluster, client *kube.
 	// Without a Service proxy CoreDNS does not reach the API server by its Service, and is never ready.
 	if c.Proxy.Kind == topology.ProxyNone {
 		return nil
-	}
-	if err := l.waitProxy(ctx, c, client, names, since, t); err != nil {
-		return err
 	}
 	return t.step(c.Name, "CoreDNS answers", func() error {
 		return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error {

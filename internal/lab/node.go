@@ -162,8 +162,7 @@ func (l *Lab) spec(c *topology.Cluster, n *topology.Node, layer string) machine.
 			{Target: "/opt/cni", Lower: []string{filepath.Join(layer, "opt/cni")}},
 		},
 		Services: []machine.Service{
-			{Name: containerdService, Args: []string{"/usr/local/bin/containerd"}, Log: "/var/log/containerd.log",
-				Env: []string{"GOGC=50"}},
+			{Name: containerdService, Args: []string{"/usr/local/bin/containerd"}, Log: "/var/log/containerd.log"},
 			// kubelet waits until it has its certificates, and an API server to talk to: one that starts
 			// earlier meets refusals and then waits, twice as long each time.
 			{Name: kubeletService, Args: args, Log: "/var/log/kubelet.log", Manual: true, After: containerdService},

@@ -361,5 +361,10 @@ func (l *Lab) resume(ctx context.Context, c *topology.Cluster, t *timeline) erro
 	if err != nil {
 		return err
 	}
+	if c.Proxy.Kind == topology.ProxyKubeProxy && c.Network.Kind != topology.NetworkNone {
+		if err := l.waitProxy(ctx, c, t); err != nil {
+			return err
+		}
+	}
 	return l.waitUsable(ctx, c, client, names, since, t)
 }
