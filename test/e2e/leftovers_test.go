@@ -45,6 +45,12 @@ func (s *session) leftovers() string {
 	for start := time.Now(); zombies(s.lab) > 0 && time.Since(start) < 5*time.Second; {
 		time.Sleep(50 * time.Millisecond)
 	}
+	for start := time.Now(); len(shared(s.state)) > 0 && time.Since(start) < 3*time.Second; {
+		time.Sleep(100 * time.Millisecond) // another lab may just be about to begin
+	}
+	if rest := shared(s.state); len(rest) > 0 {
+		d += "empty directories of labs:\n  " + strings.Join(rest, "\n  ") + "\n"
+	}
 	if trace := traces(s.lab, s.state); len(trace) > 0 {
 		d += "traces of the lab:\n  " + strings.Join(trace, "\n  ") + "\n"
 	}
@@ -124,7 +130,8 @@ func others(lab string, records []string) []string {
 	return slices.DeleteFunc(records, func(r string) bool {
 		m := labName.FindStringSubmatch(r)
 		if m == nil {
-			return strings.HasPrefix(r, "/var/lib/fathom") || strings.HasPrefix(r, "/run/fathom") // of no lab in particular
+			// What labs share may come and go with another one; see shared.
+			return strings.HasPrefix(r, "/var/lib/fathom") || strings.HasPrefix(r, "/run/fathom") || strings.HasSuffix(r, "/fathom")
 		}
 		name := strings.Join(m[1:], "")
 		return name != lab
@@ -205,6 +212,17 @@ func cgroups() []string {
 		return nil
 	})
 	return all
+}
+
+// shared are directories that all labs share, and that hold none: the last lab takes them with it.
+func shared(state string) []string {
+	all := glob(state+"/labs", state+"/locks", "/run/fathom", "/sys/fs/cgroup/fathom", "/sys/fs/cgroup/*/fathom")
+	return slices.DeleteFunc(all, func(dir string) bool {
+		entries, _ := os.ReadDir(dir)
+		return slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
+			return e.IsDir() || !strings.HasPrefix(dir, "/sys/") // a cgroup's own files do not count
+		})
+	})
 }
 
 // zombies counts the processes of a lab that ended and that nobody has collected.
