@@ -219,10 +219,11 @@ func TestSettings(t *testing.T) {
 
 func TestProgress(t *testing.T) {
 	var out, log bytes.Buffer
-	p := &progress{out: &out, log: &log, total: 3, start: time.Now()}
+	p := &progress{out: &out, log: &log, total: 4, start: time.Now()}
 	said := "Running in parallel across 6 processes\n• [1.234 seconds]\n[sig-network] DNS should provide DNS for services [Conformance] [sig-network, Conformance]\n" +
 		"------\n• [FAILED] [149.8 seconds]\n[sig-network] Services [It] should be able to up and down services [sig-network]\n" +
-		"S [SKIPPED] [0.003 seconds]\n[sig-network] Topology Hints [It] should distribute endpoints evenly [sig-network]\n• [0.5 seconds]\nsomething else\n"
+		"S [SKIPPED] [0.003 seconds]\n[sig-network] Topology Hints [It] should distribute endpoints evenly [sig-network]\n• [0.5 seconds]\nsomething else\n" +
+		"------\n[sig-network] Services should work after restarting kube-proxy [Disruptive] [sig-network, Disruptive]\nservice.go:1207\n  STEP: x\n• [33.428 seconds]\n------\n"
 	for _, b := range []byte(said) { // lines come in pieces
 		if _, err := p.Write([]byte{b}); err != nil {
 			t.Fatal(err)
@@ -231,9 +232,10 @@ func TestProgress(t *testing.T) {
 	if log.String() != said {
 		t.Errorf("the log has\n%s", log.String())
 	}
-	want := "   0s   1/3 passed    1.2s  DNS should provide DNS for services [Conformance]\n" +
-		"   0s   2/3 failed  149.8s  Services should be able to up and down services\n" +
-		"   0s   3/3 skipped   0.0s  Topology Hints should distribute endpoints evenly\n"
+	want := "   0s   1/4 passed    1.2s  DNS should provide DNS for services [Conformance]\n" +
+		"   0s   2/4 failed  149.8s  Services should be able to up and down services\n" +
+		"   0s   3/4 skipped   0.0s  Topology Hints should distribute endpoints evenly\n" +
+		"   0s   4/4 passed   33.4s  Services should work after restarting kube-proxy [Disruptive]\n"
 	if out.String() != want {
 		t.Errorf("got\n%s, want\n%s", out.String(), want)
 	}

@@ -189,10 +189,12 @@ type progress struct {
 
 	done    int
 	partial []byte
-	ended   string // how the spec ended that the next line names
+	ended   string // how the spec ended that the last line was about
+	name    string // the spec named last
 }
 
-// A spec's report begins with `• [1.234 seconds]` or `• [FAILED] [1.234 seconds]`; its name is in the next line.
+// A spec's report begins with `• [1.234 seconds]` or `• [FAILED] [1.234 seconds]`; its name is in the next line when
+// specs run at the same time, and was in an earlier one when they run one after the other.
 var endOfSpec = regexp.MustCompile(`^(?:•|S|P)(?: \[([A-Z ]+)\])? \[([0-9.]+) seconds\]$`)
 
 func (p *progress) Write(b []byte) (int, error) {
@@ -211,17 +213,17 @@ func (p *progress) Write(b []byte) (int, error) {
 }
 
 func (p *progress) line(line string) {
-	if p.ended != "" {
-		name, ours := strings.CutPrefix(line, sig)
-		if !ours {
-			p.ended = ""
-			return
-		}
-		p.done++
+	if name, ours := strings.CutPrefix(line, sig); ours {
 		name, _, _ = strings.Cut(name, " [sig-network") // the labels that ginkgo adds
-		fmt.Fprintf(p.out, "%4.0fs %3d/%d %s  %s\n", time.Since(p.start).Seconds(), p.done, p.total, p.ended, strings.Replace(name, "[It] ", "", 1))
+		p.name = strings.Replace(name, "[It] ", "", 1)
+	}
+	switch {
+	case p.ended != "" && p.name != "":
+		p.done++
+		fmt.Fprintf(p.out, "%4.0fs %3d/%d %s  %s\n", time.Since(p.start).Seconds(), p.done, p.total, p.ended, p.name)
+		p.ended, p.name = "", ""
+	case p.ended != "":
 		p.ended = ""
-		return
 	}
 	if m := endOfSpec.FindStringSubmatch(strings.TrimSpace(line)); m != nil {
 		state := "passed"
