@@ -51,16 +51,13 @@ type ServiceStatus struct {
 
 // Request is one line that init's control socket takes.
 type Request struct {
-	Op      string `json:"op"` // start, stop, restart, wait, status or poweroff
+	Op      string `json:"op"`
 	Service string `json:"service,omitempty"`
 }
 
 // The operations of a Request.
 const (
 	OpStart    = "start"    // start the service and answer when it is ready
-	OpStop     = "stop"     // end the service and keep it ended
-	OpRestart  = "restart"  // end the service and start it again at once
-	OpWait     = "wait"     // answer when the service is ready
 	OpStatus   = "status"   // answer with the state of all services
 	OpPowerOff = "poweroff" // end every process cleanly, then the machine
 )

@@ -181,9 +181,6 @@ func mountKernel(spec machine.Spec) error {
 	}
 	// Of /proc/sys only net belongs to the machine; the rest is the host's and read-only here.
 	sys := filepath.Join(proc, "sys")
-	if err := bind(filepath.Join(sys, "net"), filepath.Join(sys, "net"), false); err != nil {
-		return err
-	}
 	dir := rootDir(spec, "run", "sysctl")
 	for name, value := range hostSysctls {
 		file := filepath.Join(dir, name)

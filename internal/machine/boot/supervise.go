@@ -39,7 +39,7 @@ type service struct {
 	restarts int
 	lastExit string
 	started  bool // the next start is a restart
-	waiters  []chan error
+	waiters  []chan<- machine.Response
 }
 
 // Supervise starts the services and keeps them, reaps every orphan of the machine and answers on the
@@ -237,10 +237,7 @@ func (s *supervisor) becameReady(pid int) {
 	for _, svc := range s.services {
 		if svc.pid == pid && pid != 0 {
 			svc.ready = true
-			for _, w := range svc.waiters {
-				w <- nil
-			}
-			svc.waiters = nil
+			svc.tellWaiters()
 		}
 	}
 	s.startWanted()
@@ -263,74 +260,52 @@ func (s *supervisor) serve(c net.Conn) {
 		_ = json.NewEncoder(c).Encode(machine.Response{Error: "malformed request: " + err.Error()})
 		return
 	}
-	var resp machine.Response
-	if err := s.handle(req, &resp); err != nil {
-		resp.Error = err.Error()
-	}
-	_ = json.NewEncoder(c).Encode(resp)
+	_ = json.NewEncoder(c).Encode(s.handle(req))
 	if req.Op == machine.OpPowerOff {
 		s.events <- nil
 	}
 }
 
-func (s *supervisor) handle(req machine.Request, resp *machine.Response) error {
-	wait := make(chan error, 1)
-	result := make(chan error, 1)
+func (s *supervisor) handle(req machine.Request) machine.Response {
+	answer := make(chan machine.Response, 1)
 	s.events <- func() {
-		svc := s.find(req.Service)
-		switch req.Op {
-		case machine.OpStatus:
-			for _, v := range s.services {
-				resp.Services = append(resp.Services, machine.ServiceStatus{
-					Name: v.Name, Pid: v.pid, Ready: v.ready, Restarts: v.restarts, LastExit: v.lastExit})
-			}
-			fallthrough
-		case machine.OpPowerOff:
-			wait <- nil
-			result <- nil
-			return
-		}
-		if svc == nil {
-			result <- fmt.Errorf("no service %q", req.Service)
-			return
-		}
-		switch req.Op {
-		case machine.OpStart, machine.OpWait:
-			svc.wanted = svc.wanted || req.Op == machine.OpStart
-			s.startWanted()
-			s.await(svc, wait)
-		case machine.OpStop:
-			svc.wanted = false
-			if svc.pid != 0 {
-				_ = unix.Kill(svc.pid, unix.SIGTERM)
-			}
-			wait <- nil
-		case machine.OpRestart:
-			if svc.pid != 0 {
-				_ = unix.Kill(svc.pid, unix.SIGKILL)
-				_, _ = unix.Wait4(svc.pid, nil, 0, nil)
-			}
-			svc.wanted, svc.pid, svc.ready = true, 0, false
-			s.startWanted()
-			s.await(svc, wait)
+		switch svc := s.find(req.Service); {
+		case req.Op == machine.OpPowerOff:
+			answer <- machine.Response{} // and then it is done, when the answer is on its way
+		case req.Op == machine.OpStatus:
+			answer <- machine.Response{Services: s.status()}
+		case req.Op != machine.OpStart:
+			answer <- machine.Response{Error: fmt.Sprintf("unknown operation %q", req.Op)}
+		case svc == nil:
+			answer <- machine.Response{Error: fmt.Sprintf("no service %q", req.Service)}
 		default:
-			result <- fmt.Errorf("unknown operation %q", req.Op)
-			return
+			svc.wanted = true
+			svc.waiters = append(svc.waiters, answer)
+			s.startWanted()
+			svc.tellWaiters()
 		}
-		result <- nil
 	}
-	if err := <-result; err != nil {
-		return err
-	}
-	return <-wait
+	return <-answer
 }
 
-func (s *supervisor) await(svc *service, wait chan error) {
-	if svc.ready {
-		wait <- nil
+func (s *supervisor) status() []machine.ServiceStatus {
+	var all []machine.ServiceStatus
+	for _, svc := range s.services {
+		all = append(all, machine.ServiceStatus{
+			Name: svc.Name, Pid: svc.pid, Ready: svc.ready, Restarts: svc.restarts, LastExit: svc.lastExit})
+	}
+	return all
+}
+
+// tellWaiters answers those who wait for the service, if it is ready.
+func (svc *service) tellWaiters() {
+	if !svc.ready {
 		return
 	}
-	svc.waiters = append(svc.waiters, wait)
+	for _, w := range svc.waiters {
+		w <- machine.Response{}
+	}
+	svc.waiters = nil
 }
 
 // powerOff ends every process of the machine: first a request, then by force.
