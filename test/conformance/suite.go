@@ -134,9 +134,11 @@ func (s suite) runPart(ctx context.Context, p *progress, name string, j job) (re
 	for _, spec := range j.specs {
 		patterns = append(patterns, regexp.QuoteMeta(spec))
 	}
+	// Each process of the tests takes seconds of a processor to make its list of specs: few specs want few.
+	procs := min(j.procs, (len(j.specs)+1)/2)
 	report := name + ".json"
 	cmd := command(ctx, filepath.Join(s.kit, "test", "ginkgo"),
-		"--procs="+strconv.Itoa(j.procs), "--timeout="+j.timeout.String(), "--no-color", "-v", "--silence-skips",
+		"--procs="+strconv.Itoa(procs), "--timeout="+j.timeout.String(), "--no-color", "-v", "--silence-skips",
 		"--focus="+regexp.QuoteMeta(sig)+"(?:"+strings.Join(patterns, "|")+")$",
 		"--output-dir="+j.dir, "--json-report="+report, "--junit-report="+name+".xml",
 		s.program(), "--",
