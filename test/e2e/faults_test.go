@@ -70,6 +70,21 @@ func must(ts *testscript.TestScript, args ...string) time.Duration {
 	return time.Since(begin)
 }
 
+// undisturbed tells how long `up` takes when nothing happens. A scenario measures it once.
+func undisturbed(ts *testscript.TestScript, up []string) time.Duration {
+	s := sessionOf(ts)
+	key := strings.Join(up, " ")
+	if s.took[key] == 0 {
+		if s.took == nil {
+			s.took = map[string]time.Duration{}
+		}
+		s.took[key] = must(ts, up...)
+		clean(ts)
+		ts.Logf("undisturbed: %.1fs", s.took[key].Seconds())
+	}
+	return s.took[key]
+}
+
 // ready fails the scenario unless every node is Ready.
 func ready(ts *testscript.TestScript) {
 	stdout, stderr, err := try(ts, commandTimeout, []string{"fathom", "status", "-o", "json"})
@@ -97,9 +112,7 @@ func cmdBreakUp(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: break-up KILL|INT|TERM ROUNDS ARGS…")
 	}
 	signal, up := signals[args[0]], append([]string{"up"}, args[2:]...)
-	whole := must(ts, up...)
-	clean(ts)
-	ts.Logf("undisturbed: %.1fs", whole.Seconds())
+	whole := undisturbed(ts, up)
 	for i, at := range moments(ts, args[1], whole) {
 		if sessionOf(ts).own != "" {
 			must(ts, "down", "--all", "--purge")
@@ -133,8 +146,7 @@ func cmdBreakNode(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: break-node ROUNDS NODE ARGS…")
 	}
 	node, up := args[1], append([]string{"up"}, args[2:]...)
-	whole := must(ts, up...)
-	clean(ts)
+	whole := undisturbed(ts, up)
 	for _, at := range moments(ts, args[0], whole) {
 		cmd, out := start(ts, up...)
 		time.Sleep(at)
@@ -161,9 +173,7 @@ func cmdBreakDown(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: break-down ROUNDS ARGS…")
 	}
 	up := append([]string{"up"}, args[1:]...)
-	must(ts, up...)
-	whole := must(ts, "down")
-	for _, at := range moments(ts, args[0], whole) {
+	for _, at := range moments(ts, args[0], time.Second) {
 		must(ts, up...)
 		cmd, _ := start(ts, "down")
 		time.Sleep(at)

@@ -114,9 +114,10 @@ type session struct {
 	t      *testing.T
 	env    *testscript.Env
 	lab    string
-	state  string   // where fathom keeps labs
-	own    string   // the same if it is the scenario's own, as FATHOM_STATE has it
-	before snapshot // the host before the scenario
+	state  string                   // where fathom keeps labs
+	own    string                   // the same if it is the scenario's own, as FATHOM_STATE has it
+	before snapshot                 // the host before the scenario
+	took   map[string]time.Duration // what `up` takes undisturbed, by its arguments
 	closer []func()
 }
 
