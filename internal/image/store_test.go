@@ -359,7 +359,7 @@ func TestPrepareKilled(t *testing.T) {
 	}
 	ended := make(chan struct{})
 	go func() {
-		cmd.Wait()
+		_ = cmd.Wait()
 		close(ended)
 	}()
 	// Until the unpacking is under way.
@@ -374,7 +374,7 @@ func TestPrepareKilled(t *testing.T) {
 		default:
 		}
 		if time.Now().After(end) {
-			cmd.Process.Kill()
+			_ = cmd.Process.Kill()
 			<-ended
 			t.Fatalf("nothing was unpacked in 20 s:\n%s", out.String())
 		}
