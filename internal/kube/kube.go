@@ -40,21 +40,35 @@ func Connect(kubeconfig string) (*Client, error) {
 	return &Client{Interface: set, config: config}, nil
 }
 
+// WaitServing returns when the API server answers at all.
+func (c *Client) WaitServing(ctx context.Context) error {
+	return c.waitFor(ctx, func(int) bool { return true })
+}
+
 // WaitReady returns when the API server says that it is ready.
 func (c *Client) WaitReady(ctx context.Context) error {
+	return c.waitFor(ctx, func(status int) bool { return status == http.StatusOK })
+}
+
+func (c *Client) waitFor(ctx context.Context, enough func(status int) bool) error {
 	client, err := rest.HTTPClientFor(c.config)
 	if err != nil {
 		return err
 	}
-	if err := WaitHealthy(ctx, client, c.config.Host+"/readyz"); err != nil {
+	if err := waitStatus(ctx, client, c.config.Host+"/readyz", enough); err != nil {
 		return fmt.Errorf("wait for the API server at %s: %w", c.config.Host, err)
 	}
 	return nil
 }
 
-// WaitHealthy returns when a server answers a health check with 200. A starting server sends no event to wait
-// for, so it is asked again and again; the refusal of a connection costs next to nothing.
+// WaitHealthy returns when a server answers a health check with 200.
 func WaitHealthy(ctx context.Context, client *http.Client, url string) error {
+	return waitStatus(ctx, client, url, func(status int) bool { return status == http.StatusOK })
+}
+
+// waitStatus returns when a server answers with a status that is enough. A starting server sends no event to
+// wait for, so it is asked again and again; the refusal of a connection costs next to nothing.
+func waitStatus(ctx context.Context, client *http.Client, url string, enough func(status int) bool) error {
 	last := errors.New("it was not asked yet")
 	for {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -64,7 +78,7 @@ func WaitHealthy(ctx context.Context, client *http.Client, url string) error {
 		resp, err := client.Do(req)
 		if err == nil {
 			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
+			if enough(resp.StatusCode) {
 				return nil
 			}
 			err = fmt.Errorf("%s says %s", url, resp.Status)

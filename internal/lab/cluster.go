@@ -97,10 +97,8 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 			return err
 		}
 	}
-	for i := range c.ControlPlanes() {
-		if err := release(machines[i]); err != nil {
-			return err
-		}
+	if err := release(machines[:len(c.ControlPlanes())], schedulerManifest); err != nil {
+		return err
 	}
 	var names []string
 	for _, n := range c.Nodes {

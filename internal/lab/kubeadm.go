@@ -160,24 +160,38 @@ var (
 		"upload-config", "upload-certs", "mark-control-plane", "bootstrap-token", "kubelet-finalize", "addon", "show-join-command"}
 )
 
-// The static pods that need an API server to start with. Without one they wait in ever longer steps, and
-// take processor time from the API server that they wait for.
-var heldManifests = []string{"kube-controller-manager.yaml", "kube-scheduler.yaml"}
+// Two static pods need an API server to start with, and are held until there is one. Without it they wait in
+// ever longer steps, or end and are started again 10 s later, and take processor time from the API server that
+// they wait for. The controller manager asks every second whether the server is healthy, and so can start as
+// soon as it serves at all; the scheduler needs its roles, which are there when it is ready.
+const (
+	controllerManagerManifest = "kube-controller-manager.yaml"
+	schedulerManifest         = "kube-scheduler.yaml"
+)
 
-// hold keeps the manifests of heldManifests from kubelet until release.
+// hold keeps static pods' manifests from kubelet until release.
 func hold(m *machine.Machine) error {
-	return moveManifests(m, "/etc/kubernetes/manifests", "/etc/kubernetes")
-}
-
-func release(m *machine.Machine) error {
-	return moveManifests(m, "/etc/kubernetes", "/etc/kubernetes/manifests")
-}
-
-func moveManifests(m *machine.Machine, from, to string) error {
-	for _, name := range heldManifests {
-		if err := os.Rename(m.File(filepath.Join(from, name)), m.File(filepath.Join(to, name))); err != nil {
-			return fmt.Errorf("move a static pod manifest: %w", err)
+	for _, name := range []string{controllerManagerManifest, schedulerManifest} {
+		if err := moveManifest(m, name, "/etc/kubernetes/manifests", "/etc/kubernetes"); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// release lets kubelet have a manifest on each of the machines.
+func release(machines []*machine.Machine, name string) error {
+	for _, m := range machines {
+		if err := moveManifest(m, name, "/etc/kubernetes", "/etc/kubernetes/manifests"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func moveManifest(m *machine.Machine, name, from, to string) error {
+	if err := os.Rename(m.File(filepath.Join(from, name)), m.File(filepath.Join(to, name))); err != nil {
+		return fmt.Errorf("move a static pod manifest: %w", err)
 	}
 	return nil
 }

@@ -276,7 +276,15 @@ func (l *Lab) build(ctx context.Context, c *topology.Cluster, store image.Store,
 			if client, err = kube.Connect(l.diskFile(planes[0].Name, "/etc/kubernetes/super-admin.conf")); err != nil {
 				return err
 			}
-			if err = withTimeout(gctx, apiTimeout, client.WaitReady); err != nil {
+			if err = withTimeout(gctx, apiTimeout, func(ctx context.Context) error {
+				if err := client.WaitServing(ctx); err != nil {
+					return err
+				}
+				if err := release(machines[:len(planes)], controllerManagerManifest); err != nil {
+					return err
+				}
+				return client.WaitReady(ctx)
+			}); err != nil {
 				return fmt.Errorf("%w\nsee `fathom node logs --name %s %s kubelet` and `fathom node ps --name %s %s`", err, l.Name, planes[0].Name, l.Name, planes[0].Name)
 			}
 			return nil
