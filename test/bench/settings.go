@@ -36,7 +36,7 @@ func variants() []variant {
 		{"kubelet: kubeAPIQPS 500, kubeAPIBurst 1000 (50, 100)", "printf 'kubeAPIQPS: 500\\nkubeAPIBurst: 1000\\n' >>" + kubeletConfig},
 		{"kubelet: feature gate EventedPLEG (off)", "printf 'featureGates: {EventedPLEG: true}\\n' >>" + kubeletConfig},
 		{"containerd: NRI off (on)", "printf \"\\n[plugins.'io.containerd.nri.v1.nri']\\ndisable = true\\n\" >>/etc/containerd/config.toml"},
-		{"containerd: GOGC=100 (50)", goEnv("containerd", "GOGC=100")},
+		{"containerd: GOGC=50 (100)", goEnv("containerd", "GOGC=50")},
 		{"kubelet: GOGC=200 (100)", goEnv("kubelet", "GOGC=200")},
 		{"network: bridge plugin alone (with portmap)", "jq 'del(.plugins[1:])' /etc/cni/net.d/10-bridge.conflist >/run/conflist; cp /run/conflist /etc/cni/net.d/10-bridge.conflist"},
 	}
