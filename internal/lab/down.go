@@ -26,10 +26,7 @@ func Down(ctx context.Context, paths Paths, name string, report Report) error {
 	if err != nil {
 		return err
 	}
-	defer func() {
-		unlock()
-		removeEmpty(filepath.Join(paths.State, "locks"), paths.State)
-	}()
+	defer unlock()
 	err = t.step("", "end every process", func() error { return cgroup.Kill(ctx, l.cgroup()) })
 	if err != nil {
 		return err
@@ -65,7 +62,6 @@ func Down(ctx context.Context, paths Paths, name string, report Report) error {
 		return err
 	}
 	defer unlockState()
-	removeEmpty(filepath.Join(paths.State, "labs"))
 	if names, err := Names(paths); err != nil || len(names) > 0 {
 		return err
 	}

@@ -147,7 +147,7 @@ func TestDamagedKubeconfigIsNotTouched(t *testing.T) {
 }
 
 func TestLockTellsWhoHoldsIt(t *testing.T) {
-	paths := Paths{State: t.TempDir()}
+	paths := Paths{State: filepath.Join(t.TempDir(), "state")}
 	unlock, err := lock(paths, "a")
 	if err != nil {
 		t.Fatal(err)
@@ -168,6 +168,9 @@ func TestLockTellsWhoHoldsIt(t *testing.T) {
 		t.Fatalf("it stays locked: %v", err)
 	}
 	unlock()
+	if _, err := os.Stat(paths.State); !os.IsNotExist(err) {
+		t.Errorf("a command that did nothing leaves %s: %v", paths.State, err)
+	}
 }
 
 func TestUplinkNamesFitAndDiffer(t *testing.T) {

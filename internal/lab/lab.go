@@ -167,12 +167,15 @@ func (e *BusyError) Error() string {
 func lock(paths Paths, name string) (func(), error) {
 	// Not in the lab's own directory, which `down` takes away while it holds the lock.
 	dir := filepath.Join(paths.State, "locks")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("lock lab %s: %w", name, err)
-	}
 	path := filepath.Join(dir, name)
 	for {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("lock lab %s: %w", name, err)
+		}
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // the last command of another lab removed the directory, since it was empty
+		}
 		if err != nil {
 			return nil, fmt.Errorf("lock lab %s: %w", name, err)
 		}
@@ -195,6 +198,7 @@ func lock(paths Paths, name string) (func(), error) {
 		return func() {
 			os.Remove(path)
 			f.Close()
+			removeEmpty(dir, filepath.Join(paths.State, "labs"), paths.State)
 		}, nil
 	}
 }
@@ -206,6 +210,9 @@ func lockDir(dir string) (func(), error) {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
 	d, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return lockDir(dir) // removed since, as it was empty
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
