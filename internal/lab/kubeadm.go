@@ -136,6 +136,11 @@ func (l *Lab) kubeadmFile(c *topology.Cluster, n *topology.Node) ([]byte, error)
 		// The conntrack table's size belongs to the host; in a namespace it can only be read.
 		"conntrack": map[string]any{"maxPerCore": 0, "min": 0},
 	}
+	// By default kube-proxy lets a second pass between two updates of its rules, for clusters with thousands of
+	// Services. Here it is a second in which a new Service does not answer yet.
+	for _, mode := range []string{"iptables", "nftables", "ipvs"} {
+		proxy[mode] = map[string]any{"minSyncPeriod": "100ms"}
+	}
 	if len(c.FeatureGates) > 0 {
 		proxy["featureGates"] = c.FeatureGates
 	}
