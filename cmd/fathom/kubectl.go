@@ -49,6 +49,9 @@ func (a *app) kubectl() *cobra.Command {
 				}
 				return fmt.Errorf("cluster %s has no credentials yet: %w; bring it up with `fathom up%s`", c.Name, err, nameFlag(l.Name))
 			}
+			if err := os.Setenv("KUBECACHEDIR", l.KubectlCache()); err != nil {
+				return err
+			}
 			if err := os.Setenv("KUBECONFIG", conf); err != nil {
 				return err
 			}

@@ -261,7 +261,8 @@ func (l *Lab) installFlannel(ctx context.Context, c *topology.Cluster) error {
 // which may run at the same time.
 func (l *Lab) kubectl(ctx context.Context, c *topology.Cluster, stdin []byte, args ...string) error {
 	cmd := exec.CommandContext(ctx, l.Kit.Bin("kubectl"), args...)
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+l.diskFile(c.Nodes[0].Name, "/etc/kubernetes/super-admin.conf"))
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+l.diskFile(c.Nodes[0].Name, "/etc/kubernetes/super-admin.conf"),
+		"KUBECACHEDIR="+l.KubectlCache())
 	cmd.Stdin = bytes.NewReader(stdin)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))

@@ -267,6 +267,10 @@ func (l *Lab) AdminKubeconfig(c *topology.Cluster) string {
 	return l.diskFile(c.Nodes[0].Name, "/etc/kubernetes/admin.conf")
 }
 
+// KubectlCache is where kubectl keeps what it learns of a lab's API servers. In the user's home, where it is by
+// default, it would outlive the lab.
+func (l *Lab) KubectlCache() string { return l.dir("kubectl-cache") }
+
 // diskFile returns where the host finds a file that was written on a node's disk. It is for reading, and
 // for writing while the node is off; a running node sees its disk through an overlay.
 func (l *Lab) diskFile(node, path string) string {
