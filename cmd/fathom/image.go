@@ -7,7 +7,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/fathom-network/fathom/internal/cri"
 	"github.com/fathom-network/fathom/internal/image"
 	"github.com/fathom-network/fathom/internal/kit"
 	"github.com/fathom-network/fathom/internal/lab"
@@ -95,7 +94,7 @@ func (a *app) imageLs() *cobra.Command {
 			index := map[string]int{}
 			lines := []line{}
 			for _, t := range targets {
-				images, err := imagesOf(cmd, t)
+				images, err := image.List(cmd.Context(), t)
 				if err != nil {
 					return err
 				}
@@ -122,24 +121,11 @@ func (a *app) imageLs() *cobra.Command {
 	return cmd
 }
 
-func imagesOf(cmd *cobra.Command, t image.Target) ([]cri.Image, error) {
-	c, err := cri.Connect(t.SocketPath)
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	images, err := c.Images(cmd.Context())
-	if err != nil {
-		return nil, fmt.Errorf("list the images of node %s: %w", t.Name, err)
-	}
-	return images, nil
-}
-
-// imageBuild is what `make kit` runs last.
+// imageBuild is part of `make build`.
 func (a *app) imageBuild() *cobra.Command {
 	return &cobra.Command{
 		Use:   "build",
-		Short: "Build the local images from the kit's and this machine's programs (part of `make kit`)",
+		Short: "Build the local images from the kit's and this machine's programs (part of `make build`)",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			k, err := kit.Find()

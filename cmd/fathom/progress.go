@@ -159,7 +159,3 @@ func (p *progress) timeline(w io.Writer) {
 			strings.Repeat(" ", min(from, width-1)), strings.Repeat("=", max(1, min(to, width)-min(from, width-1))), strings.Repeat(" ", max(0, width-to)))
 	}
 }
-
-func copyLimited(w io.Writer, r io.Reader, limit int64) (int64, error) {
-	return io.Copy(w, io.LimitReader(r, limit+1))
-}

@@ -2,10 +2,10 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -78,17 +78,14 @@ made is made anew. Flags win over the file. docs/lab-file.md describes the file.
 		if err != nil {
 			return err
 		}
+		wish := want
 		if !asked { // no wishes: the lab that exists is the one that is meant
 			if _, err := lab.Open(a.paths, want.Name); err == nil {
-				want = &topology.Lab{Name: want.Name}
+				wish = nil
 			}
 		}
 		start := time.Now()
 		progress := newProgress(a.err)
-		var wish *topology.Lab
-		if len(want.Clusters) > 0 {
-			wish = want
-		}
 		l, err := lab.Up(cmd.Context(), a.paths, want.Name, wish, progress.report)
 		progress.close()
 		if timings {
@@ -128,15 +125,14 @@ func readBounded(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	var b strings.Builder
-	n, err := copyLimited(&b, f, limit)
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
 		return nil, err
 	}
-	if n > limit {
+	if int64(len(data)) > limit {
 		return nil, fmt.Errorf("%s has more than %d bytes: it is no lab file", path, limit)
 	}
-	return []byte(b.String()), nil
+	return data, nil
 }
 
 func nameFlag(name string) string {
