@@ -38,7 +38,9 @@ type State struct {
 	MTU     int
 }
 
-// SetBridge makes a bridge, up.
+// SetBridge makes a bridge, up, and gives it its MAC address for good. A bridge whose address nobody set takes the
+// lowest of its ports', and changes it as ports come and go: whoever has the old one in its neighbour table, a
+// node that knows its gateway for instance, then sends into the void until the entry ages.
 func (n *Namespace) SetBridge(d Device) error {
 	if l, err := n.nl.LinkByName(d.Name); err == nil && l.Type() == "bridge" {
 		return n.configure(l, d)
@@ -51,6 +53,13 @@ func (n *Namespace) SetBridge(d Device) error {
 	l, err := n.nl.LinkByName(d.Name)
 	if err != nil {
 		return err
+	}
+	mac := d.MAC
+	if mac == nil {
+		mac = l.Attrs().HardwareAddr
+	}
+	if err := n.nl.LinkSetHardwareAddr(l, mac); err != nil {
+		return fmt.Errorf("fix the MAC address of bridge %s: %w", d.Name, err)
 	}
 	return n.configure(l, d)
 }

@@ -2,6 +2,7 @@ package link_test
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -100,6 +101,23 @@ func TestWire(t *testing.T) {
 	}
 	if _, err := b.Device("b0"); err == nil {
 		t.Error("the other end outlives the pair")
+	}
+}
+
+// A bridge that took its address from a port would change it here, and its neighbours lose it.
+func TestBridgeKeepsItsAddress(t *testing.T) {
+	a, b := namespace(t), namespace(t)
+	must(t, a.SetBridge(link.Device{Name: "br0", Alias: "test bridge"}))
+	address := func() string { return strings.Fields(run(t, a, "ip", "-br", "link", "show", "br0"))[2] }
+	before := address()
+	for _, mac := range []string{"02:00:00:00:00:01", "02:00:00:00:00:00"} {
+		hw, err := net.ParseMAC(mac)
+		must(t, err)
+		name := "p" + mac[len(mac)-2:]
+		must(t, a.SetPair(link.Device{Name: name, Alias: "test port", Bridge: "br0", MAC: hw}, b, link.Device{Name: name, Alias: "test port"}))
+	}
+	if after := address(); after != before {
+		t.Errorf("the bridge's address was %s and is %s", before, after)
 	}
 }
 
