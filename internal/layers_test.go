@@ -24,7 +24,7 @@ var layers = []struct {
 	within   bool     // its packages may import each other
 }{
 	// Pure values and functions: no I/O, no clock, no lock.
-	{name: "facts", packages: []string{"topology"}, within: true},
+	{name: "facts", packages: []string{"topology", "netconf"}, within: true},
 	// What needs nothing but the standard library, and may read files.
 	{name: "ground", packages: []string{"kit", "testenv"}},
 	// The kernel's things. They know nothing of Kubernetes.
@@ -32,7 +32,7 @@ var layers = []struct {
 	// What other programs say of themselves: the API server, the container runtime. They change no kernel.
 	{name: "watch", packages: []string{"kube", "cri"}, below: []string{"facts"}},
 	// Parts of programs, each of use alone.
-	{name: "parts", packages: []string{"doctor", "image"}, below: []string{"facts", "ground", "kernel", "watch"}},
+	{name: "parts", packages: []string{"doctor", "image", "install"}, below: []string{"facts", "ground", "kernel", "watch"}},
 	// What the commands are for. They never import each other.
 	{name: "programs", packages: []string{"lab"}, below: []string{"facts", "ground", "kernel", "watch", "parts"}},
 }

@@ -18,6 +18,8 @@ import (
 type Kit struct {
 	// Dir is the kit's directory, absolute.
 	Dir string
+	// OwnDir is where Fathom's own programs are, fathom-init, fathom-agent and fathom-cni.
+	OwnDir string
 	Versions
 }
 
@@ -49,16 +51,9 @@ const Env = "FATHOM_KIT"
 // kit beside the executable, else lib/fathom/kit beside the executable's bin directory, which is
 // where a package puts it.
 func Find() (Kit, error) {
-	if dir := os.Getenv(Env); dir != "" {
-		k, err := Open(dir)
-		if err != nil {
-			return Kit{}, fmt.Errorf("the kit that $%s names: %w", Env, err)
-		}
-		return k, nil
-	}
 	exe, err := os.Executable()
 	if err != nil {
-		return Kit{}, fmt.Errorf("find the kit: locate the running executable: %w; set $%s to the kit's directory", err, Env)
+		return Kit{}, fmt.Errorf("find the kit: locate the running executable: %w", err)
 	}
 	return find(exe)
 }
@@ -70,19 +65,28 @@ func find(exe string) (Kit, error) {
 		exe = real
 	}
 	dir := filepath.Dir(exe)
+	if named := os.Getenv(Env); named != "" {
+		k, err := Open(named)
+		if err != nil {
+			return Kit{}, fmt.Errorf("the kit that $%s names: %w", Env, err)
+		}
+		k.OwnDir = dir
+		return k, nil
+	}
 	places := []string{filepath.Join(dir, "kit"), filepath.Join(dir, "..", "lib", "fathom", "kit")}
 	for _, place := range places {
 		k, err := Open(place)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
+		k.OwnDir = dir
 		return k, err
 	}
 	return Kit{}, fmt.Errorf("no kit (Kubernetes, containerd and the other programs a lab runs) in %s; build it with `make kit`, or set $%s to where it is",
 		strings.Join(places, " or "), Env)
 }
 
-// Open returns the kit in dir.
+// Open returns the kit in dir, with Fathom's own programs beside it as in a build tree.
 func Open(dir string) (Kit, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -93,7 +97,7 @@ func Open(dir string) (Kit, error) {
 	if err != nil {
 		return Kit{}, fmt.Errorf("open the kit in %s: %w; build it with `make kit`", dir, err)
 	}
-	k := Kit{Dir: dir}
+	k := Kit{Dir: dir, OwnDir: filepath.Dir(dir)}
 	if err := json.Unmarshal(data, &k.Versions); err != nil {
 		return Kit{}, fmt.Errorf("open the kit in %s: %s is not what `make kit` writes: %w; build the kit again", dir, file, err)
 	}
@@ -112,6 +116,9 @@ func (k Kit) CNIDir() string { return filepath.Join(k.Dir, "cni") }
 // Program returns the path of a program that runs inside a container: coredns, pause, agnhost, ...
 func (k Kit) Program(name string) string { return filepath.Join(k.Dir, "programs", name) }
 
+// Own returns the path of a program of Fathom's own: fathom-init, fathom-agent, fathom-cni.
+func (k Kit) Own(name string) string { return filepath.Join(k.OwnDir, name) }
+
 // ImagesDir returns the directory of the local images, an OCI image layout.
 func (k Kit) ImagesDir() string { return filepath.Join(k.Dir, "images") }
 
@@ -121,14 +128,14 @@ func (k Kit) Require(files ...string) error {
 	var missing []string
 	for _, file := range files {
 		if _, err := os.Stat(file); err != nil {
-			if rel, relErr := filepath.Rel(k.Dir, file); relErr == nil {
+			if rel, relErr := filepath.Rel(k.Dir, file); relErr == nil && filepath.IsLocal(rel) {
 				file = rel
 			}
 			missing = append(missing, file)
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("the kit in %s lacks %s; build it again with `make kit`", k.Dir, strings.Join(missing, ", "))
+		return fmt.Errorf("the kit in %s lacks %s; build it again with `make build`", k.Dir, strings.Join(missing, ", "))
 	}
 	return nil
 }

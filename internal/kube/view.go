@@ -1,0 +1,232 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+)
+
+// AnnotationPrefix begins the names of the annotations that mean something to Fathom.
+const AnnotationPrefix = "fathom.network/"
+
+// ConnectInCluster prepares a connection with the service account of the pod that the process runs in. The
+// server's address is that of the environment, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT.
+func ConnectInCluster() (*Client, error) {
+	config, err := rest.InClusterConfig()
+	if err != nil {
+		return nil, fmt.Errorf("connect to the API server as a pod: %w", err)
+	}
+	return connect(config)
+}
+
+// View is a live picture of what the network of one node depends on. It is made of watches: what it says may
+// be late, and is never half of an object.
+type View struct {
+	nodes, pods, config cache.Indexer
+	synced              []cache.InformerSynced
+	problem             atomic.Pointer[error]
+}
+
+// ViewOptions says what a View shows.
+type ViewOptions struct {
+	Node                 string // whose pods
+	Namespace, ConfigMap string // of the network's configuration
+	// Changed is called when the picture has changed. It must not block.
+	Changed func()
+}
+
+// View begins to watch. The view is empty until Synced.
+func (c *Client) View(ctx context.Context, o ViewOptions) (*View, error) {
+	v := &View{}
+	watched := []struct {
+		into   *cache.Indexer
+		object runtime.Object
+		source *cache.ListWatch
+	}{
+		{&v.nodes, &corev1.Node{}, cache.NewListWatchFromClient(c.CoreV1().RESTClient(), "nodes", "", fields.Everything())},
+		{&v.pods, &corev1.Pod{}, cache.NewListWatchFromClient(c.CoreV1().RESTClient(), "pods", "", fields.OneTermEqualSelector("spec.nodeName", o.Node))},
+		{&v.config, &corev1.ConfigMap{}, cache.NewListWatchFromClient(c.CoreV1().RESTClient(), "configmaps", o.Namespace, fields.OneTermEqualSelector("metadata.name", o.ConfigMap))},
+	}
+	changed := cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { o.Changed() },
+		UpdateFunc: func(any, any) { o.Changed() },
+		DeleteFunc: func(any) { o.Changed() },
+	}
+	for _, w := range watched {
+		informer := cache.NewSharedIndexInformer(w.source, w.object, 0, cache.Indexers{})
+		if err := informer.SetTransform(shrink); err != nil {
+			return nil, err
+		}
+		if err := informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
+			v.problem.Store(&err)
+			o.Changed()
+		}); err != nil {
+			return nil, err
+		}
+		if _, err := informer.AddEventHandler(changed); err != nil {
+			return nil, err
+		}
+		*w.into = informer.GetIndexer()
+		v.synced = append(v.synced, informer.HasSynced)
+		go informer.RunWithContext(ctx)
+	}
+	go func() { // an API server without objects sends no event
+		if cache.WaitForCacheSync(ctx.Done(), v.synced...) {
+			o.Changed()
+		}
+	}()
+	return v, nil
+}
+
+// Synced says whether everything was seen at least once.
+func (v *View) Synced() bool {
+	for _, synced := range v.synced {
+		if !synced() {
+			return false
+		}
+	}
+	return true
+}
+
+// Problem returns what the last watch that failed said, or nil. It is of interest while the view is not Synced.
+func (v *View) Problem() error {
+	if p := v.problem.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// Nodes returns the cluster's nodes, in no order.
+func (v *View) Nodes() []*corev1.Node { return all[*corev1.Node](v.nodes) }
+
+// Pods returns the node's pods, in no order.
+func (v *View) Pods() []*corev1.Pod { return all[*corev1.Pod](v.pods) }
+
+// Pod returns a pod of the node.
+func (v *View) Pod(namespace, name string) (*corev1.Pod, bool) {
+	o, found, err := v.pods.GetByKey(namespace + "/" + name)
+	if err != nil || !found {
+		return nil, false
+	}
+	return o.(*corev1.Pod), true
+}
+
+// Config returns the configuration's data, or nil if there is none.
+func (v *View) Config() map[string]string {
+	for _, m := range all[*corev1.ConfigMap](v.config) {
+		return m.Data
+	}
+	return nil
+}
+
+func all[T any](i cache.Indexer) []T {
+	objects := i.List()
+	typed := make([]T, 0, len(objects))
+	for _, o := range objects {
+		typed = append(typed, o.(T))
+	}
+	return typed
+}
+
+// shrink keeps of an object what the network looks at: a Node alone is 10 KiB and more, most of it the list of
+// its images, and an agent holds all nodes.
+func shrink(o any) (any, error) {
+	switch o := o.(type) {
+	case *corev1.Node:
+		small := &corev1.Node{ObjectMeta: shrinkMeta(&o.ObjectMeta)}
+		small.Labels = o.Labels
+		small.Spec.PodCIDR, small.Spec.PodCIDRs = o.Spec.PodCIDR, o.Spec.PodCIDRs
+		small.Status.Addresses = o.Status.Addresses
+		for _, c := range o.Status.Conditions {
+			if c.Type == corev1.NodeNetworkUnavailable { // the one that is ours to set; the rest changes every few minutes
+				small.Status.Conditions = append(small.Status.Conditions, corev1.NodeCondition{Type: c.Type, Status: c.Status})
+			}
+		}
+		return small, nil
+	case *corev1.Pod:
+		small := &corev1.Pod{ObjectMeta: shrinkMeta(&o.ObjectMeta)}
+		small.Spec.NodeName, small.Spec.HostNetwork = o.Spec.NodeName, o.Spec.HostNetwork
+		small.Status.Phase, small.Status.PodIP, small.Status.PodIPs = o.Status.Phase, o.Status.PodIP, o.Status.PodIPs
+		return small, nil
+	case *corev1.ConfigMap:
+		return &corev1.ConfigMap{ObjectMeta: shrinkMeta(&o.ObjectMeta), Data: o.Data}, nil
+	}
+	return o, nil
+}
+
+func shrinkMeta(m *metav1.ObjectMeta) metav1.ObjectMeta {
+	small := metav1.ObjectMeta{Name: m.Name, Namespace: m.Namespace, UID: m.UID, ResourceVersion: m.ResourceVersion,
+		CreationTimestamp: m.CreationTimestamp, DeletionTimestamp: m.DeletionTimestamp}
+	for k, a := range m.Annotations {
+		if strings.HasPrefix(k, AnnotationPrefix) {
+			if small.Annotations == nil {
+				small.Annotations = map[string]string{}
+			}
+			small.Annotations[k] = a
+		}
+	}
+	return small
+}
+
+// Event is something that happened to an object and that a person should see with `kubectl describe`.
+type Event struct {
+	Object  corev1.ObjectReference
+	Warning bool
+	Reason  string // CamelCase
+	Message string
+}
+
+// NodeReference names a node as kubelet does in its events, so that `kubectl describe node` shows both.
+func NodeReference(name string) corev1.ObjectReference {
+	return corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: name, UID: types.UID(name)}
+}
+
+// Record makes an event of a component.
+func (c *Client) Record(ctx context.Context, component string, e Event) error {
+	kind := corev1.EventTypeNormal
+	if e.Warning {
+		kind = corev1.EventTypeWarning
+	}
+	namespace := e.Object.Namespace
+	if namespace == "" {
+		namespace = metav1.NamespaceDefault
+	}
+	host, _ := os.Hostname()
+	now := metav1.NewTime(time.Now())
+	_, err := c.CoreV1().Events(namespace).Create(ctx, &corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{GenerateName: e.Object.Name + ".", Namespace: namespace},
+		InvolvedObject: e.Object,
+		Type:           kind, Reason: e.Reason, Message: e.Message,
+		Source:         corev1.EventSource{Component: component, Host: host},
+		FirstTimestamp: now, LastTimestamp: now, Count: 1,
+		ReportingController: component, ReportingInstance: host,
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return fmt.Errorf("record event %s: %w", e.Reason, err)
+	}
+	return nil
+}
+
+func connect(config *rest.Config) (*Client, error) {
+	config.QPS, config.Burst = 200, 400
+	// Protobuf costs a fraction of JSON on both sides, and a lab's control plane has little to spare.
+	config.ContentType = "application/vnd.kubernetes.protobuf"
+	config.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	set, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", config.Host, err)
+	}
+	return &Client{Interface: set, config: config}, nil
+}

@@ -1,0 +1,162 @@
+// Package netconf is the network's configuration as an administrator writes it: the ConfigMap fathom-config in
+// the namespace fathom-system, one setting a key, so that `kubectl patch` changes one without knowing the rest.
+package netconf
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Where the configuration is.
+const (
+	Namespace = "fathom-system"
+	ConfigMap = "fathom-config"
+)
+
+// Mode says how packets get from node to node.
+type Mode string
+
+// The modes.
+const (
+	Auto   Mode = "auto"   // direct to nodes on a common segment, vxlan to the others
+	Direct Mode = "direct" // routed as they are
+	VXLAN  Mode = "vxlan"  // in UDP packets between the nodes, RFC 7348
+)
+
+// Config is a configuration that is complete and makes sense by itself.
+type Config struct {
+	Mode Mode
+	VNI  int // of VXLAN, 1 to 16777215
+	Port int // of VXLAN, UDP
+	MTU  int // of pods' devices, in bytes; 0 is what the nodes' devices carry
+	// Masquerade gives packets of pods that leave the cluster their node's address.
+	Masquerade bool
+	// NonMasqueradeCIDRs are destinations outside the cluster that see pods' own addresses.
+	NonMasqueradeCIDRs []netip.Prefix
+	// CoolDown is how long an address rests before another pod gets it.
+	CoolDown time.Duration
+	// FastPath has packets of pods skip what nothing on the node needs to see, where the kernel can.
+	FastPath bool
+}
+
+// Default is the configuration of an empty ConfigMap.
+func Default() Config {
+	return Config{Mode: Auto, VNI: 4242, Port: 4789, Masquerade: true, CoolDown: 30 * time.Second, FastPath: true}
+}
+
+// Problem is what is wrong with one setting.
+type Problem struct {
+	Key, Value, Reason string
+}
+
+func (p *Problem) Error() string { return fmt.Sprintf("%s: %q: %s", p.Key, p.Value, p.Reason) }
+
+// settings are the keys and what reads each.
+var settings = map[string]func(c *Config, value string) error{
+	"mode": func(c *Config, v string) error {
+		c.Mode = Mode(v)
+		return oneOf(v, string(Auto), string(Direct), string(VXLAN))
+	},
+	"vni":  func(c *Config, v string) error { return number(&c.VNI, v, 1, 1<<24-1) },
+	"port": func(c *Config, v string) error { return number(&c.Port, v, 1, 65535) },
+	"mtu": func(c *Config, v string) error {
+		if v == "0" || v == "" {
+			c.MTU = 0
+			return nil
+		}
+		return number(&c.MTU, v, minMTU, 65535)
+	},
+	"masquerade": func(c *Config, v string) error { return boolean(&c.Masquerade, v) },
+	"nonMasqueradeCIDRs": func(c *Config, v string) error {
+		var err error
+		c.NonMasqueradeCIDRs, err = prefixes(v)
+		return err
+	},
+	"coolDown": func(c *Config, v string) error {
+		d, err := time.ParseDuration(v)
+		if err != nil || d < 0 || d > maxCoolDown {
+			return fmt.Errorf("want a duration from 0s to %v, such as 30s", maxCoolDown)
+		}
+		c.CoolDown = d
+		return nil
+	},
+	"fastPath": func(c *Config, v string) error {
+		c.FastPath = v == "auto"
+		return oneOf(v, "auto", "off")
+	},
+}
+
+const (
+	// minMTU is IPv6's least, RFC 8200; IPv4 would do with less, and nobody has it.
+	minMTU = 1280
+	// maxCoolDown is more than any client keeps a name's address for; above it a node runs out of addresses.
+	maxCoolDown = time.Hour
+)
+
+// Keys returns the names of all settings, sorted.
+func Keys() []string { return slices.Sorted(maps.Keys(settings)) }
+
+// Parse reads the data of the ConfigMap; nil is the default. The error joins a *Problem for each setting that
+// is wrong.
+func Parse(data map[string]string) (Config, error) {
+	c := Default()
+	var problems []error
+	for _, key := range slices.Sorted(maps.Keys(data)) {
+		value := strings.TrimSpace(data[key])
+		set, known := settings[key]
+		if !known {
+			problems = append(problems, &Problem{key, value, "there is no such setting; want one of " + strings.Join(Keys(), ", ")})
+			continue
+		}
+		if err := set(&c, value); err != nil {
+			problems = append(problems, &Problem{key, value, err.Error()})
+		}
+	}
+	if len(problems) > 0 {
+		return Config{}, errors.Join(problems...)
+	}
+	return c, nil
+}
+
+func oneOf(v string, allowed ...string) error {
+	if slices.Contains(allowed, v) {
+		return nil
+	}
+	return fmt.Errorf("want %s", strings.Join(allowed, " or "))
+}
+
+func number(into *int, v string, low, high int) error {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < low || n > high {
+		return fmt.Errorf("want a number from %d to %d", low, high)
+	}
+	*into = n
+	return nil
+}
+
+func boolean(into *bool, v string) error {
+	*into = v == "true"
+	return oneOf(v, "true", "false")
+}
+
+// prefixes reads a list in which commas, spaces and line ends separate.
+func prefixes(v string) ([]netip.Prefix, error) {
+	var list []netip.Prefix
+	for _, word := range strings.FieldsFunc(v, func(r rune) bool { return strings.ContainsRune(", \t\r\n", r) }) {
+		p, err := netip.ParsePrefix(word)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no CIDR; want something like 192.0.2.0/24, several with commas between them", word)
+		}
+		if p != p.Masked() {
+			return nil, fmt.Errorf("%s has bits set below its mask; want %s", p, p.Masked())
+		}
+		list = append(list, p)
+	}
+	return list, nil
+}
