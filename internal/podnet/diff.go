@@ -1,0 +1,207 @@
+package podnet
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Delta is what makes one list of things into another.
+type Delta[T comparable] struct {
+	Add     []T
+	Correct []Correction[T]
+	Remove  []T
+}
+
+// Correction replaces a thing by another one of the same key.
+type Correction[T comparable] struct{ Have, Want T }
+
+// Compare tells what makes have into want. Things of one key are the same thing with other properties; of several
+// that the kernel has of one key, one is kept or corrected and the others are removed.
+func Compare[T, K comparable](want, have []T, key func(T) K) Delta[T] {
+	var d Delta[T]
+	type found struct {
+		at    int // of the thing to keep or correct
+		exact bool
+	}
+	wanted := make(map[K]T, len(want))
+	for _, w := range want {
+		wanted[key(w)] = w
+	}
+	present := make(map[K]found, len(have))
+	for i, h := range have {
+		k := key(h)
+		w, isWanted := wanted[k]
+		f, seen := present[k]
+		switch {
+		case !isWanted:
+			d.Remove = append(d.Remove, h)
+		case !seen:
+			present[k] = found{i, h == w}
+		case h == w && !f.exact:
+			d.Remove = append(d.Remove, have[f.at])
+			present[k] = found{i, true}
+		default:
+			d.Remove = append(d.Remove, h)
+		}
+	}
+	for _, w := range want {
+		f, seen := present[key(w)]
+		switch {
+		case !seen:
+			d.Add = append(d.Add, w)
+		case !f.exact:
+			d.Correct = append(d.Correct, Correction[T]{have[f.at], w})
+		}
+	}
+	return d
+}
+
+// IsEmpty says that there is nothing to do.
+func (d Delta[T]) IsEmpty() bool { return len(d.Add)+len(d.Correct)+len(d.Remove) == 0 }
+
+// RouteKey tells routes apart that can be in one table at the same time.
+type RouteKey struct {
+	To     netip.Prefix
+	Metric uint32
+}
+
+// Key is what Compare knows a route by.
+func (r Route) Key() RouteKey { return RouteKey{r.To, r.Metric} }
+
+// Key is what Compare knows a neighbour by.
+func (n Neighbour) Key() netip.Addr { return n.Addr }
+
+// Key is what Compare knows a forwarding entry by.
+func (f Forward) Key() MAC { return f.MAC }
+
+// Count is a number of changes, for metrics that show drift.
+type Count struct{ Added, Corrected, Removed int }
+
+// Counted returns how much there is to do.
+func (d Delta[T]) Counted() Count { return Count{len(d.Add), len(d.Correct), len(d.Remove)} }
+
+// Changes counts what was changed in the kernel.
+type Changes struct {
+	Tunnel, Addrs, Routes, Neighbours, Forwards, Sysctls Count
+	Masquerade                                           Count // elements of sets, and 1 added for a table made anew
+}
+
+// Total is the number of changes of any kind.
+func (c Changes) Total() int {
+	total := 0
+	for _, n := range []Count{c.Tunnel, c.Addrs, c.Routes, c.Neighbours, c.Forwards, c.Sysctls, c.Masquerade} {
+		total += n.Added + n.Corrected + n.Removed
+	}
+	return total
+}
+
+// Difference is one thing that a kernel does not hold as planned.
+type Difference struct {
+	Node string
+	Text string
+}
+
+func (d Difference) String() string { return fmt.Sprintf("node %s: %s", d.Node, d.Text) }
+
+// Diff tells what of a plan the kernel does not hold, and what it holds beside it with our mark.
+func Diff(plan Plan, have State) []Difference {
+	d := differ{node: plan.Node}
+	d.tunnel(plan.Tunnel, have.Tunnel)
+	device := ""
+	if t := cmp.Or(plan.Tunnel, have.Tunnel); t != nil {
+		device = " dev " + t.Name
+	}
+	report(&d, "route", Compare(plan.Routes, have.Routes, Route.Key), func(r Route) string { return r.String() })
+	report(&d, "neighbour", Compare(plan.Neighbours, have.Neighbours, Neighbour.Key),
+		func(n Neighbour) string { return fmt.Sprintf("%s lladdr %s%s", n.Addr, n.MAC, device) })
+	report(&d, "forwarding entry", Compare(plan.Forwards, have.Forwards, Forward.Key),
+		func(f Forward) string { return fmt.Sprintf("%s dst %s%s", f.MAC, f.To, device) })
+	d.sysctls(plan.Sysctls, have.Sysctls)
+	set(&d, "masquerade: source", plan.Masquerade.Sources, have.Masquerade.Sources)
+	set(&d, "masquerade: pod range", plan.Masquerade.Pods, have.Masquerade.Pods)
+	set(&d, "masquerade: node", plan.Masquerade.Nodes, have.Masquerade.Nodes)
+	set(&d, "masquerade: exempt range", plan.Masquerade.Others, have.Masquerade.Others)
+	return d.found
+}
+
+type differ struct {
+	node  string
+	found []Difference
+}
+
+func (d *differ) add(format string, args ...any) {
+	d.found = append(d.found, Difference{d.node, fmt.Sprintf(format, args...)})
+}
+
+func report[T comparable](d *differ, what string, delta Delta[T], text func(T) string) {
+	for _, x := range delta.Add {
+		d.add("%s %s is missing", what, text(x))
+	}
+	for _, c := range delta.Correct {
+		d.add("%s %s should be %s", what, text(c.Have), text(c.Want))
+	}
+	for _, x := range delta.Remove {
+		d.add("%s %s should not be there", what, text(x))
+	}
+}
+
+func set[T interface {
+	comparable
+	fmt.Stringer
+}](d *differ, what string, want, have []T) {
+	report(d, what, Compare(want, have, func(x T) T { return x }), func(x T) string { return x.String() })
+}
+
+func (d *differ) tunnel(want, have *Tunnel) {
+	switch {
+	case want == nil && have == nil:
+		return
+	case have == nil:
+		d.add("device %s is missing", want.Name)
+		return
+	case want == nil:
+		d.add("device %s should not be there", have.Name)
+		return
+	}
+	if w, h := want.String(), have.String(); w != h {
+		d.add("device %s should be %s", h, w)
+	}
+	set(d, "address on "+want.Name, want.Addrs, have.Addrs)
+}
+
+func (d *differ) sysctls(want, have []Sysctl) {
+	values := map[string]string{}
+	for _, c := range have {
+		values[c.Name] = c.Value
+	}
+	for _, c := range want {
+		switch value, known := values[c.Name]; {
+		case !known:
+			d.add("sysctl net/%s is missing", c.Name)
+		case !c.Holds(value):
+			d.add("sysctl net/%s is %s, should be %s: %s", c.Name, value, c.Value, c.Why)
+		}
+	}
+}
+
+// Holds says whether the value that a setting has is good.
+func (c Sysctl) Holds(value string) bool {
+	if c.Instead != "" {
+		return value != c.Instead
+	}
+	return value == c.Value
+}
+
+// rank orders settings: what keeps a default route comes before what would remove it.
+func (c Sysctl) rank() int {
+	switch {
+	case strings.HasSuffix(c.Name, "/accept_ra"):
+		return 0
+	case slices.Contains([]string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"}, c.Name):
+		return 2
+	}
+	return 1
+}

@@ -1,0 +1,505 @@
+package podnet
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// What vxlan puts around a packet: an outer IP header, UDP (8), vxlan (8) and the inner Ethernet header (14).
+var overhead = map[Family]int{IPv4: 20 + 8 + 8 + 14, IPv6: 40 + 8 + 8 + 14}
+
+const (
+	// unreachableMetric is worse than that of any route somebody may make to the same range.
+	unreachableMetric = 65535
+	minMTU, minMTU6   = 576, 1280
+	usualMTU          = 1500
+)
+
+// NewPlan works out what the kernel of the node named self should hold. underlay are the devices of this machine;
+// nodes are all nodes of the cluster, self among them. Where there is a problem the rest of the plan is made all
+// the same. A plan without a Node is of a machine that is no node: it is not to be put into a kernel.
+func NewPlan(self string, underlay []Interface, nodes []Node, config Config) (Plan, []Problem) {
+	p := planner{underlay: underlay, mac: TunnelMAC}
+	plan := p.plan(self, nodes, config)
+	return plan, p.problems
+}
+
+// planner holds what the steps of making a plan tell each other.
+type planner struct {
+	config   Config
+	underlay []Interface
+	mac      func(node string, vni uint32) MAC
+	problems []Problem
+	usedMTU  []int // of the interfaces that direct routes leave by
+}
+
+// member is a node of which only what is valid is left.
+type member struct {
+	name     string
+	addrs    []netip.Addr
+	podCIDRs []netip.Prefix
+	tunnel4  netip.Addr // its addresses on the vxlan device
+	tunnel6  netip.Addr
+}
+
+func (m *member) tunnel(f Family) netip.Addr {
+	if f == IPv4 {
+		return m.tunnel4
+	}
+	return m.tunnel6
+}
+
+func (m *member) setTunnel(f Family, a netip.Addr) {
+	if f == IPv4 {
+		m.tunnel4 = a
+	} else {
+		m.tunnel6 = a
+	}
+}
+
+func (p *planner) add(node string, why Reason, format string, args ...any) {
+	problem := Problem{node, why, fmt.Sprintf(format, args...)}
+	if !slices.Contains(p.problems, problem) {
+		p.problems = append(p.problems, problem)
+	}
+}
+
+func (p *planner) plan(self string, nodes []Node, config Config) Plan {
+	p.config = p.checked(config)
+	members := p.members(nodes)
+	me := p.self(self, members)
+	if me == nil {
+		p.add(self, UnknownSelf, "there is no Node of this name, nor one with an address of this machine")
+		return Plan{Mode: p.config.Mode}
+	}
+	plan := Plan{Node: me.name, Mode: p.config.Mode}
+	for _, c := range me.podCIDRs {
+		// Without it a packet to an address that no pod has would follow the default route, and come back.
+		plan.Routes = append(plan.Routes, Route{To: c, Unreachable: true, Metric: unreachableMetric})
+	}
+	family := p.underlayFamily(members)
+	local := me.addr(family)
+	macs := map[MAC]string{p.mac(me.name, p.config.VNI): me.name}
+	peers := slices.DeleteFunc(slices.Clone(members), func(m *member) bool { return m == me })
+	for _, m := range peers { // the oldest first
+		plan.Peers = append(plan.Peers, p.peer(&plan.State, me, m, family, macs))
+	}
+	slices.SortFunc(plan.Peers, func(a, b Peer) int { return cmp.Compare(a.Node, b.Node) })
+
+	underlayMTU := p.mtuAt(local)
+	wrapped := len(plan.Forwards) > 0 || p.config.Mode == VXLAN
+	if wrapped || p.config.Standby {
+		plan.Tunnel = p.tunnel(me, local, underlayMTU)
+	}
+	plan.PodMTU = p.podMTU(me, family, underlayMTU, wrapped && plan.Tunnel != nil)
+	if plan.Tunnel != nil {
+		plan.Tunnel.MTU = underlayMTU - overhead[family]
+		if p.config.MTU != 0 {
+			plan.Tunnel.MTU = p.config.MTU
+		}
+	}
+	plan.Sysctls = p.sysctls(plan.State, me)
+	plan.Masquerade = p.masquerade(me, members)
+	plan.sort()
+	return plan
+}
+
+// checked returns the configuration with its defaults, and with what is wrong replaced by them.
+func (p *planner) checked(c Config) Config {
+	if _, err := ParseMode(string(c.Mode)); err != nil {
+		p.add("", InvalidConfig, "%v", err)
+		c.Mode = Auto
+	}
+	c.Mode = cmp.Or(c.Mode, Auto)
+	if c.Underlay != 0 && c.Underlay != IPv4 && c.Underlay != IPv6 {
+		p.add("", InvalidConfig, "underlay family %d: want 4 or 6", int(c.Underlay))
+		c.Underlay = 0
+	}
+	c.Device = cmp.Or(c.Device, DefaultDevice)
+	if len(c.Device) > 15 || c.Device == "." || c.Device == ".." || strings.ContainsAny(c.Device, "/: \t\n\v\f\r\x00") {
+		p.add("", InvalidConfig, "device %q: want a name of at most 15 characters, without space, slash and colon", c.Device)
+		c.Device = DefaultDevice
+	}
+	c.VNI = cmp.Or(c.VNI, DefaultVNI)
+	if c.VNI >= 1<<24 {
+		p.add("", InvalidConfig, "VNI %d: want 1 to 16777215", c.VNI)
+		c.VNI = DefaultVNI
+	}
+	c.Port = cmp.Or(c.Port, DefaultPort)
+	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > 65535) {
+		p.add("", InvalidConfig, "MTU %d: want %d to 65535, or 0 to have it worked out", c.MTU, minMTU)
+		c.MTU = 0
+	}
+	for _, list := range []*[]netip.Prefix{&c.PodRanges, &c.NonMasquerade} {
+		var good []netip.Prefix
+		for _, r := range *list {
+			if !r.IsValid() || r.Addr().Is4In6() || r != r.Masked() {
+				p.add("", InvalidConfig, "range %s: want a prefix without host bits, such as 10.0.0.0/8", r)
+				continue
+			}
+			good = append(good, r)
+		}
+		*list = good
+	}
+	return c
+}
+
+// members returns what is valid of the nodes, the oldest first: on every node of the cluster the same.
+func (p *planner) members(nodes []Node) []*member {
+	nodes = slices.Clone(nodes)
+	slices.SortStableFunc(nodes, func(a, b Node) int {
+		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Name, b.Name))
+	})
+	var members []*member
+	names := make(map[string]bool, len(nodes))
+	owner := make(map[netip.Addr]string, len(nodes))
+	for _, n := range nodes {
+		if n.Name == "" || names[n.Name] {
+			p.add(n.Name, DuplicateName, "there is an older node of this name")
+			continue
+		}
+		names[n.Name] = true
+		m := &member{name: n.Name}
+		for _, a := range n.Addrs {
+			if why := addrProblem(a); why != "" {
+				p.add(n.Name, InvalidAddr, "address %s is of no use: %s", a, why)
+				continue
+			}
+			if slices.Contains(m.addrs, a) {
+				continue
+			}
+			if other, taken := owner[a]; taken {
+				p.add(n.Name, DuplicateAddr, "address %s is that of node %s too", a, other)
+			} else {
+				owner[a] = n.Name
+			}
+			m.addrs = append(m.addrs, a)
+		}
+		for _, c := range n.PodCIDRs {
+			if why := podCIDRProblem(c); why != "" {
+				p.add(n.Name, InvalidPodCIDR, "pod CIDR %s is of no use: %s", c, why)
+				continue
+			}
+			m.podCIDRs = append(m.podCIDRs, c)
+		}
+		switch {
+		case len(m.addrs) == 0:
+			p.add(n.Name, NoAddr, "it has no address")
+		case len(m.podCIDRs) == 0:
+			p.add(n.Name, NoPodCIDR, "it has no pod CIDR")
+		}
+		members = append(members, m)
+	}
+	p.settle(members, owner)
+	p.avoidUnderlay(members)
+	return members
+}
+
+// self finds this machine's node: by its name, or, where the API knows it by another, by its address.
+func (p *planner) self(name string, members []*member) *member {
+	var byAddr *member
+	for _, m := range members {
+		if m.name == name {
+			return m
+		}
+		if byAddr == nil && slices.ContainsFunc(m.addrs, func(a netip.Addr) bool { return p.isOurs(a) }) {
+			byAddr = m
+		}
+	}
+	return byAddr
+}
+
+// isOurs says whether a device of this machine has the address.
+func (p *planner) isOurs(a netip.Addr) bool {
+	for _, i := range p.underlay {
+		for _, prefix := range i.Addrs {
+			if prefix.Addr() == a {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// addr returns the first address of a family.
+func (m *member) addr(f Family) netip.Addr {
+	for _, a := range m.addrs {
+		if FamilyOf(a) == f {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// ranges returns the pod CIDRs of a family.
+func (m *member) ranges(f Family) []netip.Prefix {
+	var list []netip.Prefix
+	for _, c := range m.podCIDRs {
+		if FamilyOf(c.Addr()) == f {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// underlayFamily chooses the family of the tunnel's outer packets: on every node of the cluster the same.
+func (p *planner) underlayFamily(members []*member) Family {
+	if p.config.Underlay != 0 {
+		return p.config.Underlay
+	}
+	for _, m := range members {
+		if len(m.addrs) > 0 {
+			return FamilyOf(m.addrs[0])
+		}
+	}
+	return IPv4
+}
+
+// peer plans the way to the pods of another node.
+func (p *planner) peer(s *State, me, m *member, underlay Family, macs map[MAC]string) Peer {
+	peer := Peer{Node: m.name}
+	for _, a := range m.addrs {
+		if p.isOurs(a) || slices.Contains(me.addrs, a) {
+			p.add(m.name, DuplicateAddr, "address %s is this node's own (%s): nothing is routed to it", a, me.name)
+			return peer
+		}
+	}
+	if len(m.addrs) == 0 {
+		return peer // reported already
+	}
+	wrapped := false
+	for _, f := range families {
+		ranges := m.ranges(f)
+		if len(ranges) == 0 {
+			continue
+		}
+		way := &peer.IPv4
+		if f == IPv6 {
+			way = &peer.IPv6
+		}
+		if via, device, ok := p.onSegment(m, f); ok && p.config.Mode != VXLAN {
+			for _, to := range ranges {
+				s.Routes = append(s.Routes, Route{To: to, Via: via, Device: device.Name})
+			}
+			p.usedMTU = append(p.usedMTU, device.MTU)
+			*way = Direct
+			continue
+		}
+		if p.config.Mode == Direct {
+			if a := m.addr(f); a.IsValid() {
+				p.add(m.name, NotOnSegment, "address %s is not on a common segment: use mode auto or vxlan, or let the fabric route it (BGP)", a)
+			} else {
+				p.add(m.name, NoAddr, "it has %s pods but no %s address to route them to: use mode auto or vxlan", f, f)
+			}
+			continue
+		}
+		if !me.tunnel(f).IsValid() {
+			continue // no pods of this family here: nothing to send from
+		}
+		if !me.addr(underlay).IsValid() {
+			p.add(me.name, NoUnderlay, "it has no %s address for the tunnel", underlay)
+			continue
+		}
+		if !m.addr(underlay).IsValid() {
+			p.add(m.name, NoUnderlay, "it has no %s address for the tunnel", underlay)
+			continue
+		}
+		mac := p.mac(m.name, p.config.VNI)
+		if other, taken := macs[mac]; taken && other != m.name {
+			p.add(m.name, MACClash, "its tunnel's MAC address %s is that of node %s too: rename one of them", mac, other)
+			continue
+		}
+		macs[mac] = m.name
+		for _, to := range ranges {
+			s.Routes = append(s.Routes, Route{
+				To: to, Via: m.tunnel(f), Device: p.config.Device, Source: me.tunnel(f), Onlink: true,
+			})
+		}
+		s.Neighbours = append(s.Neighbours, Neighbour{m.tunnel(f), mac})
+		if !wrapped {
+			s.Forwards = append(s.Forwards, Forward{mac, m.addr(underlay)})
+		}
+		wrapped = true
+		*way = VXLAN
+	}
+	return peer
+}
+
+// onSegment returns the first address of the family that is on a segment of this machine's, and by which device.
+func (p *planner) onSegment(m *member, f Family) (netip.Addr, Interface, bool) {
+	for _, a := range m.addrs {
+		if i := p.deviceTo(a); FamilyOf(a) == f && i >= 0 {
+			return a, p.underlay[i], true
+		}
+	}
+	return netip.Addr{}, Interface{}, false
+}
+
+func (p *planner) isOnSegment(a netip.Addr) bool { return p.deviceTo(a) >= 0 }
+
+// deviceTo returns the index of the device on whose segment the address is: that of the longest prefix, as the
+// kernel would choose. It is -1 for an address behind a router.
+func (p *planner) deviceTo(a netip.Addr) int {
+	best, bits := -1, -1
+	for i, device := range p.underlay {
+		for _, prefix := range device.Addrs {
+			if prefix.IsSingleIP() || !prefix.Contains(a) {
+				continue
+			}
+			if prefix.Bits() > bits || prefix.Bits() == bits && device.Name < p.underlay[best].Name {
+				best, bits = i, prefix.Bits()
+			}
+		}
+	}
+	return best
+}
+
+func (p *planner) tunnel(me *member, local netip.Addr, underlayMTU int) *Tunnel {
+	if !local.IsValid() {
+		return nil // reported already, where there is a peer to use it
+	}
+	t := &Tunnel{
+		Name: p.config.Device, VNI: p.config.VNI, Port: p.config.Port, MAC: p.mac(me.name, p.config.VNI),
+		MTU: underlayMTU, Local: local,
+	}
+	if !p.isOurs(local) {
+		p.add(me.name, InvalidAddr, "address %s is on no device of this machine", local)
+		if local.Is4() {
+			t.Local = netip.Addr{} // a device with an IPv6 underlay is known by its local address
+		}
+	}
+	for _, f := range families {
+		if a := me.tunnel(f); a.IsValid() {
+			t.Addrs = append(t.Addrs, a)
+		}
+	}
+	return t
+}
+
+// mtuAt returns the MTU of the device that has the address on a segment. An address that is on none, such as one
+// of /32 that a routing daemon announces, may leave by any of them: the smallest counts.
+func (p *planner) mtuAt(a netip.Addr) int {
+	smallest := 0
+	for _, i := range p.underlay {
+		for _, prefix := range i.Addrs {
+			if prefix.Addr() == a && !prefix.IsSingleIP() {
+				return i.MTU
+			}
+		}
+		if smallest == 0 || i.MTU < smallest {
+			smallest = i.MTU
+		}
+	}
+	if smallest == 0 || smallest > 65535 {
+		return usualMTU
+	}
+	return smallest
+}
+
+func (p *planner) podMTU(me *member, underlay Family, underlayMTU int, wrapped bool) int {
+	mtu := underlayMTU
+	if wrapped {
+		mtu -= overhead[underlay]
+	}
+	for _, used := range p.usedMTU {
+		mtu = min(mtu, used)
+	}
+	if p.config.MTU > mtu {
+		p.add(me.name, BadMTU, "MTU %d is configured, but only %d fits the network", p.config.MTU, mtu)
+	}
+	if p.config.MTU != 0 {
+		mtu = p.config.MTU
+	}
+	if mtu < minMTU6 && len(me.ranges(IPv6)) > 0 {
+		p.add(me.name, BadMTU, "with an MTU of %d there is no IPv6, which needs %d", mtu, minMTU6)
+	}
+	return mtu
+}
+
+// masquerade plans which packets of pods leave with the node's address.
+func (p *planner) masquerade(me *member, members []*member) Masquerade {
+	var m Masquerade
+	for _, f := range families {
+		if f == IPv4 && !p.config.NoMasquerade4 || f == IPv6 && !p.config.NoMasquerade6 {
+			m.Sources = append(m.Sources, me.ranges(f)...)
+		}
+	}
+	m.Pods = append(m.Pods, p.config.PodRanges...)
+	for _, other := range members {
+		m.Pods = append(m.Pods, other.podCIDRs...)
+		for _, a := range other.addrs {
+			// What goes to a node behind a router leaves with this node's address, unless the fabric routes pods'
+			// addresses, as it must in mode direct: fabrics, clouds' above all, drop sources that they do not know,
+			// and the API server is such a node. A fabric that lets them pass is listed in NonMasquerade.
+			if other == me || p.config.Mode == Direct || p.config.Mode == Auto && p.isOnSegment(a) {
+				m.Nodes = append(m.Nodes, a)
+			}
+		}
+	}
+	// Link-local and multicast packets are never routed; should one get here, it is nothing to rewrite.
+	m.Others = append(slices.Clone(unroutable), p.config.NonMasquerade...)
+	m.Sources, m.Pods, m.Others = disjoint(m.Sources), disjoint(m.Pods), disjoint(m.Others)
+	slices.SortFunc(m.Nodes, netip.Addr.Compare)
+	m.Nodes = slices.Compact(m.Nodes)
+	return m
+}
+
+var unroutable = []netip.Prefix{
+	netip.MustParsePrefix("169.254.0.0/16"),
+	netip.MustParsePrefix("224.0.0.0/4"),
+	netip.MustParsePrefix("255.255.255.255/32"),
+	netip.MustParsePrefix("fe80::/10"),
+	netip.MustParsePrefix("ff00::/8"),
+}
+
+// sysctls lists the settings without which the kernel would not forward as planned.
+func (p *planner) sysctls(s State, me *member) []Sysctl {
+	var list []Sysctl
+	has4, has6 := len(me.ranges(IPv4)) > 0, len(me.ranges(IPv6)) > 0
+	segments := map[string]bool{} // devices that are on one
+	peers := map[string]bool{}    // of those, the ones that other nodes may be behind
+	for _, i := range p.underlay {
+		for _, prefix := range i.Addrs {
+			segments[i.Name] = segments[i.Name] || !prefix.IsSingleIP()
+			peers[i.Name] = peers[i.Name] || slices.Contains(me.addrs, prefix.Addr())
+		}
+	}
+	for _, r := range s.Routes {
+		peers[r.Device] = true
+	}
+	if has4 {
+		list = append(list, Sysctl{Name: "ipv4/ip_forward", Value: "1", Why: "pods' packets pass through the node"})
+	}
+	if has6 {
+		for d, ok := range segments {
+			if ok {
+				list = append(list, Sysctl{Name: "ipv6/conf/" + d + "/accept_ra", Value: "2", Instead: "1",
+					Why: "with forwarding on, 1 would make the node forget the default route that it got from a router"})
+			}
+		}
+		list = append(list, Sysctl{Name: "ipv6/conf/all/forwarding", Value: "1", Why: "pods' packets pass through the node"})
+	}
+	const loose = "packets may come by another device than answers leave by, while nodes change from vxlan to direct routes or back"
+	if has4 {
+		for d, ok := range segments {
+			if ok && peers[d] {
+				list = append(list, Sysctl{Name: "ipv4/conf/" + d + "/rp_filter", Value: "2", Instead: "1", Why: loose})
+			}
+		}
+	}
+	if t := s.Tunnel; t != nil {
+		if has4 {
+			// The kernel takes the greater of this one and that of "all".
+			list = append(list, Sysctl{Name: "ipv4/conf/" + t.Name + "/rp_filter", Value: "2", Why: loose})
+		}
+		if has6 {
+			list = append(list,
+				Sysctl{Name: "ipv6/conf/" + t.Name + "/accept_ra", Value: "0", Why: "there are no routers on the tunnel"},
+				Sysctl{Name: "ipv6/conf/" + t.Name + "/addr_gen_mode", Value: "1", Why: "nodes know each other's addresses: no link-local one, and nothing to announce"})
+		}
+	}
+	return list
+}

@@ -1,0 +1,120 @@
+package podnet
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+)
+
+// comparePrefixes orders by family, then by address; of nested prefixes the greater one is first.
+func comparePrefixes(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
+// disjoint sorts prefixes and leaves out those that lie within others.
+func disjoint(list []netip.Prefix) []netip.Prefix {
+	list = slices.Clone(list)
+	slices.SortFunc(list, comparePrefixes)
+	kept := list[:0]
+	for _, p := range list {
+		if len(kept) == 0 || !kept[len(kept)-1].Overlaps(p) {
+			kept = append(kept, p)
+		}
+	}
+	return kept
+}
+
+// claim is a range that a node says is its own.
+type claim struct {
+	prefix netip.Prefix
+	owner  *member
+}
+
+func compareClaims(a, b claim) int { return comparePrefixes(a.prefix, b.prefix) }
+
+// settle leaves each range with one node: the oldest that claims any of it. It looks at nothing but the nodes, so
+// that all of them come to the same result.
+func (p *planner) settle(members []*member, nodes map[netip.Addr]string) {
+	var all []claim
+	for _, m := range members {
+		for _, f := range families {
+			if ranges := m.ranges(f); len(ranges) > 0 {
+				m.setTunnel(f, TunnelAddr(ranges[0]))
+			}
+		}
+		if len(m.podCIDRs) > 1 {
+			m.podCIDRs = disjoint(m.podCIDRs)
+		}
+		for _, c := range m.podCIDRs {
+			all = append(all, claim{c, m})
+		}
+	}
+	sorted := slices.Clone(all)
+	slices.SortFunc(sorted, compareClaims)
+	for i := 1; i < len(sorted); i++ {
+		// Prefixes overlap only by lying within each other, so that if any two do, neighbours do.
+		if sorted[i-1].prefix.Overlaps(sorted[i].prefix) {
+			p.arbitrate(all)
+			break
+		}
+	}
+
+	addrs := slices.SortedFunc(maps.Keys(nodes), netip.Addr.Compare)
+	for _, m := range members {
+		m.podCIDRs = slices.DeleteFunc(m.podCIDRs, func(c netip.Prefix) bool {
+			i, _ := slices.BinarySearchFunc(addrs, c.Addr(), netip.Addr.Compare)
+			if i == len(addrs) || !c.Contains(addrs[i]) {
+				return false
+			}
+			p.add(m.name, UnderlayClash, "pod CIDR %s contains %s, the address of node %s: no route is made", c, addrs[i], nodes[addrs[i]])
+			return true
+		})
+		for _, f := range families {
+			within := func(c netip.Prefix) bool { return c.Contains(m.tunnel(f)) }
+			if !slices.ContainsFunc(m.podCIDRs, within) {
+				m.setTunnel(f, netip.Addr{})
+				if ranges := m.ranges(f); len(ranges) > 0 {
+					m.setTunnel(f, TunnelAddr(ranges[0]))
+				}
+			}
+		}
+	}
+}
+
+// arbitrate takes from each node the ranges that overlap one of an older node. Claims are given the oldest first.
+func (p *planner) arbitrate(all []claim) {
+	var granted []claim // sorted, and none overlaps another
+	for _, c := range all {
+		at, _ := slices.BinarySearchFunc(granted, c, compareClaims)
+		var other *claim
+		if at > 0 && granted[at-1].prefix.Overlaps(c.prefix) {
+			other = &granted[at-1]
+		} else if at < len(granted) && granted[at].prefix.Overlaps(c.prefix) {
+			other = &granted[at]
+		}
+		if other != nil {
+			p.add(c.owner.name, Overlap, "pod CIDR %s overlaps %s of the older node %s, which keeps it", c.prefix, other.prefix, other.owner.name)
+			c.owner.podCIDRs = slices.DeleteFunc(c.owner.podCIDRs, func(x netip.Prefix) bool { return x == c.prefix })
+			continue
+		}
+		granted = slices.Insert(granted, at, c)
+	}
+}
+
+// avoidUnderlay takes ranges away whose routes would hide a segment that this machine is on.
+func (p *planner) avoidUnderlay(members []*member) {
+	for _, m := range members {
+		m.podCIDRs = slices.DeleteFunc(m.podCIDRs, func(c netip.Prefix) bool {
+			for _, i := range p.underlay {
+				for _, prefix := range i.Addrs {
+					if !prefix.IsSingleIP() && c.Overlaps(prefix) {
+						p.add(m.name, UnderlayClash, "pod CIDR %s overlaps %s of device %s: no route is made", c, prefix.Masked(), i.Name)
+						return true
+					}
+				}
+			}
+			return false
+		})
+	}
+}
