@@ -1,0 +1,155 @@
+// Package ipam decides which addresses a pod gets. It is pure: what is in use, what cools down and where the
+// last search ended are values that come in, and the choice is a value that goes out. Package lease keeps them.
+package ipam
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// Pool is a named set of ranges on this node. A pod gets one address of each family that its pool has.
+type Pool struct {
+	Name string `json:"name"`
+	// Ranges are searched in this order, those of one family after each other.
+	Ranges []netip.Prefix `json:"ranges"`
+	// ExplicitOnly keeps the pool for pods that ask for it by name.
+	ExplicitOnly bool `json:"explicitOnly,omitempty"`
+}
+
+// Request is what a pod asks for. The zero value asks for nothing in particular.
+type Request struct {
+	Pool      string       // empty: the pool that has the addresses, or else the first that is not ExplicitOnly
+	Addresses []netip.Addr // at most one of each family
+}
+
+// State is what is known of a node's addresses at one moment.
+type State struct {
+	InUse   map[netip.Addr]bool
+	Cooling map[netip.Addr]bool // released, and too recently to be given out again
+	// Last holds the address that was given out last, for each pool and family: the search goes on behind it, so
+	// that an address rests as long as possible.
+	Last map[string]netip.Addr
+}
+
+// Choice is what a pod gets.
+type Choice struct {
+	Pool      string
+	Addresses []netip.Addr // IPv4 first
+	// Last is what has changed in State.Last.
+	Last map[string]netip.Addr
+}
+
+// Choose picks one address of each family that the pool has ranges of.
+func Choose(pools []Pool, r Request, s State) (Choice, error) {
+	pool, err := r.pool(pools)
+	if err != nil {
+		return Choice{}, err
+	}
+	fixed := map[Family]netip.Addr{}
+	for _, a := range r.Addresses {
+		f := FamilyOf(a)
+		if other, twice := fixed[f]; twice {
+			return Choice{}, &RequestError{fmt.Sprintf("%s and %s are both %s: a pod gets one address of a family", other, a, f)}
+		}
+		if err := pool.permits(a, s); err != nil {
+			return Choice{}, err
+		}
+		fixed[f] = a
+	}
+	c := Choice{Pool: pool.Name, Last: map[string]netip.Addr{}}
+	for _, f := range Families {
+		if a, found := fixed[f]; found {
+			c.Addresses = append(c.Addresses, a)
+			continue
+		}
+		ranges := pool.Of(f)
+		if len(ranges) == 0 {
+			continue
+		}
+		cursor := pool.Name + " " + f.String()
+		a, found := Next(ranges, s.Last[cursor], func(a netip.Addr) bool { return s.InUse[a] || s.Cooling[a] })
+		if !found {
+			return Choice{}, &ExhaustedError{pool.Usage(f, s)}
+		}
+		c.Addresses = append(c.Addresses, a)
+		c.Last[cursor] = a
+	}
+	if len(c.Addresses) == 0 {
+		return Choice{}, &NoRangesError{Pool: pool.Name}
+	}
+	return c, nil
+}
+
+// pool finds the pool that the request means.
+func (r Request) pool(pools []Pool) (Pool, error) {
+	var names []string
+	for _, p := range pools {
+		if p.Name == r.Pool && r.Pool != "" {
+			return p, nil
+		}
+		if r.Pool == "" && len(r.Addresses) > 0 && slices.ContainsFunc(p.Ranges, func(x netip.Prefix) bool { return x.Contains(r.Addresses[0]) }) {
+			return p, nil
+		}
+		names = append(names, p.Name)
+	}
+	if r.Pool != "" {
+		return Pool{}, &RequestError{fmt.Sprintf("pool %q has no ranges on this node, which has those of %q", r.Pool, names)}
+	}
+	if len(r.Addresses) > 0 {
+		return Pool{}, &RequestError{fmt.Sprintf("%s is in no range of this node's pools %q", r.Addresses[0], names)}
+	}
+	for _, p := range pools {
+		if !p.ExplicitOnly {
+			return p, nil
+		}
+	}
+	return Pool{}, &NoRangesError{}
+}
+
+// permits says why a pod may not have the address.
+func (p Pool) permits(a netip.Addr, s State) error {
+	i := slices.IndexFunc(p.Ranges, func(r netip.Prefix) bool { return r.Contains(a) })
+	switch {
+	case i < 0:
+		return &RequestError{fmt.Sprintf("%s is in none of the ranges %v that pool %q has on this node", a, p.Ranges, p.Name)}
+	case Reserved(p.Ranges[i], a):
+		return &RequestError{fmt.Sprintf("%s is not for pods: range %s keeps its first two addresses and an IPv4 one its last", a, p.Ranges[i])}
+	case s.InUse[a]:
+		return &TakenError{Address: a}
+	case s.Cooling[a]:
+		return &TakenError{Address: a, Cooling: true}
+	}
+	return nil
+}
+
+// Next returns the first address behind last that is in one of the ranges, not reserved and not taken. It goes
+// through the ranges in order and round to where it began; a last that is in none of them starts at the first.
+// It looks at no more addresses than are taken or reserved, and one: a range of IPv6 is never searched through.
+func Next(ranges []netip.Prefix, last netip.Addr, taken func(netip.Addr) bool) (netip.Addr, bool) {
+	if len(ranges) == 0 {
+		return netip.Addr{}, false
+	}
+	first, from := 0, ranges[0].Masked().Addr()
+	for i, r := range ranges {
+		if last.IsValid() && r.Contains(last) {
+			first, from = i, last.Next()
+		}
+	}
+	// The range where the search begins comes again at the end, for the part that was left out.
+	for n := range len(ranges) + 1 {
+		r := ranges[(first+n)%len(ranges)].Masked()
+		if n > 0 {
+			from = r.Addr()
+		}
+		for a := from; a.IsValid() && r.Contains(a); a = a.Next() {
+			if n == len(ranges) && last.IsValid() && last.Less(a) {
+				break
+			}
+			if !Reserved(r, a) && !taken(a) {
+				return a, true
+			}
+		}
+	}
+	return netip.Addr{}, false
+}

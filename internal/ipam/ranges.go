@@ -1,0 +1,114 @@
+package ipam
+
+import (
+	"math"
+	"net/netip"
+)
+
+// Family is IPv4 or IPv6.
+type Family int
+
+// The families, in the order in which a pod's addresses are told.
+const (
+	IPv4 Family = 4
+	IPv6 Family = 6
+)
+
+// Families lists both.
+var Families = []Family{IPv4, IPv6}
+
+// FamilyOf returns the family of an address.
+func FamilyOf(a netip.Addr) Family {
+	if a.Is4() {
+		return IPv4
+	}
+	return IPv6
+}
+
+func (f Family) String() string {
+	if f == IPv4 {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+// Of returns the pool's ranges of a family.
+func (p Pool) Of(f Family) []netip.Prefix {
+	var ranges []netip.Prefix
+	for _, r := range p.Ranges {
+		if FamilyOf(r.Addr()) == f {
+			ranges = append(ranges, r)
+		}
+	}
+	return ranges
+}
+
+// whole says that a range is too small to keep addresses back: beyond /30 and /126 every address is for pods.
+func whole(r netip.Prefix) bool { return r.Addr().BitLen()-r.Bits() < 2 }
+
+// FirstHost returns the address of the range that is the node's own, such as its tunnel's. Ranges of one or two
+// addresses have none to spare.
+func FirstHost(r netip.Prefix) (netip.Addr, bool) {
+	if !r.IsValid() || whole(r) {
+		return netip.Addr{}, false
+	}
+	return r.Masked().Addr().Next(), true
+}
+
+// Reserved says that an address of the range is not for pods: the network's own address (in IPv6 the
+// subnet-router anycast address, RFC 4291 2.6.1), the first host, which is the node, and IPv4's broadcast.
+func Reserved(r netip.Prefix, a netip.Addr) bool {
+	if whole(r) {
+		return false
+	}
+	network := r.Masked().Addr()
+	if a == network || a == network.Next() {
+		return true
+	}
+	return a.Is4() && !r.Contains(a.Next())
+}
+
+// Size is the number of addresses of the range that pods can have; the largest number there is if it is more.
+func Size(r netip.Prefix) uint64 {
+	host := r.Addr().BitLen() - r.Bits()
+	switch {
+	case host >= 64:
+		return math.MaxUint64
+	case host < 2:
+		return 1 << host
+	case r.Addr().Is4():
+		return 1<<host - 3
+	default:
+		return 1<<host - 2
+	}
+}
+
+// Usage says how full a pool is in one family.
+type Usage struct {
+	Pool    string
+	Family  Family
+	Size    uint64 // addresses that pods can have
+	InUse   uint64
+	Cooling uint64
+}
+
+// Usage counts.
+func (p Pool) Usage(f Family, s State) Usage {
+	u := Usage{Pool: p.Name, Family: f}
+	for _, r := range p.Of(f) {
+		if u.Size += Size(r); u.Size < Size(r) {
+			u.Size = math.MaxUint64
+		}
+		for a := range s.InUse {
+			if r.Contains(a) {
+				u.InUse++
+			}
+		}
+		for a := range s.Cooling {
+			if r.Contains(a) && !s.InUse[a] {
+				u.Cooling++
+			}
+		}
+	}
+	return u
+}

@@ -1,0 +1,192 @@
+package lease
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/fathom-network/fathom/internal/ipam"
+)
+
+const (
+	addressesDir   = "addresses"
+	attachmentsDir = "attachments"
+	coolingDir     = "cooling"
+)
+
+func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
+
+func (s *Store) address(a netip.Addr) string { return filepath.Join(s.dir, addressesDir, a.String()) }
+
+func (s *Store) attachment(a Attachment) string {
+	name := a.ContainerID + "@" + a.IfName // neither can have a / or an @
+	if len(name) > 255 {
+		name = fmt.Sprintf("%x@%s", sha256.Sum256([]byte(a.ContainerID)), a.IfName)
+	}
+	return filepath.Join(s.dir, attachmentsDir, name)
+}
+
+// damagedError is of a file that is there and says nothing.
+type damagedError struct{ error }
+
+func isDamaged(err error) bool {
+	var d *damagedError
+	return errors.As(err, &d)
+}
+
+func read(path string) (Lease, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Lease{}, err
+	}
+	var l Lease
+	if err := json.Unmarshal(data, &l); err != nil {
+		return Lease{}, &damagedError{fmt.Errorf("%s: %w", path, err)}
+	}
+	if l.ContainerID == "" {
+		return Lease{}, &damagedError{fmt.Errorf("%s names no container", path)}
+	}
+	return l, nil
+}
+
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove a lease: %w", err)
+	}
+	return nil
+}
+
+// cool moves an address from those in use to those that cool down, in one step.
+func (s *Store) cool(a netip.Addr) error {
+	name := fmt.Sprintf("%s@%d", a, s.now().UnixMilli())
+	if err := os.Rename(s.address(a), filepath.Join(s.dir, coolingDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("release address %s: %w", a, err)
+	}
+	return nil
+}
+
+// state reads what is in use and what cools down, and forgets what has cooled down.
+func (s *Store) state(l Lease) (ipam.State, error) {
+	state := ipam.State{InUse: map[netip.Addr]bool{}, Cooling: map[netip.Addr]bool{}, Last: map[string]netip.Addr{}}
+	names, err := list(s.path(addressesDir))
+	if err != nil {
+		return state, err
+	}
+	for _, n := range names {
+		if a, err := netip.ParseAddr(n); err == nil {
+			state.InUse[a] = true
+		}
+	}
+	if names, err = list(s.path(coolingDir)); err != nil {
+		return state, err
+	}
+	now := s.now()
+	for _, n := range names {
+		path := filepath.Join(s.dir, coolingDir, n)
+		a, released, ok := parseCooling(n)
+		if !ok {
+			continue // no file of ours
+		}
+		if released.After(now) { // the clock went back: it cools from now
+			_ = os.Rename(path, filepath.Join(s.dir, coolingDir, fmt.Sprintf("%s@%d", a, now.UnixMilli())))
+			released = now
+		}
+		if now.Sub(released) >= s.coolDown {
+			_ = os.Remove(path) // one that stays is looked at again the next time
+			continue
+		}
+		state.Cooling[a] = true
+	}
+	for _, a := range l.Addresses {
+		if state.Cooling[a] && s.wasHeldBy(a, l, names) {
+			delete(state.Cooling, a)
+		}
+	}
+	data, err := os.ReadFile(s.path("last"))
+	if err == nil {
+		err = json.Unmarshal(data, &state.Last)
+	}
+	if err != nil || state.Last == nil {
+		state.Last = map[string]netip.Addr{} // it is only a preference: start at the beginning
+	}
+	return state, nil
+}
+
+func parseCooling(name string) (a netip.Addr, released time.Time, ok bool) {
+	address, millis, _ := strings.Cut(name, "@")
+	a, err := netip.ParseAddr(address)
+	if err != nil {
+		return a, released, false
+	}
+	n, err := strconv.ParseInt(millis, 10, 64)
+	return a, time.UnixMilli(n), err == nil
+}
+
+// wasHeldBy says whether each lease that the address cools down from was one of the same pod.
+func (s *Store) wasHeldBy(a netip.Addr, l Lease, cooling []string) bool {
+	for _, n := range cooling {
+		if !strings.HasPrefix(n, a.String()+"@") {
+			continue
+		}
+		// One that has gone since it was listed has cooled down.
+		last, err := read(filepath.Join(s.dir, coolingDir, n))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil || !last.SamePod(l) {
+			return false
+		}
+	}
+	return true
+}
+
+// saveLast is a preference only: what goes wrong with it goes by.
+func (s *Store) saveLast(last map[string]netip.Addr) {
+	if data, err := json.Marshal(last); err == nil {
+		_ = os.WriteFile(s.path("last"), data, 0o644)
+	}
+}
+
+// list is os.ReadDir without a stat and a sort of each.
+func list(dir string) ([]string, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read the store of leases: %w", err)
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("read the store of leases: %w", err)
+	}
+	return names, nil
+}
+
+// Usage says how full each pool is.
+func (s *Store) Usage(pools []ipam.Pool) ([]ipam.Usage, error) {
+	unlock, err := s.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	state, err := s.state(Lease{})
+	if err != nil {
+		return nil, err
+	}
+	var all []ipam.Usage
+	for _, p := range pools {
+		for _, f := range ipam.Families {
+			if len(p.Of(f)) > 0 {
+				all = append(all, p.Usage(f, state))
+			}
+		}
+	}
+	return all, nil
+}

@@ -1,0 +1,320 @@
+// Package lease keeps, in a directory, which pod has which address of this node: one file an address, so that the
+// file system itself refuses to give one twice.
+//
+//	addresses/10.244.1.7       the lease that has the address, as JSON; the name is the address
+//	attachments/ID@eth0        the same file under the name of the container and its interface
+//	cooling/10.244.1.5@MILLIS  a released address, and when it was released
+//	last                       where the search of each pool ended
+//	lock                       held by whoever changes something
+//
+// A program may be killed between any two steps: an attachment is written before its addresses and goes after
+// them, so that whatever is there is found by its attachment. Nothing is synced to the disk: a power cut ends
+// the pods too, and a file that it damaged is known to be nobody's by that.
+package lease
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/fathom-network/fathom/internal/ipam"
+)
+
+// Attachment is a container's interface: what the runtime attaches to a network, and detaches.
+type Attachment struct {
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifname"`
+}
+
+func (a Attachment) String() string { return a.ContainerID + " " + a.IfName }
+
+// Lease says who has addresses.
+type Lease struct {
+	Attachment
+	Network      string       `json:"network"`
+	PodNamespace string       `json:"podNamespace,omitempty"`
+	PodName      string       `json:"podName,omitempty"`
+	PodUID       string       `json:"podUID,omitempty"`
+	Netns        string       `json:"netns"`
+	HostDevice   string       `json:"hostDevice"`
+	Pool         string       `json:"pool"`
+	Addresses    []netip.Addr `json:"addresses"`
+	Time         time.Time    `json:"time"`
+}
+
+// SamePod says whether both are leases of pods of one name. A pod without a name is like no other.
+func (l Lease) SamePod(other Lease) bool {
+	return l.PodName != "" && l.PodName == other.PodName && l.PodNamespace == other.PodNamespace
+}
+
+// Leases is what a plugin needs of a store.
+type Leases interface {
+	// Acquire makes the lease, with the addresses and the pool that choose picks. An address that the lease asks
+	// for, and that a pod of the same name had last, does not count as cooling.
+	Acquire(l Lease, choose func(ipam.State) (ipam.Choice, error)) (Lease, error)
+	// Find returns the lease of an attachment, or false.
+	Find(a Attachment) (Lease, bool, error)
+	// List returns all leases.
+	List() ([]Lease, error)
+	// Release takes the lease of an attachment back; its addresses begin to cool down. One that is not there is
+	// not an error.
+	Release(a Attachment) error
+}
+
+// ExistsError says that the attachment has a lease already.
+type ExistsError struct{ Lease Lease }
+
+func (e *ExistsError) Error() string {
+	return fmt.Sprintf("%s of container %s is attached already, with %s since %s; DEL comes before another ADD",
+		e.Lease.IfName, e.Lease.ContainerID, e.Lease.Addresses, e.Lease.Time.Format(time.RFC3339))
+}
+
+// Store is Leases in a directory.
+type Store struct {
+	dir      string
+	coolDown time.Duration
+	now      func() time.Time // tests have their own
+}
+
+var _ Leases = (*Store)(nil)
+
+// Open opens the store in a directory, which is made if it is not there.
+func Open(dir string, coolDown time.Duration) (*Store, error) {
+	s := &Store{dir: dir, coolDown: coolDown, now: time.Now}
+	if _, err := os.Stat(s.path(addressesDir)); err == nil { // made last
+		return s, nil
+	}
+	for _, d := range []string{attachmentsDir, coolingDir, addressesDir} {
+		if err := os.MkdirAll(s.path(d), 0o755); err != nil {
+			return nil, fmt.Errorf("make the store of leases: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// Acquire implements Leases.
+func (s *Store) Acquire(l Lease, choose func(ipam.State) (ipam.Choice, error)) (Lease, error) {
+	unlock, err := s.lock()
+	if err != nil {
+		return Lease{}, err
+	}
+	defer unlock()
+	switch there, err := read(s.attachment(l.Attachment)); {
+	case err == nil:
+		return Lease{}, &ExistsError{there}
+	case isDamaged(err): // by a power cut, which has ended that attachment
+		if err := s.release(l.Attachment); err != nil {
+			return Lease{}, err
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return Lease{}, fmt.Errorf("look for an older lease: %w", err)
+	}
+	state, err := s.state(l)
+	if err != nil {
+		return Lease{}, err
+	}
+	choice, err := choose(state)
+	if err != nil {
+		return Lease{}, err
+	}
+	l.Pool, l.Addresses, l.Time = choice.Pool, choice.Addresses, s.now().Round(0)
+	if err := s.write(l); err != nil {
+		// What is half there must not be kept; what cannot be removed is found by its attachment.
+		return Lease{}, errors.Join(err, s.release(l.Attachment))
+	}
+	for k, v := range choice.Last {
+		state.Last[k] = v
+	}
+	s.saveLast(state.Last)
+	return l, nil
+}
+
+// write makes the files of the lease. Linking fails where a name is taken, whatever State said.
+func (s *Store) write(l Lease) error {
+	data, err := json.Marshal(l)
+	if err != nil {
+		return err
+	}
+	temporary := s.path("new") // under the lock there is one at a time; what a killed program left is overwritten
+	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("write a lease: %w", err)
+	}
+	if err := os.WriteFile(temporary, data, 0o644); err != nil {
+		return fmt.Errorf("write a lease: %w", err)
+	}
+	defer os.Remove(temporary)
+	if err := os.Link(temporary, s.attachment(l.Attachment)); err != nil {
+		return fmt.Errorf("write the lease of %s: %w", l.Attachment, err)
+	}
+	for _, a := range l.Addresses {
+		if err := os.Link(temporary, s.address(a)); err != nil {
+			return fmt.Errorf("take address %s: %w", a, err)
+		}
+	}
+	return nil
+}
+
+// Find implements Leases.
+func (s *Store) Find(a Attachment) (Lease, bool, error) {
+	l, err := read(s.attachment(a))
+	switch {
+	case err == nil:
+		return l, true, nil
+	case errors.Is(err, fs.ErrNotExist) || isDamaged(err):
+		return Lease{}, false, nil
+	default:
+		return Lease{}, false, fmt.Errorf("read the lease of %s: %w", a, err)
+	}
+}
+
+// List implements Leases. A damaged one is left out.
+func (s *Store) List() ([]Lease, error) {
+	entries, err := os.ReadDir(s.path(attachmentsDir))
+	if err != nil {
+		return nil, fmt.Errorf("list leases: %w", err)
+	}
+	var all []Lease
+	for _, e := range entries {
+		l, err := read(filepath.Join(s.path(attachmentsDir), e.Name()))
+		switch {
+		case err == nil:
+			all = append(all, l)
+		case !errors.Is(err, fs.ErrNotExist) && !isDamaged(err): // gone since the directory was read
+			return nil, fmt.Errorf("list leases: %w", err)
+		}
+	}
+	return all, nil
+}
+
+// Release implements Leases.
+func (s *Store) Release(a Attachment) error {
+	if _, err := os.Lstat(s.attachment(a)); errors.Is(err, fs.ErrNotExist) {
+		return nil // the usual second DEL, without waiting for a lock
+	}
+	unlock, err := s.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return s.release(a)
+}
+
+func (s *Store) release(a Attachment) error {
+	l, err := read(s.attachment(a))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case isDamaged(err):
+		if err := remove(s.attachment(a)); err != nil {
+			return err
+		}
+		return s.repair()
+	case err != nil:
+		return fmt.Errorf("read the lease of %s: %w", a, err)
+	}
+	for _, address := range l.Addresses {
+		// A program that was killed between the attachment and its addresses did not get this one: by now it may
+		// be another's.
+		if holder, err := read(s.address(address)); err != nil || holder.Attachment != a {
+			continue
+		}
+		if err := s.cool(address); err != nil {
+			return err
+		}
+	}
+	return remove(s.attachment(a))
+}
+
+// ReleaseAddress takes back the lease that has the address, with the other address that it may have.
+func (s *Store) ReleaseAddress(address netip.Addr) error {
+	unlock, err := s.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	l, err := read(s.address(address))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil && !isDamaged(err):
+		return fmt.Errorf("read the lease of %s: %w", address, err)
+	case err == nil:
+		if err := s.release(l.Attachment); err != nil {
+			return err
+		}
+	}
+	return s.repair()
+}
+
+// Repair takes back addresses that no attachment has: a power cut, or a person, left them.
+func (s *Store) Repair() error {
+	unlock, err := s.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	entries, err := os.ReadDir(s.path(attachmentsDir))
+	if err != nil {
+		return fmt.Errorf("repair the store of leases: %w", err)
+	}
+	for _, e := range entries {
+		path := filepath.Join(s.path(attachmentsDir), e.Name())
+		if _, err := read(path); isDamaged(err) {
+			if err := remove(path); err != nil {
+				return err
+			}
+		}
+	}
+	return s.repair()
+}
+
+func (s *Store) repair() error {
+	entries, err := os.ReadDir(s.path(addressesDir))
+	if err != nil {
+		return fmt.Errorf("repair the store of leases: %w", err)
+	}
+	for _, e := range entries {
+		path := filepath.Join(s.path(addressesDir), e.Name())
+		address, err := netip.ParseAddr(e.Name())
+		if err != nil {
+			continue // no file of ours
+		}
+		l, err := read(path)
+		if err == nil {
+			if _, err = read(s.attachment(l.Attachment)); err == nil {
+				continue
+			}
+		}
+		if !errors.Is(err, fs.ErrNotExist) && !isDamaged(err) {
+			return fmt.Errorf("repair the store of leases: %w", err)
+		}
+		if err := s.cool(address); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lock waits for the lock. The kernel drops it with the process, however that ends.
+func (s *Store) lock() (unlock func(), err error) {
+	f, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("lock the store of leases: %w", err)
+	}
+	for {
+		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX); !errors.Is(err, syscall.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock the store of leases: %w", err)
+	}
+	return func() { f.Close() }, nil
+}

@@ -1,0 +1,319 @@
+package lease
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fathom-network/fathom/internal/ipam"
+)
+
+var pools = []ipam.Pool{{Name: "default", Ranges: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/28"), netip.MustParsePrefix("fd00::/64")}}}
+
+func choose(fixed ...netip.Addr) func(ipam.State) (ipam.Choice, error) {
+	return func(s ipam.State) (ipam.Choice, error) { return ipam.Choose(pools, ipam.Request{Addresses: fixed}, s) }
+}
+
+func open(t *testing.T, coolDown time.Duration, now func() time.Time) *Store {
+	t.Helper()
+	s, err := Open(filepath.Join(t.TempDir(), "fathom"), coolDown)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now != nil {
+		s.now = now
+	}
+	return s
+}
+
+func attachment(i int) Attachment { return Attachment{fmt.Sprintf("container%d", i), "eth0"} }
+
+// TestProperties holds for the store and for its fake, whatever is done in whatever order.
+func TestProperties(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	const coolDown = 10 * time.Second
+	for _, fake := range []bool{false, true} {
+		now := time.UnixMilli(1_000_000)
+		clock := func() time.Time { return now }
+		var s Leases = &Fake{CoolDown: coolDown, Now: clock}
+		if !fake {
+			s = open(t, coolDown, clock)
+		}
+		rnd := rand.New(rand.NewPCG(seed, 0))
+		held := map[Attachment]Lease{}
+		released := map[netip.Addr]time.Time{}
+		for step := range 3000 {
+			a := attachment(rnd.IntN(20))
+			switch rnd.IntN(5) {
+			case 0, 1:
+				l, err := s.Acquire(Lease{Attachment: a}, choose())
+				var exists *ExistsError
+				var exhausted *ipam.ExhaustedError
+				_, has := held[a]
+				switch {
+				case has != errors.As(err, &exists):
+					t.Fatalf("step %d: %s holds a lease: %v, and Acquire gives %v", step, a, has, err)
+				case has:
+					continue
+				case errors.As(err, &exhausted):
+					cool := 0
+					for _, at := range released {
+						if now.Sub(at) < coolDown {
+							cool++
+						}
+					}
+					if cool/2+len(held) < 13 { // each has two addresses
+						t.Fatalf("step %d: %v with %d held and %d cooling", step, err, len(held), cool)
+					}
+					continue
+				case err != nil:
+					t.Fatal(err)
+				}
+				for _, addr := range l.Addresses {
+					for _, other := range held {
+						if slices.Contains(other.Addresses, addr) {
+							t.Fatalf("step %d: %s is given to %s and to %s", step, addr, other.Attachment, a)
+						}
+					}
+					if at, found := released[addr]; found && now.Sub(at) < coolDown {
+						t.Fatalf("step %d: %s was released %s ago", step, addr, now.Sub(at))
+					}
+					delete(released, addr)
+				}
+				held[a] = l
+			case 2, 3:
+				if err := s.Release(a); err != nil {
+					t.Fatal(err)
+				}
+				for _, addr := range held[a].Addresses {
+					released[addr] = now
+				}
+				delete(held, a)
+			case 4:
+				now = now.Add(time.Duration(rnd.IntN(4000)) * time.Millisecond)
+			}
+			list, err := s.List()
+			if err != nil || len(list) != len(held) {
+				t.Fatalf("step %d: %d leases, %v; want %d", step, len(list), err, len(held))
+			}
+			if l, found, err := s.Find(a); err != nil || !slices.Equal(l.Addresses, held[a].Addresses) || found != (held[a].ContainerID != "") {
+				t.Fatalf("step %d: %+v, %v, %v; want %+v", step, l, found, err, held[a])
+			}
+		}
+	}
+}
+
+func TestTheSamePodReturns(t *testing.T) {
+	s := open(t, time.Hour, nil)
+	fixed := netip.MustParseAddr("10.1.0.9")
+	web := Lease{Attachment: attachment(1), PodNamespace: "default", PodName: "web-0", Addresses: []netip.Addr{fixed}}
+	for range 2 {
+		if _, err := s.Acquire(web, choose(fixed)); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Release(web.Attachment); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := web
+	other.PodName = "db-0"
+	if l, err := s.Acquire(other, choose(fixed)); err == nil {
+		t.Errorf("another pod has it at once: %+v", l)
+	}
+}
+
+// TestTheClockGoesBack: what was released in the future cools down from now, not until that future comes.
+func TestTheClockGoesBack(t *testing.T) {
+	now := time.UnixMilli(10_000_000)
+	s := open(t, time.Second, func() time.Time { return now })
+	fixed := netip.MustParseAddr("10.1.0.9")
+	for _, test := range []struct {
+		at   int64
+		free bool
+	}{{10_000_000, true}, {5_000_000, false}, {5_000_900, false}, {5_001_000, true}} {
+		now = time.UnixMilli(test.at)
+		if _, err := s.Acquire(Lease{Attachment: attachment(1)}, choose(fixed)); (err == nil) != test.free {
+			t.Errorf("at %d: %v", test.at, err)
+		}
+		if err := s.Release(attachment(1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestInterrupted stops between any two steps: by hand, what a killed program would leave.
+func TestInterrupted(t *testing.T) {
+	s := open(t, 0, nil)
+	l, err := s.Acquire(Lease{Attachment: attachment(1)}, choose())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Acquire was killed before its second address, which is another's by now.
+	if err := os.Remove(s.address(l.Addresses[1])); err != nil {
+		t.Fatal(err)
+	}
+	other, err := s.Acquire(Lease{Attachment: attachment(2)}, choose(l.Addresses[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Release(l.Attachment); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(s.address(other.Addresses[1])); err != nil {
+		t.Errorf("the address of another was released: %v", err)
+	}
+	// Release was killed before the attachment went.
+	if err := s.cool(other.Addresses[0]); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Release(other.Attachment); err != nil {
+		t.Fatal(err)
+	}
+	// A power cut left empty files, and a person removed an attachment.
+	damaged, err := s.Acquire(Lease{Attachment: attachment(3)}, choose())
+	if err != nil {
+		t.Fatal(err)
+	}
+	orphan, err := s.Acquire(Lease{Attachment: attachment(4)}, choose())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(s.attachment(damaged.Attachment), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(s.attachment(orphan.Attachment)); err != nil {
+		t.Fatal(err)
+	}
+	if _, found, err := s.Find(damaged.Attachment); found || err != nil {
+		t.Errorf("a damaged lease is found: %v", err)
+	}
+	if all, err := s.List(); err != nil || len(all) != 0 {
+		t.Errorf("%v, %v", all, err)
+	}
+	if _, err := s.Acquire(Lease{Attachment: damaged.Attachment}, choose()); err != nil {
+		t.Errorf("the container of a damaged lease: %v", err)
+	}
+	if err := s.Repair(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.ReleaseAddress(orphan.Addresses[0]); err != nil {
+		t.Error(err)
+	}
+	if all, err := s.List(); err != nil || len(all) != 1 {
+		t.Errorf("%v, %v", all, err)
+	} else if err := s.ReleaseAddress(all[0].Addresses[1]); err != nil {
+		t.Error(err)
+	}
+	for _, dir := range []string{addressesDir, attachmentsDir} {
+		if names, _ := list(s.path(dir)); len(names) > 0 {
+			t.Errorf("left in %s: %q", dir, names)
+		}
+	}
+	if u, err := s.Usage(pools); err != nil || len(u) != 2 || u[0] != (ipam.Usage{Pool: "default", Family: ipam.IPv4, Size: 13}) {
+		t.Errorf("%+v, %v", u, err)
+	}
+}
+
+func TestALongName(t *testing.T) {
+	s := open(t, 0, nil)
+	a := Attachment{strings.Repeat("x", 300), "eth0"}
+	if _, err := s.Acquire(Lease{Attachment: a}, choose()); err != nil {
+		t.Fatal(err)
+	}
+	if _, found, err := s.Find(a); !found || err != nil {
+		t.Errorf("not found: %v", err)
+	}
+}
+
+// TestProcesses kills processes that take and release at random: afterwards each address has one attachment at
+// most, and when all are released none is left.
+func TestProcesses(t *testing.T) {
+	const child = "FATHOM_LEASE_CHILD"
+	if spec := os.Getenv(child); spec != "" {
+		dir, me, _ := strings.Cut(spec, "|")
+		s, err := Open(dir, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; ; i++ {
+			a := Attachment{fmt.Sprintf("%s-%d", me, i%3), "eth0"}
+			var exists *ExistsError // an earlier child of this number was killed
+			if _, err := s.Acquire(Lease{Attachment: a}, choose()); err != nil && !ipam.IsTemporary(err) && !errors.As(err, &exists) {
+				fmt.Println(err)
+			}
+			if err := s.Release(Attachment{fmt.Sprintf("%s-%d", me, (i+1)%3), "eth0"}); err != nil {
+				fmt.Println(err)
+			}
+		}
+	}
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	s := open(t, 0, nil)
+	for round := range 15 {
+		var running []*exec.Cmd
+		var out strings.Builder
+		for i := range 3 {
+			cmd := exec.Command(os.Args[0], "-test.run=^TestProcesses$")
+			cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s|%d", child, s.dir, i))
+			if i == 0 {
+				cmd.Stdout = &out
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			running = append(running, cmd)
+		}
+		time.Sleep(time.Duration(5+rnd.IntN(60)) * time.Millisecond) // kill -9 at whatever they are doing
+		for _, cmd := range running {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+		if out.Len() > 0 {
+			t.Fatalf("round %d: %s", round, out.String())
+		}
+		all, err := s.List()
+		if err != nil {
+			t.Fatal(err)
+		}
+		holder := map[netip.Addr]Attachment{}
+		for _, l := range all {
+			for _, a := range l.Addresses {
+				if on, err := read(s.address(a)); err != nil || on.Attachment != l.Attachment {
+					continue // killed before it had this one
+				}
+				if other, twice := holder[a]; twice {
+					t.Fatalf("round %d: %s is of %s and of %s", round, a, other, l.Attachment)
+				}
+				holder[a] = l.Attachment
+			}
+		}
+		names, err := list(s.path(addressesDir))
+		if err != nil || len(names) != len(holder) {
+			t.Fatalf("round %d: %d addresses in use, %d have an attachment, %v", round, len(names), len(holder), err)
+		}
+	}
+	all, err := s.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range all {
+		if err := s.Release(l.Attachment); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, dir := range []string{addressesDir, attachmentsDir} {
+		if names, _ := list(s.path(dir)); len(names) > 0 {
+			t.Errorf("left in %s: %q", dir, names)
+		}
+	}
+}
