@@ -313,12 +313,18 @@ func (p *planner) peer(s *State, me, m *member, underlay Family, macs map[MAC]st
 			continue
 		}
 		macs[mac] = m.name
+		via := m.tunnel(f)
+		if f == IPv6 {
+			// Not the tunnel address: IPv6 looks a gateway up even if it is said to be on the link, and refuses it
+			// where a route leads elsewhere, as the one that is to be replaced may.
+			via = linkLocal(mac)
+		}
 		for _, to := range ranges {
 			s.Routes = append(s.Routes, Route{
-				To: to, Via: m.tunnel(f), Device: p.config.Device, Source: me.tunnel(f), Onlink: true,
+				To: to, Via: via, Device: p.config.Device, Source: me.tunnel(f), Onlink: f == IPv4,
 			})
 		}
-		s.Neighbours = append(s.Neighbours, Neighbour{m.tunnel(f), mac})
+		s.Neighbours = append(s.Neighbours, Neighbour{via, mac})
 		if !wrapped {
 			s.Forwards = append(s.Forwards, Forward{mac, m.addr(underlay)})
 		}

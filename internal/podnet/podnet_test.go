@@ -241,7 +241,7 @@ func misfit(cl cluster, mode podnet.Mode) string {
 				if !slices.Contains(back.Forwards, podnet.Forward{MAC: plan.Tunnel.MAC, To: n.Addrs[0]}) {
 					return fmt.Sprintf("%s cannot answer %s: it has no forwarding entry for it", other.Name, n.Name)
 				}
-				if !slices.Contains(back.Tunnel.Addrs, route.Via) || !slices.Contains(plan.Neighbours, podnet.Neighbour{Addr: route.Via, MAC: back.Tunnel.MAC}) {
+				if route.To.Addr().Is4() && !slices.Contains(back.Tunnel.Addrs, route.Via) || !slices.Contains(plan.Neighbours, podnet.Neighbour{Addr: route.Via, MAC: back.Tunnel.MAC}) {
 					return fmt.Sprintf("%s sends to %s, which is not the tunnel of %s", n.Name, route, other.Name)
 				}
 			}
