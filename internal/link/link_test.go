@@ -15,7 +15,7 @@ import (
 )
 
 // namespace makes a namespace that the test takes away.
-func namespace(t *testing.T) *link.Namespace {
+func namespace(t testing.TB) *link.Namespace {
 	t.Helper()
 	testenv.NeedRoot(t)
 	path := filepath.Join(t.TempDir(), "ns")
@@ -43,7 +43,7 @@ func namespace(t *testing.T) *link.Namespace {
 }
 
 // run runs a program in the namespace and returns what it prints.
-func run(t *testing.T, n *link.Namespace, args ...string) string {
+func run(t testing.TB, n *link.Namespace, args ...string) string {
 	t.Helper()
 	var out strings.Builder
 	cmd := exec.Command(args[0], args[1:]...)
@@ -58,7 +58,7 @@ func run(t *testing.T, n *link.Namespace, args ...string) string {
 	return out.String()
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

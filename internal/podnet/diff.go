@@ -21,6 +21,13 @@ type Correction[T comparable] struct{ Have, Want T }
 // Compare tells what makes have into want. Things of one key are the same thing with other properties; of several
 // that the kernel has of one key, one is kept or corrected and the others are removed.
 func Compare[T, K comparable](want, have []T, key func(T) K) Delta[T] {
+	// After a small change most of both is the same, in the same order.
+	for len(want) > 0 && len(have) > 0 && want[0] == have[0] {
+		want, have = want[1:], have[1:]
+	}
+	for len(want) > 0 && len(have) > 0 && want[len(want)-1] == have[len(have)-1] {
+		want, have = want[:len(want)-1], have[:len(have)-1]
+	}
 	var d Delta[T]
 	type found struct {
 		at    int // of the thing to keep or correct

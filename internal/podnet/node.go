@@ -97,3 +97,8 @@ func TunnelMAC(node string, vni uint32) MAC {
 // TunnelAddr is the address of a node's vxlan device in the first pod CIDR of a family: .1 or ::1. IPAM gives it
 // to no pod.
 func TunnelAddr(podCIDR netip.Prefix) netip.Addr { return podCIDR.Masked().Addr().Next() }
+
+// linkLocal is the link-local IPv6 address that goes with a MAC address (RFC 4291, appendix A).
+func linkLocal(m MAC) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 0x02, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
+}

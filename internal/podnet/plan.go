@@ -75,7 +75,8 @@ func (p *planner) plan(self string, nodes []Node, config Config) Plan {
 		p.add(self, UnknownSelf, "there is no Node of this name, nor one with an address of this machine")
 		return Plan{Mode: p.config.Mode}
 	}
-	plan := Plan{Node: me.name, Mode: p.config.Mode}
+	plan := Plan{Node: me.name, Mode: p.config.Mode, Peers: make([]Peer, 0, len(members))}
+	plan.Routes = make([]Route, 0, 2*len(members))
 	for _, c := range me.podCIDRs {
 		// Without it a packet to an address that no pod has would follow the default route, and come back.
 		plan.Routes = append(plan.Routes, Route{To: c, Unreachable: true, Metric: unreachableMetric})
@@ -153,7 +154,7 @@ func (p *planner) members(nodes []Node) []*member {
 	slices.SortStableFunc(nodes, func(a, b Node) int {
 		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Name, b.Name))
 	})
-	var members []*member
+	members := make([]*member, 0, len(nodes))
 	names := make(map[string]bool, len(nodes))
 	owner := make(map[netip.Addr]string, len(nodes))
 	for _, n := range nodes {
@@ -162,7 +163,7 @@ func (p *planner) members(nodes []Node) []*member {
 			continue
 		}
 		names[n.Name] = true
-		m := &member{name: n.Name}
+		m := &member{name: n.Name, addrs: make([]netip.Addr, 0, len(n.Addrs)), podCIDRs: make([]netip.Prefix, 0, len(n.PodCIDRs))}
 		for _, a := range n.Addrs {
 			if why := addrProblem(a); why != "" {
 				p.add(n.Name, InvalidAddr, "address %s is of no use: %s", a, why)
@@ -313,12 +314,18 @@ func (p *planner) peer(s *State, me, m *member, underlay Family, macs map[MAC]st
 			continue
 		}
 		macs[mac] = m.name
+		via := m.tunnel(f)
+		if f == IPv6 {
+			// Not the tunnel address: IPv6 looks a gateway up even if it is said to be on the link, and refuses it
+			// where a route leads elsewhere, as the one that is to be replaced may.
+			via = linkLocal(mac)
+		}
 		for _, to := range ranges {
 			s.Routes = append(s.Routes, Route{
-				To: to, Via: m.tunnel(f), Device: p.config.Device, Source: me.tunnel(f), Onlink: true,
+				To: to, Via: via, Device: p.config.Device, Source: me.tunnel(f), Onlink: f == IPv4,
 			})
 		}
-		s.Neighbours = append(s.Neighbours, Neighbour{m.tunnel(f), mac})
+		s.Neighbours = append(s.Neighbours, Neighbour{via, mac})
 		if !wrapped {
 			s.Forwards = append(s.Forwards, Forward{mac, m.addr(underlay)})
 		}

@@ -241,7 +241,7 @@ func misfit(cl cluster, mode podnet.Mode) string {
 				if !slices.Contains(back.Forwards, podnet.Forward{MAC: plan.Tunnel.MAC, To: n.Addrs[0]}) {
 					return fmt.Sprintf("%s cannot answer %s: it has no forwarding entry for it", other.Name, n.Name)
 				}
-				if !slices.Contains(back.Tunnel.Addrs, route.Via) || !slices.Contains(plan.Neighbours, podnet.Neighbour{Addr: route.Via, MAC: back.Tunnel.MAC}) {
+				if route.To.Addr().Is4() && !slices.Contains(back.Tunnel.Addrs, route.Via) || !slices.Contains(plan.Neighbours, podnet.Neighbour{Addr: route.Via, MAC: back.Tunnel.MAC}) {
 					return fmt.Sprintf("%s sends to %s, which is not the tunnel of %s", n.Name, route, other.Name)
 				}
 			}
@@ -298,6 +298,10 @@ func TestCompare(t *testing.T) {
 		{"a1", "a2 a1", "+[] ~[] -[a2]"},
 		{"a1", "a1 a2", "+[] ~[] -[a2]"},
 		{"a1", "a1 a1", "+[] ~[] -[a1]"},
+		{"a1 b1 c1", "a1 c1", "+[b1] ~[] -[]"},
+		{"a1 b1 c1", "a1 b2 b1 c1 c1", "+[] ~[] -[b2 c1]"},
+		{"a1 c1", "a1 b1 c1", "+[] ~[] -[b1]"},
+		{"b1 a1", "a1 b1", "+[] ~[] -[]"},
 		{"a1", "a2 a3", "+[] ~[{a2 a1}] -[a3]"},
 		{"a1 b1", "c1 b2", "+[a1] ~[{b2 b1}] -[c1]"},
 	} {

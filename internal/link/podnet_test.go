@@ -1,0 +1,254 @@
+package link_test
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/podnet"
+)
+
+func prefixes(list ...string) []netip.Prefix {
+	var all []netip.Prefix
+	for _, s := range list {
+		all = append(all, netip.MustParsePrefix(s))
+	}
+	return all
+}
+
+// loneNode is the namespace of node n0 of a cluster, with an uplink to nowhere.
+func loneNode(t testing.TB) *link.Namespace {
+	t.Helper()
+	n, far := namespace(t), namespace(t)
+	must(t, n.SetPair(link.Device{Name: "eth0", Alias: "test"}, far, link.Device{Name: "eth0", Alias: "test"}))
+	must(t, n.SetAddrs("eth0", prefixes("10.200.0.2/16", "fd00:200::2/64")))
+	return n
+}
+
+// manyNodes makes nodes of which every other one is behind a router; n0 is loneNode.
+func manyNodes(count int) []podnet.Node {
+	var nodes []podnet.Node
+	for i := range count {
+		nodes = append(nodes, podnet.Node{
+			Name: fmt.Sprintf("n%d", i),
+			Addrs: []netip.Addr{
+				netip.MustParseAddr(fmt.Sprintf("10.20%d.%d.%d", i%2, i/400, i/2%200+2)),
+				netip.MustParseAddr(fmt.Sprintf("fd00:20%d::%x", i%2, i/2+2)),
+			},
+			PodCIDRs: prefixes(fmt.Sprintf("10.%d.%d.0/24", 100+i/250, i%250), fmt.Sprintf("fd00:10:244:%x::/64", i)),
+		})
+	}
+	return nodes
+}
+
+// planOf plans node n0 from what the kernel says of its devices.
+func planOf(t testing.TB, n *link.Namespace, nodes []podnet.Node, config podnet.Config) podnet.Plan {
+	t.Helper()
+	underlay, err := n.PodUnderlay()
+	must(t, err)
+	plan, problems := podnet.NewPlan("n0", underlay, nodes, config)
+	for _, p := range problems {
+		if p.Reason != podnet.NotOnSegment {
+			t.Fatalf("problem %s", p)
+		}
+	}
+	return plan
+}
+
+// holds fails the test unless the kernel holds the plan.
+func holds(t testing.TB, n *link.Namespace, plan podnet.Plan) {
+	t.Helper()
+	have, err := n.PodNetwork(plan.Sysctls)
+	must(t, err)
+	have.Masquerade = plan.Masquerade // is internal/ruleset's
+	for _, d := range podnet.Diff(plan, have) {
+		t.Error(d)
+	}
+}
+
+func set(t testing.TB, n *link.Namespace, plan podnet.Plan) podnet.Changes {
+	t.Helper()
+	changes, err := n.SetPodNetwork(plan)
+	must(t, err)
+	return changes
+}
+
+func TestPodNetwork(t *testing.T) {
+	n := loneNode(t)
+	nodes := manyNodes(20)
+	foreign := [][]string{
+		{"ip", "route", "add", "203.0.113.0/24", "via", "10.200.0.9"},
+		{"ip", "route", "add", "203.0.113.1", "via", "10.200.0.9", "proto", "252"}, // as a pod's would be
+		{"ip", "neigh", "add", "10.200.0.9", "lladdr", "02:00:00:00:00:09", "dev", "eth0"},
+		{"ip", "link", "add", "other", "type", "vxlan", "id", "9", "dstport", "4788"},
+		{"bridge", "fdb", "add", "02:00:00:00:00:0a", "dev", "other", "dst", "10.200.0.9"},
+	}
+	for _, args := range foreign {
+		run(t, n, args...)
+	}
+	untouched := func() {
+		t.Helper()
+		for _, want := range []struct{ in, text string }{
+			{run(t, n, "ip", "route"), "203.0.113.0/24 via 10.200.0.9"},
+			{run(t, n, "ip", "route"), "203.0.113.1 via 10.200.0.9"},
+			{run(t, n, "ip", "neigh", "show", "dev", "eth0"), "10.200.0.9 lladdr 02:00:00:00:00:09 PERMANENT"},
+			{run(t, n, "bridge", "fdb", "show", "dev", "other"), "02:00:00:00:00:0a dst 10.200.0.9"},
+		} {
+			if !strings.Contains(want.in, want.text) {
+				t.Errorf("what is not ours is gone: no %q in\n%s", want.text, want.in)
+			}
+		}
+	}
+	configs := map[string]podnet.Config{
+		"auto": {}, "vxlan": {Mode: podnet.VXLAN}, "direct": {Mode: podnet.Direct},
+		"over IPv6": {Underlay: podnet.IPv6}, "renamed": {Device: "pods0"}, "other VNI": {VNI: 7}, "other port": {Port: 8472},
+		"small": {MTU: 1400}, "standby": {Mode: podnet.Direct, Standby: true},
+	}
+	for _, order := range []string{"auto", "vxlan", "direct", "over IPv6", "renamed", "other VNI", "other port", "small", "standby", "direct", "auto"} {
+		t.Run(order, func(t *testing.T) {
+			plan := planOf(t, n, nodes, configs[order])
+			set(t, n, plan)
+			holds(t, n, plan)
+			if again := set(t, n, plan); again.Total() != 0 {
+				t.Errorf("the second time changes %+v", again)
+			}
+			untouched()
+		})
+	}
+
+	plan := planOf(t, n, nodes, podnet.Config{})
+	t.Run("drift", func(t *testing.T) {
+		lost, moved := plan.Routes[2], plan.Routes[3] // one by eth0, one by the tunnel
+		for _, args := range [][]string{
+			{"ip", "route", "add", "10.99.0.0/24", "via", "10.200.0.9", "proto", "251"},
+			{"ip", "route", "add", "blackhole", "10.98.0.0/24", "proto", "251"},
+			{"ip", "-6", "route", "add", "fd99::/64", "via", "fd00:200::9", "proto", "251"},
+			{"ip", "-6", "route", "add", "unreachable", "fd98::/64", "proto", "251"},
+			{"ip", "route", "del", lost.To.String()},
+			{"ip", "route", "replace", moved.To.String(), "via", "10.200.0.8", "proto", "251"},
+			{"ip", "neigh", "add", "10.97.0.1", "lladdr", "02:00:00:00:00:01", "dev", "fathom.vxlan"},
+			{"ip", "neigh", "replace", plan.Neighbours[0].Addr.String(), "lladdr", "02:00:00:00:00:02", "dev", "fathom.vxlan"},
+			{"bridge", "fdb", "add", "02:00:00:00:00:03", "dev", "fathom.vxlan", "dst", "10.201.0.99"},
+			{"bridge", "fdb", "add", "00:00:00:00:00:00", "dev", "fathom.vxlan", "dst", "10.201.0.99"},
+			{"bridge", "fdb", "replace", plan.Forwards[1].MAC.String(), "dev", "fathom.vxlan", "dst", "10.201.0.97"},
+			{"ip", "addr", "add", "10.96.0.1/32", "dev", "fathom.vxlan"},
+			{"ip", "link", "set", "fathom.vxlan", "mtu", "1300"},
+			{"sh", "-c", "echo 0 > /proc/sys/net/ipv4/ip_forward"},
+		} {
+			run(t, n, args...)
+		}
+		have, err := n.PodNetwork(plan.Sysctls)
+		must(t, err)
+		have.Masquerade = plan.Masquerade
+		differences := podnet.Diff(plan, have)
+		changes := set(t, n, plan)
+		if len(differences) != 14 || changes.Total() != 14 {
+			t.Errorf("%d differences, %+v; want 14 of each", len(differences), changes)
+			for _, d := range differences {
+				t.Log(d)
+			}
+		}
+		holds(t, n, plan)
+		untouched()
+	})
+	t.Run("node gone", func(t *testing.T) {
+		fewer := planOf(t, n, nodes[:19], podnet.Config{})
+		changes := set(t, n, fewer)
+		want := podnet.Changes{Routes: podnet.Count{Removed: 2}, Neighbours: podnet.Count{Removed: 2}, Forwards: podnet.Count{Removed: 1}}
+		if changes != want {
+			t.Errorf("one node less changes %+v, want %+v", changes, want)
+		}
+		holds(t, n, fewer)
+	})
+	t.Run("device gone", func(t *testing.T) {
+		run(t, n, "ip", "link", "del", "fathom.vxlan")
+		set(t, n, plan)
+		holds(t, n, plan)
+	})
+	t.Run("half made", func(t *testing.T) {
+		run(t, n, "ip", "link", "set", "fathom.vxlan", "alias", "")
+		set(t, n, plan)
+		holds(t, n, plan)
+	})
+	t.Run("own range changes", func(t *testing.T) {
+		moved := append([]podnet.Node{{Name: "n0", Addrs: nodes[0].Addrs, PodCIDRs: prefixes("10.177.0.0/24", "fd00:177::/64")}}, nodes[1:]...)
+		changed := planOf(t, n, moved, podnet.Config{})
+		set(t, n, changed)
+		holds(t, n, changed)
+	})
+	t.Run("no node", func(t *testing.T) {
+		if _, err := n.SetPodNetwork(podnet.Plan{}); err == nil {
+			t.Error("an empty plan is taken for one that wants nothing")
+		}
+	})
+	t.Run("in the way", func(t *testing.T) {
+		set(t, n, planOf(t, n, nodes, podnet.Config{Mode: podnet.Direct}))
+		run(t, n, "ip", "route", "del", plan.Routes[2].To.String())
+		run(t, n, "ip", "route", "add", plan.Routes[2].To.String(), "via", "10.200.0.9")
+		_, err := n.SetPodNetwork(plan)
+		if err == nil || !strings.Contains(err.Error(), plan.Routes[2].To.String()) || !strings.Contains(err.Error(), "not ours") {
+			t.Errorf("a foreign route in the way gives %v", err)
+		}
+		if got := run(t, n, "ip", "route", "show", plan.Routes[2].To.String()); !strings.Contains(got, "10.200.0.9") {
+			t.Errorf("the foreign route is gone: %s", got)
+		}
+		run(t, n, "ip", "route", "del", plan.Routes[2].To.String())
+		set(t, n, plan) // the rest was done, and this is all that is missing
+		holds(t, n, plan)
+
+		run(t, n, "ip", "link", "del", "fathom.vxlan")
+		run(t, n, "ip", "link", "add", "fathom.vxlan", "type", "vxlan", "id", "9", "dstport", "4787")
+		if _, err := n.SetPodNetwork(plan); err == nil || !strings.Contains(err.Error(), "not ours") {
+			t.Errorf("a foreign device in the way gives %v", err)
+		}
+		run(t, n, "ip", "link", "del", "fathom.vxlan")
+		run(t, n, "ip", "link", "add", "another", "type", "vxlan", "id", "4242", "dstport", "4789")
+		if _, err := n.SetPodNetwork(plan); err == nil || !strings.Contains(err.Error(), "VNI 4242") {
+			t.Errorf("a foreign device of our VNI gives %v", err)
+		}
+	})
+}
+
+func BenchmarkPodNetwork(b *testing.B) {
+	n := loneNode(b)
+	nodes := manyNodes(1000)
+	full, fewer := planOf(b, n, nodes, podnet.Config{}), planOf(b, n, nodes[:999], podnet.Config{})
+	empty := planOf(b, n, nodes[:1], podnet.Config{})
+	b.Run("cold", func(b *testing.B) {
+		var spent time.Duration
+		for b.Loop() {
+			set(b, n, empty)
+			start := time.Now()
+			set(b, n, full)
+			spent += time.Since(start)
+		}
+		b.ReportMetric(float64(spent.Milliseconds())/float64(b.N), "ms/cold")
+	})
+	holds(b, n, full)
+	b.Run("one node", func(b *testing.B) {
+		for i := 0; b.Loop(); i++ {
+			plan := full
+			if i%2 == 0 {
+				plan = fewer
+			}
+			if changes := set(b, n, plan); changes.Total() != 5 {
+				b.Fatalf("%+v", changes)
+			}
+		}
+	})
+	b.Run("nothing", func(b *testing.B) {
+		for b.Loop() {
+			set(b, n, fewer)
+		}
+	})
+	b.Run("read", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := n.PodNetwork(full.Sysctls); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
