@@ -20,6 +20,7 @@ type Namespace struct {
 	path string
 	file *os.File
 	nl   *netlink.Handle
+	here bool // it is the process's own
 }
 
 // Create makes a network namespace that lives as long as the file at path, which it is mounted on. A
@@ -94,6 +95,34 @@ func Open(path string) (*Namespace, error) {
 	return n, nil
 }
 
+// Here opens the namespace that the process is in.
+func Here() (*Namespace, error) {
+	const path = "/proc/thread-self/ns/net"
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open network namespace %s: %w", path, err)
+	}
+	return &Namespace{path: path, file: f, nl: nl, here: true}, nil
+}
+
+// Is says whether both are the same namespace.
+func (n *Namespace) Is(other *Namespace) (bool, error) {
+	a, err := n.file.Stat()
+	if err != nil {
+		return false, err
+	}
+	b, err := other.file.Stat()
+	if err != nil {
+		return false, err
+	}
+	return os.SameFile(a, b), nil
+}
+
 // Close closes the namespace. It goes on existing while it is mounted or lived in.
 func (n *Namespace) Close() {
 	n.nl.Close()
@@ -102,6 +131,9 @@ func (n *Namespace) Close() {
 
 // do runs f on a thread in the namespace. f must start no goroutine. Sockets that it opens stay there.
 func (n *Namespace) do(f func() error) error {
+	if n.here { // every thread that runs Go code is in it, but those that do starts, which run nothing else
+		return f()
+	}
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: a thread that changed its namespace is not used again

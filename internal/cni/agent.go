@@ -1,0 +1,113 @@
+package cni
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/fathom-network/fathom/internal/ipam"
+)
+
+// patience is how long the agent may take. It is on this machine: one that takes longer is not well, and pods are
+// attached without it.
+const patience = 2 * time.Second
+
+// agent is asked over its socket. It is never needed: a node carries pods while it restarts.
+type agent struct{ socket string }
+
+func (c *call) agent() agent { return agent{c.AgentSocket} }
+
+// agentError says that the agent is there and gives no sensible answer. Guessing might give a pod another address
+// than its owner was told, so the runtime tries again.
+type agentError struct{ problem string }
+
+func (e *agentError) Error() string { return e.problem }
+
+// errAway says that there is no agent to ask.
+var errAway = errors.New("the agent is away")
+
+// request asks which pool or address a pod is to have. If the agent is away, or does not know the pod, which is so
+// for one that kubelet runs from a file, it is nothing in particular.
+func (a agent) request(p podName) (ipam.Request, error) {
+	status, body, err := a.get("/v1/pods/" + url.PathEscape(p.namespace) + "/" + url.PathEscape(p.name))
+	switch {
+	case errors.Is(err, errAway), err == nil && status == 404:
+		return ipam.Request{}, nil
+	case err != nil:
+		return ipam.Request{}, err
+	case status != 200:
+		return ipam.Request{}, &agentError{fmt.Sprintf("the agent answers %d: %s", status, bytes.TrimSpace(body))}
+	}
+	var answer struct {
+		Pool      string       `json:"pool"`
+		Addresses []netip.Addr `json:"addresses"`
+	}
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return ipam.Request{}, &agentError{fmt.Sprintf("the agent's answer is not what it should be: %v", err)}
+	}
+	for i, address := range answer.Addresses {
+		if !address.IsValid() || address.Zone() != "" {
+			return ipam.Request{}, &agentError{fmt.Sprintf("the agent's answer is not what it should be: address %q", address)}
+		}
+		answer.Addresses[i] = address.Unmap()
+	}
+	return ipam.Request{Pool: answer.Pool, Addresses: answer.Addresses}, nil
+}
+
+// notReady returns why the agent holds that the node cannot carry pods, or nothing. An agent that is away, or that
+// has no opinion, is no reason.
+func (a agent) notReady() string {
+	status, body, err := a.get("/v1/status")
+	if err == nil && status == 503 {
+		return string(bytes.TrimSpace(body)) + " (503)"
+	}
+	return ""
+}
+
+// get is an HTTP request by hand: package net/http would make the plugin three times as large, and it starts anew
+// for each pod. HTTP/1.0 has neither chunks nor a connection that stays.
+func (a agent) get(path string) (status int, body []byte, err error) {
+	if a.socket == "" {
+		return 0, nil, errAway
+	}
+	conn, err := net.DialTimeout("unix", a.socket, patience)
+	if err != nil {
+		return 0, nil, errAway
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		return 0, nil, errAway
+	}
+	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.0\r\nHost: agent\r\n\r\n", path); err != nil {
+		return 0, nil, errAway
+	}
+	const most = 1 << 20
+	data, err := io.ReadAll(io.LimitReader(conn, most))
+	if err != nil || len(data) == 0 { // it hangs, or it went while it was asked
+		return 0, nil, errAway
+	}
+	status, body, ok := parseResponse(data)
+	if !ok {
+		return 0, nil, &agentError{fmt.Sprintf("the agent does not speak HTTP: %.40q", data)}
+	}
+	return status, body, nil
+}
+
+func parseResponse(data []byte) (status int, body []byte, ok bool) {
+	head, body, found := bytes.Cut(data, []byte("\r\n\r\n"))
+	line, _, _ := bytes.Cut(head, []byte("\r\n"))
+	fields := strings.Fields(string(line))
+	if !found || len(fields) < 2 || !strings.HasPrefix(fields[0], "HTTP/1.") {
+		return 0, nil, false
+	}
+	status, err := strconv.Atoi(fields[1])
+	return status, body, err == nil
+}

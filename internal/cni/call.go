@@ -1,0 +1,196 @@
+package cni
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/fathom-network/fathom/internal/conflist"
+	"github.com/fathom-network/fathom/internal/ipam"
+	"github.com/fathom-network/fathom/internal/lease"
+	"github.com/fathom-network/fathom/internal/link"
+)
+
+// call is what the runtime asks for: everything in it is checked.
+type call struct {
+	conflist.Config
+	CNIVersion string
+	Name       string // the network's
+	DNS        types.DNS
+	attachment lease.Attachment
+	netns      string
+	pod        podName
+	addresses  []netip.Addr // asked for by the runtime
+	mac        net.HardwareAddr
+	prev       *types100.Result
+	valid      map[lease.Attachment]bool // GC; nil if the runtime did not say
+}
+
+// podName is who the container is to Kubernetes; empty if it is nobody there.
+type podName struct{ namespace, name, uid string }
+
+func (p podName) String() string {
+	if p.name == "" {
+		return "the container"
+	}
+	return "pod " + p.namespace + "/" + p.name
+}
+
+// parse reads what the runtime passes. DEL and GC are lenient: what the configuration says of pools is of no
+// interest to them, and a mistake there must not keep pods from going.
+func parse(args *skel.CmdArgs, lenient bool) (*call, error) {
+	var in struct {
+		types.PluginConf
+		RuntimeConfig struct {
+			IPs []string `json:"ips"`
+			MAC string   `json:"mac"`
+		} `json:"runtimeConfig"`
+		Args struct {
+			CNI struct {
+				IPs []string `json:"ips"`
+			} `json:"cni"`
+		} `json:"args"`
+		DataDir string           `json:"dataDir"`
+		Valid   *json.RawMessage `json:"cni.dev/valid-attachments"`
+	}
+	if err := json.Unmarshal(args.StdinData, &in); err != nil {
+		return nil, types.NewError(types.ErrDecodingFailure, "the configuration is not what it should be", err.Error())
+	}
+	c := &call{
+		CNIVersion: in.CNIVersion, Name: in.Name, DNS: in.DNS, netns: args.Netns,
+		attachment: lease.Attachment{ContainerID: args.ContainerID, IfName: args.IfName},
+	}
+	var err error
+	if c.Config, err = conflist.Parse(args.StdinData); err != nil {
+		if !lenient || in.DataDir != "" && !strings.HasPrefix(in.DataDir, "/") {
+			return nil, err
+		}
+		c.Config = conflist.Config{DataDir: cmp.Or(in.DataDir, conflist.DefaultDataDir), CoolDown: conflist.DefaultCoolDown}
+	}
+	ip, err := c.parseArgs(args.Args)
+	if err != nil {
+		return nil, types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS is not what it should be", err.Error())
+	}
+	if in.Valid != nil {
+		if err := c.parseValid(*in.Valid); err != nil {
+			return nil, types.NewError(types.ErrDecodingFailure, "cni.dev/valid-attachments is not what it should be", err.Error())
+		}
+	}
+	if lenient {
+		return c, nil
+	}
+	if err := version.ParsePrevResult(&in.PluginConf); err != nil {
+		return nil, types.NewError(types.ErrDecodingFailure, "prevResult is not what it should be", err.Error())
+	}
+	if in.PrevResult != nil {
+		if c.prev, err = types100.GetResult(in.PrevResult); err != nil {
+			return nil, types.NewError(types.ErrDecodingFailure, "prevResult is not what it should be", err.Error())
+		}
+	}
+	// The conventions of CNI: what the runtime says goes before "args", and those before CNI_ARGS.
+	asked := in.RuntimeConfig.IPs
+	if len(asked) == 0 {
+		asked = in.Args.CNI.IPs
+	}
+	if len(asked) == 0 && ip != "" {
+		asked = []string{ip}
+	}
+	for _, s := range asked {
+		address, _, _ := strings.Cut(s, "/") // a prefix length may come with it; a pod's is always that of one address
+		a, err := netip.ParseAddr(address)
+		if err != nil || a.Zone() != "" {
+			return nil, types.NewError(types.ErrInvalidNetworkConfig, "an address that is asked for is none", s)
+		}
+		c.addresses = append(c.addresses, a.Unmap())
+	}
+	if m := in.RuntimeConfig.MAC; m != "" {
+		if c.mac, err = net.ParseMAC(m); err != nil || len(c.mac) != 6 || c.mac[0]&1 != 0 {
+			return nil, types.NewError(types.ErrInvalidNetworkConfig, "the MAC address that is asked for is not one of a device", m)
+		}
+	}
+	return c, nil
+}
+
+// parseArgs reads CNI_ARGS, such as K8S_POD_NAMESPACE=default;K8S_POD_NAME=web. Keys of others are ignored.
+func (c *call) parseArgs(s string) (ip string, err error) {
+	for pair := range strings.SplitSeq(s, ";") {
+		if pair == "" {
+			continue
+		}
+		key, value, found := strings.Cut(pair, "=")
+		if !found || key == "" {
+			return "", fmt.Errorf("%q is not KEY=VALUE", pair)
+		}
+		switch key {
+		case "K8S_POD_NAMESPACE":
+			c.pod.namespace = value
+		case "K8S_POD_NAME":
+			c.pod.name = value
+		case "K8S_POD_UID":
+			c.pod.uid = value
+		case "IP":
+			ip = value
+		}
+	}
+	return ip, nil
+}
+
+func (c *call) parseValid(data json.RawMessage) error {
+	var valid []lease.Attachment
+	if err := json.Unmarshal(data, &valid); err != nil {
+		return err
+	}
+	c.valid = map[lease.Attachment]bool{}
+	for _, a := range valid {
+		c.valid[a] = true
+	}
+	return nil
+}
+
+// request is what the pod is to have: what the runtime says, or else what the agent knows of it.
+func (c *call) request() (ipam.Request, error) {
+	if len(c.addresses) > 0 || c.pod.name == "" {
+		return ipam.Request{Addresses: c.addresses}, nil
+	}
+	return c.agent().request(c.pod)
+}
+
+// device is the pod's device as the lease has it.
+func (c *call) device(l lease.Lease) link.Pod {
+	d := link.Pod{
+		Device: l.IfName, MAC: c.mac, HostDevice: l.HostDevice, HostMAC: mac(l.Attachment, "node"),
+		Alias: alias(l), MTU: c.MTU, Addrs: l.Addresses, Sources: c.NodeAddresses,
+	}
+	if d.MAC == nil {
+		d.MAC = mac(l.Attachment, "pod")
+	}
+	return d
+}
+
+func isFile(err error) bool {
+	var path *fs.PathError
+	var linked *os.LinkError
+	return errors.As(err, &path) || errors.As(err, &linked)
+}
+
+func ipNet(a netip.Addr, bits int) net.IPNet {
+	return net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, a.BitLen())}
+}
+
+func unspecified(like netip.Addr) netip.Addr {
+	if like.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}

@@ -1,0 +1,350 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// PodGroup is the group of the node's ends of pods' veth pairs. The kernel sets it in the moment in which it makes
+	// the device, an alias only afterwards: no device is ever without a mark. `ip link show group 252` lists them,
+	// and a rule may match all at once (`iifgroup 252`).
+	PodGroup = 252
+	// PodRouteProtocol marks the node's routes to its own pods; `ip route` shows it as "proto 252". It is not that
+	// of other routes, so that who puts those in order leaves these alone.
+	PodRouteProtocol = 252
+)
+
+// The addresses of the node as pods see it, the same in every pod. Nobody has the first: pods have a permanent
+// neighbour entry for it. The second is on each of the node's ends.
+var (
+	podGateway4 = netip.MustParseAddr("169.254.1.1")
+	podGateway6 = netip.MustParseAddr("fe80::1")
+)
+
+// PodGateway is the next hop of a pod with this address.
+func PodGateway(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return podGateway4
+	}
+	return podGateway6
+}
+
+// Pod describes a pod's device, and the node's end of it.
+type Pod struct {
+	Device     string // in the pod, such as eth0
+	MAC        net.HardwareAddr
+	HostDevice string
+	HostMAC    net.HardwareAddr
+	Alias      string // of the node's end
+	MTU        int    // 0 is the kernel's
+	Addrs      []netip.Addr
+	// Sources are the node's addresses: where the node talks to the pod, it does so from the one of the family.
+	Sources []netip.Addr
+}
+
+// PodDevice is a node's end of a pod's veth pair that was found.
+type PodDevice struct {
+	Name, Alias string
+}
+
+// AddPod makes the veth pair between the node's namespace, which is n, and the pod's: addresses, routes both ways,
+// and neighbours that need not be asked for. Of what failed half-way nothing stays. If there is a device of one of
+// the names, the error is DeviceExistsError.
+func (n *Namespace) AddPod(in *Namespace, p Pod) (err error) {
+	if err := n.setForwarding(p.Addrs); err != nil {
+		return err
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.Group, attrs.HardwareAddr, attrs.MTU = p.HostDevice, PodGroup, p.HostMAC, p.MTU
+	host := &netlink.Veth{
+		LinkAttrs: attrs, PeerName: p.Device, PeerHardwareAddr: p.MAC, PeerNamespace: netlink.NsFd(int(in.file.Fd())),
+	}
+	if err := n.nl.LinkAdd(host); err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			if _, there := in.nl.LinkByName(p.Device); there == nil {
+				return &DeviceExistsError{Name: p.Device, InPod: true}
+			}
+			return &DeviceExistsError{Name: p.HostDevice}
+		}
+		return fmt.Errorf("make veth pair %s and %s: %w", p.HostDevice, p.Device, err)
+	}
+	defer func() {
+		if err != nil { // takes the pod's end and all routes with it
+			err = errors.Join(err, n.deleteLink(host))
+		}
+	}()
+	if err := n.nl.LinkSetAlias(host, p.Alias); err != nil {
+		return fmt.Errorf("set the alias of %s: %w", p.HostDevice, err)
+	}
+	if err := in.setPodEnd(p); err != nil {
+		return fmt.Errorf("in the pod: %w", err)
+	}
+	return n.setHostEnd(host, p)
+}
+
+// setting is a file below /proc/sys/net.
+type setting struct{ name, value string }
+
+func (n *Namespace) setSysctls(device string, all []setting) error {
+	return n.do(func() error {
+		for _, s := range all {
+			family, name, _ := strings.Cut(s.name, "/")
+			path := filepath.Join("/proc/sys/net", family, "conf", device, name)
+			if err := os.WriteFile(path, []byte(s.value), 0o644); err != nil {
+				return fmt.Errorf("set %s to %s: %w", path, s.value, err)
+			}
+		}
+		return nil
+	})
+}
+
+// setPodEnd configures the device in the pod's namespace, which is n.
+func (n *Namespace) setPodEnd(p Pod) error {
+	// containerd runs the plugin "loopback" before us, and other runtimes may not.
+	if err := n.nl.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: 1}}); err != nil {
+		return fmt.Errorf("bring up lo: %w", err)
+	}
+	l, err := n.nl.LinkByName(p.Device)
+	if err != nil {
+		return fmt.Errorf("look up device %s: %w", p.Device, err)
+	}
+	if slices.ContainsFunc(p.Addrs, netip.Addr.Is6) {
+		if err := n.setSysctls(p.Device, []setting{
+			{"ipv6/disable_ipv6", "0"}, // some runtimes switch IPv6 off in each new namespace
+			{"ipv6/accept_ra", "0"},    // the routes are ours, whatever another pod may advertise
+			{"ipv6/accept_dad", "0"},   // the link-local address is of use at once, too
+		}); err != nil {
+			return err
+		}
+	}
+	if err := n.nl.LinkSetUp(l); err != nil {
+		return fmt.Errorf("bring up %s: %w", p.Device, err)
+	}
+	for _, a := range p.Addrs {
+		addr := &netlink.Addr{IPNet: ipNet(whole(a))}
+		if a.Is6() {
+			addr.Flags = unix.IFA_F_NODAD // the lease says that nobody else has it
+		}
+		if err := n.nl.AddrAdd(l, addr); err != nil {
+			return fmt.Errorf("add address %s to %s: %w", a, p.Device, err)
+		}
+		gateway := PodGateway(a)
+		if err := n.setNeighbour(l, gateway, p.HostMAC); err != nil {
+			return err
+		}
+		for _, r := range []*netlink.Route{
+			{Dst: ipNet(whole(gateway)), Scope: netlink.SCOPE_LINK},
+			{Gw: gateway.AsSlice()},
+		} {
+			r.LinkIndex, r.Family = l.Attrs().Index, family(a)
+			if err := n.nl.RouteAdd(r); err != nil {
+				return fmt.Errorf("add route %s: %w", routeString(*r), err)
+			}
+		}
+	}
+	return nil
+}
+
+// setHostEnd configures the node's end in the node's namespace, which is n.
+func (n *Namespace) setHostEnd(l *netlink.Veth, p Pod) error {
+	for _, f := range []struct {
+		has      bool
+		settings []setting
+	}{
+		{slices.ContainsFunc(p.Addrs, netip.Addr.Is4), []setting{
+			{"ipv4/forwarding", "1"},
+			{"ipv4/rp_filter", "1"}, // the way back is the device that it came by: a pod sends from its own address
+		}},
+		{slices.ContainsFunc(p.Addrs, netip.Addr.Is6), []setting{
+			{"ipv6/disable_ipv6", "0"},
+			{"ipv6/accept_ra", "0"},     // a pod is no router of the node's
+			{"ipv6/addr_gen_mode", "1"}, // none: the link-local address is the gateway's
+		}},
+	} {
+		if !f.has {
+			continue
+		}
+		if err := n.setSysctls(p.HostDevice, f.settings); err != nil {
+			return err
+		}
+	}
+	if err := n.nl.LinkSetUp(l); err != nil {
+		return fmt.Errorf("bring up %s: %w", p.HostDevice, err)
+	}
+	for _, a := range p.Addrs {
+		if a.Is6() {
+			gateway := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(podGateway6, 64)), Flags: unix.IFA_F_NODAD}
+			if err := n.nl.AddrAdd(l, gateway); err != nil {
+				return fmt.Errorf("add address %s to %s: %w", podGateway6, p.HostDevice, err)
+			}
+		}
+		if err := n.setNeighbour(l, a, p.MAC); err != nil {
+			return err
+		}
+		r := &netlink.Route{
+			Dst: ipNet(whole(a)), LinkIndex: l.Attrs().Index, Scope: netlink.SCOPE_LINK, Protocol: PodRouteProtocol,
+			Src: sourceFor(a, p.Sources),
+		}
+		if err := n.nl.RouteReplace(r); err != nil {
+			if errors.Is(err, unix.EINVAL) && r.Src != nil {
+				return fmt.Errorf("add route %s: %w; is %s an address of this node?", routeString(*r), err, r.Src)
+			}
+			return fmt.Errorf("add route %s: %w", routeString(*r), err)
+		}
+	}
+	return nil
+}
+
+// setForwarding switches forwarding on where it is off, for the families of the addresses. Usually it is on.
+func (n *Namespace) setForwarding(addrs []netip.Addr) error {
+	return n.do(func() error {
+		const ip4, ip6 = "/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"
+		if slices.ContainsFunc(addrs, netip.Addr.Is4) {
+			if on, err := isOn(ip4); err != nil || !on {
+				if err := errors.Join(err, os.WriteFile(ip4, []byte("1"), 0o644)); err != nil {
+					return fmt.Errorf("switch on IPv4 forwarding: %w", err)
+				}
+			}
+		}
+		if !slices.ContainsFunc(addrs, netip.Addr.Is6) {
+			return nil
+		}
+		on, err := isOn(ip6)
+		if errors.Is(err, fs.ErrNotExist) {
+			return errors.New("the pod is to have an IPv6 address, and the kernel has no IPv6")
+		}
+		if err != nil || on {
+			return err
+		}
+		// A router does not listen to other routers: a node that has its default route from one would lose it,
+		// but for accept_ra=2 (Documentation/networking/ip-sysctl.rst).
+		listening, err := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
+		if err != nil {
+			return err
+		}
+		for _, path := range listening {
+			if value, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(value)) == "1" && filepath.Base(filepath.Dir(path)) != "all" {
+				if err := os.WriteFile(path, []byte("2"), 0o644); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					return fmt.Errorf("keep the routes that routers advertise: %w", err)
+				}
+			}
+		}
+		if err := os.WriteFile(ip6, []byte("1"), 0o644); err != nil {
+			return fmt.Errorf("switch on IPv6 forwarding: %w", err)
+		}
+		return nil
+	})
+}
+
+func isOn(path string) (bool, error) {
+	value, err := os.ReadFile(path)
+	return strings.TrimSpace(string(value)) == "1", err
+}
+
+func (n *Namespace) setNeighbour(l netlink.Link, a netip.Addr, mac net.HardwareAddr) error {
+	if err := n.nl.NeighSet(&netlink.Neigh{
+		LinkIndex: l.Attrs().Index, Family: family(a), State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: mac,
+	}); err != nil {
+		return fmt.Errorf("add neighbour %s on %s: %w", a, l.Attrs().Name, err)
+	}
+	return nil
+}
+
+// DeletePod takes a pod's device away, by the name of the node's end: both ends, and the routes with them. One
+// that is not there is not an error, and one that is not in PodGroup stays and is.
+func (n *Namespace) DeletePod(hostDevice string) error {
+	l, err := n.nl.LinkByName(hostDevice)
+	if err != nil {
+		if isGone(err) {
+			return nil
+		}
+		return fmt.Errorf("look up device %s: %w", hostDevice, err)
+	}
+	if l.Attrs().Group != PodGroup {
+		return fmt.Errorf("delete device %s: it is not ours (group %d, alias %q)", hostDevice, l.Attrs().Group, l.Attrs().Alias)
+	}
+	return n.deleteLink(l)
+}
+
+func (n *Namespace) deleteLink(l netlink.Link) error {
+	if err := n.nl.LinkDel(l); err != nil && !isGone(err) {
+		return fmt.Errorf("delete device %s: %w", l.Attrs().Name, err)
+	}
+	return nil
+}
+
+// PodDevices returns the node's ends of all pods' devices.
+func (n *Namespace) PodDevices() ([]PodDevice, error) {
+	all, err := dump(n.nl.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	var devices []PodDevice
+	for _, l := range all {
+		if a := l.Attrs(); a.Group == PodGroup && l.Type() == "veth" {
+			devices = append(devices, PodDevice{Name: a.Name, Alias: a.Alias})
+		}
+	}
+	return devices, nil
+}
+
+// DeviceExistsError says that there is a device of a name that AddPod was to use.
+type DeviceExistsError struct {
+	Name  string
+	InPod bool
+}
+
+func (e *DeviceExistsError) Error() string {
+	if e.InPod {
+		return fmt.Sprintf("the pod has a device %s already", e.Name)
+	}
+	return fmt.Sprintf("the node has a device %s already", e.Name)
+}
+
+func whole(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return netlink.FAMILY_V4
+	}
+	return netlink.FAMILY_V6
+}
+
+func sourceFor(to netip.Addr, sources []netip.Addr) net.IP {
+	for _, s := range sources {
+		if s.Is4() == to.Is4() {
+			return s.AsSlice()
+		}
+	}
+	return nil
+}
+
+// routeString writes a route as `ip route` does.
+func routeString(r netlink.Route) string {
+	var b strings.Builder
+	b.WriteString("default")
+	if r.Dst != nil && r.Dst.IP != nil {
+		if ones, _ := r.Dst.Mask.Size(); ones > 0 {
+			b.Reset()
+			b.WriteString(r.Dst.String())
+		}
+	}
+	if r.Gw != nil {
+		fmt.Fprintf(&b, " via %s", r.Gw)
+	}
+	if r.Src != nil {
+		fmt.Fprintf(&b, " src %s", r.Src)
+	}
+	return b.String()
+}

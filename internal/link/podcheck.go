@@ -1,0 +1,139 @@
+package link
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+)
+
+// CheckPod compares the kernel with what AddPod would have made of p, and returns what is not so. Routes that the
+// pod has beyond its own are somebody else's, and fine. Its MTU and MAC may be unset in p: then any will do.
+func (n *Namespace) CheckPod(in *Namespace, p Pod, routes []Route) ([]string, error) {
+	var c check
+	host, err := n.nl.LinkByName(p.HostDevice)
+	if err != nil {
+		if !isGone(err) {
+			return nil, fmt.Errorf("look up device %s: %w", p.HostDevice, err)
+		}
+		c.wrong("the node has no device %s", p.HostDevice)
+	}
+	pod, err := in.nl.LinkByName(p.Device)
+	if err != nil {
+		if !isGone(err) {
+			return nil, fmt.Errorf("look up device %s: %w", p.Device, err)
+		}
+		c.wrong("the pod has no device %s", p.Device)
+	}
+	if len(c) > 0 {
+		return c, nil
+	}
+	h, d := host.Attrs(), pod.Attrs()
+	if h.ParentIndex != d.Index || d.ParentIndex != h.Index {
+		c.wrong("%s on the node and %s in the pod are not two ends of one pair", h.Name, d.Name)
+	}
+	c.device(h, p.HostMAC, 0)
+	c.device(d, p.MAC, p.MTU)
+	if h.Group != PodGroup || h.Alias != p.Alias {
+		c.wrong("%s has group %d and alias %q, want %d and %q", h.Name, h.Group, h.Alias, PodGroup, p.Alias)
+	}
+	if err := c.addresses(in, pod, p.Addrs); err != nil {
+		return nil, err
+	}
+	for _, r := range routes {
+		if err := c.route(in, pod, r); err != nil {
+			return nil, err
+		}
+	}
+	for _, a := range p.Addrs {
+		if err := c.route(n, host, Route{To: whole(a)}); err != nil {
+			return nil, err
+		}
+		if err := c.neighbour(n, host, a, d.HardwareAddr); err != nil {
+			return nil, err
+		}
+		if err := c.neighbour(in, pod, PodGateway(a), h.HardwareAddr); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// check collects what is wrong.
+type check []string
+
+func (c *check) wrong(format string, args ...any) { *c = append(*c, fmt.Sprintf(format, args...)) }
+
+func (c *check) device(a *netlink.LinkAttrs, mac net.HardwareAddr, mtu int) {
+	if a.Flags&net.FlagUp == 0 {
+		c.wrong("%s is down", a.Name)
+	}
+	if mac != nil && !bytes.Equal(a.HardwareAddr, mac) {
+		c.wrong("%s has the MAC address %s, want %s", a.Name, a.HardwareAddr, mac)
+	}
+	if mtu != 0 && a.MTU != mtu {
+		c.wrong("%s has an MTU of %d, want %d", a.Name, a.MTU, mtu)
+	}
+}
+
+func (c *check) addresses(n *Namespace, l netlink.Link, want []netip.Addr) error {
+	have, err := dump(func() ([]netlink.Addr, error) { return n.nl.AddrList(l, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list the addresses of %s: %w", l.Attrs().Name, err)
+	}
+	there := map[netip.Prefix]bool{}
+	for _, a := range have {
+		there[prefixOf(a.IPNet)] = true
+	}
+	for _, a := range want {
+		if !there[whole(a)] {
+			c.wrong("%s has not the address %s", l.Attrs().Name, whole(a))
+		}
+	}
+	return nil
+}
+
+func (c *check) route(n *Namespace, l netlink.Link, want Route) error {
+	have, err := dump(func() ([]netlink.Route, error) {
+		return n.nl.RouteListFiltered(family(want.To.Addr()), &netlink.Route{LinkIndex: l.Attrs().Index}, netlink.RT_FILTER_OIF)
+	})
+	if err != nil {
+		return fmt.Errorf("list the routes of %s: %w", l.Attrs().Name, err)
+	}
+	for _, r := range have {
+		to := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if want.To.Addr().Is6() {
+			to = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+		if r.Dst != nil {
+			to = prefixOf(r.Dst)
+		}
+		via, _ := netip.AddrFromSlice(r.Gw)
+		if to == want.To && (!want.Via.IsValid() || via.Unmap() == want.Via) {
+			return nil
+		}
+	}
+	if want.Via.IsValid() {
+		c.wrong("there is no route to %s via %s by %s", want.To, want.Via, l.Attrs().Name)
+	} else {
+		c.wrong("there is no route to %s by %s", want.To, l.Attrs().Name)
+	}
+	return nil
+}
+
+func (c *check) neighbour(n *Namespace, l netlink.Link, a netip.Addr, mac net.HardwareAddr) error {
+	have, err := dump(func() ([]netlink.Neigh, error) { return n.nl.NeighList(l.Attrs().Index, family(a)) })
+	if err != nil {
+		return fmt.Errorf("list the neighbours of %s: %w", l.Attrs().Name, err)
+	}
+	for _, e := range have {
+		ip, _ := netip.AddrFromSlice(e.IP)
+		if ip.Unmap() == a && e.State == netlink.NUD_PERMANENT && bytes.Equal(e.HardwareAddr, mac) {
+			return nil
+		}
+	}
+	c.wrong("%s has no permanent neighbour %s at %s", l.Attrs().Name, a, mac)
+	return nil
+}
