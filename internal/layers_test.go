@@ -32,9 +32,9 @@ var layers = []struct {
 	// What other programs say of themselves: the API server, the container runtime. They change no kernel.
 	{name: "watch", packages: []string{"kube", "cri"}, below: []string{"facts"}},
 	// Parts of programs, each of use alone.
-	{name: "parts", packages: []string{"doctor", "image", "install"}, below: []string{"facts", "ground", "kernel", "watch"}},
+	{name: "parts", packages: []string{"cni", "doctor", "image", "install"}, below: []string{"facts", "ground", "kernel", "watch"}},
 	// What the commands are for. They never import each other.
-	{name: "programs", packages: []string{"lab", "cni"}, below: []string{"facts", "ground", "kernel", "watch", "parts"}},
+	{name: "programs", packages: []string{"dataplane", "lab"}, below: []string{"facts", "ground", "kernel", "watch", "parts"}},
 }
 
 // onlyBy says which packages may import what is in these modules or directories; a name that ends in / stands

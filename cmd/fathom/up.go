@@ -39,7 +39,7 @@ made is made anew. Flags win over the file. docs/lab-file.md describes the file.
 	f.StringVar(&clusters, "clusters", "", "how many clusters, or their names separated by commas")
 	f.IntVar(&workers, "workers", 0, "workers of each cluster")
 	f.IntVar(&planes, "control-planes", 0, "control-plane nodes of each cluster: 1, 3, 5 or 7")
-	f.StringVar(&o.Network, "network", "", "pod network: bridge, flannel or none")
+	f.StringVar(&o.Network, "network", "", "pod network: fathom, bridge, flannel or none")
 	f.StringVar(&o.Proxy, "proxy", "", "Service proxy: kube-proxy or none")
 	f.StringVar(&o.ProxyMode, "proxy-mode", "", "mode of kube-proxy: iptables, nftables or ipvs")
 	f.StringVar(&o.IPFamily, "ip-family", "", "ipv4, ipv6 or dual")
@@ -49,7 +49,7 @@ made is made anew. Flags win over the file. docs/lab-file.md describes the file.
 	complete := func(flag string, values ...string) {
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
-	complete("network", "bridge", "flannel", "none")
+	complete("network", "fathom", "bridge", "flannel", "none")
 	complete("proxy", "kube-proxy", "none")
 	complete("proxy-mode", "iptables", "nftables", "ipvs")
 	complete("ip-family", "ipv4", "ipv6", "dual")

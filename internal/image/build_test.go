@@ -24,11 +24,12 @@ func standIn(t *testing.T) kit.Kit {
 	if err != nil {
 		t.Skip(err)
 	}
-	k := kit.Kit{Dir: t.TempDir(), Versions: kit.Versions{
+	dir := t.TempDir()
+	k := kit.Kit{Dir: filepath.Join(dir, "kit"), OwnDir: dir, Versions: kit.Versions{
 		Kubernetes: "v1.2.3", EtcdImageTag: "3.0-0", CoreDNSImageTag: "v1.0", PauseImage: "registry.k8s.io/pause:3",
 		Agnhost: "2.0", Flannel: "v0.1", FlannelCNI: "v1.0",
 	}}
-	for _, path := range []string{k.Bin("kube"), k.Program("agnhost"), k.Program("coredns"), k.Program("flannel"), k.Program("flanneld"), k.Program("pause"), k.Program("localhost.crt"), k.Program("localhost.key")} {
+	for _, path := range []string{k.Bin("kube"), k.Program("agnhost"), k.Program("coredns"), k.Program("flannel"), k.Program("flanneld"), k.Program("pause"), k.Program("localhost.crt"), k.Program("localhost.key"), k.Own("fathom-agent"), k.Own("fathom-cni")} {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -36,7 +37,7 @@ func standIn(t *testing.T) kit.Kit {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(path, append(data, path[len(k.Dir):]...), 0o755); err != nil {
+		if err := os.WriteFile(path, append(data, path[len(dir):]...), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}

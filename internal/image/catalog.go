@@ -9,6 +9,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/fathom-network/fathom/deploy"
 	"github.com/fathom-network/fathom/internal/kit"
 )
 
@@ -26,6 +27,7 @@ const (
 	layerFlannel = "flannel"     // flanneld
 	layerPlugin  = "flannel-cni" // flannel's CNI plugin
 	layerPause   = "pause"
+	layerAgent   = "fathom-agent"
 )
 
 // Tags of Kubernetes' end-to-end tests that the kit does not know, from test/utils/image/manifest.go
@@ -48,6 +50,9 @@ const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 
 // kubePrograms are the names by which the multi-call binary is called inside an image.
 var kubePrograms = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-proxy", "kube-scheduler", "kubeadm", "kubectl", "kubelet"}
+
+// ownPrograms are what the agent's image holds: the agent, and the plugin that it puts on the node.
+var ownPrograms = []string{"fathom-agent", "fathom-cni"}
 
 // recipes returns all images, for the versions of the kit and the machine's busybox.
 func recipes(k kit.Kit, b busybox) []recipe {
@@ -104,6 +109,11 @@ func recipes(k kit.Kit, b busybox) []recipe {
 				c.ExposedPorts = map[string]struct{}{"80/tcp": {}, "8080/tcp": {}, "8081/tcp": {}, "9376/tcp": {}, "5000/tcp": {}}
 				return c
 			}(),
+		},
+		recipe{
+			names:  []string{deploy.Image},
+			layers: []string{layerAgent},
+			config: run("/fathom-agent"),
 		},
 		recipe{
 			names:  []string{"ghcr.io/flannel-io/flannel:" + k.Flannel},
@@ -165,6 +175,9 @@ func trees(k kit.Kit, b busybox) (map[string]tree, error) {
 	for _, name := range []string{"agnhost", "coredns", "flannel", "flanneld", "pause"} {
 		needed = append(needed, k.Program(name))
 	}
+	for _, name := range ownPrograms {
+		needed = append(needed, k.Own(name))
+	}
 	certificate := []string{k.Program("localhost.crt"), k.Program("localhost.key")}
 	if err := k.Require(append(certificate, needed...)...); err != nil {
 		return nil, fmt.Errorf("build images: %w", err)
@@ -221,6 +234,12 @@ func trees(k kit.Kit, b busybox) (map[string]tree, error) {
 	toolbox.link("/usr/bin/agnhost", "/agnhost")
 	toolbox.write("/usr/bin/webserver", webserver, 0o755)
 	all[layerToolbox] = toolbox
+
+	agent := tree{}
+	for _, name := range ownPrograms {
+		agent.copy("/"+name, k.Own(name), 0o755)
+	}
+	all[layerAgent] = agent
 
 	flanneld := tree{}
 	flanneld.copy("/opt/bin/flanneld", k.Program("flanneld"), 0o755)

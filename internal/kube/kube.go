@@ -32,6 +32,21 @@ func Connect(kubeconfig string) (*Client, error) {
 	return connect(config)
 }
 
+// ConnectContext prepares a connection as kubectl would make it: with the kubeconfig file that is named, else with
+// those of $KUBECONFIG or ~/.kube/config; with the context that is named, else with the current one.
+func ConnectContext(kubeconfig, kubeContext string) (*Client, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = kubeconfig
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: kubeContext}).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("read the kubeconfig: %w", err)
+	}
+	return connect(config)
+}
+
+// Host returns the URL of the API server.
+func (c *Client) Host() string { return c.config.Host }
+
 // WaitServing returns when the API server answers at all.
 func (c *Client) WaitServing(ctx context.Context) error {
 	return c.waitFor(ctx, func(int) bool { return true })

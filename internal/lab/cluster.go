@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"text/template"
 
@@ -17,6 +18,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/fathom-network/fathom/internal/install"
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/machine"
 	"github.com/fathom-network/fathom/internal/topology"
@@ -124,7 +126,12 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 		})
 	})
 	g.Go(func() error { return l.addOns(gctx, c, machines[0], coreDNS, t) })
-	if c.Network.Kind == topology.NetworkFlannel {
+	switch c.Network.Kind {
+	case topology.NetworkFathom:
+		g.Go(func() error {
+			return t.step(c.Name, "install the network", func() error { return install.Apply(gctx, client, l.installOptions(c)) })
+		})
+	case topology.NetworkFlannel:
 		g.Go(func() error {
 			return t.step(c.Name, "install flannel", func() error { return l.installFlannel(gctx, c) })
 		})
@@ -231,6 +238,14 @@ func (l *Lab) nodeObject(c *topology.Cluster, n *topology.Node) *corev1.Node {
 		}
 	}
 	return node
+}
+
+// installOptions are what `fathom install` would be told for this cluster.
+func (l *Lab) installOptions(c *topology.Cluster) install.Options {
+	return install.Options{
+		APIServer: netip.AddrPortFrom(l.APIAddr(c), apiPort).String(),
+		Config:    map[string]string{"mode": c.Network.Mode, "vni": strconv.Itoa(c.Network.VNI), "port": strconv.Itoa(c.Network.Port)},
+	}
 }
 
 //go:embed flannel.yaml

@@ -179,11 +179,12 @@ func (l *Lab) spec(c *topology.Cluster, n *topology.Node, layer string) machine.
 func (l *Lab) boot(ctx context.Context, c *topology.Cluster, n *topology.Node) (*machine.Machine, error) {
 	m, err := machine.Open(l.cgroup(n.Name))
 	if errors.Is(err, machine.ErrNotRunning) {
-		var layer, init string
+		var layer string
 		if layer, err = l.kitLayer(); err != nil {
 			return nil, err
 		}
-		if init, err = initProgram(); err != nil {
+		init := l.Kit.Own("fathom-init")
+		if err := l.Kit.Require(init); err != nil {
 			return nil, err
 		}
 		// What a machine's end leaves: containers' cgroups, which the next containerd does not know.
@@ -207,22 +208,6 @@ func (l *Lab) boot(ctx context.Context, c *topology.Cluster, n *topology.Node) (
 func startKubelet(ctx context.Context, m *machine.Machine) error {
 	_, err := m.Control(ctx, machine.Request{Op: machine.OpStart, Service: kubeletService})
 	return err
-}
-
-// initProgram finds fathom-init, which is installed beside fathom.
-func initProgram() (string, error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return "", err
-	}
-	if exe, err = filepath.EvalSymlinks(exe); err != nil {
-		return "", err
-	}
-	path := filepath.Join(filepath.Dir(exe), "fathom-init")
-	if _, err := os.Stat(path); err != nil {
-		return "", fmt.Errorf("find fathom-init beside %s: %w; build both with `make build`", exe, err)
-	}
-	return path, nil
 }
 
 // kubeletConfig is what `kubeadm init` writes, and what differs: certificates from the cluster's own

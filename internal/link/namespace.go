@@ -21,6 +21,8 @@ type Namespace struct {
 	file *os.File
 	nl   *netlink.Handle
 	here bool // it is the process's own
+	// sysctls is /proc/sys/net or where it can be written.
+	sysctls string
 }
 
 // Create makes a network namespace that lives as long as the file at path, which it is mounted on. A
@@ -146,11 +148,22 @@ func (n *Namespace) do(f func() error) error {
 	return <-done
 }
 
+// SysctlsAt has settings read and written below dir, a mount of /proc/sys/net: in a container /proc/sys itself is
+// read-only, and what a mount of it shows is all the same that of the namespace that asks.
+func (n *Namespace) SysctlsAt(dir string) { n.sysctls = dir }
+
+func (n *Namespace) sysctl(name string) string {
+	if n.sysctls == "" {
+		return filepath.Join("/proc/sys/net", name)
+	}
+	return filepath.Join(n.sysctls, name)
+}
+
 // Sysctl sets a setting below /proc/sys/net, such as "ipv4/ip_forward".
 func (n *Namespace) Sysctl(name, value string) error {
 	return n.do(func() error {
 		// /proc/sys/net shows the namespace of the thread that opens the file.
-		if err := os.WriteFile(filepath.Join("/proc/sys/net", name), []byte(value), 0o644); err != nil {
+		if err := os.WriteFile(n.sysctl(name), []byte(value), 0o644); err != nil {
 			return fmt.Errorf("set sysctl net/%s to %s: %w", name, value, err)
 		}
 		return nil

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -70,7 +69,7 @@ func (n *Namespace) PodNetwork(sysctls []podnet.Sysctl) (podnet.State, error) {
 	}
 	err = n.do(func() error {
 		for _, c := range sysctls {
-			value, err := os.ReadFile(filepath.Join("/proc/sys/net", c.Name))
+			value, err := os.ReadFile(n.sysctl(c.Name))
 			if err != nil {
 				continue // the difference says that it is missing
 			}
@@ -270,7 +269,7 @@ func (s *podSetter) setSysctls(want []podnet.Sysctl) error {
 	return s.n.do(func() error {
 		var errs []error
 		for _, c := range want {
-			path := filepath.Join("/proc/sys/net", c.Name)
+			path := s.n.sysctl(c.Name)
 			value, err := os.ReadFile(path)
 			if err == nil {
 				if c.Holds(strings.TrimSpace(string(value))) {

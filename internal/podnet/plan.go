@@ -43,6 +43,8 @@ type member struct {
 	podCIDRs []netip.Prefix
 	tunnel4  netip.Addr // its addresses on the vxlan device
 	tunnel6  netip.Addr
+
+	tunnelDown bool
 }
 
 func (m *member) tunnel(f Family) netip.Addr {
@@ -163,7 +165,8 @@ func (p *planner) members(nodes []Node) []*member {
 			continue
 		}
 		names[n.Name] = true
-		m := &member{name: n.Name, addrs: make([]netip.Addr, 0, len(n.Addrs)), podCIDRs: make([]netip.Prefix, 0, len(n.PodCIDRs))}
+		m := &member{name: n.Name, tunnelDown: n.TunnelDown,
+			addrs: make([]netip.Addr, 0, len(n.Addrs)), podCIDRs: make([]netip.Prefix, 0, len(n.PodCIDRs))}
 		for _, a := range n.Addrs {
 			if why := addrProblem(a); why != "" {
 				p.add(n.Name, InvalidAddr, "address %s is of no use: %s", a, why)
@@ -281,7 +284,7 @@ func (p *planner) peer(s *State, me, m *member, underlay Family, macs map[MAC]st
 		if f == IPv6 {
 			way = &peer.IPv6
 		}
-		if via, device, ok := p.onSegment(m, f); ok && p.config.Mode != VXLAN {
+		if via, device, ok := p.onSegment(m, f); ok && (p.config.Mode != VXLAN || m.tunnelDown) {
 			for _, to := range ranges {
 				s.Routes = append(s.Routes, Route{To: to, Via: via, Device: device.Name})
 			}

@@ -101,6 +101,9 @@ type Node struct {
 	// PodCIDRs are the ranges of its pods: those of its Node object first, then any further blocks. The first of
 	// each family holds the node's tunnel address.
 	PodCIDRs []netip.Prefix
+	// TunnelDown says that the node does not receive by vxlan yet: in mode VXLAN it is sent to directly until it
+	// does, if it is on a segment of ours, so that nothing is lost while a cluster changes its mode.
+	TunnelDown bool
 }
 
 // Interface is a device by which this node reaches others.

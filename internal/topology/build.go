@@ -19,8 +19,6 @@ const (
 	defaultControlPlanes = 1
 	defaultWorkers       = 2
 	defaultDNSDomain     = "cluster.local"
-	defaultVNI           = 1
-	defaultPort          = 8472
 	defaultMode          = "nftables"
 )
 
@@ -207,24 +205,43 @@ func (b *builder) network(s *clusterSpec) Network {
 	n := Network{Kind: NetworkBridge}
 	kind := s.network.name
 	if kind.set {
-		kinds := []string{string(NetworkBridge), string(NetworkFlannel), string(NetworkNone)}
+		kinds := []string{string(NetworkFathom), string(NetworkBridge), string(NetworkFlannel), string(NetworkNone)}
 		n.Kind = NetworkKind(kind.value)
 		if !slices.Contains(kinds, kind.value) {
 			b.add(kind.at, kind.value, "unknown network; %s", didYouMean(kind.value, kinds))
 			return n
 		}
 	}
-	if n.Kind == NetworkFlannel {
-		n.VNI = b.count(s.network.vni, defaultVNI, 1, 1<<24-1)
-		n.Port = b.count(s.network.port, defaultPort, 1, 65535)
+	own, is := settings[n.Kind]
+	if mode := s.network.mode; mode.set {
+		if n.Mode = mode.value; len(own.modes) == 0 {
+			b.add(mode.at, mode.value, "only fathom has a mode, and the network is %s; leave it out", n.Kind)
+		} else if !slices.Contains(own.modes, mode.value) {
+			b.add(mode.at, mode.value, "unknown mode; %s", didYouMean(mode.value, own.modes))
+		}
+	} else if len(own.modes) > 0 {
+		n.Mode = own.modes[0]
+	}
+	if is {
+		n.VNI = b.count(s.network.vni, own.vni, 1, 1<<24-1)
+		n.Port = b.count(s.network.port, own.port, 1, 65535)
 		return n
 	}
 	for _, v := range []number{s.network.vni, s.network.port} {
 		if v.set {
-			b.add(v.at, v.text(), "only flannel has it, and the network is %s; leave it out", n.Kind)
+			b.add(v.at, v.text(), "only fathom and flannel have it, and the network is %s; leave it out", n.Kind)
 		}
 	}
 	return n
+}
+
+// settings are what the networks that have settings take without being told.
+var settings = map[NetworkKind]struct {
+	modes     []string // the first is the default
+	vni, port int
+}{
+	NetworkFathom:  {modes: []string{"auto", "direct", "vxlan"}, vni: 4242, port: 4789},
+	NetworkFlannel: {vni: 1, port: 8472},
 }
 
 func (b *builder) proxy(s *clusterSpec) Proxy {

@@ -124,6 +124,7 @@ func (r *reader) network(n *yaml.Node, at source, v *networkSpec) {
 	}
 	r.mapping(n, at, fields{
 		"name": r.textInto(&v.name),
+		"mode": r.textInto(&v.mode),
 		"vni":  r.numberInto(&v.vni),
 		"port": r.numberInto(&v.port),
 	})

@@ -47,8 +47,8 @@ type clusterSpec struct {
 }
 
 type networkSpec struct {
-	name      text
-	vni, port number
+	name, mode text
+	vni, port  number
 }
 
 type proxySpec struct {

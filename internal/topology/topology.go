@@ -96,6 +96,7 @@ type NetworkKind string
 
 // The networks that a cluster can have.
 const (
+	NetworkFathom  NetworkKind = "fathom"
 	NetworkBridge  NetworkKind = "bridge"
 	NetworkFlannel NetworkKind = "flannel"
 	NetworkNone    NetworkKind = "none"
@@ -104,9 +105,11 @@ const (
 // Network is how the pods of a cluster are connected.
 type Network struct {
 	Kind NetworkKind
-	// VNI and Port are those of flannel's VXLAN; other networks have neither.
-	VNI  int // 1 to 16777215, default 1
-	Port int // UDP, default 8472
+	// Mode is how Fathom's network gets packets from node to node: auto (default), direct or vxlan.
+	Mode string `json:",omitempty"`
+	// VNI and Port are those of Fathom's and flannel's VXLAN; other networks have neither.
+	VNI  int // 1 to 16777215, default 4242 and 1
+	Port int // UDP, default 4789 and 8472
 }
 
 // ProxyKind names a Service proxy.

@@ -1,0 +1,81 @@
+// Command fathom-agent keeps the network of one node. It runs on every node as a DaemonSet, deploy/fathom.yaml.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/dataplane"
+	"github.com/fathom-network/fathom/internal/kube"
+)
+
+// version is set by the build.
+var version = "devel"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	root := &cobra.Command{
+		Use:           "fathom-agent",
+		Short:         "Keep the pod network of one node of a Kubernetes cluster",
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(run())
+	if err := root.ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "fathom-agent:", err)
+		os.Exit(1)
+	}
+}
+
+func run() *cobra.Command {
+	o := dataplane.Options{Paths: dataplane.NodePaths()}
+	var kubeconfig, level string
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Make the kernel of this node what the API says, and keep it so",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.Node == "" {
+				return errors.New("which node is this? Give --node, or set NODE_NAME")
+			}
+			var l slog.Level
+			if err := l.UnmarshalText([]byte(level)); err != nil {
+				return fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
+			}
+			o.Log = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: l}))
+			var err error
+			if kubeconfig != "" {
+				o.Client, err = kube.Connect(kubeconfig)
+			} else {
+				o.Client, err = kube.ConnectInCluster()
+			}
+			if err != nil {
+				return err
+			}
+			o.Log.Info("fathom-agent", "version", version, "node", o.Node)
+			return dataplane.Run(cmd.Context(), o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.Node, "node", os.Getenv("NODE_NAME"), "the `name` of this node's Node object")
+	f.StringVar(&kubeconfig, "kubeconfig", "", "`file` with credentials, outside of a pod")
+	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&o.Health, "health-address", "127.0.0.1:10470", "where to answer /healthz and /readyz")
+	f.StringVar(&o.Metrics, "metrics-address", ":10471", "where to answer /metrics")
+	f.DurationVar(&o.Resync, "resync", 30*time.Second, "how often to compare everything without an event")
+	f.StringVar(&o.Paths.Plugin, "plugin", "/fathom-cni", "the CNI plugin to install, or nothing")
+	f.StringVar(&o.Paths.CNIBin, "cni-bin", "/host/opt/cni/bin", "the node's directory of CNI plugins")
+	f.StringVar(&o.Paths.Conflist, "conflist", "/host/etc/cni/net.d/10-fathom.conflist", "the file to write when the node carries pods")
+	f.StringVar(&o.Paths.Sysctl, "sysctl-dir", "/host/proc/sys/net", "/proc/sys/net, or where it can be written")
+	return cmd
+}

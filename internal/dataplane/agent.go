@@ -1,0 +1,255 @@
+// Package dataplane is the agent of a node: it makes the kernel hold what the API says of the pod network, and
+// tells the container runtime when the node is ready to carry pods.
+//
+// Its heart is one loop. Whatever happens, be it a changed object, a changed device or a tick of the clock, leads
+// to the same pass from the whole of what is known to the whole of what should be; docs/design/agent.md.
+package dataplane
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fathom-network/fathom/internal/conflist"
+	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/lease"
+	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/podnet"
+)
+
+// Options are what an agent is told at its start.
+type Options struct {
+	Node   string
+	Client *kube.Client
+	Log    *slog.Logger
+	Paths  Paths
+	// Health and Metrics are addresses to listen on, HOST:PORT; empty for none.
+	Health, Metrics string
+	// Resync is how often everything is compared without an event to ask for it.
+	Resync time.Duration
+}
+
+// Paths are where an agent finds the node's directories, which in a pod are mounts.
+type Paths struct {
+	Plugin string // the plugin's program, to put into CNIBin; empty leaves CNIBin alone
+	CNIBin string
+	// Conflist is the file by which the runtime learns of the network.
+	Conflist string
+	Leases   string // as the plugin calls it too
+	Socket   string // as the plugin calls it too
+	NetNS    string // where the runtime mounts pods' network namespaces
+	Sysctl   string // /proc/sys/net, or where it can be written
+}
+
+// NodePaths are the paths on a node itself.
+func NodePaths() Paths {
+	return Paths{
+		CNIBin: "/opt/cni/bin", Conflist: conflist.Path, Leases: conflist.DefaultDataDir,
+		Socket: "/run/fathom/agent.sock", NetNS: "/run/netns", Sysctl: "/proc/sys/net",
+	}
+}
+
+// Agent keeps one node.
+type Agent struct {
+	Options
+	view    *kube.View
+	node    *link.Namespace
+	leases  *lease.Store
+	metrics *metrics
+	wake    chan struct{}
+	state   statusBox
+
+	// What follows belongs to the loop.
+	config   *netconf.Config // the last one that made sense
+	problems []string        // as they were told last
+	told     published
+}
+
+// Run keeps the node until the context ends. What is in the kernel stays: traffic does not notice that an agent
+// ends or starts.
+func Run(ctx context.Context, o Options) error {
+	a := &Agent{Options: o, wake: make(chan struct{}, 1), metrics: newMetrics(o.Node)}
+	a.state.set(Status{Reason: "the agent is starting"})
+	var err error
+	if a.node, err = link.Open("/proc/self/ns/net"); err != nil {
+		return err
+	}
+	defer a.node.Close()
+	a.node.SysctlsAt(o.Paths.Sysctl)
+	if a.leases, err = lease.Open(o.Paths.Leases, conflist.DefaultCoolDown); err != nil {
+		return err
+	}
+	if err := a.leases.Repair(); err != nil {
+		return fmt.Errorf("repair the leases in %s: %w", o.Paths.Leases, err)
+	}
+	if o.Paths.Plugin != "" {
+		if err := installProgram(o.Paths.Plugin, o.Paths.CNIBin); err != nil {
+			return err
+		}
+	}
+	stop, err := a.serve(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	if a.view, err = o.Client.View(ctx, kube.ViewOptions{Node: o.Node, Namespace: netconf.Namespace, ConfigMap: netconf.ConfigMap, Changed: a.Wake}); err != nil {
+		return err
+	}
+	changed, err := a.node.Watch(ctx)
+	if err != nil {
+		return err
+	}
+	tick := time.NewTicker(o.Resync)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.wake:
+		case <-changed:
+		case <-tick.C:
+		}
+		a.pass(ctx)
+	}
+}
+
+// Wake asks for a pass. It does not wait for it; asking twice is asking once.
+func (a *Agent) Wake() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// pass makes the kernel, the conflist and the Node what they should be, and says how that went.
+func (a *Agent) pass(ctx context.Context) {
+	began := time.Now()
+	status, problems, err := a.converge(ctx)
+	a.metrics.passed(time.Since(began), err)
+	if err != nil {
+		status.Ready, status.Reason = false, err.Error()
+		a.Log.Error("the node is not as it should be", "error", err)
+		problems = append(problems, err.Error())
+	}
+	a.tellProblems(ctx, problems)
+	if was := a.state.set(status); was.Ready != status.Ready || was.Reason != status.Reason {
+		a.Log.Info("status", "ready", status.Ready, "reason", status.Reason)
+	}
+	a.publish(ctx, status)
+}
+
+// converge is a pass without what is told of it.
+func (a *Agent) converge(ctx context.Context) (Status, []string, error) {
+	if !a.view.Synced() {
+		reason := "the API server has not answered yet"
+		if err := a.view.Problem(); err != nil {
+			reason += ": " + err.Error()
+		}
+		return Status{Reason: reason}, nil, nil
+	}
+	config, err := netconf.Parse(a.view.Config())
+	var problems []string
+	switch {
+	case err == nil:
+		a.config = &config
+	case a.config == nil:
+		return Status{}, nil, fmt.Errorf("ConfigMap %s/%s: %w", netconf.Namespace, netconf.ConfigMap, err)
+	default:
+		problems = append(problems, fmt.Sprintf("ConfigMap %s/%s is not followed, the configuration before it stays in force: %v",
+			netconf.Namespace, netconf.ConfigMap, oneLine(err)))
+	}
+	interfaces, err := a.node.PodUnderlay()
+	if err != nil {
+		return Status{}, problems, fmt.Errorf("read the node's devices: %w", err)
+	}
+	f := readFacts(a.view.Nodes(), a.Node, *a.config)
+	plan, found := podnet.NewPlan(a.Node, interfaces, f.nodes, f.config)
+	for _, p := range append(f.problems, found...) {
+		problems = append(problems, p.String())
+	}
+	if plan.Node == "" {
+		return Status{Reason: "no Node " + a.Node + " yet"}, problems, nil
+	}
+	changes, err := a.node.SetPodNetwork(plan)
+	a.metrics.changed(changes)
+	if err != nil {
+		return Status{}, problems, err
+	}
+	if changes.Total() > 0 {
+		a.Log.Info("kernel", "changes", changes)
+	}
+	if err := a.sweep(); err != nil {
+		problems = append(problems, err.Error())
+	}
+	status := Status{Plan: plan, Config: *a.config}
+	own := f.own.PodCIDRs
+	if len(own) == 0 {
+		status.Reason = fmt.Sprintf("Node %s has no podCIDRs: run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr", a.Node)
+		return status, problems, nil
+	}
+	if err := a.writeConflist(plan, f.own); err != nil {
+		return status, problems, err
+	}
+	status.Ready = true
+	return status, problems, nil
+}
+
+// tellProblems makes an event of each problem that is new, and a log line of each that has gone.
+func (a *Agent) tellProblems(ctx context.Context, problems []string) {
+	slices.Sort(problems)
+	problems = slices.Compact(problems)
+	for _, p := range problems {
+		if slices.Contains(a.problems, p) {
+			continue
+		}
+		a.Log.Warn("problem", "what", p)
+		a.event(ctx, true, "NetworkProblem", p)
+	}
+	for _, p := range a.problems {
+		if !slices.Contains(problems, p) {
+			a.Log.Info("solved", "what", p)
+		}
+	}
+	a.problems = problems
+	a.metrics.problems.Set(float64(len(problems)))
+}
+
+func (a *Agent) event(ctx context.Context, warning bool, reason, message string) {
+	ctx, cancel := context.WithTimeout(ctx, apiPatience)
+	defer cancel()
+	if len(message) > 1024 { // the API's limit
+		message = message[:1020] + " ..."
+	}
+	e := kube.Event{Object: kube.NodeReference(a.Node), Warning: warning, Reason: reason, Message: message}
+	if err := a.Client.Record(ctx, Component, e); err != nil {
+		a.Log.Warn("an event was lost", "error", err)
+	}
+}
+
+const (
+	// Component is the agent's name in events.
+	Component = "fathom-agent"
+	// apiPatience bounds what a pass waits for an API server that does not answer: the kernel has precedence.
+	apiPatience = 2 * time.Second
+)
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+// poolName is the pool of a node's own podCIDRs.
+const poolName = "default"
+
+// nodeAddresses are what the node is known by to its pods: one address of each family.
+func nodeAddresses(n podnet.Node) []netip.Addr {
+	var list []netip.Addr
+	for _, a := range n.Addrs {
+		if !slices.ContainsFunc(list, func(b netip.Addr) bool { return a.Is4() == b.Is4() }) {
+			list = append(list, a)
+		}
+	}
+	return list
+}

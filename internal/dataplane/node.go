@@ -1,0 +1,159 @@
+package dataplane
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/cni"
+	"github.com/fathom-network/fathom/internal/conflist"
+	"github.com/fathom-network/fathom/internal/ipam"
+	"github.com/fathom-network/fathom/internal/lease"
+	"github.com/fathom-network/fathom/internal/podnet"
+)
+
+// networkName is the name of the network in the conflist.
+const networkName = "fathom"
+
+// writeConflist tells the runtime of the network. A runtime watches the directory, so a file that says the same
+// is not written again.
+func (a *Agent) writeConflist(plan podnet.Plan, own podnet.Node) error {
+	data, err := conflist.Marshal(networkName, conflist.Config{
+		MTU:           plan.PodMTU,
+		NodeAddresses: nodeAddresses(own),
+		Pools:         []ipam.Pool{{Name: poolName, Ranges: own.PodCIDRs}},
+		DataDir:       NodePaths().Leases,
+		CoolDown:      a.config.CoolDown,
+		AgentSocket:   NodePaths().Socket,
+	})
+	if err != nil {
+		return fmt.Errorf("make the conflist: %w", err)
+	}
+	data = append(data, '\n')
+	path := a.Paths.Conflist
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
+		return nil
+	}
+	if err := replaceFile(path, bytes.NewReader(data), 0o644); err != nil {
+		return fmt.Errorf("write the conflist: %w", err)
+	}
+	a.Log.Info("wrote the conflist", "path", path)
+	return nil
+}
+
+// installProgram puts the plugin where the runtime looks for plugins. One that runs goes on with the old file.
+func installProgram(program, dir string) error {
+	source, err := os.ReadFile(program)
+	if err != nil {
+		return fmt.Errorf("install the CNI plugin: %w", err)
+	}
+	path := filepath.Join(dir, conflist.Plugin)
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, source) {
+		return nil
+	}
+	if err := replaceFile(path, bytes.NewReader(source), 0o755); err != nil {
+		return fmt.Errorf("install the CNI plugin: %w", err)
+	}
+	return nil
+}
+
+// replaceFile writes a file in one step, for who reads it.
+func replaceFile(path string, data io.Reader, mode fs.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	// A name with a dot in front and no known ending: runtimes take it for no configuration.
+	temp, err := os.CreateTemp(filepath.Dir(path), ".fathom-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(temp.Name())
+	_, err = io.Copy(temp, data)
+	err = errors.Join(err, temp.Chmod(mode), temp.Close())
+	if err != nil {
+		return err
+	}
+	return os.Rename(temp.Name(), path)
+}
+
+// attachPatience is longer than any ADD takes: a lease that is younger may be of one that is under way.
+const attachPatience = time.Minute
+
+// sweep takes back what pods that are gone have left, which the plugin was not asked to take back: its runtime
+// was killed, or the node lost power.
+func (a *Agent) sweep() error {
+	devices, err := a.node.PodDevices()
+	if err != nil {
+		return err
+	}
+	present := map[string]bool{}
+	for _, d := range devices {
+		present[d.Name] = true
+	}
+	swept, err := cni.Sweep(a.node, a.leases, networkName, func(l lease.Lease) bool {
+		// A veth pair ends with the namespace of either end. So a device that is there proves that its pod's
+		// namespace is, whatever this process can see of the runtime's mounts.
+		return present[l.HostDevice] || time.Since(l.Time) < attachPatience || a.hasNetNS(l.Netns)
+	})
+	a.metrics.swept.WithLabelValues("lease").Add(float64(len(swept.Leases)))
+	a.metrics.swept.WithLabelValues("device").Add(float64(len(swept.Devices)))
+	for _, l := range swept.Leases {
+		a.Log.Info("took back the addresses of a pod that is gone", "pod", l.PodNamespace+"/"+l.PodName, "addresses", l.Addresses)
+	}
+	for _, d := range swept.Devices {
+		a.Log.Info("took away a device without a pod", "device", d)
+	}
+	if err != nil {
+		return fmt.Errorf("take back what pods that are gone have left: %w", err)
+	}
+	leases, err := a.leases.List()
+	if err != nil {
+		return err
+	}
+	a.metrics.leases.Set(float64(len(leases)))
+	return nil
+}
+
+// hasNetNS says whether a namespace is mounted where the runtime said.
+func (a *Agent) hasNetNS(path string) bool {
+	var s unix.Statfs_t
+	err := unix.Statfs(filepath.Join(a.Paths.NetNS, filepath.Base(path)), &s)
+	return err == nil && s.Type == unix.NSFS_MAGIC
+}
+
+// State is what a node's kernel is found to hold, beside what it should.
+type State struct {
+	Status
+	Kernel      podnet.State        `json:"kernel"`
+	Differences []podnet.Difference `json:"differences,omitempty"`
+	Devices     []string            `json:"devices,omitempty"`
+	Leases      []lease.Lease       `json:"leases,omitempty"`
+}
+
+// observe reads the kernel.
+func (a *Agent) observe() (State, error) {
+	s := State{Status: a.state.get()}
+	var err error
+	if s.Kernel, err = a.node.PodNetwork(s.Plan.Sysctls); err != nil {
+		return s, err
+	}
+	if s.Plan.Node != "" {
+		s.Differences = podnet.Diff(s.Plan, s.Kernel)
+	}
+	devices, err := a.node.PodDevices()
+	if err != nil {
+		return s, err
+	}
+	for _, d := range devices {
+		s.Devices = append(s.Devices, d.Name)
+	}
+	s.Leases, err = a.leases.List()
+	return s, err
+}
