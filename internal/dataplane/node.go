@@ -16,6 +16,8 @@ import (
 	"github.com/fathom-network/fathom/internal/conflist"
 	"github.com/fathom-network/fathom/internal/ipam"
 	"github.com/fathom-network/fathom/internal/lease"
+	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/nodestate"
 	"github.com/fathom-network/fathom/internal/podnet"
 )
 
@@ -28,7 +30,7 @@ func (a *Agent) writeConflist(plan podnet.Plan, own podnet.Node) error {
 	data, err := conflist.Marshal(networkName, conflist.Config{
 		MTU:           plan.PodMTU,
 		NodeAddresses: nodeAddresses(own),
-		Pools:         []ipam.Pool{{Name: poolName, Ranges: own.PodCIDRs}},
+		Pools:         []ipam.Pool{{Name: netconf.DefaultPool, Ranges: own.PodCIDRs}},
 		DataDir:       NodePaths().Leases,
 		CoolDown:      a.config.CoolDown,
 		AgentSocket:   NodePaths().Socket,
@@ -128,32 +130,20 @@ func (a *Agent) hasNetNS(path string) bool {
 	return err == nil && s.Type == unix.NSFS_MAGIC
 }
 
-// State is what a node's kernel is found to hold, beside what it should.
-type State struct {
-	Status
-	Kernel      podnet.State        `json:"kernel"`
-	Differences []podnet.Difference `json:"differences,omitempty"`
-	Devices     []string            `json:"devices,omitempty"`
-	Leases      []lease.Lease       `json:"leases,omitempty"`
-}
-
 // observe reads the kernel.
-func (a *Agent) observe() (State, error) {
-	s := State{Status: a.state.get()}
+func (a *Agent) observe() (nodestate.State, error) {
+	s := nodestate.State{Status: a.state.get()}
 	var err error
 	if s.Kernel, err = a.node.PodNetwork(s.Plan.Sysctls); err != nil {
 		return s, err
 	}
-	if s.Plan.Node != "" {
-		s.Differences = podnet.Diff(s.Plan, s.Kernel)
-	}
-	devices, err := a.node.PodDevices()
-	if err != nil {
+	if s.Pods, s.Strays, err = a.node.PodEnds(); err != nil {
 		return s, err
 	}
-	for _, d := range devices {
-		s.Devices = append(s.Devices, d.Name)
+	leases, err := a.leases.List()
+	for _, l := range leases {
+		s.Leases = append(s.Leases, nodestate.Lease{ContainerID: l.ContainerID, IfName: l.IfName, Namespace: l.PodNamespace,
+			Pod: l.PodName, UID: l.PodUID, Device: l.HostDevice, Pool: l.Pool, Addresses: l.Addresses, Time: l.Time})
 	}
-	s.Leases, err = a.leases.List()
 	return s, err
 }

@@ -14,15 +14,15 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/netconf"
 )
 
 // What a pod may ask for in annotations.
 const (
 	// PoolAnnotation names the pool that a pod's addresses come from.
-	PoolAnnotation = kube.AnnotationPrefix + "pool"
+	PoolAnnotation = netconf.AnnotationPrefix + "pool"
 	// AddressesAnnotation are the addresses that a pod wants, at most one of each family, with commas between.
-	AddressesAnnotation = kube.AnnotationPrefix + "addresses"
+	AddressesAnnotation = netconf.AnnotationPrefix + "addresses"
 )
 
 // serve answers the plugin on a socket, the kubelet's probes and Prometheus.
