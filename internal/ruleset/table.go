@@ -3,6 +3,7 @@ package ruleset
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -268,6 +269,17 @@ func last(p netip.Prefix) netip.Addr {
 	return a
 }
 
+// sameBits returns how many bits two addresses of one family begin with in common.
+func sameBits(a, b netip.Addr) int {
+	x, y := a.As16(), b.As16()
+	for i := range x {
+		if n := bits.LeadingZeros8(x[i] ^ y[i]); n < 8 {
+			return i*8 + n - (128 - a.BitLen())
+		}
+	}
+	return a.BitLen()
+}
+
 // prefixes is the reverse of elements. It is not ok if there is an interval that is no prefix: it is not ours.
 func (s set) prefixes(found []nftables.SetElement) ([]netip.Prefix, bool) {
 	type bound struct {
@@ -298,17 +310,15 @@ func (s set) prefixes(found []nftables.SetElement) ([]netip.Prefix, bool) {
 		}
 		p := netip.PrefixFrom(b.addr, b.addr.BitLen())
 		if s.interval {
-			var end netip.Addr // none: to the last address of all
+			to := last(netip.PrefixFrom(b.addr, 0)) // without an end: the last address of all
 			if i+1 < len(bounds) {
 				if !bounds[i+1].end {
 					return nil, false
 				}
-				end = bounds[i+1].addr
+				to = bounds[i+1].addr.Prev()
 			}
-			for last(p).Next() != end && p.Bits() > 0 {
-				p = netip.PrefixFrom(b.addr, p.Bits()-1)
-			}
-			if last(p).Next() != end || p != p.Masked() {
+			p = netip.PrefixFrom(b.addr, sameBits(b.addr, to))
+			if p != p.Masked() || last(p) != to {
 				return nil, false
 			}
 		}
