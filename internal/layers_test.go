@@ -28,7 +28,7 @@ var layers = []struct {
 	// What needs nothing but the standard library, and may read files.
 	{name: "ground", packages: []string{"kit", "testenv"}},
 	// The kernel's things. They know nothing of Kubernetes.
-	{name: "kernel", packages: []string{"cgroup", "machine", "machine/boot", "link", "lease"}, below: []string{"facts"}, within: true},
+	{name: "kernel", packages: []string{"cgroup", "lease", "link", "machine", "machine/boot", "ruleset"}, below: []string{"facts"}, within: true},
 	// What other programs say of themselves: the API server, the container runtime. They change no kernel.
 	{name: "watch", packages: []string{"kube", "cri"}, below: []string{"facts"}},
 	// Parts of programs, each of use alone.
@@ -41,7 +41,8 @@ var layers = []struct {
 // for all commands.
 var onlyBy = map[string][]string{
 	"github.com/vishvananda/netlink":         {"internal/link", "internal/doctor"},
-	"github.com/google/nftables":             {"internal/link", "internal/doctor"},
+	"github.com/google/nftables":             {"internal/link", "internal/ruleset", "internal/doctor"},
+	"github.com/mdlayher/netlink":            {"internal/ruleset"},
 	"k8s.io/client-go/kubernetes":            {"internal/kube"},
 	"k8s.io/client-go/rest":                  {"internal/kube"},
 	"k8s.io/client-go/dynamic":               {"internal/kube"},
