@@ -52,7 +52,7 @@ func benchmarkAdd(b *testing.B, families, pods int) {
 		own[k] = v
 	}
 	var id int
-	call := func(plugin, command, netns string, id int, conf map[string]any) time.Duration {
+	call := func(plugin, command, netns string, id int, conf map[string]any) (wall, cpu time.Duration) {
 		data, err := json.Marshal(conf)
 		must(b, err)
 		var out bytes.Buffer
@@ -67,32 +67,32 @@ func benchmarkAdd(b *testing.B, families, pods int) {
 		if err := cmd.Wait(); err != nil {
 			b.Fatalf("%s %s: %v: %s", plugin, command, err, &out)
 		}
-		return time.Since(start)
+		return time.Since(start), cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 	}
 	dir := b.TempDir()
-	attach := func(plugin string, conf map[string]any) (add time.Duration, detach func() time.Duration) {
+	attach := func(plugin string, conf map[string]any) (add, cpu time.Duration, detach func() time.Duration) {
 		id++
 		mine, path := id, filepath.Join(dir, fmt.Sprint(id))
 		must(b, link.Create(path))
 		b.Cleanup(func() { must(b, link.Delete(path)) })
-		add = call(plugin, "ADD", path, mine, conf)
-		return add, func() time.Duration {
-			d := call(plugin, "DEL", path, mine, conf)
+		add, cpu = call(plugin, "ADD", path, mine, conf)
+		return add, cpu, func() time.Duration {
+			d, _ := call(plugin, "DEL", path, mine, conf)
 			must(b, link.Delete(path))
 			return d
 		}
 	}
 	kinds := []struct {
-		name, plugin string
-		conf         map[string]any
-		add, del     []time.Duration
+		name, plugin  string
+		conf          map[string]any
+		add, cpu, del []time.Duration
 	}{
 		{name: "fathom", plugin: ours, conf: own},
 		{name: "bridge", plugin: filepath.Join(reference, "bridge"), conf: bridge},
 	}
 	for range pods {
 		for _, k := range kinds {
-			_, detach := attach(k.plugin, k.conf)
+			_, _, detach := attach(k.plugin, k.conf)
 			defer detach()
 		}
 	}
@@ -100,8 +100,8 @@ func benchmarkAdd(b *testing.B, families, pods int) {
 	for i := range b.N {
 		for j := range kinds {
 			k := &kinds[(i+j)%len(kinds)] // who is first takes turns, too
-			add, detach := attach(k.plugin, k.conf)
-			k.add, k.del = append(k.add, add), append(k.del, detach())
+			add, cpu, detach := attach(k.plugin, k.conf)
+			k.add, k.cpu, k.del = append(k.add, add), append(k.cpu, cpu), append(k.del, detach())
 		}
 	}
 	b.StopTimer()
@@ -113,6 +113,7 @@ func benchmarkAdd(b *testing.B, families, pods int) {
 	for _, k := range kinds {
 		b.ReportMetric(percentile(k.add, 50), k.name+"-p50-ms")
 		b.ReportMetric(percentile(k.add, 99), k.name+"-p99-ms")
+		b.ReportMetric(percentile(k.cpu, 50), k.name+"-cpu-ms")
 		b.ReportMetric(percentile(k.del, 50), k.name+"-del-p50-ms")
 	}
 	b.ReportMetric(percentile(kinds[1].add, 50)/percentile(kinds[0].add, 50), "times-faster")
