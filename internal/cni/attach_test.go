@@ -36,25 +36,27 @@ func must(t testing.TB, err error) {
 	}
 }
 
+var programDir string // empty as long as no test needs it
+
 // program is fathom-cni, built once.
 var program = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "fathom-cni")
-	if err != nil {
+	var err error
+	if programDir, err = os.MkdirTemp("", "fathom-cni"); err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, conflist.Plugin)
+	path := filepath.Join(programDir, conflist.Plugin)
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "github.com/fathom-network/fathom/cmd/fathom-cni")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return dir, fmt.Errorf("build fathom-cni: %w\n%s", err, out)
+		return "", fmt.Errorf("build fathom-cni: %w\n%s", err, out)
 	}
 	return path, nil
 })
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if path, err := program(); err == nil {
-		os.RemoveAll(filepath.Dir(path))
+	if programDir != "" {
+		os.RemoveAll(programDir)
 	}
 	os.Exit(code)
 }

@@ -158,26 +158,24 @@ func (n *Namespace) setPodEnd(p Pod) error {
 
 // setHostEnd configures the node's end in the node's namespace, which is n.
 func (n *Namespace) setHostEnd(l *netlink.Veth, p Pod) error {
-	for _, f := range []struct {
-		has      bool
-		settings []setting
-	}{
-		{slices.ContainsFunc(p.Addrs, netip.Addr.Is4), []setting{
-			{"ipv4/forwarding", "1"},
-			{"ipv4/rp_filter", "1"}, // the way back is the device that it came by: a pod sends from its own address
-		}},
-		{slices.ContainsFunc(p.Addrs, netip.Addr.Is6), []setting{
-			{"ipv6/disable_ipv6", "0"},
-			{"ipv6/accept_ra", "0"},     // a pod is no router of the node's
-			{"ipv6/addr_gen_mode", "1"}, // none: the link-local address is the gateway's
-		}},
-	} {
-		if !f.has {
-			continue
-		}
-		if err := n.setSysctls(p.HostDevice, f.settings); err != nil {
-			return err
-		}
+	var settings []setting
+	if slices.ContainsFunc(p.Addrs, netip.Addr.Is4) {
+		settings = append(settings,
+			setting{"ipv4/forwarding", "1"},
+			setting{"ipv4/rp_filter", "1"}) // the way back is the device that it came by: a pod sends from its own address
+	}
+	switch {
+	case slices.ContainsFunc(p.Addrs, netip.Addr.Is6):
+		settings = append(settings,
+			setting{"ipv6/disable_ipv6", "0"},
+			setting{"ipv6/accept_ra", "0"},     // a pod is no router of the node's
+			setting{"ipv6/addr_gen_mode", "1"}) // none: the link-local address is the gateway's
+	case hasIPv6():
+		// A pod without IPv6 might still advertise itself to the node as a router.
+		settings = append(settings, setting{"ipv6/disable_ipv6", "1"})
+	}
+	if err := n.setSysctls(p.HostDevice, settings); err != nil {
+		return err
 	}
 	if err := n.nl.LinkSetUp(l); err != nil {
 		return fmt.Errorf("bring up %s: %w", p.HostDevice, err)
@@ -245,6 +243,11 @@ func (n *Namespace) setForwarding(addrs []netip.Addr) error {
 		}
 		return nil
 	})
+}
+
+func hasIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return err == nil
 }
 
 func isOn(path string) (bool, error) {
