@@ -34,7 +34,7 @@ var layers = []struct {
 	// Parts of programs, each of use alone.
 	{name: "parts", packages: []string{"cni", "doctor", "image", "install"}, below: []string{"facts", "ground", "kernel", "watch"}},
 	// What the commands are for. They never import each other.
-	{name: "programs", packages: []string{"dataplane", "lab"}, below: []string{"facts", "ground", "kernel", "watch", "parts"}},
+	{name: "programs", packages: []string{"dataplane", "lab", "verify"}, below: []string{"facts", "ground", "kernel", "watch", "parts"}},
 }
 
 // onlyBy says which packages may import what is in these modules or directories; a name that ends in / stands

@@ -22,6 +22,7 @@ import (
 	"github.com/fathom-network/fathom/internal/netfacts"
 	"github.com/fathom-network/fathom/internal/nodestate"
 	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/ruleset"
 )
 
 // Options are what an agent is told at its start.
@@ -61,6 +62,7 @@ type Agent struct {
 	Options
 	view    *kube.View
 	node    *link.Namespace
+	rules   *ruleset.Ruleset
 	leases  *lease.Store
 	metrics *metrics
 	wake    chan struct{}
@@ -83,6 +85,10 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer a.node.Close()
 	a.node.SysctlsAt(o.Paths.Sysctl)
+	if a.rules, err = ruleset.Open("/proc/self/ns/net"); err != nil {
+		return err
+	}
+	defer a.rules.Close()
 	if a.leases, err = lease.Open(o.Paths.Leases, conflist.DefaultCoolDown); err != nil {
 		return err
 	}
@@ -177,7 +183,13 @@ func (a *Agent) converge(ctx context.Context) (nodestate.Status, []string, error
 	if plan.Node == "" {
 		return nodestate.Status{Reason: "no Node " + a.Node + " yet"}, problems, nil
 	}
+	if err := a.rememberSettings(plan.Sysctls); err != nil {
+		return nodestate.Status{}, problems, fmt.Errorf("write down the node's settings: %w", err)
+	}
 	changes, err := a.node.SetPodNetwork(plan)
+	if err == nil {
+		changes.Masquerade, err = a.rules.SetMasquerade(plan.Masquerade)
+	}
 	a.metrics.changed(changes)
 	if err != nil {
 		return nodestate.Status{}, problems, err

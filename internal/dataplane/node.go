@@ -19,6 +19,7 @@ import (
 	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/nodestate"
 	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/ruleset"
 )
 
 // networkName is the name of the network in the conflist.
@@ -135,6 +136,14 @@ func (a *Agent) observe() (nodestate.State, error) {
 	s := nodestate.State{Status: a.state.get()}
 	var err error
 	if s.Kernel, err = a.node.PodNetwork(s.Plan.Sysctls); err != nil {
+		return s, err
+	}
+	rules, err := ruleset.Open("/proc/self/ns/net") // the loop's is for the loop alone
+	if err != nil {
+		return s, err
+	}
+	defer rules.Close()
+	if s.Kernel.Masquerade, err = rules.Masquerade(); err != nil {
 		return s, err
 	}
 	if s.Pods, s.Strays, err = a.node.PodEnds(); err != nil {
