@@ -78,7 +78,7 @@ type Agent struct {
 // ends or starts.
 func Run(ctx context.Context, o Options) error {
 	a := &Agent{Options: o, wake: make(chan struct{}, 1), metrics: newMetrics(o.Node)}
-	a.state.set(nodestate.Status{Reason: "the agent is starting"})
+	a.state.set(nodestate.Status{Waiting: true, Reason: "the agent is starting"})
 	var err error
 	if a.node, err = link.Open("/proc/self/ns/net"); err != nil {
 		return err
@@ -158,7 +158,7 @@ func (a *Agent) converge(ctx context.Context) (nodestate.Status, []string, error
 		if err := a.view.Problem(); err != nil {
 			reason += ": " + err.Error()
 		}
-		return nodestate.Status{Reason: reason}, nil, nil
+		return nodestate.Status{Waiting: true, Reason: reason}, nil, nil
 	}
 	config, err := netconf.Parse(a.view.Config())
 	var problems []string
@@ -198,6 +198,9 @@ func (a *Agent) converge(ctx context.Context) (nodestate.Status, []string, error
 		a.Log.Info("kernel", "changes", changes)
 	}
 	if err := a.sweep(); err != nil {
+		problems = append(problems, err.Error())
+	}
+	if err := a.repairPods(plan, f.Own); err != nil {
 		problems = append(problems, err.Error())
 	}
 	status := nodestate.Status{Plan: plan, Config: *a.config, Interfaces: interfaces}

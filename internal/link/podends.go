@@ -57,3 +57,43 @@ func (n *Namespace) PodEnds() (ends []nodestate.PodEnd, strays []netip.Addr, err
 	}
 	return ends, strays, nil
 }
+
+// RepairPod makes what the node has for a pod what AddPod made of it, and the MTU of both ends what it should be
+// now. Devices are not made again: a pod that has lost its own is the runtime's to make anew. What goes while it is
+// looked at is not an error.
+func (n *Namespace) RepairPod(in *Namespace, p Pod) error {
+	err := n.repairPod(in, p)
+	if isGone(err) {
+		return nil
+	}
+	return err
+}
+
+func (n *Namespace) repairPod(in *Namespace, p Pod) error {
+	host, err := n.nl.LinkByName(p.HostDevice)
+	if err != nil {
+		return fmt.Errorf("look up device %s: %w", p.HostDevice, err)
+	}
+	pod, err := in.nl.LinkByName(p.Device)
+	if err != nil {
+		return fmt.Errorf("look up device %s in a pod: %w", p.Device, err)
+	}
+	// The node's end first where it grows and last where it shrinks would be no better: neither end fragments.
+	if p.MTU != 0 && host.Attrs().MTU != p.MTU {
+		for ns, l := range map[*Namespace]netlink.Link{n: host, in: pod} {
+			if err := ns.nl.LinkSetMTU(l, p.MTU); err != nil {
+				return fmt.Errorf("set the MTU of %s to %d: %w", l.Attrs().Name, p.MTU, err)
+			}
+		}
+	}
+	for _, a := range p.Addrs {
+		if err := n.setNeighbour(host, a, pod.Attrs().HardwareAddr); err != nil {
+			return err
+		}
+		r := &netlink.Route{Dst: ipNet(whole(a)), LinkIndex: host.Attrs().Index, Scope: netlink.SCOPE_LINK, Protocol: PodRouteProtocol, Src: sourceFor(a, p.Sources)}
+		if err := n.nl.RouteReplace(r); err != nil {
+			return fmt.Errorf("add route %s: %w", routeString(*r), err)
+		}
+	}
+	return nil
+}

@@ -14,6 +14,8 @@ import (
 type Status struct {
 	// Ready says that the node carries pods.
 	Ready bool `json:"ready"`
+	// Waiting says that the agent has not seen the API since it started, and cannot tell.
+	Waiting bool `json:"waiting,omitempty"`
 	// Reason says why it does not.
 	Reason string `json:"reason,omitempty"`
 	// Plan is what the kernel should hold, made of these devices and this configuration.
