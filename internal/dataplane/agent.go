@@ -203,7 +203,7 @@ func (a *Agent) converge(ctx context.Context) (nodestate.Status, []string, error
 	if err := a.repairPods(plan, f.Own); err != nil {
 		problems = append(problems, err.Error())
 	}
-	status := nodestate.Status{Plan: plan, Config: *a.config, Interfaces: interfaces}
+	status := nodestate.Status{Plan: plan, Config: *a.config, Interfaces: interfaces, Addresses: nodeAddresses(f.Own)}
 	own := f.Own.PodCIDRs
 	if len(own) == 0 {
 		status.Reason = fmt.Sprintf("Node %s has no podCIDRs: run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr", a.Node)

@@ -18,6 +18,8 @@ type Status struct {
 	Waiting bool `json:"waiting,omitempty"`
 	// Reason says why it does not.
 	Reason string `json:"reason,omitempty"`
+	// Addresses are the node's own, one of each family.
+	Addresses []netip.Addr `json:"addresses"`
 	// Plan is what the kernel should hold, made of these devices and this configuration.
 	Plan       podnet.Plan        `json:"plan"`
 	Interfaces []podnet.Interface `json:"interfaces"`

@@ -83,7 +83,7 @@ func read(ctx context.Context, client *kube.Client) (reading, error) {
 		return r, err
 	}
 	if len(agents) == 0 {
-		return r, fmt.Errorf("no agent of Fathom's network runs in namespace %s of this cluster: install it with `fathom install`", netconf.Namespace)
+		return r, errNoAgents
 	}
 	// Kernels before the API: what a pod that comes meanwhile brings is then seen in the second reading only.
 	states, failed := States(ctx, client, agents)
