@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -49,6 +50,25 @@ func (a *Agent) writeConflist(plan podnet.Plan, own podnet.Node) error {
 	}
 	a.Log.Info("wrote the conflist", "path", path)
 	return nil
+}
+
+// pools are those that the conflist gives the plugin now.
+func (a *Agent) pools() []ipam.Pool {
+	data, err := os.ReadFile(a.Paths.Conflist)
+	if err != nil {
+		return nil // the node carries no pods yet
+	}
+	var list struct {
+		Plugins []json.RawMessage `json:"plugins"`
+	}
+	if err := json.Unmarshal(data, &list); err != nil || len(list.Plugins) == 0 {
+		return nil
+	}
+	c, err := conflist.Parse(list.Plugins[0])
+	if err != nil {
+		return nil
+	}
+	return c.Pools
 }
 
 // installProgram puts the plugin where the runtime looks for plugins. One that runs goes on with the old file.
@@ -149,7 +169,15 @@ func (a *Agent) observe() (nodestate.State, error) {
 	if s.Pods, s.Strays, err = a.node.PodEnds(); err != nil {
 		return s, err
 	}
-	leases, err := a.leases.List()
+	s.Pools = a.pools()
+	store, err := lease.Open(a.Paths.Leases, s.Config.CoolDown)
+	if err != nil {
+		return s, err
+	}
+	if s.Usage, err = store.Usage(s.Pools); err != nil {
+		return s, err
+	}
+	leases, err := store.List()
 	for _, l := range leases {
 		s.Leases = append(s.Leases, nodestate.Lease{ContainerID: l.ContainerID, IfName: l.IfName, Namespace: l.PodNamespace,
 			Pod: l.PodName, UID: l.PodUID, Device: l.HostDevice, Pool: l.Pool, Addresses: l.Addresses, Time: l.Time})

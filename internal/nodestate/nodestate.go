@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/ipam"
 	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/podnet"
 )
@@ -34,6 +35,9 @@ type State struct {
 	// Strays are routes to pods' addresses that lead to no pod's device.
 	Strays []netip.Addr `json:"strays,omitempty"`
 	Leases []Lease      `json:"leases"`
+	// Pools are the ranges that the plugin gives addresses from, and Usage how full they are.
+	Pools []ipam.Pool  `json:"pools"`
+	Usage []ipam.Usage `json:"usage"`
 }
 
 // PodEnd is the node's end of a pod's pair of devices, and what the node has to reach the pod by it.

@@ -45,7 +45,7 @@ func Pods(c Cluster, node string, s nodestate.State) []podnet.Difference {
 	if plan.Node != "" {
 		d.found = append(d.found, podnet.Diff(plan, s.Kernel)...)
 	}
-	d.pods(c.Pods, s, plan, f.Own.PodCIDRs)
+	d.devices(c.Pods, d.addresses(c.Pods, s), s, plan, f.Own.PodCIDRs)
 	slices.SortFunc(d.found, func(a, b podnet.Difference) int { return cmp.Compare(a.Text, b.Text) })
 	return slices.Compact(d.found)
 }
@@ -59,79 +59,73 @@ func (d *differ) add(format string, args ...any) {
 	d.found = append(d.found, podnet.Difference{Node: d.node, Text: fmt.Sprintf(format, args...)})
 }
 
-// pods compares pods, leases, devices and routes, each with each.
-func (d *differ) pods(pods []*corev1.Pod, s nodestate.State, plan podnet.Plan, ranges []netip.Prefix) {
-	leases := map[string]nodestate.Lease{} // by pod
-	holder := map[netip.Addr]string{}
+// holders are the leases of a node, by the pod's UID and name.
+type holders map[string]nodestate.Lease
+
+func holderOf(uid, namespace, name string) string { return uid + " " + namespace + "/" + name }
+
+// of returns the lease of a pod. A runtime that does not tell UIDs leaves them out.
+func (h holders) of(p *corev1.Pod) (nodestate.Lease, bool) {
+	l, found := h[holderOf(string(p.UID), p.Namespace, p.Name)]
+	if !found {
+		l, found = h[holderOf("", p.Namespace, p.Name)]
+	}
+	return l, found
+}
+
+// addresses compares pods with leases, and returns those of the node.
+func (d *differ) addresses(pods []*corev1.Pod, s nodestate.State) holders {
+	leases, known, taken := holders{}, map[string]bool{}, map[netip.Addr]string{}
 	for _, l := range s.Leases {
 		name := l.Namespace + "/" + l.Pod
 		for _, a := range l.Addresses {
-			if other, taken := holder[a]; taken {
-				d.add("address %s is held by %s and by %s", a, other, name)
+			if other, found := taken[a]; found {
+				d.add("address %s is held for %s and for %s", a, other, name)
 			}
-			holder[a] = name
+			taken[a] = name
 		}
-		leases[l.UID+" "+name] = l
+		leases[holderOf(l.UID, l.Namespace, l.Pod)] = l
 	}
-	ends := map[string]nodestate.PodEnd{}
-	for _, e := range s.Pods {
-		ends[e.Device] = e
-	}
-	known := map[string]bool{}
 	for _, p := range pods {
 		if p.Spec.NodeName != d.node || p.Spec.HostNetwork {
 			continue
 		}
-		name := p.Namespace + "/" + p.Name
-		known[string(p.UID)+" "+name], known[" "+name] = true, true
-		addresses := podAddrs(p)
-		if len(addresses) == 0 || finished(p) {
+		known[holderOf(string(p.UID), p.Namespace, p.Name)], known[holderOf("", p.Namespace, p.Name)] = true, true
+		have := podAddrs(p)
+		if len(have) == 0 || finished(p) {
 			continue // it has none yet, or no longer
 		}
-		l, found := leases[string(p.UID)+" "+name]
-		if !found {
-			l, found = leases[" "+name] // a runtime that does not tell UIDs
-		}
-		if !found {
-			d.add("pod %s has %s, and no lease says so", name, join(addresses))
-			continue
-		}
-		if !sameAddrs(addresses, l.Addresses) {
-			d.add("pod %s has %s in the API and holds %s", name, join(addresses), join(l.Addresses))
-		}
-		for _, a := range l.Addresses {
-			if l.Pool == netconf.DefaultPool && !slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) }) {
-				d.add("pod %s has %s, which is in none of the node's ranges %v", name, a, ranges)
-			}
-		}
-		end, found := ends[l.Device]
-		if !found {
-			d.add("pod %s has no device: %s is missing", name, l.Device)
-			continue
-		}
-		for _, a := range l.Addresses {
-			if !slices.Contains(end.Routes, a) {
-				d.add("route %s dev %s to pod %s is missing", a, end.Device, name)
-			}
-			if !slices.Contains(end.Neighbours, a) {
-				d.add("neighbour %s dev %s of pod %s is missing", a, end.Device, name)
-			}
-		}
-		for _, a := range end.Routes {
-			if !slices.Contains(l.Addresses, a) {
-				d.add("route %s dev %s should not be there: pod %s does not have that address", a, end.Device, name)
-			}
-		}
-		if plan.PodMTU != 0 && end.MTU > plan.PodMTU {
-			d.add("device %s of pod %s has MTU %d, and %d is what the network carries", end.Device, name, end.MTU, plan.PodMTU)
+		l, found := leases.of(p)
+		switch {
+		case !found:
+			d.add("pod %s/%s has %s, and no lease says so", p.Namespace, p.Name, join(have))
+		case !sameAddrs(have, l.Addresses):
+			d.add("pod %s/%s has %s in the API and holds %s", p.Namespace, p.Name, join(have), join(l.Addresses))
 		}
 	}
-	leased := map[string]bool{}
 	for key, l := range leases {
-		leased[l.Device] = true
 		if !known[key] {
 			d.add("%s held for pod %s/%s, which is not there", join(l.Addresses), l.Namespace, l.Pod)
 		}
+	}
+	return leases
+}
+
+// devices compares pods with what the node has to reach them by.
+func (d *differ) devices(pods []*corev1.Pod, leases holders, s nodestate.State, plan podnet.Plan, ranges []netip.Prefix) {
+	ends, leased := map[string]nodestate.PodEnd{}, map[string]bool{}
+	for _, e := range s.Pods {
+		ends[e.Device] = e
+	}
+	for _, p := range pods {
+		l, found := leases.of(p)
+		if !found || p.Spec.NodeName != d.node || p.Spec.HostNetwork || finished(p) || len(podAddrs(p)) == 0 {
+			continue
+		}
+		d.device(p.Namespace+"/"+p.Name, l, ends, plan, ranges)
+	}
+	for _, l := range leases {
+		leased[l.Device] = true
 	}
 	for _, e := range s.Pods {
 		if !leased[e.Device] {
@@ -140,6 +134,33 @@ func (d *differ) pods(pods []*corev1.Pod, s nodestate.State, plan podnet.Plan, r
 	}
 	for _, a := range s.Strays {
 		d.add("route %s leads to no pod's device", a)
+	}
+}
+
+func (d *differ) device(pod string, l nodestate.Lease, ends map[string]nodestate.PodEnd, plan podnet.Plan, ranges []netip.Prefix) {
+	end, found := ends[l.Device]
+	if !found {
+		d.add("pod %s has no device: %s is missing", pod, l.Device)
+		return
+	}
+	for _, a := range l.Addresses {
+		if l.Pool == netconf.DefaultPool && !slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) }) {
+			d.add("pod %s has %s, which is in none of the node's ranges %v", pod, a, ranges)
+		}
+		if !slices.Contains(end.Routes, a) {
+			d.add("route %s dev %s to pod %s is missing", a, end.Device, pod)
+		}
+		if !slices.Contains(end.Neighbours, a) {
+			d.add("neighbour %s dev %s of pod %s is missing", a, end.Device, pod)
+		}
+	}
+	for _, a := range end.Routes {
+		if !slices.Contains(l.Addresses, a) {
+			d.add("route %s dev %s should not be there: pod %s does not have that address", a, end.Device, pod)
+		}
+	}
+	if plan.PodMTU != 0 && end.MTU != plan.PodMTU {
+		d.add("device %s of pod %s has MTU %d, and %d is what the network carries", end.Device, pod, end.MTU, plan.PodMTU)
 	}
 }
 
