@@ -204,6 +204,11 @@ func TestPodNetwork(t *testing.T) {
 		if _, err := n.SetPodNetwork(plan); err == nil || !strings.Contains(err.Error(), "not ours") {
 			t.Errorf("a foreign device in the way gives %v", err)
 		}
+		have, err := n.PodNetwork(nil)
+		must(t, err)
+		if len(have.Routes) != 20 { // its own two, and two of each of nine on the segment
+			t.Errorf("with a foreign device in the way there are %d routes, want all direct ones:\n%s", len(have.Routes), have)
+		}
 		run(t, n, "ip", "link", "del", "fathom.vxlan")
 		run(t, n, "ip", "link", "add", "another", "type", "vxlan", "id", "4242", "dstport", "4789")
 		if _, err := n.SetPodNetwork(plan); err == nil || !strings.Contains(err.Error(), "VNI 4242") {
