@@ -22,7 +22,7 @@ const (
 // nodes are all nodes of the cluster, self among them. Where there is a problem the rest of the plan is made all
 // the same. A plan without a Node is of a machine that is no node: it is not to be put into a kernel.
 func NewPlan(self string, underlay []Interface, nodes []Node, config Config) (Plan, []Problem) {
-	p := planner{underlay: underlay, mac: TunnelMAC}
+	p := planner{underlay: underlay, mac: TunnelMAC, told: map[Problem]bool{}}
 	plan := p.plan(self, nodes, config)
 	return plan, p.problems
 }
@@ -33,6 +33,7 @@ type planner struct {
 	underlay []Interface
 	mac      func(node string, vni uint32) MAC
 	problems []Problem
+	told     map[Problem]bool
 	usedMTU  []int // of the interfaces that direct routes leave by
 }
 
@@ -62,7 +63,8 @@ func (m *member) setTunnel(f Family, a netip.Addr) {
 
 func (p *planner) add(node string, why Reason, format string, args ...any) {
 	problem := Problem{node, why, fmt.Sprintf(format, args...)}
-	if !slices.Contains(p.problems, problem) {
+	if !p.told[problem] {
+		p.told[problem] = true
 		p.problems = append(p.problems, problem)
 	}
 }
