@@ -491,17 +491,18 @@ func (p *planner) sysctls(s State, me *member) []Sysctl {
 		}
 		list = append(list, Sysctl{Name: "ipv6/conf/all/forwarding", Value: "1", Why: "pods' packets pass through the node"})
 	}
+	// The kernel takes the greater of the device's and that of "all": 2, loose, wins over 1, strict, and drops next
+	// to nothing more than 0 does.
 	const loose = "packets may come by another device than answers leave by, while nodes change from vxlan to direct routes or back"
 	if has4 {
 		for d, ok := range segments {
 			if ok && peers[d] {
-				list = append(list, Sysctl{Name: "ipv4/conf/" + d + "/rp_filter", Value: "2", Instead: "1", Why: loose})
+				list = append(list, Sysctl{Name: "ipv4/conf/" + d + "/rp_filter", Value: "2", Why: loose})
 			}
 		}
 	}
 	if t := s.Tunnel; t != nil {
 		if has4 {
-			// The kernel takes the greater of this one and that of "all".
 			list = append(list, Sysctl{Name: "ipv4/conf/" + t.Name + "/rp_filter", Value: "2", Why: loose})
 		}
 		if has6 {
