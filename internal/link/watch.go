@@ -1,0 +1,50 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// WatchChanges tells, until the context ends, that devices, addresses or routes of the namespace may have changed:
+// when a device goes down the kernel forgets the routes by it, and does not make them again. It tells nothing more,
+// and several changes once: what is true is read from the kernel.
+func (n *Namespace) WatchChanges(ctx context.Context) (<-chan struct{}, error) {
+	var fd int
+	err := n.do(func() error {
+		var err error
+		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("watch the changes of %s: %w", n.path, err)
+	}
+	socket := os.NewFile(uintptr(fd), "netlink")
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_LINK |
+		unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE}); err != nil {
+		socket.Close()
+		return nil, fmt.Errorf("watch the changes of %s: %w", n.path, err)
+	}
+	changes := make(chan struct{}, 1)
+	stop := context.AfterFunc(ctx, func() { socket.Close() })
+	go func() {
+		defer close(changes)
+		defer stop()
+		defer socket.Close()
+		b := make([]byte, 64<<10)
+		for {
+			// Changes that came too fast for the socket are changes as well.
+			if _, err := socket.Read(b); err != nil && !errors.Is(err, unix.ENOBUFS) {
+				return
+			}
+			select {
+			case changes <- struct{}{}:
+			default: // told already, and not looked at yet
+			}
+		}
+	}()
+	return changes, nil
+}
