@@ -7,6 +7,7 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -108,7 +109,7 @@ func Run(ctx context.Context, o Options) error {
 	if a.view, err = o.Client.View(ctx, kube.ViewOptions{Node: o.Node, Namespace: netconf.Namespace, ConfigMap: netconf.ConfigMap, Changed: a.Wake}); err != nil {
 		return err
 	}
-	changed, err := a.node.Watch(ctx)
+	changed, err := a.node.WatchChanges(ctx)
 	if err != nil {
 		return err
 	}
@@ -119,7 +120,10 @@ func Run(ctx context.Context, o Options) error {
 		case <-ctx.Done():
 			return nil
 		case <-a.wake:
-		case <-changed:
+		case _, open := <-changed:
+			if !open && ctx.Err() == nil {
+				return errors.New("the kernel tells of changes no more") // and the pod is started anew
+			}
 		case <-tick.C:
 		}
 		a.pass(ctx)
