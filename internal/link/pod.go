@@ -101,6 +101,11 @@ func (n *Namespace) setSysctls(device string, all []setting) error {
 		for _, s := range all {
 			family, name, _ := strings.Cut(s.name, "/")
 			path := filepath.Join("/proc/sys/net", family, "conf", device, name)
+			// Reading first is cheap. Writing what is there already may take the lock of all devices, and where that
+			// is held, as on a node on which many pods start, the kernel does not wait for it but tries again and again.
+			if value, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(value)) == s.value {
+				continue
+			}
 			if err := os.WriteFile(path, []byte(s.value), 0o644); err != nil {
 				return fmt.Errorf("set %s to %s: %w", path, s.value, err)
 			}
