@@ -52,6 +52,7 @@ var onlyBy = map[string][]string{
 	"google.golang.org/grpc":                 {"internal/cri"},
 	"github.com/google/go-containerregistry": {"internal/image"},
 	"github.com/spf13/cobra":                 {"cmd/"},
+	"github.com/containernetworking/cni":     {"internal/cni"},
 }
 
 // Of modules that are not ours, facts may use those that make values out of bytes, and the API's types.
@@ -181,6 +182,17 @@ func TestInitIsSmall(t *testing.T) {
 	for path, p := range list(t, "-deps", "./cmd/fathom-init") {
 		if !p.Standard && !anyInside(path, allowed) {
 			t.Errorf("fathom-init needs %s", path)
+		}
+	}
+}
+
+// TestPluginIsSmall keeps out of fathom-cni, which starts anew for each pod that comes or goes, what takes time to
+// start or to load.
+func TestPluginIsSmall(t *testing.T) {
+	banned := []string{"k8s.io", "sigs.k8s.io", "net/http", "crypto/tls", "google.golang.org/grpc", "github.com/spf13/cobra"}
+	for path := range list(t, "-deps", "./cmd/fathom-cni") {
+		if anyInside(path, banned) {
+			t.Errorf("fathom-cni needs %s", path)
 		}
 	}
 }

@@ -485,6 +485,45 @@ func TestPodGone(t *testing.T) {
 	n.clean(t)
 }
 
+// TestLostLeases: the directory of leases is gone. DEL finds the device by its name, ADD replaces it.
+func TestLostLeases(t *testing.T) {
+	n := newNode(t)
+	p, q := newPod(t, "web-0"), newPod(t, "web-1")
+	for _, p := range []pod{p, q} {
+		if _, e := n.call(t, "ADD", p, nil); e != nil {
+			t.Fatal(e)
+		}
+	}
+	must(t, os.RemoveAll(n.conf["dataDir"].(string)))
+	if _, e := n.call(t, "DEL", p, nil); e != nil {
+		t.Error(e)
+	}
+	if devices, err := n.PodDevices(); err != nil || len(devices) != 1 {
+		t.Errorf("%v, %v", devices, err)
+	}
+	again := newPod(t, "web-1") // in another namespace
+	r, e := n.call(t, "ADD", again, nil)
+	if e != nil {
+		t.Fatal(e)
+	}
+	a, _ := netip.AddrFromSlice(r.IPs[0].Address.IP)
+	must(t, ping(n.Namespace, a.Unmap(), 56))
+	// A foreign device has taken the name since.
+	host := r.Interfaces[0].Name
+	for _, args := range [][]string{{"ip", "link", "del", host}, {"ip", "link", "add", host, "type", "veth", "peer", "name", "x0"}} {
+		if out, err := run(n.Namespace, args...); err != nil {
+			t.Fatal(out)
+		}
+	}
+	if _, e := n.call(t, "DEL", again, nil); e != nil {
+		t.Error(e)
+	}
+	if _, err := n.Device(host); err != nil {
+		t.Errorf("the foreign device went: %v", err)
+	}
+	n.clean(t)
+}
+
 func TestStatusAndGC(t *testing.T) {
 	n := newNode(t)
 	n.write(t, "1.1.0")

@@ -230,6 +230,7 @@ func FuzzResponse(f *testing.F) {
 	f.Add([]byte("HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{}"))
 	f.Add([]byte("HTTP/1.1 404 Not Found\r\n\r\n"))
 	f.Add([]byte("HTTP/1.0 \r\n\r\n"))
+	f.Add([]byte("HTTP/1.0 x\r\n\r\nbody"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		before := slices.Clone(data)
 		status, body, ok := parseResponse(data)

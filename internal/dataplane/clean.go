@@ -54,7 +54,7 @@ func (a *Agent) clean() error {
 	}
 	for _, d := range devices {
 		a.Log.Info("a pod is cut off", "device", d.Name, "alias", d.Alias)
-		if err := node.DeletePod(d.Name); err != nil {
+		if err := node.DeletePod(d.Name, d.Alias); err != nil {
 			return err
 		}
 	}

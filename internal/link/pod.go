@@ -101,6 +101,11 @@ func (n *Namespace) setSysctls(device string, all []setting) error {
 		for _, s := range all {
 			family, name, _ := strings.Cut(s.name, "/")
 			path := filepath.Join("/proc/sys/net", family, "conf", device, name)
+			// Reading first is cheap. Writing what is there already may take the lock of all devices, and where that
+			// is held, as on a node on which many pods start, the kernel does not wait for it but tries again and again.
+			if value, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(value)) == s.value {
+				continue
+			}
 			if err := os.WriteFile(path, []byte(s.value), 0o644); err != nil {
 				return fmt.Errorf("set %s to %s: %w", path, s.value, err)
 			}
@@ -264,9 +269,9 @@ func (n *Namespace) setNeighbour(l netlink.Link, a netip.Addr, mac net.HardwareA
 	return nil
 }
 
-// DeletePod takes a pod's device away, by the name of the node's end: both ends, and the routes with them. One
-// that is not there is not an error, and one that is not in PodGroup stays and is.
-func (n *Namespace) DeletePod(hostDevice string) error {
+// DeletePod takes a pod's device away, by the name and the alias of the node's end: both ends, and the routes with
+// them. One that is not there is not an error. One that is another's stays: the error is ForeignDeviceError.
+func (n *Namespace) DeletePod(hostDevice, alias string) error {
 	l, err := n.nl.LinkByName(hostDevice)
 	if err != nil {
 		if isGone(err) {
@@ -274,10 +279,22 @@ func (n *Namespace) DeletePod(hostDevice string) error {
 		}
 		return fmt.Errorf("look up device %s: %w", hostDevice, err)
 	}
-	if l.Attrs().Group != PodGroup {
-		return fmt.Errorf("delete device %s: it is not ours (group %d, alias %q)", hostDevice, l.Attrs().Group, l.Attrs().Alias)
+	a := l.Attrs()
+	// AddPod was killed between the device and its alias: then there is none.
+	if a.Group != PodGroup || a.Alias != alias && a.Alias != "" {
+		return &ForeignDeviceError{Name: hostDevice, Group: a.Group, Alias: a.Alias}
 	}
 	return n.deleteLink(l)
+}
+
+// ForeignDeviceError says that a device that was to go is not the one that was meant.
+type ForeignDeviceError struct {
+	Name, Alias string
+	Group       uint32
+}
+
+func (e *ForeignDeviceError) Error() string {
+	return fmt.Sprintf("delete device %s: it is another's (group %d, alias %q)", e.Name, e.Group, e.Alias)
 }
 
 func (n *Namespace) deleteLink(l netlink.Link) error {

@@ -58,14 +58,18 @@ func TestPod(t *testing.T) {
 		t.Errorf("%v, %v", devices, err)
 	}
 	for range 2 {
-		must(t, node.DeletePod("a-1"))
+		must(t, node.DeletePod("a-1", podA.Alias))
 	}
 	if got := run(t, node, "ip", "route") + run(t, node, "ip", "-6", "route"); strings.Contains(got, "a-1") {
 		t.Errorf("routes stay:\n%s", got)
 	}
 	run(t, node, "ip", "link", "add", "a-1", "type", "veth", "peer", "name", "x")
-	if err := node.DeletePod("a-1"); err == nil || !strings.Contains(err.Error(), "not ours") {
+	var foreign *link.ForeignDeviceError
+	if err := node.DeletePod("a-1", podA.Alias); !errors.As(err, &foreign) {
 		t.Errorf("a foreign device: %v", err)
+	}
+	if err := node.DeletePod("b-1", podA.Alias); !errors.As(err, &foreign) || foreign.Alias != podB.Alias {
+		t.Errorf("the device of another pod: %v", err)
 	}
 }
 
