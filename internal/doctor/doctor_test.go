@@ -91,6 +91,12 @@ func TestPureChecks(t *testing.T) {
 			"/cg/cgroup.controllers": "cpuset cpu io pids", "/proc/cgroups": "#subsys_name\thierarchy\tnum_cgroups\tenabled\nmemory\t0\t1\t0\nhugetlb\t0\t1\t1\n"},
 			run:  func(e *exam) { e.controllers(cgroup.V2, []cgroup.Hierarchy{{Path: "/cg", V2: true}}) },
 			want: "fail cgroup memory, warn cgroup hugetlb, ok controllers", text: "cgroup_enable=memory"},
+		{name: "br_netfilter", files: map[string]string{"/proc/sys/net/bridge/bridge-nf-call-iptables": "1"},
+			run: (*exam).bridgeFilter, want: "ok br_netfilter", text: "available"},
+		{name: "br_netfilter not loaded", files: map[string]string{"/lib/modules/6.1.0/modules.dep": "kernel/net/bridge/br_netfilter.ko: kernel/net/bridge/bridge.ko\n"},
+			run: func(e *exam) { e.NeedFlannel = true; e.bridgeFilter() }, want: "ok br_netfilter", text: "fathom up"},
+		{name: "no br_netfilter", run: (*exam).bridgeFilter, want: "warn br_netfilter", text: "by a Service"},
+		{name: "no br_netfilter for flannel", run: func(e *exam) { e.NeedFlannel = true; e.bridgeFilter() }, want: "fail br_netfilter"},
 		{name: "cgroup v1", files: map[string]string{"/proc/cgroups": "pids 0 1 1\n"},
 			run: func(e *exam) {
 				var all []cgroup.Hierarchy

@@ -17,6 +17,7 @@ import (
 	"github.com/fathom-network/fathom/internal/image"
 	"github.com/fathom-network/fathom/internal/kit"
 	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/link"
 	"github.com/fathom-network/fathom/internal/machine"
 	"github.com/fathom-network/fathom/internal/topology"
 )
@@ -188,7 +189,15 @@ func (l *Lab) up(ctx context.Context, t *timeline) error {
 			return err
 		})
 	})
-	g.Go(func() error { return t.step("", "lay the wires", l.setWires) })
+	g.Go(func() error {
+		return t.detailed("", "lay the wires", func(say func(string)) error {
+			// doctor refuses what does not run without it.
+			if err := link.LoadBridgeFilter(); err != nil {
+				say("Services do not work between pods of one node: " + err.Error())
+			}
+			return l.setWires()
+		})
+	})
 	if err := g.Wait(); err != nil {
 		return err
 	}
