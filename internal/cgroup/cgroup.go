@@ -195,7 +195,7 @@ func Nest(group, name string) error {
 }
 
 // Add moves a process that was started with SysProcAttr.UseCgroupFD into the group of the v1 hierarchies,
-// which clone knows nothing of.
+// which clone knows nothing of. Process 0 is the calling one.
 func Add(group string, pid int) error { return move(group, pid, false) }
 
 func move(group string, pid int, v2 bool) error {

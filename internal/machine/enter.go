@@ -32,8 +32,8 @@ var entered = []struct {
 // kernel shows of this process in /proc/self.
 func init() { runtime.LockOSThread() }
 
-// EnterCommand is the hidden command of fathom-init that joins the machine's cgroup namespace and becomes the program
-// of its arguments: PATH ARGV0 ARGS…
+// EnterCommand is the hidden command of fathom-init that joins the machine's cgroup namespace and its groups of cgroup
+// v1, which clone knows nothing of, and becomes the program of its arguments: PATH ARGV0 ARGS…
 //
 // A process can be born in a cgroup only if the namespace of its parent shows both that cgroup and the parent's own:
 // where systemd mounts cgroup v2 (with nsdelegate), clone says ENOENT otherwise. So it is born with the host's
@@ -61,11 +61,6 @@ func (m *Machine) Run(ctx context.Context, cmd *exec.Cmd) error {
 		started <- m.startInside(cmd)
 	}()
 	if err := <-started; err != nil {
-		return fmt.Errorf("run %s on %s: %w", name, filepath.Base(m.Cgroup), err)
-	}
-	if err := cgroup.Add(m.Cgroup, cmd.Process.Pid); err != nil {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
 		return fmt.Errorf("run %s on %s: %w", name, filepath.Base(m.Cgroup), err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })

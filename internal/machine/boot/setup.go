@@ -61,10 +61,13 @@ func joinCgroup(spec machine.Spec) error {
 	return cgroup.Nest(spec.Cgroup, initGroup)
 }
 
-// Become makes the calling process, which is inside a machine but for the cgroup namespace, another program all inside.
-// It returns only if that fails.
+// Become makes the calling process, which is inside a machine but for the cgroup namespace and the groups of cgroup v1,
+// another program all inside. It returns only if that fails.
 func Become(path string, argv []string) error {
 	runtime.LockOSThread() // exec carries the namespace of this thread to the whole process
+	if err := cgroup.Add("/", 0); err != nil {
+		return err
+	}
 	fd, err := unix.Open("/proc/1/ns/cgroup", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err == nil {
 		err = unix.Setns(fd, unix.CLONE_NEWCGROUP)
