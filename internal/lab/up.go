@@ -335,8 +335,8 @@ func plural(n int) string {
 
 // What a step may take before it is given up, on a slow and loaded machine.
 const (
-	apiTimeout  = 2 * time.Minute
-	nodeTimeout = 3 * time.Minute
+	apiTimeout  = 4 * time.Minute // kubeadm's own: seconds as a rule, minutes where the machine is busy with something else
+	nodeTimeout = 4 * time.Minute
 )
 
 func withTimeout(ctx context.Context, d time.Duration, f func(context.Context) error) error {
