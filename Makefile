@@ -108,7 +108,7 @@ e2e: build ## whole-system scenarios in real labs
 
 # VM_SCENARIOS are scenarios of test/e2e, or "all".
 .PHONY: vm-test
-vm-test: build ## some scenarios on a Debian with cgroup v2 alone, in a virtual machine (test/vm/README.md; an hour without KVM)
+vm-test: build ## some scenarios on a Debian with cgroup v2 alone, in a virtual machine (test/vm/README.md; slow without KVM)
 	test/vm/run $(VM_SCENARIOS)
 
 # FOCUS and SKIP choose among the specs by pattern; NETWORK, PROXY, PROXY_MODE, IP_FAMILY and WORKERS say what lab
