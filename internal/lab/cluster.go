@@ -93,10 +93,6 @@ func (l *Lab) startPlanes(ctx context.Context, c *topology.Cluster, machines []*
 // join makes the nodes known to an API server that has only begun to serve, starts their kubelets and the
 // scheduler, and installs the add-ons and the network meanwhile.
 func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client, machines []*machine.Machine, add addOns, t *timeline) error {
-	var names []string
-	for _, n := range c.Nodes {
-		names = append(names, n.Name)
-	}
 	planes := machines[:len(c.ControlPlanes())]
 	// Nodes are made before their kubelets register, so that each has the pod CIDR that its routes and its
 	// network configuration were written for, instead of the next one in the order of registration.
@@ -158,7 +154,7 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 	if l.proxied(c) {
 		g.Go(func() error { return l.waitProxy(gctx, c, t) })
 	}
-	g.Go(func() error { return l.waitUsable(gctx, c, client, names, nil, t) })
+	g.Go(func() error { return l.waitUsable(gctx, c, client, names(c), nil, t) })
 	return g.Wait()
 }
 
@@ -182,9 +178,22 @@ func (l *Lab) installAddOns(ctx context.Context, c *topology.Cluster, client *ku
 			if err != nil {
 				return err
 			}
+			// The scheduler would put both of CoreDNS's pods on the first node that is Ready, for good.
+			err = t.step(c.Name, "nodes are Ready", func() error { return client.WaitNodes(ctx, names(c), nil) })
+			if err != nil {
+				return err
+			}
 		}
 		return t.step(c.Name, "create CoreDNS", func() error { return client.Create(ctx, add.dns) })
 	}))
+}
+
+func names(c *topology.Cluster) []string {
+	var all []string
+	for _, n := range c.Nodes {
+		all = append(all, n.Name)
+	}
+	return all
 }
 
 // proxied says whether the cluster gets a kube-proxy that can be waited for: there is a network to wait for, too.
