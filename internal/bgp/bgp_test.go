@@ -2,6 +2,7 @@ package bgp_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -77,7 +78,7 @@ func speak(in io.Reader, out io.Writer) {
 		if dec.Decode(&want) != nil {
 			return
 		}
-		c := s.Set(nil, want) //nolint:staticcheck // no context is needed to log
+		c := s.Set(context.Background(), want)
 		tell(&c)
 	}
 }
@@ -480,6 +481,7 @@ func (n namespace) routes(prefix string, hops ...string) {
 func TestRoutes(t *testing.T) {
 	for name, newRouter := range routers {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ns := newNamespace(t)
 			r := newRouter(t, ns)
 			n := newNode(t, ns, 1)
@@ -556,6 +558,7 @@ func outside(t testing.TB, router namespace) namespace {
 func TestRestart(t *testing.T) {
 	for name, newRouter := range routers {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ns := newNamespace(t)
 			r := newRouter(t, ns)
 			n := newNode(t, ns, 1)
@@ -623,6 +626,7 @@ func TestRestart(t *testing.T) {
 func TestRouterRestarts(t *testing.T) {
 	for name, newRouter := range routers {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ns := newNamespace(t)
 			r := newRouter(t, ns)
 			n := newNode(t, ns, 1)
@@ -656,7 +660,6 @@ func TestRouterRestarts(t *testing.T) {
 				now, _ := n.told()
 				return now.Sessions[0].State != bgp.Established && strings.Contains(now.Sessions[0].Reason, "ASN"), fmt.Sprint(now.Sessions)
 			})
-			ns.routes("10.244.1.0/24")
 		})
 	}
 }
@@ -665,6 +668,7 @@ func TestRouterRestarts(t *testing.T) {
 func TestPassword(t *testing.T) {
 	for name, newRouter := range routers {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ns := newNamespace(t)
 			r := newRouter(t, ns)
 			n := newNode(t, ns, 1)
@@ -699,6 +703,7 @@ func TestPassword(t *testing.T) {
 func TestTwoNodes(t *testing.T) {
 	for name, newRouter := range routers {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ns := newNamespace(t)
 			r := newRouter(t, ns)
 			one, two := newNode(t, ns, 1), newNode(t, ns, 2)

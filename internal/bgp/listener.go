@@ -2,8 +2,10 @@ package bgp
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
+
+	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
 )
 
 // listener passes on what GoBGP logs, and hears in it why a connection does not come about, which GoBGP tells in no
@@ -43,6 +45,13 @@ func (l *listener) WithGroup(name string) slog.Handler {
 	return &listener{next: l.next.WithGroup(name), note: l.note}
 }
 
+// What a router does that does not want us is seldom to say so.
+const (
+	refused = "the peer refuses the session: its log says why; often one side has another ASN for the other"
+	closed  = "the peer takes the connection and closes it: is this node's address a neighbour there, with the right ASN?"
+)
+
+// reasonOf returns what a log record tells of a connection that did not come about.
 func reasonOf(r slog.Record) string {
 	attrs := map[string]string{}
 	r.Attrs(func(a slog.Attr) bool {
@@ -52,8 +61,34 @@ func reasonOf(r slog.Record) string {
 	switch r.Message {
 	case "failed to connect":
 		return attrs["Error"]
-	case "received notification":
-		return fmt.Sprintf("the peer refused: code %s, subcode %s", attrs["Code"], attrs["Subcode"])
+	case "outgoing connection IO error":
+		return closed
+	case "sent notification":
+		switch attrs["Code"] + "/" + attrs["Subcode"] {
+		case "5/1": // it said something else than OPEN: a notification
+			return refused
+		case "2/2":
+			return "the peer has another ASN than configured"
+		case "2/3":
+			return "the peer has this node's router ID"
+		}
+	}
+	return ""
+}
+
+// disconnected returns why a session ended, or its opening.
+func disconnected(p apiutil.PeerState) string {
+	switch p.DisconnectReason {
+	case api.PeerState_DISCONNECT_REASON_NOTIFICATION_RECEIVED, api.PeerState_DISCONNECT_REASON_NOTIFICATION_SENT:
+		return p.DisconnectMessage
+	case api.PeerState_DISCONNECT_REASON_HOLD_TIMER_EXPIRED:
+		return "nothing was heard from the peer for the hold time"
+	case api.PeerState_DISCONNECT_REASON_READ_FAILED, api.PeerState_DISCONNECT_REASON_WRITE_FAILED, api.PeerState_DISCONNECT_REASON_GRACEFUL_RESTART:
+		return "the connection broke"
+	case api.PeerState_DISCONNECT_REASON_INVALID_MSG, api.PeerState_DISCONNECT_REASON_BAD_PEER_AS:
+		return refused
+	case api.PeerState_DISCONNECT_REASON_ADMIN_DOWN:
+		return "the peer announces more routes than are of use here: have it announce none"
 	}
 	return ""
 }

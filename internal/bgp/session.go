@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -46,7 +47,7 @@ const (
 
 const (
 	// connectRetry is how often a peer that does not answer is tried.
-	connectRetry = 5 * time.Second
+	connectRetry = 3 * time.Second
 	// deferral is how long a peer that said it would tell what it knows is waited for. Nothing of what it tells is
 	// of interest.
 	deferral = 10 * time.Second
@@ -148,10 +149,12 @@ func (s *session) die(how ending) {
 	s.life = nil
 	s.mu.Unlock()
 	defer deaf()
-	if err := b.StopBgp(context.Background(), &api.StopBgpRequest{AllowGracefulRestart: how == leave}); err != nil {
-		s.log.Warn("BGP did not stop", "error", err)
+	if how == leave {
+		if err := b.StopBgp(context.Background(), &api.StopBgpRequest{AllowGracefulRestart: true}); err != nil {
+			s.log.Warn("BGP did not stop", "error", err)
+		}
 	}
-	b.Stop() // what is left: the instance's BFD
+	b.Stop()
 }
 
 // states are GoBGP's.
@@ -176,10 +179,8 @@ func (s *session) enter(life *server.BgpServer, p apiutil.PeerState) (over bool)
 	switch {
 	case came:
 		s.state.Reason = ""
-	case p.DisconnectMessage != "" && p.DisconnectReason != api.PeerState_DISCONNECT_REASON_UNSPECIFIED:
-		s.state.Reason = p.DisconnectMessage
-	case went:
-		s.state.Reason = "the connection ended"
+	default:
+		s.state.Reason = cmp.Or(disconnected(p), s.state.Reason)
 	}
 	reason := s.state.Reason
 	s.mu.Unlock()
