@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -50,7 +51,7 @@ func Objects(o Options) ([]*unstructured.Unstructured, error) {
 			map[string]any{"name": "KUBERNETES_SERVICE_PORT", "value": port},
 		}
 	}
-	objects, err := kube.Decode(bytes.NewReader(deploy.Fathom))
+	objects, err := kube.Decode(bytes.NewReader(slices.Concat(deploy.BGPPeers, []byte("\n---\n"), deploy.Fathom)))
 	if err != nil {
 		return nil, err
 	}
