@@ -3,6 +3,7 @@ package bgp
 import (
 	"context"
 	"log/slog"
+	"strings"
 
 	"github.com/osrg/gobgp/v4/api"
 	"github.com/osrg/gobgp/v4/pkg/apiutil"
@@ -60,7 +61,11 @@ func reasonOf(r slog.Record) string {
 	})
 	switch r.Message {
 	case "failed to connect":
-		return attrs["Error"]
+		_, why, found := strings.Cut(attrs["Error"], ": ") // without what is known: "dial tcp 0.0.0.0:0->192.0.2.1:179: "
+		if !found {
+			why = attrs["Error"]
+		}
+		return why
 	case "outgoing connection IO error":
 		return closed
 	case "sent notification":

@@ -148,6 +148,7 @@ func TestRead(t *testing.T) {
 			"BGPPeer a: passwordSecret: key long of Secret bgp has 81 bytes, want 1 to 80",
 			"BGPPeer b: passwordSecret: Secret bgp has no key none",
 		}},
+		{name: "being deleted", node: dualNode(), peers: []*v1alpha1.BGPPeer{{ObjectMeta: metav1.ObjectMeta{Name: "a", DeletionTimestamp: &metav1.Time{Time: epoch}}}}},
 		{name: "bad selector", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) {
 			s.NodeSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "rack", Operator: "Like"}}}
 		})}, problems: []string{`BGPPeer a: nodeSelector: "Like" is not a valid label selector operator`}},

@@ -40,6 +40,7 @@ func Read(peers []*v1alpha1.BGPPeer, node Node, secrets Secrets) (Speaker, []Pro
 		selected, err := Selects(p, node.Labels)
 		r := reader{peer: p, node: node}
 		switch {
+		case p.DeletionTimestamp != nil: // something waits for it to be over
 		case err != nil:
 			r.refuse("nodeSelector: %v", err)
 		case selected:
