@@ -12,6 +12,7 @@ import (
 
 	"github.com/osrg/gobgp/v4/api"
 	"github.com/osrg/gobgp/v4/pkg/apiutil"
+	"github.com/osrg/gobgp/v4/pkg/config/oc"
 	wire "github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/osrg/gobgp/v4/pkg/server"
 
@@ -116,6 +117,7 @@ func (s *session) live(over chan<- struct{}) error {
 	if err := b.StartBgp(ctx, &api.StartBgpRequest{Global: &api.Global{
 		Asn: s.peer.LocalASN, RouterId: s.routerID.String(),
 		ListenPort: -1, // it dials: no port is opened on the node, and another BGP speaker may have 179
+		Families:   families,
 	}}); err != nil {
 		return fmt.Errorf("start BGP: %w", err)
 	}
@@ -140,6 +142,11 @@ func (s *session) live(over chan<- struct{}) error {
 		return fmt.Errorf("add the peer: %w", err)
 	}
 	return nil
+}
+
+// families are those that GoBGP makes tables for. By itself it makes them for all that it knows: 10 MiB.
+var families = []uint32{
+	uint32(oc.AfiSafiTypeToIntMap[oc.AFI_SAFI_TYPE_IPV4_UNICAST]), uint32(oc.AfiSafiTypeToIntMap[oc.AFI_SAFI_TYPE_IPV6_UNICAST]),
 }
 
 // die ends a life.
