@@ -283,6 +283,7 @@ func (n *node) up(peer string) {
 // router is a BGP router in a namespace: BIRD or FRR.
 type router interface {
 	begin(sessions ...routed)
+	load(config string)
 	end(unix.Signal)
 }
 
@@ -358,8 +359,14 @@ func (b *bird) begin(sessions ...routed) {
 		}
 		fmt.Fprintf(&c, "ipv4 { import all; export none; }; ipv6 { import all; export none; }; }\n")
 	}
+	b.load(c.String())
+}
+
+// load begins with a configuration.
+func (b *bird) load(config string) {
+	b.t.Helper()
 	path := filepath.Join(b.dir, "bird.conf")
-	must(b.t, os.WriteFile(path, []byte(c.String()), 0o644))
+	must(b.t, os.WriteFile(path, []byte(config), 0o644))
 	b.daemon = begin(b.namespace, "/usr/sbin/bird", "-f", "-c", path, "-s", filepath.Join(b.dir, "bird.ctl"))
 }
 
@@ -407,8 +414,14 @@ func (f *frr) begin(sessions ...routed) {
 		}
 		fmt.Fprintf(&c, " exit-address-family\n")
 	}
+	f.load(c.String())
+}
+
+// load begins with a configuration of bgpd.
+func (f *frr) load(config string) {
+	f.t.Helper()
 	path := filepath.Join(f.dir, "bgpd.conf")
-	must(f.t, os.WriteFile(path, []byte(c.String()), 0o644))
+	must(f.t, os.WriteFile(path, []byte(config), 0o644))
 	must(f.t, os.WriteFile(filepath.Join(f.dir, "zebra.conf"), nil, 0o644))
 	common := func(name string) []string {
 		return []string{"-f", filepath.Join(f.dir, name+".conf"), "-i", filepath.Join(f.dir, name+".pid"),
@@ -717,6 +730,36 @@ func TestTwoNodes(t *testing.T) {
 			one.set(peer("10.1.1.1"))
 			ns.routes("192.0.2.80/32", "10.1.2.2")
 			ns.routes("2001:db8::80/128", "fd00:1:2::2")
+		})
+	}
+}
+
+// TestDocumentedRouters runs the routers as docs/bgp.md configures them, with this test's addresses.
+func TestDocumentedRouters(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/bgp.md")
+	must(t, err)
+	for name, title := range map[string]string{"BIRD": "BIRD 2:", "FRR": "FRR:"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, after, found := strings.Cut(string(doc), "\n"+title+"\n\n```\n")
+			config, _, closed := strings.Cut(after, "```")
+			if !found || !closed {
+				t.Fatalf("no configuration below %q", title)
+			}
+			config = strings.NewReplacer("192.0.2.0/24", "10.1.1.0/24", "fd00:10:244::/56", "fd00:244::/32").Replace(config)
+			if name == "BIRD" {
+				config = "router id 192.0.2.1; protocol device {}\n" + config
+			}
+			ns := newNamespace(t)
+			r := routers[name](t, ns)
+			n := newNode(t, ns, 1)
+			r.load(config)
+			n.begin()
+			n.set(peer("10.1.1.1", route("10.244.1.0/24"), via("fd00:244:1::/64", "fd00:1:1::2"), route("203.0.113.0/24")))
+			n.up("router")
+			ns.routes("10.244.1.0/24", "10.1.1.2")
+			ns.routes("fd00:244:1::/64", "fd00:1:1::2")
+			ns.routes("203.0.113.0/24") // not the pods'
 		})
 	}
 }
