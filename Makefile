@@ -41,7 +41,9 @@ images: kit fathom
 
 .PHONY: fathom
 fathom: ## build Fathom alone: bin/fathom
-	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/...
+	# grpcnotrace: gRPC's pages of traces are made with html/template, with which the linker keeps every method of
+	# everything. Without the tag fathom-agent, which has gRPC with GoBGP and uses none of it, is 20 MB larger.
+	CGO_ENABLED=0 go build -tags grpcnotrace -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/...
 
 .PHONY: install
 install: build ## install to PREFIX (/usr/local): bin/fathom* and lib/fathom/kit

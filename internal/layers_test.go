@@ -24,7 +24,7 @@ var layers = []struct {
 	within   bool     // its packages may import each other
 }{
 	// Pure values and functions: no I/O, no clock, no lock.
-	{name: "facts", packages: []string{"conflist", "ipam", "netconf", "netfacts", "nodestate", "podnet", "topology"}, within: true},
+	{name: "facts", packages: []string{"bgpconf", "conflist", "ipam", "netconf", "netfacts", "nodestate", "podnet", "topology"}, within: true},
 	// What needs nothing but the standard library, and may read files.
 	{name: "ground", packages: []string{"kit", "testenv"}},
 	// The kernel's things. They know nothing of Kubernetes.
@@ -32,7 +32,7 @@ var layers = []struct {
 	// What other programs say of themselves: the API server, the container runtime. They change no kernel.
 	{name: "watch", packages: []string{"kube", "cri"}, below: []string{"facts"}},
 	// Parts of programs, each of use alone.
-	{name: "parts", packages: []string{"cni", "doctor", "image", "install"}, below: []string{"facts", "ground", "kernel", "watch"}},
+	{name: "parts", packages: []string{"bgp", "cni", "doctor", "image", "install"}, below: []string{"facts", "ground", "kernel", "watch"}},
 	// What the commands are for. They never import each other.
 	{name: "programs", packages: []string{"dataplane", "lab", "verify"}, below: []string{"facts", "ground", "kernel", "watch", "parts"}},
 }
@@ -43,6 +43,7 @@ var onlyBy = map[string][]string{
 	"github.com/vishvananda/netlink":         {"internal/link", "internal/doctor"},
 	"github.com/google/nftables":             {"internal/link", "internal/ruleset", "internal/doctor"},
 	"github.com/mdlayher/netlink":            {"internal/ruleset"},
+	"github.com/osrg/gobgp":                  {"internal/bgp"},
 	"k8s.io/client-go/kubernetes":            {"internal/kube"},
 	"k8s.io/client-go/rest":                  {"internal/kube"},
 	"k8s.io/client-go/dynamic":               {"internal/kube"},

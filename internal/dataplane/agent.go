@@ -66,6 +66,7 @@ type Agent struct {
 	rules   *ruleset.Ruleset
 	leases  *lease.Store
 	metrics *metrics
+	bgp     *announcer
 	wake    chan struct{}
 	state   statusBox
 
@@ -80,6 +81,8 @@ type Agent struct {
 func Run(ctx context.Context, o Options) error {
 	a := &Agent{Options: o, wake: make(chan struct{}, 1), metrics: newMetrics(o.Node)}
 	a.state.set(nodestate.Status{Waiting: true, Reason: "the agent is starting"})
+	a.bgp = a.newAnnouncer()
+	defer a.bgp.speaker.Leave() // without a word, so that routers keep the routes
 	var err error
 	if a.node, err = link.Open("/proc/self/ns/net"); err != nil {
 		return err
@@ -217,7 +220,7 @@ func (a *Agent) converge(ctx context.Context) (nodestate.Status, []string, error
 		return status, problems, err
 	}
 	status.Ready = true
-	return status, problems, nil
+	return status, append(problems, a.announce(ctx, f.Own)...), nil
 }
 
 // tellProblems makes an event of each problem that is new, and a log line of each that has gone.
@@ -241,12 +244,15 @@ func (a *Agent) tellProblems(ctx context.Context, problems []string) {
 }
 
 func (a *Agent) event(ctx context.Context, warning bool, reason, message string) {
+	a.record(ctx, kube.Event{Object: kube.NodeReference(a.Node), Warning: warning, Reason: reason, Message: message})
+}
+
+func (a *Agent) record(ctx context.Context, e kube.Event) {
 	ctx, cancel := context.WithTimeout(ctx, apiPatience)
 	defer cancel()
-	if len(message) > 1024 { // the API's limit
-		message = message[:1020] + " ..."
+	if len(e.Message) > 1024 { // the API's limit
+		e.Message = e.Message[:1020] + " ..."
 	}
-	e := kube.Event{Object: kube.NodeReference(a.Node), Warning: warning, Reason: reason, Message: message}
 	if err := a.Client.Record(ctx, Component, e); err != nil {
 		a.Log.Warn("an event was lost", "error", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"slices"
 	"strconv"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -53,7 +54,7 @@ func Objects(o Options) ([]*unstructured.Unstructured, error) {
 			map[string]any{"name": "KUBERNETES_SERVICE_PORT", "value": port},
 		}
 	}
-	objects, err := kube.Decode(bytes.NewReader(deploy.Fathom))
+	objects, err := kube.Decode(bytes.NewReader(slices.Concat(deploy.BGPPeers, []byte("\n---\n"), deploy.Fathom)))
 	if err != nil {
 		return nil, err
 	}

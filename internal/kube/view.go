@@ -35,6 +35,7 @@ func ConnectInCluster() (*Client, error) {
 type View struct {
 	nodes, pods, config cache.Indexer
 	synced              []cache.InformerSynced
+	bgp                 peerView
 	problem             atomic.Pointer[error]
 }
 
@@ -80,6 +81,9 @@ func (c *Client) View(ctx context.Context, o ViewOptions) (*View, error) {
 		*w.into = informer.GetIndexer()
 		v.synced = append(v.synced, informer.HasSynced)
 		go informer.RunWithContext(ctx)
+	}
+	if err := v.watchPeers(ctx, c, o); err != nil {
+		return nil, err
 	}
 	go func() { // an API server without objects sends no event
 		if cache.WaitForCacheSync(ctx.Done(), v.synced...) {
