@@ -137,8 +137,8 @@ func TestBGP(t *testing.T) {
 	}
 }
 
-// server starts etcd and an API server, and returns how to connect with a token.
-func server(t *testing.T) func(token string) *kube.Client {
+// server starts etcd and an API server, and returns how to connect with a token, and the file for that.
+func server(t testing.TB) (connect func(token string) *kube.Client, kubeconfig func(token string) string) {
 	t.Helper()
 	here, err := link.Here()
 	must(t, err)
@@ -160,18 +160,21 @@ func server(t *testing.T) func(token string) *kube.Client {
 	begin(t, here, kit+"kube-apiserver", "--etcd-servers=http://127.0.0.1:2379", "--cert-dir="+filepath.Join(dir, "certs"), "--secure-port=6443", "--bind-address=127.0.0.1",
 		"--advertise-address=10.1.1.2", "--token-auth-file="+tokens, "--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/16",
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+sa, "--service-account-signing-key-file="+sa)
-	connect := func(token string) *kube.Client {
-		c, err := kube.Connect(file("kubeconfig-"+token, `{"apiVersion": "v1", "kind": "Config", "current-context": "x",
+	kubeconfig = func(token string) string {
+		return file("kubeconfig-"+token, `{"apiVersion": "v1", "kind": "Config", "current-context": "x",
 			"clusters": [{"name": "x", "cluster": {"server": "https://127.0.0.1:6443", "insecure-skip-tls-verify": true}}],
 			"users": [{"name": "x", "user": {"token": "`+token+`"}}],
-			"contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}]}`))
+			"contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}]}`)
+	}
+	connect = func(token string) *kube.Client {
+		c, err := kube.Connect(kubeconfig(token))
 		must(t, err)
 		return c
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	must(t, connect(admin).WaitReady(ctx))
-	return connect
+	return connect, kubeconfig
 }
 
 func object(t testing.TB, text string) []*unstructured.Unstructured {
@@ -185,7 +188,7 @@ func inNode(t *testing.T, routerPath string) {
 	router, err := link.Open(routerPath)
 	must(t, err)
 	t.Cleanup(router.Close)
-	connect := server(t)
+	connect, _ := server(t)
 	c := connect(admin)
 	ctx := t.Context()
 
