@@ -28,7 +28,7 @@ var layers = []struct {
 	// What needs nothing but the standard library, and may read files.
 	{name: "ground", packages: []string{"kit", "testenv"}},
 	// The kernel's things. They know nothing of Kubernetes.
-	{name: "kernel", packages: []string{"cgroup", "machine", "machine/boot", "link", "lease"}, below: []string{"facts"}, within: true},
+	{name: "kernel", packages: []string{"bpf", "bpf/pin", "cgroup", "machine", "machine/boot", "link", "lease"}, below: []string{"facts"}, within: true},
 	// What other programs say of themselves: the API server, the container runtime. They change no kernel.
 	{name: "watch", packages: []string{"kube", "cri"}, below: []string{"facts"}},
 	// Parts of programs, each of use alone.
@@ -42,6 +42,7 @@ var layers = []struct {
 var onlyBy = map[string][]string{
 	"github.com/vishvananda/netlink":         {"internal/link", "internal/doctor"},
 	"github.com/google/nftables":             {"internal/link", "internal/doctor"},
+	"github.com/cilium/ebpf":                 {"internal/bpf"},
 	"k8s.io/client-go/kubernetes":            {"internal/kube"},
 	"k8s.io/client-go/rest":                  {"internal/kube"},
 	"k8s.io/client-go/dynamic":               {"internal/kube"},
@@ -180,6 +181,15 @@ func TestInitIsSmall(t *testing.T) {
 	for path, p := range list(t, "-deps", "./cmd/fathom-init") {
 		if !p.Standard && !anyInside(path, allowed) {
 			t.Errorf("fathom-init needs %s", path)
+		}
+	}
+}
+
+// TestPluginIsSmall keeps what loads BPF programs out of the plugin: it starts anew for each pod.
+func TestPluginIsSmall(t *testing.T) {
+	for path := range list(t, "-deps", "./cmd/fathom-cni") {
+		if anyInside(path, []string{"github.com/cilium/ebpf", "net/http", "k8s.io"}) {
+			t.Errorf("fathom-cni needs %s", path)
 		}
 	}
 }
