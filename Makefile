@@ -106,6 +106,11 @@ test: build lint ## all tests: units, the kernel's namespaces, the kit, whole la
 e2e: build ## whole-system scenarios in real labs
 	cd test/e2e && FATHOM=$(CURDIR)/bin/fathom go test -count=1 -timeout 60m $(TESTFLAGS) $(E2E)
 
+# VM_SCENARIOS are scenarios of test/e2e, or "all".
+.PHONY: vm-test
+vm-test: build ## some scenarios on a Debian with cgroup v2 alone, in a virtual machine (test/vm/README.md; slow without KVM)
+	test/vm/run $(VM_SCENARIOS)
+
 # FOCUS and SKIP choose among the specs by pattern; NETWORK, PROXY, PROXY_MODE, IP_FAMILY and WORKERS say what lab
 # they run in, or LAB which one that is up; ALL=1 runs also what cannot pass. docs/conformance.md tells more.
 conformance_options = FOCUS SKIP NETWORK PROXY PROXY_MODE IP_FAMILY WORKERS LAB ALL

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/dataplane"
@@ -30,7 +31,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(run())
+	root.AddCommand(run(), clean(), state(), release(), probePackets())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "fathom-agent:", err)
 		os.Exit(1)
@@ -70,12 +71,17 @@ func run() *cobra.Command {
 	f.StringVar(&o.Node, "node", os.Getenv("NODE_NAME"), "the `name` of this node's Node object")
 	f.StringVar(&kubeconfig, "kubeconfig", "", "`file` with credentials, outside of a pod")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
-	f.StringVar(&o.Health, "health-address", "127.0.0.1:10470", "where to answer /healthz and /readyz")
 	f.StringVar(&o.Metrics, "metrics-address", ":10471", "where to answer /metrics")
 	f.DurationVar(&o.Resync, "resync", 30*time.Second, "how often to compare everything without an event")
 	f.StringVar(&o.Paths.Plugin, "plugin", "/fathom-cni", "the CNI plugin to install, or nothing")
+	registerPaths(f, &o)
+	return cmd
+}
+
+// registerPaths registers the flags that say where the node's directories are.
+func registerPaths(f *pflag.FlagSet, o *dataplane.Options) {
+	f.StringVar(&o.Health, "health-address", "127.0.0.1:10470", "where to answer /healthz and /readyz")
 	f.StringVar(&o.Paths.CNIBin, "cni-bin", "/host/opt/cni/bin", "the node's directory of CNI plugins")
 	f.StringVar(&o.Paths.Conflist, "conflist", "/host/etc/cni/net.d/10-fathom.conflist", "the file to write when the node carries pods")
 	f.StringVar(&o.Paths.Sysctl, "sysctl-dir", "/host/proc/sys/net", "/proc/sys/net, or where it can be written")
-	return cmd
 }

@@ -156,7 +156,7 @@ func TestAttach(t *testing.T) {
 		has(t, "with an agent", c, "redirected to_pod")
 	}
 	// The address goes to another pod, while no agent is there to sweep.
-	must(t, n.DeletePod(b.host))
+	must(t, n.DeletePod(b.host, "test"))
 	again := n.pod(t, 1, 3)
 	serve(t, again)
 	for _, to := range again.addrs {
@@ -164,7 +164,7 @@ func TestAttach(t *testing.T) {
 	}
 	attach(again)
 	must(t, echo(a.Namespace, "tcp", again.addrs[0], 8080, 10000))
-	must(t, n.DeletePod(a.host))
+	must(t, n.DeletePod(a.host, "test"))
 	if c := n.set(t); c.Pods.Removed != 2 {
 		t.Errorf("swept %v", c)
 	}

@@ -108,6 +108,8 @@ func parseResponse(data []byte) (status int, body []byte, ok bool) {
 	if !found || len(fields) < 2 || !strings.HasPrefix(fields[0], "HTTP/1.") {
 		return 0, nil, false
 	}
-	status, err := strconv.Atoi(fields[1])
-	return status, body, err == nil
+	if status, err := strconv.Atoi(fields[1]); err == nil {
+		return status, body, true
+	}
+	return 0, nil, false
 }

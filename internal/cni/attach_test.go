@@ -36,25 +36,27 @@ func must(t testing.TB, err error) {
 	}
 }
 
+var programDir string // empty as long as no test needs it
+
 // program is fathom-cni, built once.
 var program = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "fathom-cni")
-	if err != nil {
+	var err error
+	if programDir, err = os.MkdirTemp("", "fathom-cni"); err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, conflist.Plugin)
+	path := filepath.Join(programDir, conflist.Plugin)
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "github.com/fathom-network/fathom/cmd/fathom-cni")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return dir, fmt.Errorf("build fathom-cni: %w\n%s", err, out)
+		return "", fmt.Errorf("build fathom-cni: %w\n%s", err, out)
 	}
 	return path, nil
 })
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if path, err := program(); err == nil {
-		os.RemoveAll(filepath.Dir(path))
+	if programDir != "" {
+		os.RemoveAll(programDir)
 	}
 	os.Exit(code)
 }
@@ -479,6 +481,45 @@ func TestPodGone(t *testing.T) {
 		if _, e := n.call(t, "DEL", pod{path: path, name: "web-0"}, nil); e != nil {
 			t.Error(e)
 		}
+	}
+	n.clean(t)
+}
+
+// TestLostLeases: the directory of leases is gone. DEL finds the device by its name, ADD replaces it.
+func TestLostLeases(t *testing.T) {
+	n := newNode(t)
+	p, q := newPod(t, "web-0"), newPod(t, "web-1")
+	for _, p := range []pod{p, q} {
+		if _, e := n.call(t, "ADD", p, nil); e != nil {
+			t.Fatal(e)
+		}
+	}
+	must(t, os.RemoveAll(n.conf["dataDir"].(string)))
+	if _, e := n.call(t, "DEL", p, nil); e != nil {
+		t.Error(e)
+	}
+	if devices, err := n.PodDevices(); err != nil || len(devices) != 1 {
+		t.Errorf("%v, %v", devices, err)
+	}
+	again := newPod(t, "web-1") // in another namespace
+	r, e := n.call(t, "ADD", again, nil)
+	if e != nil {
+		t.Fatal(e)
+	}
+	a, _ := netip.AddrFromSlice(r.IPs[0].Address.IP)
+	must(t, ping(n.Namespace, a.Unmap(), 56))
+	// A foreign device has taken the name since.
+	host := r.Interfaces[0].Name
+	for _, args := range [][]string{{"ip", "link", "del", host}, {"ip", "link", "add", host, "type", "veth", "peer", "name", "x0"}} {
+		if out, err := run(n.Namespace, args...); err != nil {
+			t.Fatal(out)
+		}
+	}
+	if _, e := n.call(t, "DEL", again, nil); e != nil {
+		t.Error(e)
+	}
+	if _, err := n.Device(host); err != nil {
+		t.Errorf("the foreign device went: %v", err)
 	}
 	n.clean(t)
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -83,13 +84,13 @@ func (c *call) attach(node, pod *link.Namespace, store lease.Leases, r ipam.Requ
 		err = node.AddPod(pod, d)
 		if isInNode(err) {
 			// A device that no lease names was left by somebody who lost his leases.
-			var stray bool
-			if stray, err = c.isStray(node, store, l); err == nil && stray {
-				if err = node.DeletePod(d.HostDevice); err == nil {
+			stray, found, lookErr := c.stray(node, store, l)
+			if lookErr != nil {
+				err = lookErr
+			} else if found {
+				if err = node.DeletePod(stray.Name, stray.Alias); err == nil {
 					err = node.AddPod(pod, d)
 				}
-			} else if err == nil {
-				err = &link.DeviceExistsError{Name: d.HostDevice}
 			}
 		}
 		if err == nil {
@@ -108,27 +109,25 @@ func isInNode(err error) bool {
 	return errors.As(err, &exists) && !exists.InPod
 }
 
-// isStray says whether the lease's device is one of this network that no other lease names.
-func (c *call) isStray(node *link.Namespace, store lease.Leases, l lease.Lease) (bool, error) {
+// stray returns the device of the lease's name if it is one of this network that no other lease names.
+func (c *call) stray(node *link.Namespace, store lease.Leases, l lease.Lease) (link.PodDevice, bool, error) {
+	var none link.PodDevice
 	devices, err := node.PodDevices()
 	if err != nil {
-		return false, err
+		return none, false, err
+	}
+	i := slices.IndexFunc(devices, func(d link.PodDevice) bool { return d.Name == l.HostDevice && isOf(c.Name, d) })
+	if i < 0 {
+		return none, false, nil
 	}
 	leases, err := store.List()
 	if err != nil {
-		return false, err
+		return none, false, err
 	}
-	for _, other := range leases {
-		if other.HostDevice == l.HostDevice && other.Attachment != l.Attachment {
-			return false, nil
-		}
-	}
-	for _, d := range devices {
-		if d.Name == l.HostDevice {
-			return isOf(c.Name, d), nil
-		}
-	}
-	return false, nil
+	leased := slices.ContainsFunc(leases, func(other lease.Lease) bool {
+		return other.HostDevice == l.HostDevice && other.Attachment != l.Attachment
+	})
+	return devices[i], !leased, nil
 }
 
 // del detaches a container. It may be repeated, and does not mind what is missing.
@@ -152,20 +151,23 @@ func (p plugin) del(args *skel.CmdArgs) error {
 	}
 	if !found { // a second DEL, or the leases were lost
 		l = lease.Lease{Attachment: c.attachment, HostDevice: hostDevice(c.pod.name, c.attachment, 0)}
-		stray, err := c.isStray(node, store, l)
-		if err != nil {
-			return asError("detach "+c.pod.String(), err)
+		stray, found, err := c.stray(node, store, l)
+		if err == nil && found {
+			err = node.DeletePod(stray.Name, stray.Alias)
 		}
-		if !stray {
-			return nil
+		if err == nil {
+			err = store.Release(l.Attachment) // a damaged one
 		}
+		return asError("detach "+c.pod.String(), err)
 	}
 	return asError("detach "+c.pod.String(), detach(node, store, l))
 }
 
 // detach takes the device away, then the lease: as long as an address is on a device, nobody else gets it.
 func detach(node *link.Namespace, store lease.Leases, l lease.Lease) error {
-	if err := node.DeletePod(l.HostDevice); err != nil {
+	err := node.DeletePod(l.HostDevice, alias(l))
+	var foreign *link.ForeignDeviceError
+	if err != nil && !errors.As(err, &foreign) { // a foreign one has the name because ours is gone, or never was
 		return err
 	}
 	return store.Release(l.Attachment)

@@ -46,7 +46,7 @@ func Sweep(node *link.Namespace, store *lease.Store, network string, valid func(
 		if leased[d.Name] || !isOf(network, d) {
 			continue
 		}
-		if err := node.DeletePod(d.Name); err != nil {
+		if err := node.DeletePod(d.Name, d.Alias); err != nil {
 			errs = append(errs, err)
 			continue
 		}

@@ -7,6 +7,7 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -19,7 +20,10 @@ import (
 	"github.com/fathom-network/fathom/internal/lease"
 	"github.com/fathom-network/fathom/internal/link"
 	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/netfacts"
+	"github.com/fathom-network/fathom/internal/nodestate"
 	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/ruleset"
 )
 
 // Options are what an agent is told at its start.
@@ -59,6 +63,7 @@ type Agent struct {
 	Options
 	view    *kube.View
 	node    *link.Namespace
+	rules   *ruleset.Ruleset
 	leases  *lease.Store
 	metrics *metrics
 	wake    chan struct{}
@@ -74,13 +79,17 @@ type Agent struct {
 // ends or starts.
 func Run(ctx context.Context, o Options) error {
 	a := &Agent{Options: o, wake: make(chan struct{}, 1), metrics: newMetrics(o.Node)}
-	a.state.set(Status{Reason: "the agent is starting"})
+	a.state.set(nodestate.Status{Waiting: true, Reason: "the agent is starting"})
 	var err error
 	if a.node, err = link.Open("/proc/self/ns/net"); err != nil {
 		return err
 	}
 	defer a.node.Close()
 	a.node.SysctlsAt(o.Paths.Sysctl)
+	if a.rules, err = ruleset.Open("/proc/self/ns/net"); err != nil {
+		return err
+	}
+	defer a.rules.Close()
 	if a.leases, err = lease.Open(o.Paths.Leases, conflist.DefaultCoolDown); err != nil {
 		return err
 	}
@@ -100,7 +109,7 @@ func Run(ctx context.Context, o Options) error {
 	if a.view, err = o.Client.View(ctx, kube.ViewOptions{Node: o.Node, Namespace: netconf.Namespace, ConfigMap: netconf.ConfigMap, Changed: a.Wake}); err != nil {
 		return err
 	}
-	changed, err := a.node.Watch(ctx)
+	changed, err := a.node.WatchChanges(ctx)
 	if err != nil {
 		return err
 	}
@@ -111,7 +120,10 @@ func Run(ctx context.Context, o Options) error {
 		case <-ctx.Done():
 			return nil
 		case <-a.wake:
-		case <-changed:
+		case _, open := <-changed:
+			if !open && ctx.Err() == nil {
+				return errors.New("the kernel tells of changes no more") // and the pod is started anew
+			}
 		case <-tick.C:
 		}
 		a.pass(ctx)
@@ -144,13 +156,13 @@ func (a *Agent) pass(ctx context.Context) {
 }
 
 // converge is a pass without what is told of it.
-func (a *Agent) converge(ctx context.Context) (Status, []string, error) {
+func (a *Agent) converge(ctx context.Context) (nodestate.Status, []string, error) {
 	if !a.view.Synced() {
 		reason := "the API server has not answered yet"
 		if err := a.view.Problem(); err != nil {
 			reason += ": " + err.Error()
 		}
-		return Status{Reason: reason}, nil, nil
+		return nodestate.Status{Waiting: true, Reason: reason}, nil, nil
 	}
 	config, err := netconf.Parse(a.view.Config())
 	var problems []string
@@ -158,27 +170,33 @@ func (a *Agent) converge(ctx context.Context) (Status, []string, error) {
 	case err == nil:
 		a.config = &config
 	case a.config == nil:
-		return Status{}, nil, fmt.Errorf("ConfigMap %s/%s: %w", netconf.Namespace, netconf.ConfigMap, err)
+		return nodestate.Status{}, nil, fmt.Errorf("ConfigMap %s/%s: %w", netconf.Namespace, netconf.ConfigMap, err)
 	default:
 		problems = append(problems, fmt.Sprintf("ConfigMap %s/%s is not followed, the configuration before it stays in force: %v",
 			netconf.Namespace, netconf.ConfigMap, oneLine(err)))
 	}
 	interfaces, err := a.node.PodUnderlay()
 	if err != nil {
-		return Status{}, problems, fmt.Errorf("read the node's devices: %w", err)
+		return nodestate.Status{}, problems, fmt.Errorf("read the node's devices: %w", err)
 	}
-	f := readFacts(a.view.Nodes(), a.Node, *a.config)
-	plan, found := podnet.NewPlan(a.Node, interfaces, f.nodes, f.config)
-	for _, p := range append(f.problems, found...) {
+	f := netfacts.Read(a.view.Nodes(), a.Node, *a.config)
+	plan, found := podnet.NewPlan(a.Node, interfaces, f.Nodes, f.Config)
+	for _, p := range append(f.Problems, found...) {
 		problems = append(problems, p.String())
 	}
 	if plan.Node == "" {
-		return Status{Reason: "no Node " + a.Node + " yet"}, problems, nil
+		return nodestate.Status{Reason: "no Node " + a.Node + " yet"}, problems, nil
+	}
+	if err := a.rememberSettings(plan.Sysctls); err != nil {
+		return nodestate.Status{}, problems, fmt.Errorf("write down the node's settings: %w", err)
 	}
 	changes, err := a.node.SetPodNetwork(plan)
+	if err == nil {
+		changes.Masquerade, err = a.rules.SetMasquerade(plan.Masquerade)
+	}
 	a.metrics.changed(changes)
 	if err != nil {
-		return Status{}, problems, err
+		return nodestate.Status{}, problems, err
 	}
 	if changes.Total() > 0 {
 		a.Log.Info("kernel", "changes", changes)
@@ -186,13 +204,16 @@ func (a *Agent) converge(ctx context.Context) (Status, []string, error) {
 	if err := a.sweep(); err != nil {
 		problems = append(problems, err.Error())
 	}
-	status := Status{Plan: plan, Config: *a.config}
-	own := f.own.PodCIDRs
+	if err := a.repairPods(plan, f.Own); err != nil {
+		problems = append(problems, err.Error())
+	}
+	status := nodestate.Status{Plan: plan, Config: *a.config, Interfaces: interfaces, Addresses: nodeAddresses(f.Own)}
+	own := f.Own.PodCIDRs
 	if len(own) == 0 {
 		status.Reason = fmt.Sprintf("Node %s has no podCIDRs: run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr", a.Node)
 		return status, problems, nil
 	}
-	if err := a.writeConflist(plan, f.own); err != nil {
+	if err := a.writeConflist(plan, f.Own); err != nil {
 		return status, problems, err
 	}
 	status.Ready = true
@@ -239,9 +260,6 @@ const (
 )
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
-
-// poolName is the pool of a node's own podCIDRs.
-const poolName = "default"
 
 // nodeAddresses are what the node is known by to its pods: one address of each family.
 func nodeAddresses(n podnet.Node) []netip.Addr {

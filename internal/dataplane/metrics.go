@@ -17,6 +17,7 @@ type metrics struct {
 	last     prometheus.Gauge
 	changes  *prometheus.CounterVec
 	swept    *prometheus.CounterVec
+	repaired prometheus.Counter
 	problems prometheus.Gauge
 	leases   prometheus.Gauge
 }
@@ -35,6 +36,8 @@ func newMetrics(node string) *metrics {
 			Help: "What was changed in the kernel. Corrections and removals without a change of the API are drift."}, []string{"kind", "change"}),
 		swept: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fathom_agent_swept_total", ConstLabels: labels,
 			Help: "What was taken back that its owner left: addresses (lease) and devices (device) of pods that are gone."}, []string{"what"}),
+		repaired: prometheus.NewCounter(prometheus.CounterOpts{Name: "fathom_agent_pods_repaired_total", ConstLabels: labels,
+			Help: "Pods whose routes, neighbours or MTU were made right."}),
 		problems: prometheus.NewGauge(prometheus.GaugeOpts{Name: "fathom_agent_problems", ConstLabels: labels,
 			Help: "Problems at present; each is an event of the Node."}),
 		leases: prometheus.NewGauge(prometheus.GaugeOpts{Name: "fathom_agent_leases", ConstLabels: labels,
@@ -46,7 +49,7 @@ func newMetrics(node string) *metrics {
 	for _, result := range []string{"success", "error"} {
 		m.passes.WithLabelValues(result)
 	}
-	m.registry.MustRegister(m.passes, m.seconds, m.last, m.changes, m.swept, m.problems, m.leases,
+	m.registry.MustRegister(m.passes, m.seconds, m.last, m.changes, m.swept, m.repaired, m.problems, m.leases,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +17,10 @@ import (
 	"github.com/fathom-network/fathom/internal/conflist"
 	"github.com/fathom-network/fathom/internal/ipam"
 	"github.com/fathom-network/fathom/internal/lease"
+	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/nodestate"
 	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/ruleset"
 )
 
 // networkName is the name of the network in the conflist.
@@ -28,7 +32,7 @@ func (a *Agent) writeConflist(plan podnet.Plan, own podnet.Node) error {
 	data, err := conflist.Marshal(networkName, conflist.Config{
 		MTU:           plan.PodMTU,
 		NodeAddresses: nodeAddresses(own),
-		Pools:         []ipam.Pool{{Name: poolName, Ranges: own.PodCIDRs}},
+		Pools:         []ipam.Pool{{Name: netconf.DefaultPool, Ranges: own.PodCIDRs}},
 		DataDir:       NodePaths().Leases,
 		CoolDown:      a.config.CoolDown,
 		AgentSocket:   NodePaths().Socket,
@@ -46,6 +50,25 @@ func (a *Agent) writeConflist(plan podnet.Plan, own podnet.Node) error {
 	}
 	a.Log.Info("wrote the conflist", "path", path)
 	return nil
+}
+
+// pools are those that the conflist gives the plugin now.
+func (a *Agent) pools() []ipam.Pool {
+	data, err := os.ReadFile(a.Paths.Conflist)
+	if err != nil {
+		return nil // the node carries no pods yet
+	}
+	var list struct {
+		Plugins []json.RawMessage `json:"plugins"`
+	}
+	if err := json.Unmarshal(data, &list); err != nil || len(list.Plugins) == 0 {
+		return nil
+	}
+	c, err := conflist.Parse(list.Plugins[0])
+	if err != nil {
+		return nil
+	}
+	return c.Pools
 }
 
 // installProgram puts the plugin where the runtime looks for plugins. One that runs goes on with the old file.
@@ -128,32 +151,36 @@ func (a *Agent) hasNetNS(path string) bool {
 	return err == nil && s.Type == unix.NSFS_MAGIC
 }
 
-// State is what a node's kernel is found to hold, beside what it should.
-type State struct {
-	Status
-	Kernel      podnet.State        `json:"kernel"`
-	Differences []podnet.Difference `json:"differences,omitempty"`
-	Devices     []string            `json:"devices,omitempty"`
-	Leases      []lease.Lease       `json:"leases,omitempty"`
-}
-
 // observe reads the kernel.
-func (a *Agent) observe() (State, error) {
-	s := State{Status: a.state.get()}
+func (a *Agent) observe() (nodestate.State, error) {
+	s := nodestate.State{Status: a.state.get()}
 	var err error
 	if s.Kernel, err = a.node.PodNetwork(s.Plan.Sysctls); err != nil {
 		return s, err
 	}
-	if s.Plan.Node != "" {
-		s.Differences = podnet.Diff(s.Plan, s.Kernel)
-	}
-	devices, err := a.node.PodDevices()
+	rules, err := ruleset.Open("/proc/self/ns/net") // the loop's is for the loop alone
 	if err != nil {
 		return s, err
 	}
-	for _, d := range devices {
-		s.Devices = append(s.Devices, d.Name)
+	defer rules.Close()
+	if s.Kernel.Masquerade, err = rules.Masquerade(); err != nil {
+		return s, err
 	}
-	s.Leases, err = a.leases.List()
+	if s.Pods, s.Strays, err = a.node.PodEnds(); err != nil {
+		return s, err
+	}
+	s.Pools = a.pools()
+	store, err := lease.Open(a.Paths.Leases, s.Config.CoolDown)
+	if err != nil {
+		return s, err
+	}
+	if s.Usage, err = store.Usage(s.Pools); err != nil {
+		return s, err
+	}
+	leases, err := store.List()
+	for _, l := range leases {
+		s.Leases = append(s.Leases, nodestate.Lease{ContainerID: l.ContainerID, IfName: l.IfName, Namespace: l.PodNamespace,
+			Pod: l.PodName, UID: l.PodUID, Device: l.HostDevice, Pool: l.Pool, Addresses: l.Addresses, Time: l.Time})
+	}
 	return s, err
 }

@@ -7,6 +7,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/netfacts"
+	"github.com/fathom-network/fathom/internal/nodestate"
 )
 
 // published is what was last written into the Node.
@@ -20,11 +22,11 @@ type published struct {
 }
 
 // publish tells the cluster what the node's network is like, when that has changed.
-func (a *Agent) publish(ctx context.Context, s Status) {
+func (a *Agent) publish(ctx context.Context, s nodestate.Status) {
 	if s.Plan.Node == "" {
 		return // there is no Node to write to, or it was never seen
 	}
-	now := published{ready: s.Ready, reason: s.Reason, annotations: announcement(s.Plan), unavailable: a.condition()}
+	now := published{ready: s.Ready, reason: s.Reason, annotations: netfacts.Announcement(s.Plan), unavailable: a.condition()}
 	want := corev1.ConditionFalse
 	if !s.Ready {
 		want = corev1.ConditionTrue

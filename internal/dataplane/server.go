@@ -14,15 +14,15 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/netconf"
 )
 
 // What a pod may ask for in annotations.
 const (
 	// PoolAnnotation names the pool that a pod's addresses come from.
-	PoolAnnotation = kube.AnnotationPrefix + "pool"
+	PoolAnnotation = netconf.AnnotationPrefix + "pool"
 	// AddressesAnnotation are the addresses that a pod wants, at most one of each family, with commas between.
-	AddressesAnnotation = kube.AnnotationPrefix + "addresses"
+	AddressesAnnotation = netconf.AnnotationPrefix + "addresses"
 )
 
 // serve answers the plugin on a socket, the kubelet's probes and Prometheus.
@@ -83,7 +83,16 @@ func (a *Agent) listenSocket(listen func(network, address string, h http.Handler
 		return err
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, a.state.get(), nil) })
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		s := a.state.get()
+		// An agent that has not seen the API yet has no opinion: what was there before it carries pods, and the
+		// node must not become NotReady because the API server is away.
+		if !s.Ready && !s.Waiting {
+			http.Error(w, s.Reason, http.StatusServiceUnavailable)
+			return
+		}
+		reply(w, s, nil)
+	})
 	mux.HandleFunc("GET /v1/state", func(w http.ResponseWriter, _ *http.Request) {
 		s, err := a.observe()
 		reply(w, s, err)
@@ -106,6 +115,10 @@ func reply(w http.ResponseWriter, v any, err error) {
 
 // answerPod tells the plugin what a pod asks for.
 func (a *Agent) answerPod(w http.ResponseWriter, r *http.Request) {
+	if a.view == nil { // it cleans the node
+		http.Error(w, "the network is being uninstalled", http.StatusServiceUnavailable)
+		return
+	}
 	pod, found := a.view.Pod(r.PathValue("namespace"), r.PathValue("name"))
 	if !found {
 		http.Error(w, "no such pod on this node", http.StatusNotFound)

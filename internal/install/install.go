@@ -7,9 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"strconv"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 
@@ -107,8 +110,17 @@ func YAML(objects []*unstructured.Unstructured) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// Apply installs the network, or changes an installation.
+// Apply installs the network, or changes an installation: settings that are there and that o does not name stay.
 func Apply(ctx context.Context, client *kube.Client, o Options) error {
+	have, err := client.CoreV1().ConfigMaps(netconf.Namespace).Get(ctx, netconf.ConfigMap, metav1.GetOptions{})
+	switch {
+	case err == nil:
+		config := maps.Clone(have.Data)
+		maps.Copy(config, o.Config)
+		o.Config = config
+	case !apierrors.IsNotFound(err):
+		return fmt.Errorf("look for an installation: %w", err)
+	}
 	objects, err := Objects(o)
 	if err != nil {
 		return err

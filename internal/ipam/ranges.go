@@ -85,11 +85,11 @@ func Size(r netip.Prefix) uint64 {
 
 // Usage says how full a pool is in one family.
 type Usage struct {
-	Pool    string
-	Family  Family
-	Size    uint64 // addresses that pods can have
-	InUse   uint64
-	Cooling uint64
+	Pool    string `json:"pool"`
+	Family  Family `json:"family"`
+	Size    uint64 `json:"size"` // addresses that pods can have
+	InUse   uint64 `json:"inUse"`
+	Cooling uint64 `json:"cooling"`
 }
 
 // Usage counts.

@@ -16,10 +16,9 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-)
 
-// AnnotationPrefix begins the names of the annotations that mean something to Fathom.
-const AnnotationPrefix = "fathom.network/"
+	"github.com/fathom-network/fathom/internal/netconf"
+)
 
 // ConnectInCluster prepares a connection with the service account of the pod that the process runs in. The
 // server's address is that of the environment, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT.
@@ -170,7 +169,7 @@ func shrinkMeta(m *metav1.ObjectMeta) metav1.ObjectMeta {
 	small := metav1.ObjectMeta{Name: m.Name, Namespace: m.Namespace, UID: m.UID, ResourceVersion: m.ResourceVersion,
 		CreationTimestamp: m.CreationTimestamp, DeletionTimestamp: m.DeletionTimestamp}
 	for k, a := range m.Annotations {
-		if strings.HasPrefix(k, AnnotationPrefix) {
+		if strings.HasPrefix(k, netconf.AnnotationPrefix) {
 			if small.Annotations == nil {
 				small.Annotations = map[string]string{}
 			}

@@ -17,6 +17,7 @@ import (
 	"github.com/fathom-network/fathom/internal/image"
 	"github.com/fathom-network/fathom/internal/kit"
 	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/link"
 	"github.com/fathom-network/fathom/internal/machine"
 	"github.com/fathom-network/fathom/internal/topology"
 )
@@ -188,7 +189,15 @@ func (l *Lab) up(ctx context.Context, t *timeline) error {
 			return err
 		})
 	})
-	g.Go(func() error { return t.step("", "lay the wires", l.setWires) })
+	g.Go(func() error {
+		return t.detailed("", "lay the wires", func(say func(string)) error {
+			// doctor refuses what does not run without it.
+			if err := link.LoadBridgeFilter(); err != nil {
+				say("Services do not work between pods of one node: " + err.Error())
+			}
+			return l.setWires()
+		})
+	})
 	if err := g.Wait(); err != nil {
 		return err
 	}
@@ -326,8 +335,8 @@ func plural(n int) string {
 
 // What a step may take before it is given up, on a slow and loaded machine.
 const (
-	apiTimeout  = 2 * time.Minute
-	nodeTimeout = 3 * time.Minute
+	apiTimeout  = 4 * time.Minute // kubeadm's own: seconds as a rule, minutes where the machine is busy with something else
+	nodeTimeout = 4 * time.Minute
 )
 
 func withTimeout(ctx context.Context, d time.Duration, f func(context.Context) error) error {

@@ -123,7 +123,7 @@ func (s *Store) Acquire(l Lease, choose func(ipam.State) (ipam.Choice, error)) (
 	if err != nil {
 		return Lease{}, err
 	}
-	l.Pool, l.Addresses, l.Time = choice.Pool, choice.Addresses, s.now().Round(0)
+	l.Pool, l.Addresses, l.Time = choice.Pool, choice.Addresses, s.now().UTC().Round(0) // local time would read a file more
 	if err := s.write(l); err != nil {
 		// What is half there must not be kept; what cannot be removed is found by its attachment.
 		return Lease{}, errors.Join(err, s.release(l.Attachment))

@@ -17,6 +17,13 @@ import (
 // namespace makes a namespace that the test takes away.
 func namespace(t testing.TB) *link.Namespace {
 	t.Helper()
+	n, _ := namespaceAt(t)
+	return n
+}
+
+// namespaceAt is namespace, and tells where it is.
+func namespaceAt(t testing.TB) (*link.Namespace, string) {
+	t.Helper()
 	testenv.NeedRoot(t)
 	path := filepath.Join(t.TempDir(), "ns")
 	for range 2 { // what is there is kept
@@ -39,7 +46,7 @@ func namespace(t testing.TB) *link.Namespace {
 			t.Errorf("%s is still mounted", path)
 		}
 	})
-	return n
+	return n, path
 }
 
 // run runs a program in the namespace and returns what it prints.

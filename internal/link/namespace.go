@@ -131,6 +131,10 @@ func (n *Namespace) Close() {
 	n.file.Close()
 }
 
+// Do runs f on a thread in the namespace, for sockets that are to be there. f must start no goroutine, and enter no
+// other namespace.
+func (n *Namespace) Do(f func() error) error { return n.do(f) }
+
 // do runs f on a thread in the namespace. f must start no goroutine. Sockets that it opens stay there.
 func (n *Namespace) do(f func() error) error {
 	if n.here { // every thread that runs Go code is in it, but those that do starts, which run nothing else

@@ -101,6 +101,11 @@ func (n *Namespace) setSysctls(device string, all []setting) error {
 		for _, s := range all {
 			family, name, _ := strings.Cut(s.name, "/")
 			path := filepath.Join("/proc/sys/net", family, "conf", device, name)
+			// Reading first is cheap. Writing what is there already may take the lock of all devices, and where that
+			// is held, as on a node on which many pods start, the kernel does not wait for it but tries again and again.
+			if value, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(value)) == s.value {
+				continue
+			}
 			if err := os.WriteFile(path, []byte(s.value), 0o644); err != nil {
 				return fmt.Errorf("set %s to %s: %w", path, s.value, err)
 			}
@@ -158,26 +163,24 @@ func (n *Namespace) setPodEnd(p Pod) error {
 
 // setHostEnd configures the node's end in the node's namespace, which is n.
 func (n *Namespace) setHostEnd(l *netlink.Veth, p Pod) error {
-	for _, f := range []struct {
-		has      bool
-		settings []setting
-	}{
-		{slices.ContainsFunc(p.Addrs, netip.Addr.Is4), []setting{
-			{"ipv4/forwarding", "1"},
-			{"ipv4/rp_filter", "1"}, // the way back is the device that it came by: a pod sends from its own address
-		}},
-		{slices.ContainsFunc(p.Addrs, netip.Addr.Is6), []setting{
-			{"ipv6/disable_ipv6", "0"},
-			{"ipv6/accept_ra", "0"},     // a pod is no router of the node's
-			{"ipv6/addr_gen_mode", "1"}, // none: the link-local address is the gateway's
-		}},
-	} {
-		if !f.has {
-			continue
-		}
-		if err := n.setSysctls(p.HostDevice, f.settings); err != nil {
-			return err
-		}
+	var settings []setting
+	if slices.ContainsFunc(p.Addrs, netip.Addr.Is4) {
+		settings = append(settings,
+			setting{"ipv4/forwarding", "1"},
+			setting{"ipv4/rp_filter", "1"}) // the way back is the device that it came by: a pod sends from its own address
+	}
+	switch {
+	case slices.ContainsFunc(p.Addrs, netip.Addr.Is6):
+		settings = append(settings,
+			setting{"ipv6/disable_ipv6", "0"},
+			setting{"ipv6/accept_ra", "0"},     // a pod is no router of the node's
+			setting{"ipv6/addr_gen_mode", "1"}) // none: the link-local address is the gateway's
+	case hasIPv6():
+		// A pod without IPv6 might still advertise itself to the node as a router.
+		settings = append(settings, setting{"ipv6/disable_ipv6", "1"})
+	}
+	if err := n.setSysctls(p.HostDevice, settings); err != nil {
+		return err
 	}
 	if err := n.nl.LinkSetUp(l); err != nil {
 		return fmt.Errorf("bring up %s: %w", p.HostDevice, err)
@@ -247,6 +250,11 @@ func (n *Namespace) setForwarding(addrs []netip.Addr) error {
 	})
 }
 
+func hasIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return err == nil
+}
+
 func isOn(path string) (bool, error) {
 	value, err := os.ReadFile(path)
 	return strings.TrimSpace(string(value)) == "1", err
@@ -261,9 +269,9 @@ func (n *Namespace) setNeighbour(l netlink.Link, a netip.Addr, mac net.HardwareA
 	return nil
 }
 
-// DeletePod takes a pod's device away, by the name of the node's end: both ends, and the routes with them. One
-// that is not there is not an error, and one that is not in PodGroup stays and is.
-func (n *Namespace) DeletePod(hostDevice string) error {
+// DeletePod takes a pod's device away, by the name and the alias of the node's end: both ends, and the routes with
+// them. One that is not there is not an error. One that is another's stays: the error is ForeignDeviceError.
+func (n *Namespace) DeletePod(hostDevice, alias string) error {
 	l, err := n.nl.LinkByName(hostDevice)
 	if err != nil {
 		if isGone(err) {
@@ -271,10 +279,22 @@ func (n *Namespace) DeletePod(hostDevice string) error {
 		}
 		return fmt.Errorf("look up device %s: %w", hostDevice, err)
 	}
-	if l.Attrs().Group != PodGroup {
-		return fmt.Errorf("delete device %s: it is not ours (group %d, alias %q)", hostDevice, l.Attrs().Group, l.Attrs().Alias)
+	a := l.Attrs()
+	// AddPod was killed between the device and its alias: then there is none.
+	if a.Group != PodGroup || a.Alias != alias && a.Alias != "" {
+		return &ForeignDeviceError{Name: hostDevice, Group: a.Group, Alias: a.Alias}
 	}
 	return n.deleteLink(l)
+}
+
+// ForeignDeviceError says that a device that was to go is not the one that was meant.
+type ForeignDeviceError struct {
+	Name, Alias string
+	Group       uint32
+}
+
+func (e *ForeignDeviceError) Error() string {
+	return fmt.Sprintf("delete device %s: it is another's (group %d, alias %q)", e.Name, e.Group, e.Alias)
 }
 
 func (n *Namespace) deleteLink(l netlink.Link) error {

@@ -129,7 +129,6 @@ func (s *podSetter) set(plan podnet.Plan) error {
 	if err != nil {
 		return err
 	}
-	device := 0
 	var tunnel *netlink.Vxlan
 	if t := plan.Tunnel; t != nil {
 		// A tunnel of another name would keep the port from the new one.
@@ -138,25 +137,28 @@ func (s *podSetter) set(plan podnet.Plan) error {
 		}
 		stale = nil
 		if tunnel, err = s.makeTunnel(*t); err != nil {
-			return err
-		}
-		device = tunnel.Index
-	} else if len(stale) > 0 {
-		if v, err := s.vxlan(stale[0]); err == nil {
-			device = v.Index
+			s.errs = append(s.errs, err)
 		}
 	}
 	if err := s.setSysctls(plan.Sysctls); err != nil {
-		s.errs = append(s.errs, err) // others may do without, such as on a kernel without IPv6
+		s.errs = append(s.errs, err) // such as on a kernel without IPv6
 	}
+	device := 0
 	var staleAddrs []netlink.Addr
 	if tunnel != nil {
-		if err := s.bringUp(tunnel, *plan.Tunnel); err != nil {
-			return err
+		device = tunnel.Index
+		err := s.bringUp(tunnel, *plan.Tunnel)
+		if err == nil {
+			staleAddrs, err = s.addAddrs(tunnel, plan.Tunnel.Addrs)
 		}
-		if staleAddrs, err = s.addAddrs(tunnel, plan.Tunnel.Addrs); err != nil {
-			return err
+		if err != nil {
+			s.errs = append(s.errs, err)
+			tunnel = nil
 		}
+	}
+	if tunnel == nil && plan.Tunnel != nil { // the others are reached all the same
+		plan.Routes = slices.DeleteFunc(slices.Clone(plan.Routes), func(r podnet.Route) bool { return r.Device == plan.Tunnel.Name })
+		device = 0
 	}
 	var have podnet.State
 	if err := s.read(&have, device); err != nil {

@@ -3,6 +3,8 @@ package link_test
 import (
 	"fmt"
 	"net/netip"
+	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -204,12 +206,72 @@ func TestPodNetwork(t *testing.T) {
 		if _, err := n.SetPodNetwork(plan); err == nil || !strings.Contains(err.Error(), "not ours") {
 			t.Errorf("a foreign device in the way gives %v", err)
 		}
+		have, err := n.PodNetwork(nil)
+		must(t, err)
+		if len(have.Routes) != 20 { // its own two, and two of each of nine on the segment
+			t.Errorf("with a foreign device in the way there are %d routes, want all direct ones:\n%s", len(have.Routes), have)
+		}
 		run(t, n, "ip", "link", "del", "fathom.vxlan")
 		run(t, n, "ip", "link", "add", "another", "type", "vxlan", "id", "4242", "dstport", "4789")
 		if _, err := n.SetPodNetwork(plan); err == nil || !strings.Contains(err.Error(), "VNI 4242") {
 			t.Errorf("a foreign device of our VNI gives %v", err)
 		}
 	})
+}
+
+func TestPodNetworkOfOneFamily(t *testing.T) {
+	n := loneNode(t)
+	for _, is4 := range []bool{true, false, true} {
+		nodes := manyNodes(10)
+		for i := range nodes {
+			nodes[i].Addrs = slices.DeleteFunc(nodes[i].Addrs, func(a netip.Addr) bool { return a.Is4() != is4 })
+			nodes[i].PodCIDRs = slices.DeleteFunc(nodes[i].PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is4() != is4 })
+		}
+		plan := planOf(t, n, nodes, podnet.Config{})
+		set(t, n, plan)
+		holds(t, n, plan)
+		if again := set(t, n, plan); again.Total() != 0 {
+			t.Errorf("the second time changes %+v", again)
+		}
+	}
+}
+
+// TestForeignChanges reads and sets while somebody else changes routes all the time.
+func TestForeignChanges(t *testing.T) {
+	n := loneNode(t)
+	plan := planOf(t, n, manyNodes(300), podnet.Config{})
+	set(t, n, plan)
+	cmd := exec.Command("ip", "-batch", "-")
+	stdin, err := cmd.StdinPipe()
+	must(t, err)
+	must(t, n.Start(cmd))
+	stop, stopped := make(chan bool), make(chan bool)
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				stdin.Close()
+				return
+			default:
+				for i := range 50 {
+					fmt.Fprintf(stdin, "route add 203.0.113.%d via 10.200.0.9\nroute add fdff::%x via fd00:200::9\n", i, i)
+				}
+				for i := range 50 {
+					fmt.Fprintf(stdin, "route del 203.0.113.%d via 10.200.0.9\nroute del fdff::%x via fd00:200::9\n", i, i)
+				}
+			}
+		}
+	}()
+	for range 50 {
+		holds(t, n, plan)
+		if changes := set(t, n, plan); changes.Total() != 0 {
+			t.Errorf("changed %+v", changes)
+		}
+	}
+	close(stop)
+	<-stopped
+	_ = cmd.Wait()
 }
 
 func BenchmarkPodNetwork(b *testing.B) {

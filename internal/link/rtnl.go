@@ -94,7 +94,7 @@ func (c *rtnl) execute(requests []request, failed func(i int, err error)) error 
 			}
 			batch = append(batch, r...)
 		}
-		if err := unix.Sendto(c.fd, batch, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		if _, err := unix.Write(c.fd, batch); err != nil {
 			return fmt.Errorf("send netlink requests: %w", err)
 		}
 		for finished := false; !finished; {
@@ -123,7 +123,7 @@ func (c *rtnl) dump(r request, each func(restart bool, body []byte)) error {
 		binary.NativeEndian.PutUint32(r[0:], uint32(len(r)))
 		binary.NativeEndian.PutUint16(r[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 		binary.NativeEndian.PutUint32(r[8:], c.seq)
-		if err := unix.Sendto(c.fd, r, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		if _, err := unix.Write(c.fd, r); err != nil {
 			return fmt.Errorf("send a netlink dump request: %w", err)
 		}
 		each(true, nil)

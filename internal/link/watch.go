@@ -2,97 +2,50 @@ package link
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"time"
+	"os"
 
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
-
-	"github.com/fathom-network/fathom/internal/podnet"
 )
 
-// Watch tells of changes that a plan of the network between nodes depends on or that undo it: devices, their
-// addresses, and routes of ours that are taken away. Several changes may come as one. What was missed, because
-// too much happened at once, comes as a change too.
-func (n *Namespace) Watch(ctx context.Context) (<-chan struct{}, error) {
-	changed := make(chan struct{}, 1)
-	if err := n.subscribe(ctx, changed); err != nil {
-		return nil, err
-	}
-	return changed, nil
-}
-
-func tell(changed chan<- struct{}) {
-	select {
-	case changed <- struct{}{}:
-	default:
-	}
-}
-
-// subscribe begins a subscription, and another one when it breaks.
-func (n *Namespace) subscribe(ctx context.Context, changed chan<- struct{}) error {
-	done, broken := make(chan struct{}), make(chan error, 3)
-	failed := func(err error) {
-		select {
-		case broken <- err:
-		default:
-		}
-	}
-	ns := netns.NsHandle(n.file.Fd())
-	links, addrs, routes := make(chan netlink.LinkUpdate, 64), make(chan netlink.AddrUpdate, 64), make(chan netlink.RouteUpdate, 64)
-	err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{Namespace: &ns, ErrorCallback: failed})
-	if err == nil {
-		err = netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{Namespace: &ns, ErrorCallback: failed})
-	}
-	if err == nil {
-		err = netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{Namespace: &ns, ErrorCallback: failed})
-	}
+// WatchChanges tells, until the context ends, that devices, their queueing disciplines, addresses or
+// routes of the namespace may have changed:
+// when a device goes down the kernel forgets the routes by it, and does not make them again. It tells nothing more,
+// and several changes once: what is true is read from the kernel.
+func (n *Namespace) WatchChanges(ctx context.Context) (<-chan struct{}, error) {
+	var fd int
+	err := n.do(func() error {
+		var err error
+		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+		return err
+	})
 	if err != nil {
-		close(done)
-		return fmt.Errorf("watch the network namespace %s: %w", n.path, err)
+		return nil, fmt.Errorf("watch the changes of %s: %w", n.path, err)
 	}
+	socket := os.NewFile(uintptr(fd), "netlink")
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_LINK | unix.RTMGRP_TC |
+		unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE}); err != nil {
+		socket.Close()
+		return nil, fmt.Errorf("watch the changes of %s: %w", n.path, err)
+	}
+	changes := make(chan struct{}, 1)
+	stop := context.AfterFunc(ctx, func() { socket.Close() })
 	go func() {
-		defer func() {
-			close(done)
-			// The library sends what it has read already: somebody must take it.
-			go drainAll(links)
-			go drainAll(addrs)
-			go drainAll(routes)
-		}()
+		defer close(changes)
+		defer stop()
+		defer socket.Close()
+		b := make([]byte, 64<<10)
 		for {
+			// Changes that came too fast for the socket are changes as well.
+			if _, err := socket.Read(b); err != nil && !errors.Is(err, unix.ENOBUFS) {
+				return
+			}
 			select {
-			case <-ctx.Done():
-				return
-			case <-broken:
-				tell(changed)
-				for n.subscribe(ctx, changed) != nil {
-					select {
-					case <-ctx.Done():
-						return
-					case <-time.After(time.Second):
-					}
-				}
-				return
-			case u := <-links:
-				if u.Link == nil || u.Attrs().Group != PodGroup {
-					tell(changed)
-				}
-			case u := <-addrs:
-				if !u.LinkAddress.IP.IsLinkLocalUnicast() {
-					tell(changed)
-				}
-			case u := <-routes:
-				if u.Type == unix.RTM_DELROUTE && u.Protocol == podnet.RouteProtocol {
-					tell(changed)
-				}
+			case changes <- struct{}{}:
+			default: // told already, and not looked at yet
 			}
 		}
 	}()
-	return nil
-}
-
-func drainAll[T any](c <-chan T) {
-	for range c { //nolint:revive // until the library closes it
-	}
+	return changes, nil
 }

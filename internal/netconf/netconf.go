@@ -13,11 +13,17 @@ import (
 	"time"
 )
 
+// AnnotationPrefix begins the names of the annotations that mean something to the network.
+const AnnotationPrefix = "fathom.network/"
+
 // Where the configuration is.
 const (
 	Namespace = "fathom-system"
 	ConfigMap = "fathom-config"
 )
+
+// DefaultPool is the pool of a node's own podCIDRs.
+const DefaultPool = "default"
 
 // Mode says how packets get from node to node.
 type Mode string

@@ -22,7 +22,7 @@ const (
 // nodes are all nodes of the cluster, self among them. Where there is a problem the rest of the plan is made all
 // the same. A plan without a Node is of a machine that is no node: it is not to be put into a kernel.
 func NewPlan(self string, underlay []Interface, nodes []Node, config Config) (Plan, []Problem) {
-	p := planner{underlay: underlay, mac: TunnelMAC}
+	p := planner{underlay: underlay, mac: TunnelMAC, told: map[Problem]bool{}}
 	plan := p.plan(self, nodes, config)
 	return plan, p.problems
 }
@@ -33,6 +33,7 @@ type planner struct {
 	underlay []Interface
 	mac      func(node string, vni uint32) MAC
 	problems []Problem
+	told     map[Problem]bool
 	usedMTU  []int // of the interfaces that direct routes leave by
 }
 
@@ -64,7 +65,8 @@ func (m *member) setTunnel(f Family, a netip.Addr) {
 
 func (p *planner) add(node string, why Reason, format string, args ...any) {
 	problem := Problem{node, why, fmt.Sprintf(format, args...)}
-	if !slices.Contains(p.problems, problem) {
+	if !p.told[problem] {
+		p.told[problem] = true
 		p.problems = append(p.problems, problem)
 	}
 }
@@ -492,17 +494,18 @@ func (p *planner) sysctls(s State, me *member) []Sysctl {
 		}
 		list = append(list, Sysctl{Name: "ipv6/conf/all/forwarding", Value: "1", Why: "pods' packets pass through the node"})
 	}
+	// The kernel takes the greater of the device's and that of "all": 2, loose, wins over 1, strict, and drops next
+	// to nothing more than 0 does.
 	const loose = "packets may come by another device than answers leave by, while nodes change from vxlan to direct routes or back"
 	if has4 {
 		for d, ok := range segments {
 			if ok && peers[d] {
-				list = append(list, Sysctl{Name: "ipv4/conf/" + d + "/rp_filter", Value: "2", Instead: "1", Why: loose})
+				list = append(list, Sysctl{Name: "ipv4/conf/" + d + "/rp_filter", Value: "2", Why: loose})
 			}
 		}
 	}
 	if t := s.Tunnel; t != nil {
 		if has4 {
-			// The kernel takes the greater of this one and that of "all".
 			list = append(list, Sysctl{Name: "ipv4/conf/" + t.Name + "/rp_filter", Value: "2", Why: loose})
 		}
 		if has6 {

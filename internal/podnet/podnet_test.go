@@ -176,7 +176,7 @@ func random(r *rand.Rand) cluster {
 func TestPlansFitTogether(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	r := rand.New(rand.NewPCG(seed, 0))
-	for range 300 {
+	for range 100 {
 		cl := random(r)
 		for _, mode := range []podnet.Mode{podnet.Auto, podnet.Direct, podnet.VXLAN} {
 			if text := misfit(cl, mode); text != "" {

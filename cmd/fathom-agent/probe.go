@@ -1,0 +1,41 @@
+package main
+
+import (
+	"net/netip"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fathom-network/fathom/internal/dataplane"
+	"github.com/fathom-network/fathom/internal/probe"
+)
+
+// probePackets is run by `fathom ping` in each agent's pod.
+func probePackets() *cobra.Command {
+	var addresses []string
+	o := dataplane.Options{Paths: dataplane.NodePaths()}
+	cmd := &cobra.Command{
+		Use:   "probe",
+		Short: "Listen for test packets in every pod of this node, and send those that standard input asks for",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var own []netip.Addr
+			for _, s := range addresses {
+				a, err := netip.ParseAddr(s)
+				if err != nil {
+					return err
+				}
+				own = append(own, a)
+			}
+			places, err := dataplane.Places(o, own)
+			if err != nil {
+				return err
+			}
+			return probe.Serve(places, cmd.InOrStdin(), cmd.OutOrStdout())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.Node, "node", os.Getenv("NODE_NAME"), "the `name` of this node's Node object")
+	f.StringSliceVar(&addresses, "address", nil, "the node's own addresses")
+	return cmd
+}

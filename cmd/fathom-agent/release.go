@@ -1,0 +1,34 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fathom-network/fathom/internal/conflist"
+	"github.com/fathom-network/fathom/internal/lease"
+)
+
+// release is run by `fathom ipam release` in the pod of the agent whose node holds the address.
+func release() *cobra.Command {
+	return &cobra.Command{
+		Use:   "release ADDRESS",
+		Short: "Take back an address of this node, and the other one of the pod that holds it",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			address, err := netip.ParseAddr(args[0])
+			if err != nil {
+				return err
+			}
+			store, err := lease.Open(conflist.DefaultDataDir, conflist.DefaultCoolDown)
+			if err != nil {
+				return err
+			}
+			if err := store.ReleaseAddress(address); err != nil {
+				return fmt.Errorf("release %s: %w", address, err)
+			}
+			return nil
+		},
+	}
+}

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fathom-network/fathom/internal/dataplane"
+)
+
+// state asks the agent that runs on this node; `fathom verify` runs it in the agent's pod.
+func state() *cobra.Command {
+	return &cobra.Command{
+		Use:   "state",
+		Short: "Tell what the agent of this node should hold in the kernel, and what it does, as JSON",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return ask(cmd.Context(), cmd.OutOrStdout(), "/v1/state")
+		},
+	}
+}
+
+// ask copies what the agent answers.
+func ask(ctx context.Context, out io.Writer, path string) error {
+	socket := dataplane.NodePaths().Socket
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, nil)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return fmt.Errorf("ask the agent: %w; does it run on this node?", err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		why, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
+		return fmt.Errorf("the agent says %s: %s", response.Status, strings.TrimSpace(string(why)))
+	}
+	_, err = io.Copy(out, response.Body)
+	return err
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fathom-network/fathom/internal/install"
+)
+
+func (a *app) install() *cobra.Command {
+	var t target
+	var o install.Options
+	var dryRun, noWait bool
+	var set []string
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "install",
+		Short: "Install the network on a cluster, or change an installation",
+		Long: `Installs Fathom's pod network on any Kubernetes cluster whose nodes have podCIDRs, by the manifests of
+deploy/fathom.yaml. Installing again changes what differs and keeps settings that are not named. docs/install.md
+tells how to replace another network.
+
+` + targetHelp,
+		Example: `  fathom install
+  fathom install --set mode=vxlan --set mtu=1400
+  fathom install --dry-run > fathom.yaml`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if o.Config, err = parseSettings(set); err != nil {
+				return err
+			}
+			if dryRun && o.APIServer != "" {
+				return a.printManifests(o)
+			}
+			client, name, err := a.connect(cmd, t)
+			if err != nil && dryRun { // without a cluster: the manifests as they are
+				return a.printManifests(o)
+			}
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeoutCause(cmd.Context(), timeout, fmt.Errorf("not within %v", timeout))
+			defer cancel()
+			if o.APIServer == "" {
+				if o.APIServer, err = install.APIServer(ctx, client); err != nil {
+					return err
+				}
+			}
+			if dryRun {
+				return a.printManifests(o)
+			}
+			fmt.Fprintf(a.out, "Installing the network on %s.\n", name)
+			if err := install.Apply(ctx, client, o); err != nil {
+				return err
+			}
+			if noWait {
+				return nil
+			}
+			if err := install.Wait(ctx, client, func(ready, want int32) { fmt.Fprintf(a.out, "  %d of %d nodes carry pods\n", ready, want) }); err != nil {
+				return fmt.Errorf("%w\nsee `kubectl -n fathom-system describe pods` and `kubectl -n fathom-system logs ds/fathom-agent`", err)
+			}
+			fmt.Fprintln(a.out, "The network is installed. `fathom verify pods` and `fathom ping --all` prove it.")
+			return nil
+		},
+	}
+	t.register(cmd)
+	f := cmd.Flags()
+	f.StringVar(&o.Image, "image", "", "the agent's `image` (default: that of the manifests)")
+	f.StringVar(&o.APIServer, "api-server", "", "`HOST:PORT` at which nodes reach the API server without a Service proxy (default: as the cluster says)")
+	f.StringArrayVar(&set, "set", nil, "a setting of ConfigMap fathom-config, `KEY=VALUE`; may be repeated")
+	f.BoolVar(&dryRun, "dry-run", false, "print the manifests and do nothing")
+	f.BoolVar(&noWait, "no-wait", false, "do not wait until every node carries pods")
+	f.DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait")
+	return cmd
+}
+
+func parseSettings(set []string) (map[string]string, error) {
+	config := map[string]string{}
+	for _, s := range set {
+		key, value, found := strings.Cut(s, "=")
+		if !found {
+			return nil, fmt.Errorf("--set %q: want KEY=VALUE", s)
+		}
+		config[key] = value
+	}
+	return config, nil
+}
+
+func (a *app) printManifests(o install.Options) error {
+	objects, err := install.Objects(o)
+	if err != nil {
+		return err
+	}
+	data, err := install.YAML(objects)
+	if err != nil {
+		return err
+	}
+	_, err = a.out.Write(data)
+	return err
+}
+
+func (a *app) uninstall() *cobra.Command {
+	var t target
+	var force bool
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "uninstall",
+		Short: "Take the network off a cluster and leave nodes' kernels as they were",
+		Long: `Has the agents take back what they put into the kernels of their nodes, and then deletes what was installed.
+Pods that are on the network are cut off: it does nothing while there are any, unless with --force.
+
+` + targetHelp,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, name, err := a.connect(cmd, t)
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeoutCause(cmd.Context(), timeout, fmt.Errorf("not within %v", timeout))
+			defer cancel()
+			fmt.Fprintf(a.out, "Taking the network off %s.\n", name)
+			err = install.Remove(ctx, client, force, func(clean, want int32) { fmt.Fprintf(a.out, "  %d of %d nodes are clean\n", clean, want) })
+			var inUse *install.InUseError
+			if errors.As(err, &inUse) {
+				return fmt.Errorf("%w\nMove or delete them, or cut them off with --force", err)
+			}
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(a.out, "The network is gone. Nodes are NotReady until another one is there.")
+			return nil
+		},
+	}
+	t.register(cmd)
+	cmd.Flags().BoolVar(&force, "force", false, "cut off the pods that are on the network")
+	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait")
+	return cmd
+}

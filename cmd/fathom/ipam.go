@@ -1,0 +1,145 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fathom-network/fathom/internal/verify"
+)
+
+func (a *app) ipam() *cobra.Command {
+	cmd := &cobra.Command{Use: "ipam", Short: "Look at the addresses of pods, and take them back"}
+	cmd.AddCommand(a.ipamShow(), a.ipamCheck(), a.ipamRelease())
+	return cmd
+}
+
+func (a *app) ipamShow() *cobra.Command {
+	var o output
+	var t target
+	var pods bool
+	cmd := &cobra.Command{
+		Use:   "show",
+		Short: "Tell how full each node's ranges are, or who has which address",
+		Long:  "Tells how full the ranges of each node are, or with --pods who has which address.\n\n" + targetHelp,
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, _, err := a.connect(cmd, t)
+			if err != nil {
+				return err
+			}
+			all, err := verify.ReadAddresses(cmd.Context(), client)
+			if err != nil {
+				return err
+			}
+			header, rows := "NODE POOL RANGES SIZE IN-USE COOLING", [][]string{}
+			for _, p := range all.Pools {
+				size := strconv.FormatUint(p.Size, 10)
+				if p.Size == math.MaxUint64 {
+					size = "2^64 or more"
+				}
+				var ranges []string
+				for _, r := range p.Ranges {
+					ranges = append(ranges, r.String())
+				}
+				rows = append(rows, []string{p.Node, p.Pool, strings.Join(ranges, ","), size, strconv.FormatUint(p.InUse, 10), strconv.FormatUint(p.Cooling, 10)})
+			}
+			if pods {
+				header, rows = "NODE POD ADDRESSES POOL DEVICE SINCE", nil
+				for _, l := range all.Leases {
+					var addresses []string
+					for _, x := range l.Addresses {
+						addresses = append(addresses, x.String())
+					}
+					rows = append(rows, []string{l.Node, l.Namespace + "/" + l.Pod, strings.Join(addresses, ","), l.Pool, l.Device, l.Time.UTC().Format("2006-01-02T15:04:05Z")})
+				}
+			}
+			if err := o.print(a, all, header, rows); err != nil {
+				return err
+			}
+			if len(all.Problems) > 0 {
+				return errors.New(strings.Join(all.Problems, "\n"))
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&pods, "pods", false, "list every pod's addresses")
+	o.register(cmd)
+	t.register(cmd)
+	return cmd
+}
+
+func (a *app) ipamCheck() *cobra.Command {
+	var t target
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Compare the addresses that nodes hold with the pods that the API knows",
+		Long: `Finds addresses that two pods have, pods with other addresses than they hold, and addresses that are held for
+nobody. The exit status is 0 if there are none.
+
+` + targetHelp,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, _, err := a.connect(cmd, t)
+			if err != nil {
+				return err
+			}
+			found, err := verify.CheckAddresses(cmd.Context(), client)
+			if err != nil {
+				return err
+			}
+			for _, f := range found {
+				fmt.Fprintln(a.out, f)
+			}
+			if len(found) > 0 {
+				return fmt.Errorf("%d addresses are not as the API implies", len(found))
+			}
+			fmt.Fprintln(a.out, "every address that is held is that of one pod")
+			return nil
+		},
+	}
+	t.register(cmd)
+	return cmd
+}
+
+func (a *app) ipamRelease() *cobra.Command {
+	var t target
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "release ADDRESS",
+		Short: "Take back an address that is held for a pod that is gone",
+		Long: `Takes an address back, and the one of the other family that was given out with it. Agents do so by themselves for
+pods that left without their runtime saying so; this is for what they cannot know.
+
+` + targetHelp,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			address, err := netip.ParseAddr(args[0])
+			if err != nil {
+				return fmt.Errorf("%q is no address; want something like 10.244.1.7", args[0])
+			}
+			client, _, err := a.connect(cmd, t)
+			if err != nil {
+				return err
+			}
+			l, err := verify.Release(cmd.Context(), client, address, force)
+			var held *verify.HeldError
+			if errors.As(err, &held) {
+				return fmt.Errorf("%w; --force takes it back all the same, and another pod may get it", err)
+			}
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(a.out, "%s, held for pod %s/%s on node %s, is free when it has rested.\n", address, l.Namespace, l.Pod, l.Node)
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "also from a pod that is there")
+	t.register(cmd)
+	return cmd
+}

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fathom-network/fathom/internal/verify"
+)
+
+func (a *app) verify() *cobra.Command {
+	cmd := &cobra.Command{Use: "verify", Short: "Prove the state of nodes' kernels against what the API implies"}
+	cmd.AddCommand(a.verifyPods())
+	return cmd
+}
+
+// errDiffers ends a verification that found something, after it was told.
+var errDiffers = errors.New("the kernel is not what the API implies")
+
+func (a *app) verifyPods() *cobra.Command {
+	var o output
+	var t target
+	cmd := &cobra.Command{
+		Use:   "pods",
+		Short: "Compare every node's routes, neighbours, devices, masquerade and addresses with Nodes and Pods",
+		Long: `Reads back every node's kernel and says where it differs from what the API implies: routes, neighbours and
+forwarding entries that are missing or stale, devices, addresses held without a pod, masquerade, settings. What is
+expected is worked out from the cluster's objects by this command; the agents only read their kernels. The exit
+status is 0 if nothing differs.
+
+` + targetHelp,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, _, err := a.connect(cmd, t)
+			if err != nil {
+				return err
+			}
+			report, err := verify.Run(cmd.Context(), client)
+			if err != nil {
+				return err
+			}
+			var rows [][]string
+			for _, n := range report.Nodes {
+				state := "as the API implies"
+				if len(n.Differences) > 0 {
+					state = fmt.Sprintf("%d differences", len(n.Differences))
+				}
+				rows = append(rows, []string{n.Node, n.Mode, strconv.Itoa(n.Pods), strconv.Itoa(n.Routes), state})
+			}
+			if err := o.print(a, report, "NODE MODE PODS ROUTES KERNEL", rows); err != nil {
+				return err
+			}
+			if report.OK() {
+				return nil
+			}
+			if o.format == "" {
+				fmt.Fprintln(a.out)
+				for _, n := range report.Nodes {
+					for _, d := range n.Differences {
+						fmt.Fprintf(a.out, "%s: %s\n", n.Node, d)
+					}
+				}
+			}
+			return errDiffers
+		},
+	}
+	o.register(cmd)
+	t.register(cmd)
+	return cmd
+}

@@ -1,0 +1,257 @@
+package cni
+
+import (
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/fathom-network/fathom/internal/ipam"
+	"github.com/fathom-network/fathom/internal/lease"
+	"github.com/fathom-network/fathom/internal/link"
+)
+
+const config = `{"cniVersion":"1.1.0","name":"fathom","type":"fathom-cni","mtu":1450,"nodeAddresses":["10.201.1.3","fd00::3"],` +
+	`"pools":[{"name":"default","ranges":["10.244.1.0/24","fd00:10:244:1::/64"]}],"dataDir":"/var/lib/cni/fathom","coolDown":"30s"`
+
+func TestNames(t *testing.T) {
+	a := lease.Attachment{ContainerID: strings.Repeat("a1", 32), IfName: "eth0"}
+	seen := map[string]string{}
+	for _, test := range []struct{ pod, start string }{
+		{"coredns-7db6d8ff4d-abcde", "coredns-"}, {"web-0", "web-0-"}, {"a.b.c.d.e.f.g.h.i", "abcdefgh-"},
+		{"", "pod-"}, {"--/../..", "pod-"}, {"日本", "pod-"}, {"x", "x-"},
+	} {
+		name := hostDevice(test.pod, a, 0)
+		if !strings.HasPrefix(name, test.start) || len(name) != len(test.start)+5 || len(name) > 15 {
+			t.Errorf("the device of pod %q is %q, want %q and five more", test.pod, name, test.start)
+		}
+		seen[name[len(name)-5:]] = name
+	}
+	if len(seen) != 1 {
+		t.Errorf("one attachment gives several: %v", seen)
+	}
+	b := lease.Attachment{ContainerID: a.ContainerID, IfName: "eth1"}
+	if hostDevice("web", a, 0) == hostDevice("web", b, 0) || hostDevice("web", a, 0) == hostDevice("web", a, 1) || slices.Equal(mac(a, "pod"), mac(a, "node")) {
+		t.Error("what is different has one name")
+	}
+	if m := mac(a, "pod"); m[0]&3 != 2 {
+		t.Errorf("%s is not a unicast address of our own making", m)
+	}
+	l := lease.Lease{Attachment: a, Network: "fathom", PodNamespace: strings.Repeat("n", 63), PodName: strings.Repeat("p", 253)}
+	if s := alias(l); len(s) != 255 || !isOf("fathom", link.PodDevice{Alias: s}) || isOf("fath", link.PodDevice{Alias: s}) {
+		t.Errorf("alias %q", s)
+	}
+}
+
+func TestParse(t *testing.T) {
+	for _, test := range []struct {
+		name, stdin, args string
+		code              uint // 0: none
+		check             func(c *call) bool
+	}{
+		{name: "plain", stdin: config + `}`, args: "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=u;X=a=b",
+			check: func(c *call) bool { return c.pod == podName{"default", "web", "u"} && c.Name == "fathom" }},
+		{name: "addresses", stdin: config + `,"runtimeConfig":{"ips":["10.244.1.5/24","fd00:10:244:1::5"]},"args":{"cni":{"ips":["10.9.9.9"]}}}`, args: "IP=10.8.8.8",
+			check: func(c *call) bool {
+				return slices.Equal(c.addresses, []netip.Addr{netip.MustParseAddr("10.244.1.5"), netip.MustParseAddr("fd00:10:244:1::5")})
+			}},
+		{name: "addresses of args", stdin: config + `,"args":{"cni":{"ips":["10.9.9.9"]}}}`, args: "IP=10.8.8.8",
+			check: func(c *call) bool { return c.addresses[0].String() == "10.9.9.9" }},
+		{name: "address of CNI_ARGS", stdin: config + `}`, args: "IP=10.8.8.8",
+			check: func(c *call) bool { return c.addresses[0].String() == "10.8.8.8" }},
+		{name: "an earlier result", stdin: config + `,"prevResult":{"cniVersion":"1.1.0","interfaces":[{"name":"x0"}],"ips":[{"address":"10.1.1.1/24","interface":0}]}}`,
+			check: func(c *call) bool {
+				r := c.result(lease.Lease{Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.5")}}, link.Pod{Device: "eth0"})
+				return len(r.Interfaces) == 3 && len(r.IPs) == 2 && *r.IPs[1].Interface == 2 && r.Interfaces[0].Name == "x0"
+			}},
+		{name: "no JSON", stdin: `{`, code: types.ErrDecodingFailure},
+		{name: "a number", stdin: `1`, code: types.ErrDecodingFailure},
+		{name: "bad ips", stdin: config + `,"runtimeConfig":{"ips":["x"]}}`, code: types.ErrInvalidNetworkConfig},
+		{name: "bad ips", stdin: config + `,"runtimeConfig":{"ips":"x"}}`, code: types.ErrDecodingFailure},
+		{name: "bad mac", stdin: config + `,"runtimeConfig":{"mac":"01:00:00:00:00:00"}}`, code: types.ErrInvalidNetworkConfig},
+		{name: "bad args", stdin: config + `}`, args: "K8S", code: types.ErrInvalidEnvironmentVariables},
+		{name: "bad prevResult", stdin: config + `,"prevResult":{"cniVersion":"1.1.0","ips":1}}`, code: types.ErrDecodingFailure},
+		{name: "bad attachments", stdin: config + `,"cni.dev/valid-attachments":1}`, code: types.ErrDecodingFailure},
+		{name: "bad pool", stdin: strings.Replace(config, "10.244.1.0", "10.244.1.1", 1) + `}`, code: types.ErrInvalidNetworkConfig},
+	} {
+		c, err := parse(&skel.CmdArgs{ContainerID: "c", IfName: "eth0", Args: test.args, StdinData: []byte(test.stdin)}, false)
+		if test.code != 0 {
+			var e *types.Error
+			if !errors.As(asError("x", err), &e) || e.Code != test.code {
+				t.Errorf("%s: %v, want code %d", test.name, err, test.code)
+			}
+		} else if err != nil || !test.check(c) {
+			t.Errorf("%s: %+v, %v", test.name, c, err)
+		}
+	}
+}
+
+// TestAgent asks a real HTTP server what a pod is to have.
+func TestAgent(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	a := agent{socket}
+	p := podName{namespace: "default", name: "web/0"}
+	if r, err := a.request(p); err != nil || r.Pool != "" || r.Addresses != nil || a.notReady() != "" {
+		t.Errorf("without an agent: %+v, %v", r, err)
+	}
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answer func(w http.ResponseWriter)
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/v1/pods/default/web/0" && r.URL.Path != "/v1/status" {
+			t.Errorf("asked for %s", r.URL)
+		}
+		answer(w)
+	})}
+	go func() { _ = server.Serve(listener) }()
+	defer server.Close()
+	for _, test := range []struct {
+		status    int
+		body      string
+		want      ipam.Request
+		fails     bool
+		temporary bool
+	}{
+		{status: 200, body: `{}`},
+		{status: 200, body: `{"pool":"public","addresses":["10.244.1.77","::ffff:10.0.0.1"]}`,
+			want: ipam.Request{Pool: "public", Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.77"), netip.MustParseAddr("10.0.0.1")}}},
+		{status: 200, body: strings.Repeat(" ", 5000) + `{"pool":"long"}`, want: ipam.Request{Pool: "long"}},
+		{status: 404, body: "unknown"},
+		{status: 500, body: "not well", fails: true},
+		{status: 200, body: "not JSON", fails: true},
+		{status: 200, body: `{"addresses":[""]}`, fails: true},
+	} {
+		answer = func(w http.ResponseWriter) {
+			w.WriteHeader(test.status)
+			_, _ = w.Write([]byte(test.body))
+		}
+		r, err := a.request(p)
+		if (err != nil) != test.fails || r.Pool != test.want.Pool || !slices.Equal(r.Addresses, test.want.Addresses) {
+			t.Errorf("%d %s: %+v, %v", test.status, test.body, r, err)
+		}
+		var e *types.Error
+		if test.fails && (!errors.As(asError("x", err), &e) || e.Code != types.ErrTryAgainLater) {
+			t.Errorf("%d %s: %v", test.status, test.body, e)
+		}
+	}
+	answer = func(w http.ResponseWriter) { http.Error(w, "no ranges yet", http.StatusServiceUnavailable) }
+	if got := a.notReady(); !strings.Contains(got, "no ranges yet") {
+		t.Errorf("not ready: %q", got)
+	}
+	answer = func(http.ResponseWriter) { panic(http.ErrAbortHandler) } // it goes while it is asked
+	if r, err := a.request(p); err != nil || r.Pool != "" {
+		t.Errorf("an agent that goes: %+v, %v", r, err)
+	}
+}
+
+// TestHungAgent is an agent that accepts and says nothing: the pod waits no longer than for patience.
+func TestHungAgent(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	start := time.Now()
+	if _, err := (agent{socket}).request(podName{name: "web"}); err != nil || time.Since(start) > patience+time.Second {
+		t.Errorf("%v after %s", err, time.Since(start))
+	}
+}
+
+// TestAttachUndone needs no kernel: with an address that is somebody else's nothing is made, and with the fake
+// store one sees that nothing is held.
+func TestAttachUndone(t *testing.T) {
+	store := &lease.Fake{}
+	c, err := parse(&skel.CmdArgs{ContainerID: "c", IfName: "eth0", StdinData: []byte(config + `}`)}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []ipam.Request{{Pool: "x"}, {Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.1")}}} {
+		if _, _, err := c.attach(nil, nil, store, r); err == nil {
+			t.Errorf("%+v is granted", r)
+		}
+	}
+	if all, _ := store.List(); len(all) > 0 {
+		t.Errorf("%v is held", all)
+	}
+}
+
+// FuzzParse: whatever comes, there is a call or an error with a code of the specification, and what CHECK makes of it
+// does not panic.
+func FuzzParse(f *testing.F) {
+	for _, args := range []string{"", "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web", "IP=10.244.1.3", "=;;a"} {
+		f.Add([]byte(config+`}`), args)
+	}
+	f.Add([]byte(config+`,"runtimeConfig":{"ips":["10.244.1.5/24"],"mac":"02:11:22:33:44:55"},"dns":{"nameservers":["10.96.0.10"]},"cni.dev/valid-attachments":[{"containerID":"a","ifname":"eth0"}]}`), "")
+	f.Add([]byte(strings.Replace(config, "1.1.0", "0.4.0", 1)+`,"prevResult":{"interfaces":[{"name":"web-abcde"},{"name":"eth0","mac":"02:11:22:33:44:55","sandbox":"/n"}],`+
+		`"ips":[{"version":"4","interface":1,"address":"10.244.1.5/32","gateway":"169.254.1.1"}],"routes":[{"dst":"169.254.1.1/32"},{"dst":"0.0.0.0/0","gw":"169.254.1.1"}]}}`), "")
+	f.Add([]byte(config+`,"prevResult":{"cniVersion":"1.1.0","interfaces":[null,{"name":"eth0","mac":"x","sandbox":"/n"}],"ips":[null,{"interface":9,"address":"::1/128"}],"routes":[null]}}`), "")
+	f.Fuzz(func(t *testing.T, stdin []byte, args string) {
+		a := &skel.CmdArgs{ContainerID: "c", IfName: "eth0", Netns: "/n", Args: args, StdinData: stdin}
+		for _, lenient := range []bool{true, false} {
+			c, err := parse(a, lenient)
+			if (c == nil) == (err == nil) {
+				t.Fatalf("exactly one of %v and %v is wanted", c, err)
+			}
+			if err != nil {
+				var e *types.Error
+				if !errors.As(asError("x", err), &e) || e.Code != 4 && e.Code != 6 && e.Code != 7 {
+					t.Fatalf("%v has code %d", err, e.Code)
+				}
+				continue
+			}
+			l := lease.Lease{Attachment: c.attachment, HostDevice: "web-abcde", Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.5")}}
+			r := c.result(l, c.device(l))
+			if c.prev != nil {
+				c.expected(l)
+			}
+			if r.CNIVersion = types100.ImplementedSpecVersion; !slices.Contains([]string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}, c.CNIVersion) {
+				continue
+			}
+			_, _ = r.GetAsVersion(c.CNIVersion)
+		}
+	})
+}
+
+func FuzzResponse(f *testing.F) {
+	f.Add([]byte("HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{}"))
+	f.Add([]byte("HTTP/1.1 404 Not Found\r\n\r\n"))
+	f.Add([]byte("HTTP/1.0 \r\n\r\n"))
+	f.Add([]byte("HTTP/1.0 x\r\n\r\nbody"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		before := slices.Clone(data)
+		status, body, ok := parseResponse(data)
+		if !ok && (status != 0 || body != nil) || !slices.Equal(before, data) {
+			t.Errorf("%d %q %v", status, body, ok)
+		}
+	})
+}
+
+// TestConfigOfTheContract is the conflist as the agent's side has it.
+func TestConfigOfTheContract(t *testing.T) {
+	data, err := os.ReadFile("testdata/10-fathom.conflist")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list struct{ Plugins []json.RawMessage }
+	if err := json.Unmarshal(data, &list); err != nil {
+		t.Fatal(err)
+	}
+	c, err := parse(&skel.CmdArgs{StdinData: list.Plugins[0]}, false)
+	if err != nil || c.MTU != 1450 || c.CoolDown != 30*time.Second || c.AgentSocket != "/run/fathom/agent.sock" || len(c.Pools) != 1 {
+		t.Errorf("%+v, %v", c, err)
+	}
+}

@@ -1,0 +1,105 @@
+package install
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/fathom-network/fathom/deploy"
+	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/netconf"
+)
+
+const daemonSet = "fathom-agent"
+
+// Wait returns when every node carries pods.
+func Wait(ctx context.Context, client *kube.Client, progress func(ready, want int32)) error {
+	return client.WaitDaemonSet(ctx, netconf.Namespace, daemonSet, progress)
+}
+
+// InUseError says that pods are on the network that was to be removed.
+type InUseError struct{ Pods []string }
+
+func (e *InUseError) Error() string {
+	const most = 5
+	names := e.Pods
+	more := ""
+	if len(names) > most {
+		names, more = names[:most], fmt.Sprintf(" and %d more", len(names)-most)
+	}
+	return fmt.Sprintf("%d pods are on the network: %s%s", len(e.Pods), strings.Join(names, ", "), more)
+}
+
+// Remove takes the network off a cluster: agents that run to take away what they made replace those that keep it,
+// and when every node is clean all that was installed is deleted. With force, devices of pods go too.
+func Remove(ctx context.Context, client *kube.Client, force bool, progress func(clean, want int32)) error {
+	_, err := client.AppsV1().DaemonSets(netconf.Namespace).Get(ctx, daemonSet, metav1.GetOptions{})
+	installed := err == nil
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("look for DaemonSet %s/%s: %w", netconf.Namespace, daemonSet, err)
+	}
+	if installed {
+		if !force {
+			if err := unused(ctx, client); err != nil {
+				return err
+			}
+		}
+		const patch = `{"spec": {"updateStrategy": {"rollingUpdate": {"maxUnavailable": "100%"}},
+			"template": {"spec": {"containers": [{"name": "agent", "args": ["clean"]}]}}}}`
+		if _, err := client.AppsV1().DaemonSets(netconf.Namespace).Patch(ctx, daemonSet, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+			return fmt.Errorf("have the agents clean their nodes: %w", err)
+		}
+		if err := client.WaitDaemonSet(ctx, netconf.Namespace, daemonSet, progress); err != nil {
+			return err
+		}
+	}
+	objects, err := kube.Decode(bytes.NewReader(deploy.Fathom))
+	if err != nil {
+		return err
+	}
+	return client.Delete(ctx, objects)
+}
+
+// unused returns an InUseError if pods are on the network.
+func unused(ctx context.Context, client *kube.Client) error {
+	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "status.phase!=Succeeded,status.phase!=Failed"})
+	if err != nil {
+		return fmt.Errorf("list pods: %w", err)
+	}
+	var names []string
+	for _, p := range pods.Items {
+		if !p.Spec.HostNetwork && p.Status.PodIP != "" {
+			names = append(names, p.Namespace+"/"+p.Name)
+		}
+	}
+	if len(names) > 0 {
+		return &InUseError{names}
+	}
+	return nil
+}
+
+// APIServer finds out at which address nodes reach the API server without a Service proxy: what kubeadm published
+// for nodes that join, or else the endpoint of the Service kubernetes.
+func APIServer(ctx context.Context, client *kube.Client) (string, error) {
+	published, err := client.ClusterInfo(ctx)
+	if err != nil || published != "" {
+		return published, err
+	}
+	slices, err := client.DiscoveryV1().EndpointSlices("default").List(ctx, metav1.ListOptions{LabelSelector: "kubernetes.io/service-name=kubernetes"})
+	if err != nil {
+		return "", fmt.Errorf("look for the API server's address: %w", err)
+	}
+	for _, s := range slices.Items {
+		for _, e := range s.Endpoints {
+			if len(e.Addresses) > 0 && len(s.Ports) > 0 && s.Ports[0].Port != nil {
+				return kube.HostPort(e.Addresses[0], *s.Ports[0].Port), nil
+			}
+		}
+	}
+	return "", nil
+}

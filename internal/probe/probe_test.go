@@ -1,0 +1,78 @@
+package probe_test
+
+import (
+	"net/netip"
+	"path/filepath"
+	"testing"
+
+	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/probe"
+	"github.com/fathom-network/fathom/internal/testenv"
+)
+
+func namespace(t *testing.T) *link.Namespace {
+	t.Helper()
+	testenv.NeedRoot(t)
+	path := filepath.Join(t.TempDir(), "ns")
+	if err := link.Create(path); err != nil {
+		t.Fatal(err)
+	}
+	n, err := link.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		n.Close()
+		if err := link.Delete(path); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+// Two namespaces with a wire whose far end takes packets of 1400 bytes only.
+func TestProbe(t *testing.T) {
+	a, b := namespace(t), namespace(t)
+	if err := a.SetPair(link.Device{Name: "a0", MTU: 1500}, b, link.Device{Name: "b0", MTU: 1500}); err != nil {
+		t.Fatal(err)
+	}
+	for n, addrs := range map[*link.Namespace][]string{a: {"192.0.2.1/24", "2001:db8::1/64"}, b: {"192.0.2.2/24", "2001:db8::2/64"}} {
+		name := map[*link.Namespace]string{a: "a0", b: "b0"}[n]
+		if err := n.SetAddrs(name, []netip.Prefix{netip.MustParsePrefix(addrs[0]), netip.MustParsePrefix(addrs[1])}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := probe.Listen(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	to := func(addr string, size int) probe.Probe {
+		return probe.Probe{From: "a", To: netip.AddrPortFrom(netip.MustParseAddr(addr), l.Port), Size: size, MTU: 1500}
+	}
+	probes := []probe.Probe{
+		to("192.0.2.2", 100), to("192.0.2.2", 1500), to("192.0.2.2", 4000),
+		to("2001:db8::2", 200), to("2001:db8::2", 1500), to("2001:db8::2", 4000),
+	}
+	for i, r := range probe.Send(map[string]*link.Namespace{"a": a}, probes) {
+		want := "192.0.2.1"
+		if i >= 3 {
+			want = "2001:db8::1"
+		}
+		if r.Error != "" || r.Source.String() != want || r.Seconds <= 0 {
+			t.Errorf("%+v", r)
+		}
+	}
+
+	tooLarge, refused := to("192.0.2.2", 1600), to("192.0.2.2", 100)
+	tooLarge.MTU, refused.To = 1600, netip.MustParseAddrPort("192.0.2.2:9")
+	nowhere, unknown := to("198.51.100.1", 100), to("192.0.2.2", 100)
+	unknown.From = "nobody"
+	got := probe.Send(map[string]*link.Namespace{"a": a}, []probe.Probe{tooLarge, refused, nowhere, unknown})
+	for i, want := range []string{"too large for a link on the way", "refused: nobody listens at the other end",
+		"unreachable: there is no route", "there is no namespace of nobody here"} {
+		if got[i].Error != want {
+			t.Errorf("%q, want %q", got[i].Error, want)
+		}
+	}
+}

@@ -1,0 +1,328 @@
+package ruleset
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"reflect"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+
+	"github.com/fathom-network/fathom/internal/podnet"
+)
+
+// table is what a table of ours should hold.
+type table struct {
+	name   string
+	sets   []set
+	chains []chain
+}
+
+// set is a named set of addresses.
+type set struct {
+	name, comment string
+	family        podnet.Family
+	interval      bool // of prefixes, not of single addresses
+}
+
+type chain struct {
+	name     string
+	kind     nftables.ChainType
+	hook     *nftables.ChainHook
+	priority *nftables.ChainPriority
+	rules    []rule
+}
+
+type rule struct {
+	comment string
+	exprs   []expr.Any
+}
+
+// elements are those of a table's sets, by the sets' names, sorted. Single addresses are prefixes of full length.
+type elements map[string][]netip.Prefix
+
+// errStrange says that a table is not as we make them: it is made anew.
+var errStrange = errors.New("the table is not as it should be")
+
+// set makes the kernel hold the table with these elements, in one transaction, and returns what it changed.
+func (r *Ruleset) set(t table, want elements) (podnet.Count, error) {
+	count, err := r.try(t, want)
+	if err != nil {
+		return podnet.Count{}, fmt.Errorf("set nftables table inet %s: %w", t.name, err)
+	}
+	return count, nil
+}
+
+func (r *Ruleset) try(t table, want elements) (podnet.Count, error) {
+	have, before, err := r.read(t)
+	if errors.Is(err, errStrange) {
+		return podnet.Count{Added: 1}, r.replace(t, want)
+	}
+	if err != nil {
+		return podnet.Count{}, err
+	}
+	var count podnet.Count
+	inKernel := r.table(t)
+	for _, s := range t.sets {
+		d := podnet.Compare(want[s.name], have[s.name], func(p netip.Prefix) netip.Prefix { return p })
+		count.Added, count.Removed = count.Added+len(d.Add), count.Removed+len(d.Remove)
+		// All of it becomes true at once, so that what goes may go first: it may overlap what comes.
+		in := inKernel.set(s)
+		if err := r.elements(d.Remove, s, in, r.conn.SetDeleteElements); err != nil {
+			return podnet.Count{}, err
+		}
+		if err := r.elements(d.Add, s, in, r.conn.SetAddElements); err != nil {
+			return podnet.Count{}, err
+		}
+	}
+	if count == (podnet.Count{}) {
+		r.known[t.name] = known{before, want}
+		return count, nil
+	}
+	if err := r.conn.Flush(); err != nil {
+		// Elements that somebody else added or took away meanwhile, or ones that only look like ours.
+		return podnet.Count{Added: 1}, r.replace(t, want)
+	}
+	r.learn(t.name, before, want)
+	return count, nil
+}
+
+// learn keeps in mind what the table holds if ours was the only transaction since a generation.
+func (r *Ruleset) learn(table string, before uint32, holds elements) {
+	delete(r.known, table)
+	if after, err := r.gen.read(); err == nil && after == before+1 {
+		r.known[table] = known{after, holds}
+	}
+}
+
+// replace makes the table anew, in one transaction: packets meet the old one or the new one.
+func (r *Ruleset) replace(t table, want elements) error {
+	before, err := r.gen.read()
+	if err != nil {
+		return err
+	}
+	in := r.table(t)
+	r.conn.AddTable(in.Table) // so that the deletion after it does not fail
+	r.conn.DelTable(in.Table)
+	r.conn.AddTable(in.Table)
+	for _, s := range t.sets {
+		kernel := in.set(s)
+		if err := r.conn.AddSet(kernel, nil); err != nil {
+			return err
+		}
+		if err := r.elements(want[s.name], s, kernel, r.conn.SetAddElements); err != nil {
+			return err
+		}
+	}
+	for _, c := range t.chains {
+		kernel := r.conn.AddChain(&nftables.Chain{Name: c.name, Table: in.Table, Type: c.kind, Hooknum: c.hook, Priority: c.priority})
+		for _, x := range c.rules {
+			r.conn.AddRule(&nftables.Rule{Table: in.Table, Chain: kernel, Exprs: x.exprs,
+				UserData: userdata.AppendString(nil, userdata.TypeComment, x.comment)})
+		}
+	}
+	if err := r.conn.Flush(); err != nil {
+		return err
+	}
+	r.learn(t.name, before, want)
+	return nil
+}
+
+// read returns what the sets of the table hold, and at which generation. The error is errStrange if anything but
+// the elements differs from what should be.
+func (r *Ruleset) read(t table) (elements, uint32, error) {
+	const enough = 20
+	for range enough {
+		before, err := r.gen.read()
+		if err != nil {
+			return nil, 0, err
+		}
+		if k, ok := r.known[t.name]; ok && k.generation == before {
+			return k.elements, before, nil // no transaction since, so it cannot have changed
+		}
+		have, err := r.readOnce(t)
+		after, genErr := r.gen.read()
+		switch {
+		case genErr != nil:
+			return nil, 0, genErr
+		case before == after:
+			return have, before, err
+		}
+	}
+	return nil, 0, errors.New("read the table: others change the rule set all the time")
+}
+
+func (r *Ruleset) readOnce(t table) (elements, error) {
+	in := r.table(t)
+	chains, err := r.conn.ListChainsOfTableFamily(in.Family)
+	if err != nil {
+		return nil, err
+	}
+	chains = slices.DeleteFunc(chains, func(c *nftables.Chain) bool { return c.Table.Name != t.name })
+	if len(chains) != len(t.chains) {
+		return nil, errStrange
+	}
+	for _, want := range t.chains {
+		i := slices.IndexFunc(chains, func(c *nftables.Chain) bool { return c.Name == want.name })
+		if i < 0 || chains[i].Type != want.kind || !reflect.DeepEqual(chains[i].Hooknum, want.hook) || !reflect.DeepEqual(chains[i].Priority, want.priority) {
+			return nil, errStrange
+		}
+		rules, err := r.conn.GetRules(in.Table, chains[i])
+		if err != nil {
+			return nil, err
+		}
+		if !slices.EqualFunc(rules, want.rules, isRule) {
+			return nil, errStrange
+		}
+	}
+	sets, err := r.conn.GetSets(in.Table)
+	if err != nil {
+		return nil, err
+	}
+	if len(sets) != len(t.sets) {
+		return nil, errStrange
+	}
+	have := elements{}
+	for _, want := range t.sets {
+		i := slices.IndexFunc(sets, func(s *nftables.Set) bool { return s.Name == want.name })
+		// Comments are not compared: of sets with intervals the library does not read them.
+		if i < 0 || sets[i].Interval != want.interval || sets[i].KeyType.Name != want.key().Name {
+			return nil, errStrange
+		}
+		found, err := r.conn.GetSetElements(sets[i])
+		if err != nil {
+			return nil, err
+		}
+		var ok bool
+		if have[want.name], ok = want.prefixes(found); !ok {
+			return nil, errStrange
+		}
+	}
+	return have, nil
+}
+
+// isRule says whether a rule of the kernel's is the one that we would make.
+func isRule(have *nftables.Rule, want rule) bool {
+	if comment, _ := userdata.GetString(have.UserData, userdata.TypeComment); comment != want.comment {
+		return false
+	}
+	return slices.EqualFunc(have.Exprs, want.exprs, func(a, b expr.Any) bool {
+		if lookup, is := a.(*expr.Lookup); is {
+			named := *lookup
+			named.SetID = 0 // the kernel's own
+			a = &named
+		}
+		return reflect.DeepEqual(a, b)
+	})
+}
+
+// inKernel is a table as the library wants it.
+type inKernel struct{ *nftables.Table }
+
+func (r *Ruleset) table(t table) inKernel {
+	return inKernel{&nftables.Table{Family: nftables.TableFamilyINet, Name: t.name}}
+}
+
+func (t inKernel) set(s set) *nftables.Set {
+	return &nftables.Set{Table: t.Table, Name: s.name, KeyType: s.key(), Interval: s.interval, Comment: s.comment}
+}
+
+func (s set) key() nftables.SetDatatype {
+	if s.family == podnet.IPv4 {
+		return nftables.TypeIPAddr
+	}
+	return nftables.TypeIP6Addr
+}
+
+// elements queues a change of elements, in messages that a netlink attribute's 64 KiB have room for.
+func (r *Ruleset) elements(list []netip.Prefix, s set, kernel *nftables.Set, change func(*nftables.Set, []nftables.SetElement) error) error {
+	const room = 500
+	for part := range slices.Chunk(list, room) {
+		var all []nftables.SetElement
+		for _, p := range part {
+			all = append(all, nftables.SetElement{Key: p.Addr().AsSlice()})
+			if !s.interval {
+				continue
+			}
+			if end := last(p).Next(); end.IsValid() { // what reaches to the last address of all has no end
+				all = append(all, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+			}
+		}
+		if err := change(kernel, all); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// last returns the last address of a prefix.
+func last(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// sameBits returns how many bits two addresses of one family begin with in common.
+func sameBits(a, b netip.Addr) int {
+	x, y := a.As16(), b.As16()
+	for i := range x {
+		if n := bits.LeadingZeros8(x[i] ^ y[i]); n < 8 {
+			return i*8 + n - (128 - a.BitLen())
+		}
+	}
+	return a.BitLen()
+}
+
+// prefixes is the reverse of elements. It is not ok if there is an interval that is no prefix: it is not ours.
+func (s set) prefixes(found []nftables.SetElement) ([]netip.Prefix, bool) {
+	type bound struct {
+		addr netip.Addr
+		end  bool
+	}
+	bounds := make([]bound, 0, len(found))
+	for _, e := range found {
+		a, ok := netip.AddrFromSlice(e.Key)
+		if !ok {
+			return nil, false
+		}
+		bounds = append(bounds, bound{a, e.IntervalEnd})
+	}
+	slices.SortFunc(bounds, func(a, b bound) int {
+		if c := a.addr.Compare(b.addr); c != 0 || a.end == b.end {
+			return c
+		}
+		if a.end {
+			return -1
+		}
+		return 1
+	})
+	var list []netip.Prefix
+	for i, b := range bounds {
+		if b.end {
+			continue
+		}
+		p := netip.PrefixFrom(b.addr, b.addr.BitLen())
+		if s.interval {
+			to := last(netip.PrefixFrom(b.addr, 0)) // without an end: the last address of all
+			if i+1 < len(bounds) {
+				if !bounds[i+1].end {
+					return nil, false
+				}
+				to = bounds[i+1].addr.Prev()
+			}
+			p = netip.PrefixFrom(b.addr, sameBits(b.addr, to))
+			if p != p.Masked() || last(p) != to {
+				return nil, false
+			}
+		}
+		list = append(list, p)
+	}
+	return list, true
+}

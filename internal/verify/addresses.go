@@ -1,0 +1,162 @@
+package verify
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/fathom-network/fathom/internal/ipam"
+	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/nodestate"
+)
+
+// Addresses is who has which address in a cluster.
+type Addresses struct {
+	Pools  []NodePool  `json:"pools"`
+	Leases []NodeLease `json:"leases"`
+	// Problems are nodes that could not be asked.
+	Problems []string `json:"problems,omitempty"`
+}
+
+// NodePool is a pool's part on a node.
+type NodePool struct {
+	Node   string         `json:"node"`
+	Ranges []netip.Prefix `json:"ranges"`
+	ipam.Usage
+}
+
+// NodeLease is an address in use, or two of both families.
+type NodeLease struct {
+	Node string `json:"node"`
+	nodestate.Lease
+}
+
+// ReadAddresses asks the agents of all nodes.
+func ReadAddresses(ctx context.Context, client *kube.Client) (Addresses, error) {
+	a := Addresses{Pools: []NodePool{}, Leases: []NodeLease{}}
+	agents, err := client.PodsOf(ctx, netconf.Namespace, kube.AgentSelector)
+	if err != nil {
+		return a, err
+	}
+	if len(agents) == 0 {
+		return a, errNoAgents
+	}
+	states, failed := States(ctx, client, agents)
+	for node, err := range failed {
+		a.Problems = append(a.Problems, fmt.Sprintf("node %s: %s", node, oneLine(err)))
+	}
+	for node, s := range states {
+		for _, u := range s.Usage {
+			var ranges []netip.Prefix
+			for _, p := range s.Pools {
+				if p.Name == u.Pool {
+					ranges = append(ranges, p.Of(u.Family)...)
+				}
+			}
+			a.Pools = append(a.Pools, NodePool{node, ranges, u})
+		}
+		for _, l := range s.Leases {
+			a.Leases = append(a.Leases, NodeLease{node, l})
+		}
+	}
+	slices.Sort(a.Problems)
+	slices.SortFunc(a.Pools, func(x, y NodePool) int {
+		return cmp.Or(cmp.Compare(x.Node, y.Node), cmp.Compare(x.Pool, y.Pool), cmp.Compare(x.Family, y.Family))
+	})
+	slices.SortFunc(a.Leases, func(x, y NodeLease) int {
+		return cmp.Or(cmp.Compare(x.Node, y.Node), cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Pod, y.Pod))
+	})
+	return a, nil
+}
+
+// HeldError says that an address is that of a pod which is there.
+type HeldError struct {
+	Address netip.Addr
+	Pod     string
+}
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("%s is the address of pod %s, which is there", e.Address, e.Pod)
+}
+
+// Release takes an address back from whom it was given to, on the node that holds it. That of a pod that the API
+// knows is only taken with force.
+func Release(ctx context.Context, client *kube.Client, address netip.Addr, force bool) (NodeLease, error) {
+	a, err := ReadAddresses(ctx, client)
+	if err != nil {
+		return NodeLease{}, err
+	}
+	i := slices.IndexFunc(a.Leases, func(l NodeLease) bool { return slices.Contains(l.Addresses, address) })
+	if i < 0 {
+		return NodeLease{}, fmt.Errorf("no node holds %s: see `fathom ipam show`", address)
+	}
+	l := a.Leases[i]
+	c, err := readCluster(ctx, client)
+	if err != nil {
+		return l, err
+	}
+	for _, p := range c.Pods {
+		if p.Namespace == l.Namespace && p.Name == l.Pod && p.Spec.NodeName == l.Node && !finished(p) && (l.UID == "" || l.UID == string(p.UID)) && !force {
+			return l, &HeldError{address, l.Namespace + "/" + l.Pod}
+		}
+	}
+	agents, err := client.PodsOf(ctx, netconf.Namespace, kube.AgentSelector)
+	if err != nil {
+		return l, err
+	}
+	agent, found := agents[l.Node]
+	if !found {
+		return l, fmt.Errorf("no agent runs on node %s, which holds %s", l.Node, address)
+	}
+	var out, stderr bytes.Buffer
+	if err := client.Exec(ctx, agent, kube.AgentContainer, nil, &out, &stderr, kube.AgentProgram, "release", address.String()); err != nil {
+		return l, fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
+	}
+	return l, nil
+}
+
+// CheckAddresses returns what is wrong with addresses: two pods that have one, pods that have others than they
+// hold, addresses that are held for nobody.
+func CheckAddresses(ctx context.Context, client *kube.Client) ([]string, error) {
+	find := func() ([]string, error) {
+		agents, err := client.PodsOf(ctx, netconf.Namespace, kube.AgentSelector)
+		if err != nil {
+			return nil, err
+		}
+		if len(agents) == 0 {
+			return nil, errNoAgents
+		}
+		states, failed := States(ctx, client, agents)
+		c, err := readCluster(ctx, client)
+		if err != nil {
+			return nil, err
+		}
+		var found []string
+		for node, err := range failed {
+			found = append(found, fmt.Sprintf("%s: its agent does not answer: %s", node, oneLine(err)))
+		}
+		for node, s := range states {
+			d := differ{node: node}
+			d.addresses(c.Pods, s)
+			for _, x := range d.found {
+				found = append(found, x.Node+": "+x.Text)
+			}
+		}
+		for _, x := range Doubles(c.Pods) {
+			found = append(found, x.Node+": "+x.Text)
+		}
+		slices.Sort(found)
+		return found, nil
+	}
+	first, err := find()
+	if err != nil || len(first) == 0 {
+		return nil, err
+	}
+	second, err := find() // what was only on its way is not there again
+	return slices.DeleteFunc(second, func(s string) bool { return !slices.Contains(first, s) }), err
+}

@@ -1,0 +1,176 @@
+package verify
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/nodestate"
+)
+
+// Report is what a verification of the pod network found.
+type Report struct {
+	Nodes []NodeReport `json:"nodes"`
+}
+
+// NodeReport is what was found on one node.
+type NodeReport struct {
+	Node        string   `json:"node"`
+	Mode        string   `json:"mode,omitempty"`
+	Pods        int      `json:"pods"`
+	Routes      int      `json:"routes"`
+	Differences []string `json:"differences"`
+}
+
+// OK says that there is no difference anywhere.
+func (r Report) OK() bool {
+	return !slices.ContainsFunc(r.Nodes, func(n NodeReport) bool { return len(n.Differences) > 0 })
+}
+
+// agentsAtOnce bounds how many nodes are read at the same time.
+const agentsAtOnce = 16
+
+// Run reads every node's kernel by its agent and compares it with the API. A cluster changes while it is read: a
+// difference counts if a second reading finds it too.
+func Run(ctx context.Context, client *kube.Client) (Report, error) {
+	first, err := read(ctx, client)
+	if err != nil {
+		return Report{}, err
+	}
+	if first.report().OK() {
+		return first.report(), nil
+	}
+	second, err := read(ctx, client)
+	if err != nil {
+		return Report{}, err
+	}
+	for node, differences := range second.differences {
+		second.differences[node] = slices.DeleteFunc(differences, func(d string) bool { return !slices.Contains(first.differences[node], d) })
+	}
+	return second.report(), nil
+}
+
+// reading is what was found at one time.
+type reading struct {
+	nodes       []string
+	states      map[string]nodestate.State
+	differences map[string][]string
+}
+
+func (r reading) report() Report {
+	report := Report{Nodes: []NodeReport{}}
+	for _, n := range r.nodes {
+		s := r.states[n]
+		report.Nodes = append(report.Nodes, NodeReport{Node: n, Mode: string(s.Plan.Mode), Pods: len(s.Leases), Routes: len(s.Kernel.Routes),
+			Differences: append([]string{}, r.differences[n]...)})
+	}
+	return report
+}
+
+func read(ctx context.Context, client *kube.Client) (reading, error) {
+	r := reading{differences: map[string][]string{}}
+	agents, err := client.PodsOf(ctx, netconf.Namespace, kube.AgentSelector)
+	if err != nil {
+		return r, err
+	}
+	if len(agents) == 0 {
+		return r, errNoAgents
+	}
+	// Kernels before the API: what a pod that comes meanwhile brings is then seen in the second reading only.
+	states, failed := States(ctx, client, agents)
+	r.states = states
+	var c Cluster
+	if c, err = readCluster(ctx, client); err != nil {
+		return r, err
+	}
+	for _, n := range c.Nodes {
+		r.nodes = append(r.nodes, n.Name)
+		s, found := states[n.Name]
+		switch {
+		case failed[n.Name] != nil:
+			r.differences[n.Name] = []string{"its agent does not answer: " + oneLine(failed[n.Name])}
+		case !found:
+			r.differences[n.Name] = []string{"no agent runs on it"}
+		default:
+			for _, d := range Pods(c, n.Name, s) {
+				r.differences[n.Name] = append(r.differences[n.Name], d.Text)
+			}
+		}
+	}
+	for _, d := range Doubles(c.Pods) {
+		r.differences[d.Node] = append(r.differences[d.Node], d.Text)
+	}
+	slices.Sort(r.nodes)
+	return r, nil
+}
+
+// States asks the agents of all nodes. What one of them cannot answer is in failed.
+func States(ctx context.Context, client *kube.Client, agents map[string]*corev1.Pod) (states map[string]nodestate.State, failed map[string]error) {
+	states, failed = map[string]nodestate.State{}, map[string]error{}
+	type answer struct {
+		node  string
+		state nodestate.State
+		err   error
+	}
+	answers := make(chan answer, len(agents))
+	g := errgroup.Group{}
+	g.SetLimit(agentsAtOnce)
+	for node, pod := range agents {
+		g.Go(func() error {
+			a := answer{node: node}
+			var out, stderr bytes.Buffer
+			if a.err = client.Exec(ctx, pod, kube.AgentContainer, nil, &out, &stderr, kube.AgentProgram, "state"); a.err != nil {
+				a.err = fmt.Errorf("%w: %s", a.err, strings.TrimSpace(stderr.String()))
+			} else if err := json.Unmarshal(out.Bytes(), &a.state); err != nil {
+				a.err = fmt.Errorf("read the answer of the agent on node %s: %w", node, err)
+			}
+			answers <- a
+			return nil
+		})
+	}
+	_ = g.Wait()
+	close(answers)
+	for a := range answers {
+		if a.err != nil {
+			failed[a.node] = a.err
+			continue
+		}
+		states[a.node] = a.state
+	}
+	return states, failed
+}
+
+func readCluster(ctx context.Context, client *kube.Client) (Cluster, error) {
+	var c Cluster
+	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return c, fmt.Errorf("list nodes: %w", err)
+	}
+	for i := range nodes.Items {
+		c.Nodes = append(c.Nodes, &nodes.Items[i])
+	}
+	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return c, fmt.Errorf("list pods: %w", err)
+	}
+	for i := range pods.Items {
+		c.Pods = append(c.Pods, &pods.Items[i])
+	}
+	config, err := client.CoreV1().ConfigMaps(netconf.Namespace).Get(ctx, netconf.ConfigMap, metav1.GetOptions{})
+	if err != nil {
+		return c, fmt.Errorf("read the network's configuration: %w", err)
+	}
+	c.Config = config.Data
+	return c, nil
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
