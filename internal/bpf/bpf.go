@@ -24,7 +24,7 @@ import (
 	"github.com/fathom-network/fathom/internal/podnet"
 )
 
-//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang -cflags "-O2 -g -Wall -Werror -mcpu=v3" fastpath c/fastpath.c
+//go:generate ./c/compile
 
 // Options are how a node's fast path is kept. The zero value is that of a node.
 type Options struct {
