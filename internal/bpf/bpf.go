@@ -107,10 +107,13 @@ func Open(node *link.Namespace, o Options) (*Path, error) {
 	err = load()
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
 		// Of another version. What it has attached goes on with its maps until Set replaces it.
+		err = nil
 		for _, name := range []string{pin.Pods, pin.Ports, pin.Remotes, pin.Counts} {
-			err = errors.Join(os.RemoveAll(filepath.Join(p.Dir, name)))
+			err = errors.Join(err, os.RemoveAll(filepath.Join(p.Dir, name)))
 		}
-		err = cmp.Or(err, load())
+		if err == nil {
+			err = load()
+		}
 	}
 	if err != nil {
 		var v *ebpf.VerifierError
