@@ -63,7 +63,7 @@ clean: ## remove what was built (Go's build cache stays)
 # kit/build, which says how.
 
 modules := kubernetes containerd addons/coredns addons/flannel addons/flannel-cni
-module = kit/$(1)/go.mod kit/$(1)/go.sum $(wildcard kit/$(1)/*.go) kit/build
+module = kit/$(1)/go.mod kit/$(1)/go.sum $(wildcard kit/$(1)/*.go kit/$(1)/start/*.go) kit/build
 
 KIT_BIN      := $(addprefix $(KIT)/bin/,kube containerd containerd-shim-runc-v2 ctr runc cnitool)
 KIT_CNI      := $(addprefix $(KIT)/cni/,$(shell sed -n 's|.*containernetworking/plugins/plugins/.*/||p' kit/containerd/go.mod))

@@ -206,7 +206,7 @@ func (a *Agent) converge(ctx context.Context) (nodestate.Status, []string, error
 		return nodestate.Status{}, problems, err
 	}
 	if changes.Total() > 0 {
-		a.Log.Info("kernel", "changes", changes)
+		a.Log.Info("changed the kernel", "what", changes.String())
 	}
 	if err := a.sweep(); err != nil {
 		problems = append(problems, err.Error())
