@@ -106,6 +106,7 @@ struct packet {
 	__u8 protocol;
 	__u8 ttl;
 	enum reason slow;   // why it is the stack's, whereever it goes
+	bool begins;        // it may be the first of a connection
 	bool icmp_error;    // whose connection is that of the packet in it
 	struct address about_src, about_dst; // the packet in it
 	struct bpf_sock_tuple tuple;         // of the connection, as conntrack knows it
@@ -213,6 +214,7 @@ static inline bool read(struct __sk_buff *skb, struct packet *p)
 	__u32 offset;
 	p->slow = UNDECIDED;
 	p->icmp_error = false;
+	p->begins = false;
 	if (skb->protocol == htons(ETH_P_IP)) {
 		struct iphdr *ip = at(skb, ETH_HLEN, sizeof(*ip));
 		if (!ip)
@@ -252,10 +254,16 @@ static inline bool read(struct __sk_buff *skb, struct packet *p)
 		return true;
 	if (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP) {
 		__be16 *port = at(skb, offset, 4);
-		if (port)
-			set_tuple(p, &p->src, &p->dst, port[0], port[1]);
-		else
+		if (!port) {
 			p->slow = PROTOCOL;
+			return true;
+		}
+		set_tuple(p, &p->src, &p->dst, port[0], port[1]);
+		p->begins = p->protocol == IPPROTO_UDP;
+		if (!p->begins) {
+			__u8 *flags = at(skb, offset + 13, 1);
+			p->begins = !flags || (*flags & 0x12) == 0x02; // SYN alone
+		}
 		return true;
 	}
 	p->slow = PROTOCOL;
@@ -399,6 +407,17 @@ int fathom_pod(struct __sk_buff *skb)
 		return pass(TTL);
 	if (is_tracked(skb, &p))
 		return pass(TRACKED);
+	if (p.begins) {
+		// A connection to a Service may have the same port here and the same pod there: its answers would be taken for
+		// this one's. Conntrack gives one of the two another port, if it sees both.
+		struct packet answer = {.v6 = p.v6, .protocol = p.protocol};
+		if (p.v6)
+			set_tuple(&answer, &p.dst, &p.src, p.tuple.ipv6.dport, p.tuple.ipv6.sport);
+		else
+			set_tuple(&answer, &p.dst, &p.src, p.tuple.ipv4.dport, p.tuple.ipv4.sport);
+		if (is_tracked(skb, &answer))
+			return pass(TRACKED);
+	}
 	if (to) {
 		if (!fits(skb, to->ifindex) || !routed(skb, &p, to))
 			return pass(MTU);
