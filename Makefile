@@ -52,6 +52,10 @@ install: build ## install to PREFIX (/usr/local): bin/fathom* and lib/fathom/kit
 	rm -rf $(DESTDIR)$(PREFIX)/lib/fathom/kit
 	cp -a $(KIT) $(DESTDIR)$(PREFIX)/lib/fathom/kit
 
+.PHONY: generate
+generate: ## compile the BPF programs anew; their objects are committed (needs clang and llvm)
+	internal/bpf/c/compile
+
 .PHONY: clean
 clean: ## remove what was built (Go's build cache stays)
 	rm -rf bin
@@ -100,6 +104,7 @@ $(KIT)/test/e2e.test:
 .PHONY: test
 test: build lint ## all tests: units, the kernel's namespaces, the kit, whole labs (as root)
 	go vet ./...
+	internal/bpf/c/compile check
 	go test $(TESTFLAGS) ./...
 	kit/check $(KIT)
 	@$(MAKE) --no-print-directory e2e conformance-short

@@ -49,6 +49,9 @@ func run() *cobra.Command {
 			if o.Node == "" {
 				return errors.New("which node is this? Give --node, or set NODE_NAME")
 			}
+			if o.FastPath != "" && o.FastPath != dataplane.FastPathAuto && o.FastPath != dataplane.FastPathOff {
+				return fmt.Errorf("--fast-path %q: want auto or off", o.FastPath)
+			}
 			var l slog.Level
 			if err := l.UnmarshalText([]byte(level)); err != nil {
 				return fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
@@ -74,6 +77,7 @@ func run() *cobra.Command {
 	f.StringVar(&o.Metrics, "metrics-address", ":10471", "where to answer /metrics")
 	f.DurationVar(&o.Resync, "resync", 30*time.Second, "how often to compare everything without an event")
 	f.StringVar(&o.Paths.Plugin, "plugin", "/fathom-cni", "the CNI plugin to install, or nothing")
+	f.StringVar(&o.FastPath, "fast-path", "", "auto or off, against what the configuration says")
 	registerPaths(f, &o)
 	return cmd
 }

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/fathom-network/fathom/internal/conflist"
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/lease"
@@ -36,6 +38,8 @@ type Options struct {
 	Health, Metrics string
 	// Resync is how often everything is compared without an event to ask for it.
 	Resync time.Duration
+	// FastPath, if set, goes before the configuration: FastPathAuto or FastPathOff.
+	FastPath string
 }
 
 // Paths are where an agent finds the node's directories, which in a pod are mounts.
@@ -65,6 +69,7 @@ type Agent struct {
 	node    *link.Namespace
 	rules   *ruleset.Ruleset
 	leases  *lease.Store
+	fast    fastPath
 	metrics *metrics
 	bgp     *announcer
 	wake    chan struct{}
@@ -93,6 +98,8 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer a.rules.Close()
+	defer a.fast.close()
+	a.metrics.registry.MustRegister(prometheus.WrapCollectorWith(prometheus.Labels{"node": o.Node}, &a.fast))
 	if a.leases, err = lease.Open(o.Paths.Leases, conflist.DefaultCoolDown); err != nil {
 		return err
 	}
@@ -209,6 +216,9 @@ func (a *Agent) converge(ctx context.Context) (nodestate.Status, []string, error
 	}
 	if err := a.repairPods(plan, f.Own); err != nil {
 		problems = append(problems, err.Error())
+	}
+	if err := a.setFastPath(plan, interfaces); err != nil {
+		problems = append(problems, oneLine(err))
 	}
 	status := nodestate.Status{Plan: plan, Config: *a.config, Interfaces: interfaces, Addresses: nodeAddresses(f.Own)}
 	own := f.Own.PodCIDRs

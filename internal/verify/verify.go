@@ -45,6 +45,9 @@ func Pods(c Cluster, node string, s nodestate.State) []podnet.Difference {
 	if plan.Node != "" {
 		d.found = append(d.found, podnet.Diff(plan, s.Kernel)...)
 	}
+	for _, text := range s.FastPath.Differences {
+		d.add("fast path: %s", text)
+	}
 	d.devices(c.Pods, d.addresses(c.Pods, s), s, plan, f.Own.PodCIDRs)
 	slices.SortFunc(d.found, func(a, b podnet.Difference) int { return cmp.Compare(a.Text, b.Text) })
 	return slices.Compact(d.found)
