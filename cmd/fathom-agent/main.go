@@ -89,6 +89,7 @@ func registerPaths(f *pflag.FlagSet, o *dataplane.Options) {
 	f.StringVar(&o.Paths.Conflist, "conflist", "/host/etc/cni/net.d/10-fathom.conflist", "the file to write when the node carries pods")
 	f.StringVar(&o.Paths.Leases, "leases", o.Paths.Leases, "the directory of the plugin's leases")
 	f.StringVar(&o.Paths.Socket, "socket", o.Paths.Socket, "where to answer the plugin")
+	f.StringVar(&o.Paths.BPF, "bpf-dir", o.Paths.BPF, "where to pin the fast path, on a bpffs")
 	f.StringVar(&o.Paths.NetNS, "netns-dir", o.Paths.NetNS, "where the runtime mounts pods' network namespaces")
 	f.StringVar(&o.Paths.Sysctl, "sysctl-dir", "/host/proc/sys/net", "/proc/sys/net, or where it can be written")
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/fathom-network/fathom/internal/bpf/pin"
 	"github.com/fathom-network/fathom/internal/conflist"
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/lease"
@@ -52,13 +53,14 @@ type Paths struct {
 	Socket   string // as the plugin calls it too
 	NetNS    string // where the runtime mounts pods' network namespaces
 	Sysctl   string // /proc/sys/net, or where it can be written
+	BPF      string // where the fast path is pinned, on a bpffs; as the plugin looks for it too
 }
 
 // NodePaths are the paths on a node itself.
 func NodePaths() Paths {
 	return Paths{
 		CNIBin: "/opt/cni/bin", Conflist: conflist.Path, Leases: conflist.DefaultDataDir,
-		Socket: "/run/fathom/agent.sock", NetNS: "/run/netns", Sysctl: "/proc/sys/net",
+		Socket: "/run/fathom/agent.sock", NetNS: "/run/netns", Sysctl: "/proc/sys/net", BPF: pin.Dir,
 	}
 }
 
@@ -78,6 +80,9 @@ type Agent struct {
 	// What follows belongs to the loop.
 	config   *netconf.Config // the last one that made sense
 	problems []string        // as they were told last
+	// Of the last look at the node's own pods.
+	podMTU      int
+	podProblems []string
 	told     published
 }
 
@@ -89,7 +94,7 @@ func Run(ctx context.Context, o Options) error {
 	a.bgp = a.newAnnouncer()
 	defer a.bgp.speaker.Leave() // without a word, so that routers keep the routes
 	var err error
-	if a.node, err = link.Open("/proc/self/ns/net"); err != nil {
+	if a.node, err = link.Here(); err != nil {
 		return err
 	}
 	defer a.node.Close()
@@ -125,20 +130,33 @@ func Run(ctx context.Context, o Options) error {
 	}
 	tick := time.NewTicker(o.Resync)
 	defer tick.Stop()
+	var settled <-chan time.Time
 	for {
+		pods := true
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.wake:
+			pods = false // what has to be looked at on the node itself has its own event, and takes ten times as long
 		case _, open := <-changed:
 			if !open && ctx.Err() == nil {
 				return errors.New("the kernel tells of changes no more") // and the pod is started anew
 			}
+			if settled == nil {
+				settled = time.After(settling)
+			}
+			continue
+		case <-settled:
+			settled = nil
 		case <-tick.C:
 		}
-		a.pass(ctx)
+		a.pass(ctx, pods)
 	}
 }
+
+// settling is how long a change of the kernel waits for others: they come in bursts, most are the plugin's or our
+// own, and of a burst only the end is of interest.
+const settling = 50 * time.Millisecond
 
 // Wake asks for a pass. It does not wait for it; asking twice is asking once.
 func (a *Agent) Wake() {
@@ -148,10 +166,11 @@ func (a *Agent) Wake() {
 	}
 }
 
-// pass makes the kernel, the conflist and the Node what they should be, and says how that went.
-func (a *Agent) pass(ctx context.Context) {
+// pass makes the kernel, the conflist and the Node what they should be, and says how that went. With pods it looks
+// after what the node has of its own pods, too.
+func (a *Agent) pass(ctx context.Context, pods bool) {
 	began := time.Now()
-	status, problems, err := a.converge(ctx)
+	status, problems, err := a.converge(ctx, pods)
 	a.metrics.passed(time.Since(began), err)
 	if err != nil {
 		status.Ready, status.Reason = false, err.Error()
@@ -166,7 +185,7 @@ func (a *Agent) pass(ctx context.Context) {
 }
 
 // converge is a pass without what is told of it.
-func (a *Agent) converge(ctx context.Context) (nodestate.Status, []string, error) {
+func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []string, error) {
 	if !a.view.Synced() {
 		reason := "the API server has not answered yet"
 		if err := a.view.Problem(); err != nil {
@@ -211,12 +230,16 @@ func (a *Agent) converge(ctx context.Context) (nodestate.Status, []string, error
 	if changes.Total() > 0 {
 		a.Log.Info("changed the kernel", "what", changes.String())
 	}
-	if err := a.sweep(); err != nil {
-		problems = append(problems, err.Error())
+	if pods || plan.PodMTU != a.podMTU {
+		a.podProblems = nil
+		for _, err := range []error{a.sweep(), a.repairPods(plan, f.Own)} {
+			if err != nil {
+				a.podProblems = append(a.podProblems, oneLine(err))
+			}
+		}
+		a.podMTU = plan.PodMTU
 	}
-	if err := a.repairPods(plan, f.Own); err != nil {
-		problems = append(problems, err.Error())
-	}
+	problems = append(problems, a.podProblems...)
 	if err := a.setFastPath(plan, interfaces); err != nil {
 		problems = append(problems, oneLine(err))
 	}

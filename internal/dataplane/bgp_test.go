@@ -234,7 +234,7 @@ protocol bgp { local as 64500; neighbor 10.1.1.2 as 64512; passive; password "te
 		go func() {
 			ended <- dataplane.Run(agentCtx, dataplane.Options{Node: "n1", Client: connect(agent), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 				Metrics: "127.0.0.1:10471", Resync: 200 * time.Millisecond, Paths: dataplane.Paths{CNIBin: dir, Conflist: filepath.Join(dir, "x.conflist"),
-					Leases: filepath.Join(dir, "leases"), Socket: filepath.Join(dir, "agent.sock"), NetNS: dir, Sysctl: "/proc/sys/net"}})
+					Leases: filepath.Join(dir, "leases"), Socket: filepath.Join(dir, "agent.sock"), NetNS: dir, Sysctl: "/proc/sys/net", BPF: dir}})
 		}()
 		return func() {
 			cancel()

@@ -43,13 +43,13 @@ func (a *Agent) clean() error {
 			return err
 		}
 	}
-	node, err := link.Open("/proc/self/ns/net")
+	node, err := link.Here()
 	if err != nil {
 		return err
 	}
 	defer node.Close()
 	node.SysctlsAt(a.Paths.Sysctl)
-	if err := bpf.Remove(node, ""); err != nil {
+	if err := bpf.Remove(node, a.Paths.BPF); err != nil {
 		return err
 	}
 	devices, err := node.PodDevices()

@@ -34,7 +34,7 @@ func (a *Agent) setFastPath(plan podnet.Plan, underlay []podnet.Interface) error
 	if a.FastPath != "" {
 		on = a.FastPath == FastPathAuto
 	}
-	changes, err := a.fast.set(a.node, plan, underlay, on)
+	changes, err := a.fast.set(a.node, a.Paths.BPF, plan, underlay, on)
 	for kind, n := range map[string]podnet.Count{"program": changes.Programs, "fastpod": changes.Pods, "fastroute": changes.Remotes} {
 		a.metrics.count(kind, n)
 	}
@@ -56,11 +56,11 @@ func (a *Agent) setFastPath(plan podnet.Plan, underlay []podnet.Interface) error
 }
 
 // set makes it what the plan says. Without it every packet takes the stack, so nothing here is an error of the node.
-func (f *fastPath) set(node *link.Namespace, plan podnet.Plan, underlay []podnet.Interface, on bool) (bpf.Changes, error) {
+func (f *fastPath) set(node *link.Namespace, dir string, plan podnet.Plan, underlay []podnet.Interface, on bool) (bpf.Changes, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.path == nil {
-		path, err := bpf.Open(node, bpf.Options{})
+		path, err := bpf.Open(node, bpf.Options{Dir: dir})
 		if err != nil {
 			f.reason = err.Error()
 			return bpf.Changes{}, err

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -109,7 +110,9 @@ func scale(b *testing.B) {
 		})
 	}
 	must(b, g.Wait())
-	dir := b.TempDir()
+	dir, fs := b.TempDir(), b.TempDir()
+	must(b, unix.Mount("bpffs", fs, "bpf", 0, ""))
+	b.Cleanup(func() { _ = unix.Unmount(fs, unix.MNT_DETACH) })
 	addPods(b, c, filepath.Join(dir, "leases"), dir)
 
 	node, err := link.Open("/proc/self/ns/net")
@@ -124,7 +127,7 @@ func scale(b *testing.B) {
 	}
 	cmd := exec.Command(agentProgram, "run", "--node", "n1", "--kubeconfig", kubeconfig(agent), "--plugin", "", "--cni-bin", dir,
 		"--conflist", filepath.Join(dir, "x.conflist"), "--leases", filepath.Join(dir, "leases"), "--socket", filepath.Join(dir, "agent.sock"),
-		"--netns-dir", dir, "--sysctl-dir", "/proc/sys/net")
+		"--netns-dir", dir, "--sysctl-dir", "/proc/sys/net", "--bpf-dir", filepath.Join(fs, "fathom"))
 	var log strings.Builder
 	cmd.Stdout, cmd.Stderr = &log, &log
 	began := time.Now()
@@ -151,6 +154,7 @@ func scale(b *testing.B) {
 	const rounds = 50
 	var took []time.Duration
 	for i := range rounds {
+		time.Sleep(200 * time.Millisecond) // one change, not a row of them: the agent is at rest
 		n, err := c.CoreV1().Nodes().Get(ctx, "n500", metav1.GetOptions{})
 		must(b, err)
 		address := fmt.Sprintf("10.1.%d.7", 200+i%2)

@@ -25,6 +25,11 @@ type Namespace struct {
 	sysctls string
 }
 
+// The main goroutine keeps the main thread, so that no other one enters a namespace on it: /proc/self is the main
+// thread's, and a thread that has left the process's namespace and cannot end, as the main one cannot, would make
+// it another's for good.
+func init() { runtime.LockOSThread() }
+
 // Create makes a network namespace that lives as long as the file at path, which it is mounted on. A
 // namespace that is there already is kept.
 func Create(path string) error {
