@@ -53,7 +53,7 @@ func Objects(o Options) ([]*unstructured.Unstructured, error) {
 			map[string]any{"name": "KUBERNETES_SERVICE_PORT", "value": port},
 		}
 	}
-	objects, err := kube.Decode(bytes.NewReader(deploy.Fathom))
+	objects, err := kube.Decode(bytes.NewReader(deploy.Manifests()))
 	if err != nil {
 		return nil, err
 	}
