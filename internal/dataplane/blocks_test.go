@@ -111,6 +111,7 @@ type machine struct {
 	*blocks
 	store *lease.Store
 	dir   string
+	cool  time.Duration
 	seen  ippool.Objects
 	pods  map[string]lease.Lease
 	n     int
@@ -133,7 +134,7 @@ func ipv4Pool(name, cidr string, size int32) *v1alpha1.IPPool {
 }
 
 func (s *server) machine(t *testing.T, i int) *machine {
-	m := &machine{dir: filepath.Join(t.TempDir(), "leases"), pods: map[string]lease.Lease{}}
+	m := &machine{dir: filepath.Join(t.TempDir(), "leases"), cool: coolDown, pods: map[string]lease.Lease{}}
 	m.start(t, s, s.nodes[i].Name)
 	m.seen = s.snapshot()
 	return m
@@ -141,7 +142,7 @@ func (s *server) machine(t *testing.T, i int) *machine {
 
 // start is what an agent knows when it begins.
 func (m *machine) start(t *testing.T, s *server, node string) {
-	store, err := lease.Open(m.dir, coolDown)
+	store, err := lease.Open(m.dir, m.cool)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -362,7 +363,10 @@ func TestNoAddressTwice(t *testing.T) {
 	skip := time.Duration(0)
 	var machines []*machine
 	for i := range nodes {
-		machines = append(machines, s.machine(t, i))
+		m := s.machine(t, i)
+		m.cool = 10 * time.Millisecond
+		m.start(t, s, m.node)
+		machines = append(machines, m)
 	}
 	slow := map[*machine][]ipam.Request{}
 	granted := 0
@@ -416,6 +420,21 @@ func TestNoAddressTwice(t *testing.T) {
 			if len(x.pods) > 20 {
 				for name := range maps.Clone(x.pods) {
 					x.del(t, name)
+				}
+			}
+		}
+		var given []netip.Prefix
+		for _, x := range machines {
+			state, err := x.store.State()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range state.Pools {
+				for _, r := range slices.Concat(p.Ranges, p.Fixed) {
+					if slices.ContainsFunc(given, r.Overlaps) {
+						t.Fatalf("step %d: %s gives addresses of %s, of which another does: %v", step, x.node, r, given)
+					}
+					given = append(given, r)
 				}
 			}
 		}
