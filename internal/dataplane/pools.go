@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -61,6 +62,11 @@ func segments(interfaces []podnet.Interface) []netip.Prefix {
 // it is until that, if it is not yet.
 func (a *Agent) tellPools(ctx context.Context) (wait time.Duration) {
 	f, now := ippool.Read(a.poolObjects()), time.Now()
+	for name := range a.poolsDiffer {
+		if _, found := f.Pool(name); !found {
+			delete(a.poolsDiffer, name)
+		}
+	}
 	for _, p := range f.Pools {
 		status, differs := f.Status(p, now)
 		if !differs {
@@ -206,7 +212,7 @@ func (a *Agent) grant(ctx context.Context, pod *corev1.Pod) (ippool.Grant, error
 			routes[r.To] = true
 		}
 		for _, p := range state.Pools {
-			for _, r := range append(p.Ranges, p.Fixed...) {
+			for _, r := range slices.Concat(p.Ranges, p.Fixed) {
 				missing = missing || p.Name == grant.Pool && !routes[r]
 			}
 		}

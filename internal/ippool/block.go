@@ -104,7 +104,7 @@ func startAt(r Range, node string) netip.Addr {
 	return a
 }
 
-// Prefixes of blocks.
+// Prefixes returns those of blocks.
 func Prefixes(blocks []Block) []netip.Prefix {
 	var list []netip.Prefix
 	for _, b := range blocks {

@@ -333,7 +333,7 @@ func (f Facts) Usable(p Pool, nodeName string) string {
 	case p.Problem != nil:
 		return fmt.Sprintf("pool %q is not used: %s", p.Name, p.Problem)
 	case p.Disabled:
-		return fmt.Sprintf("pool %q is disabled", p.Name)
+		return fmt.Sprintf("pool %q is disabled and gives out no further address: ask for another pool, or enable it", p.Name)
 	case n == nil:
 		return fmt.Sprintf("there is no Node %s", nodeName)
 	case !p.nodes.Matches(n.labels):
@@ -357,7 +357,7 @@ func (p Pool) holds(a netip.Addr) bool {
 	return slices.ContainsFunc(p.Ranges, func(r Range) bool { return r.Contains(a) })
 }
 
-// Conditions of an object that were written at a time.
+// condition says whether the pool is used.
 func condition(p Pool, now time.Time) metav1.Condition {
 	c := metav1.Condition{Type: v1alpha1.PoolValid, Status: metav1.ConditionTrue, Reason: "Valid", Message: "nodes take blocks as they need them",
 		ObservedGeneration: p.object.Generation, LastTransitionTime: metav1.NewTime(now)}
