@@ -33,11 +33,17 @@ type blocks struct {
 
 	mu sync.Mutex
 	// What this node did and the watches may not show yet.
-	made    map[types.UID]*v1alpha1.IPBlock
+	made    map[types.UID]madeBlock
 	deleted map[types.UID]time.Time
 	// verified are those of which it is certain that no other node has any of their addresses.
 	verified map[types.UID]bool
 	busy     map[netip.Prefix]time.Time // when a block was used last
+}
+
+// madeBlock is a block, and when it was made by the clock of this node.
+type madeBlock struct {
+	object *v1alpha1.IPBlock
+	when   time.Time
 }
 
 // blockAPI is what blocks need of the API server.
@@ -50,7 +56,7 @@ type blockAPI interface {
 
 func newBlocks(node string, api blockAPI, see func() ippool.Objects, log *slog.Logger) *blocks {
 	return &blocks{node: node, api: api, see: see, log: log, now: time.Now,
-		made: map[types.UID]*v1alpha1.IPBlock{}, deleted: map[types.UID]time.Time{}, verified: map[types.UID]bool{}, busy: map[netip.Prefix]time.Time{}}
+		made: map[types.UID]madeBlock{}, deleted: map[types.UID]time.Time{}, verified: map[types.UID]bool{}, busy: map[netip.Prefix]time.Time{}}
 }
 
 const (
@@ -81,11 +87,11 @@ func (b *blocks) facts() ippool.Facts {
 		return gone
 	})
 	for uid, x := range b.made {
-		if seen[uid] || b.now().Sub(x.CreationTimestamp.Time) > forget {
+		if seen[uid] || b.now().Sub(x.when) > forget {
 			delete(b.made, uid)
 			continue
 		}
-		o.Blocks = append(o.Blocks, x)
+		o.Blocks = append(o.Blocks, x.object)
 	}
 	for uid, when := range b.deleted {
 		if b.now().Sub(when) > forget {
@@ -313,7 +319,7 @@ func (b *blocks) take(ctx context.Context, f *ippool.Facts, pool string, p netip
 	if err != nil {
 		return err // if it was made all the same, the watches tell
 	}
-	b.made[made.UID] = made
+	b.made[made.UID] = madeBlock{made, b.now()}
 	mine := ippool.Read(ippool.Objects{Blocks: []*v1alpha1.IPBlock{made}}).Blocks
 	f.Blocks = append(f.Blocks, mine...)
 	b.busy[p] = b.now()
@@ -352,13 +358,25 @@ func (b *blocks) takeFree(ctx context.Context, f *ippool.Facts, n ippool.Need, a
 // recover takes back blocks that pods have addresses of and that the node has lost: somebody deleted them, or the
 // Node. If another node has them now, only the pods can go.
 func (b *blocks) recover(ctx context.Context, f *ippool.Facts, leases []lease.Lease, state ipam.State) (problems []string) {
+	asked := false
 	for _, l := range leases {
 		if l.Pool == netconf.DefaultPool {
 			continue
 		}
 		for _, a := range l.Addresses {
-			if slices.ContainsFunc(f.Blocks, func(x ippool.Block) bool { return x.Node == b.node && x.Contains(a) }) {
+			mine := func(x ippool.Block) bool { return x.Node == b.node && x.Contains(a) }
+			if slices.ContainsFunc(f.Blocks, mine) {
 				continue
+			}
+			if !asked { // the watches of an agent that has just started may be older than what it did before
+				objects, err := b.api.Blocks(ctx)
+				if err != nil {
+					return []string{err.Error()}
+				}
+				f.Blocks, asked = ippool.Read(ippool.Objects{Blocks: objects}).Blocks, true
+				if slices.ContainsFunc(f.Blocks, mine) {
+					continue
+				}
 			}
 			if err := b.recoverAddress(ctx, f, l.Pool, a, state); err != nil {
 				problems = append(problems, fmt.Sprintf("pod %s/%s has %s of pool %q, which is in no block of this node (%v): delete the pod",
@@ -378,7 +396,7 @@ func (b *blocks) recoverAddress(ctx context.Context, f *ippool.Facts, pool strin
 	if !found || !r.Contains(a) {
 		return errors.New("it is not of that pool")
 	}
-	err := error(nil)
+	var err error
 	for _, fixed := range []bool{false, true} {
 		bits := r.BlockBits
 		if fixed {

@@ -317,6 +317,14 @@ func TestLostBlocks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	a.start(t, s, "node0")
+	if problems := a.pass(t); len(problems) > 0 || len(s.blocks) != 1 {
+		t.Errorf("with a watch that is late: %v, %v", problems, s.blocks)
+	}
+	if _, err := a.lease("y", ipam.Request{Pool: "public"}); err != nil {
+		t.Errorf("with a watch that is late: %v", err)
+	}
+	a.del(t, "y")
 	clear(s.blocks)
 	a.seen = s.snapshot()
 	a.start(t, s, "node0")
