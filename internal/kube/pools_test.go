@@ -11,6 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/rest"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/deploy"
@@ -135,6 +136,8 @@ func TestPoolsOfServer(t *testing.T) {
 	if err := c.SetBlockOwner(ctx, made.Name, "another", NodeOwner("a", "3-4")); !apierrors.IsInvalid(err) {
 		t.Errorf("the owner of another: %v", err)
 	}
+	agentsAreKeptApart(t, c, made)
+
 	// The view finds what was installed after it began; its reflectors wait longer and longer between.
 	await(t, "the blocks and pools of the view", func() bool {
 		blocks := view.Blocks()
@@ -158,6 +161,52 @@ func TestPoolsOfServer(t *testing.T) {
 	}
 	if blocks, err := c.Blocks(ctx); err != nil || len(blocks) > 0 {
 		t.Errorf("%v, %v", blocks, err)
+	}
+}
+
+// agentsAreKeptApart is the agents' view of their rights: RBAC's, and what the admission policy takes away from them.
+func agentsAreKeptApart(t *testing.T, c *Client, made *v1alpha1.IPBlock) {
+	ctx := t.Context()
+	as := func(node string) *Client {
+		config := rest.CopyConfig(c.config)
+		config.Impersonate = rest.ImpersonationConfig{UserName: "system:serviceaccount:fathom-system:fathom-agent",
+			Groups: []string{"system:serviceaccounts", "system:authenticated"}, Extra: map[string][]string{"authentication.kubernetes.io/node-name": {node}}}
+		agent, err := connect(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return agent
+	}
+	a, b := as("a"), as("b")
+	// A policy is in force a moment after it was made.
+	await(t, "the refusal of another node's block", func() bool {
+		err := b.SetBlockOwner(ctx, made.Name, made.UID, NodeOwner("a", "3-4"))
+		return err != nil && strings.Contains(err.Error(), "an agent takes and gives back blocks of its own node only")
+	})
+	if err := b.DeleteBlock(ctx, made.Name, made.UID); !apierrors.IsInvalid(err) && !apierrors.IsForbidden(err) {
+		t.Errorf("node b deletes a block of node a: %v", err)
+	}
+	other := made.DeepCopy()
+	other.ObjectMeta = metav1.ObjectMeta{Name: "10.50.1.0-26"}
+	other.Spec.CIDR = "10.50.1.0/26"
+	if _, err := b.CreateBlock(ctx, other); err == nil {
+		t.Error("node b makes a block of node a")
+	}
+	mine, err := a.CreateBlock(ctx, other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.SetBlockOwner(ctx, mine.Name, mine.UID, NodeOwner("a", "3-4")); err != nil {
+		t.Error(err)
+	}
+	if blocks, err := a.Blocks(ctx); err != nil || len(blocks) != 2 {
+		t.Errorf("%v, %v", blocks, err)
+	}
+	if err := a.DeleteBlock(ctx, mine.Name, mine.UID); err != nil {
+		t.Error(err)
+	}
+	if err := a.SetPoolStatus(ctx, "v4", v1alpha1.IPPoolStatus{Nodes: 1}); err != nil {
+		t.Error(err)
 	}
 }
 
