@@ -24,15 +24,15 @@ var layers = []struct {
 	within   bool     // its packages may import each other
 }{
 	// Pure values and functions: no I/O, no clock, no lock.
-	{name: "facts", packages: []string{"conflist", "ipam", "ippool", "netconf", "netfacts", "nodestate", "podnet", "topology"}, within: true},
+	{name: "facts", packages: []string{"bgpconf", "conflist", "ipam", "ippool", "netconf", "netfacts", "nodestate", "podnet", "topology"}, within: true},
 	// What needs nothing but the standard library, and may read files.
 	{name: "ground", packages: []string{"kit", "testenv"}},
 	// The kernel's things. They know nothing of Kubernetes.
-	{name: "kernel", packages: []string{"cgroup", "lease", "link", "machine", "machine/boot", "probe", "ruleset"}, below: []string{"facts"}, within: true},
+	{name: "kernel", packages: []string{"bpf", "bpf/pin", "cgroup", "lease", "link", "machine", "machine/boot", "probe", "ruleset"}, below: []string{"facts"}, within: true},
 	// What other programs say of themselves: the API server, the container runtime. They change no kernel.
 	{name: "watch", packages: []string{"kube", "cri"}, below: []string{"facts"}},
 	// Parts of programs, each of use alone.
-	{name: "parts", packages: []string{"cni", "doctor", "image", "install"}, below: []string{"facts", "ground", "kernel", "watch"}},
+	{name: "parts", packages: []string{"bgp", "cni", "doctor", "image", "install"}, below: []string{"facts", "ground", "kernel", "watch"}},
 	// What the commands are for. They never import each other.
 	{name: "programs", packages: []string{"dataplane", "lab", "verify"}, below: []string{"facts", "ground", "kernel", "watch", "parts"}},
 }
@@ -43,6 +43,8 @@ var onlyBy = map[string][]string{
 	"github.com/vishvananda/netlink":         {"internal/link", "internal/doctor"},
 	"github.com/google/nftables":             {"internal/link", "internal/ruleset", "internal/doctor"},
 	"github.com/mdlayher/netlink":            {"internal/ruleset"},
+	"github.com/osrg/gobgp":                  {"internal/bgp"},
+	"github.com/cilium/ebpf":                 {"internal/bpf"},
 	"k8s.io/client-go/kubernetes":            {"internal/kube"},
 	"k8s.io/client-go/rest":                  {"internal/kube"},
 	"k8s.io/client-go/dynamic":               {"internal/kube"},
@@ -189,7 +191,7 @@ func TestInitIsSmall(t *testing.T) {
 // TestPluginIsSmall keeps out of fathom-cni, which starts anew for each pod that comes or goes, what takes time to
 // start or to load.
 func TestPluginIsSmall(t *testing.T) {
-	banned := []string{"k8s.io", "sigs.k8s.io", "net/http", "crypto/tls", "google.golang.org/grpc", "github.com/spf13/cobra"}
+	banned := []string{"github.com/cilium/ebpf", "k8s.io", "sigs.k8s.io", "net/http", "crypto/tls", "google.golang.org/grpc", "github.com/spf13/cobra"}
 	for path := range list(t, "-deps", "./cmd/fathom-cni") {
 		if anyInside(path, banned) {
 			t.Errorf("fathom-cni needs %s", path)

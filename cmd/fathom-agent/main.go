@@ -49,6 +49,9 @@ func run() *cobra.Command {
 			if o.Node == "" {
 				return errors.New("which node is this? Give --node, or set NODE_NAME")
 			}
+			if o.FastPath != "" && o.FastPath != dataplane.FastPathAuto && o.FastPath != dataplane.FastPathOff {
+				return fmt.Errorf("--fast-path %q: want auto or off", o.FastPath)
+			}
 			var l slog.Level
 			if err := l.UnmarshalText([]byte(level)); err != nil {
 				return fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
@@ -74,6 +77,7 @@ func run() *cobra.Command {
 	f.StringVar(&o.Metrics, "metrics-address", ":10471", "where to answer /metrics")
 	f.DurationVar(&o.Resync, "resync", 30*time.Second, "how often to compare everything without an event")
 	f.StringVar(&o.Paths.Plugin, "plugin", "/fathom-cni", "the CNI plugin to install, or nothing")
+	f.StringVar(&o.FastPath, "fast-path", "", "auto or off, against what the configuration says")
 	registerPaths(f, &o)
 	return cmd
 }
@@ -83,5 +87,8 @@ func registerPaths(f *pflag.FlagSet, o *dataplane.Options) {
 	f.StringVar(&o.Health, "health-address", "127.0.0.1:10470", "where to answer /healthz and /readyz")
 	f.StringVar(&o.Paths.CNIBin, "cni-bin", "/host/opt/cni/bin", "the node's directory of CNI plugins")
 	f.StringVar(&o.Paths.Conflist, "conflist", "/host/etc/cni/net.d/10-fathom.conflist", "the file to write when the node carries pods")
+	f.StringVar(&o.Paths.Leases, "leases", o.Paths.Leases, "the directory of the plugin's leases")
+	f.StringVar(&o.Paths.Socket, "socket", o.Paths.Socket, "where to answer the plugin")
+	f.StringVar(&o.Paths.NetNS, "netns-dir", o.Paths.NetNS, "where the runtime mounts pods' network namespaces")
 	f.StringVar(&o.Paths.Sysctl, "sysctl-dir", "/host/proc/sys/net", "/proc/sys/net, or where it can be written")
 }

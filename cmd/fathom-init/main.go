@@ -16,6 +16,11 @@ import (
 )
 
 func main() {
+	if len(os.Args) > 3 && os.Args[1] == machine.EnterCommand {
+		err := boot.Become(os.Args[2], os.Args[3:])
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(126) // a program that cannot be executed, as shells have it
+	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "fathom-init is the first process of a lab's node; it is started by `fathom up`")
 		os.Exit(2)

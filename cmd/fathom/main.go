@@ -71,6 +71,9 @@ runc, unmodified, with Linux namespaces as nodes. No Docker, no VM, no download.
 			if cmd.Name() == "kubectl" {
 				return nil // it has its own way with proxies
 			}
+			if cmd.Flags().Lookup("kubeconfig") != nil {
+				return nil // the cluster may be behind one
+			}
 			return withoutProxy()
 		},
 	}

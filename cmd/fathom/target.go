@@ -1,9 +1,13 @@
 package main
 
 import (
+	"os"
+	"strings"
+
 	"github.com/spf13/cobra"
 
 	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/lab"
 )
 
 // target is the cluster that a command about the network works on: any cluster, not only one of a lab.
@@ -17,6 +21,22 @@ func (t *target) register(cmd *cobra.Command) {
 const targetHelp = `The cluster is that of the kubeconfig's current context, as for kubectl, unless --kubeconfig or --context say
 otherwise. --name or --cluster choose a cluster of a lab.`
 
+// withoutProxyToLabs excepts the API servers of this machine's labs from the environment's proxies.
+func (a *app) withoutProxyToLabs() error {
+	except := []string{noProxy()}
+	names, _ := lab.Names(a.paths)
+	for _, name := range names {
+		l, err := lab.Open(a.paths, name)
+		if err != nil {
+			continue // another user's
+		}
+		for i := range l.Clusters {
+			except = append(except, l.APIAddr(&l.Clusters[i]).String())
+		}
+	}
+	return os.Setenv("NO_PROXY", strings.Trim(strings.Join(except, ","), ","))
+}
+
 // connect connects to the cluster that the flags choose, and returns how a person would call it.
 func (a *app) connect(cmd *cobra.Command, t target) (*kube.Client, string, error) {
 	asked := cmd.Flags().Changed("name") || cmd.Flags().Changed("cluster")
@@ -29,8 +49,15 @@ func (a *app) connect(cmd *cobra.Command, t target) (*kube.Client, string, error
 		if err != nil {
 			return nil, "", err
 		}
+		if err := withoutProxy(); err != nil {
+			return nil, "", err
+		}
 		client, err := kube.Connect(l.AdminKubeconfig(c))
 		return client, l.Name + "-" + c.Name, err
+	}
+	// Labs are on this machine, where no proxy leads.
+	if err := a.withoutProxyToLabs(); err != nil {
+		return nil, "", err
 	}
 	client, err := kube.ConnectContext(t.kubeconfig, t.context)
 	if err != nil {

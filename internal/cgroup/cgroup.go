@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -101,7 +102,8 @@ func controllers(options string) string {
 // v2Controllers are those that containers use.
 var v2Controllers = []string{"cpu", "cpuset", "memory", "pids", "io", "hugetlb"}
 
-// Create makes the group in every hierarchy. A group that exists is not an error.
+// Create makes the group in every hierarchy, and in v2 lets it use the controllers: the groups above it must hold no
+// process. A group that exists is not an error.
 func Create(group string) error {
 	all, mode, err := Hierarchies()
 	if err != nil {
@@ -138,12 +140,18 @@ func (h Hierarchy) create(group string, mode Mode) error {
 	return nil
 }
 
-// delegate lets the groups below dir use the controllers. A controller that the machine lacks or that
-// another manager withholds is not an error here: doctor reports it.
+// delegate lets the groups below dir use the controllers: all or, where dir has a process, none, which one write
+// for all of them sees to. A controller that the machine lacks or that another manager withholds is not an error
+// here: doctor reports it.
 func delegate(dir string) {
-	for _, c := range v2Controllers {
-		_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+c), 0o644)
+	have, _ := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+	var want []string
+	for c := range strings.FieldsSeq(string(have)) {
+		if slices.Contains(v2Controllers, c) {
+			want = append(want, "+"+c)
+		}
 	}
+	_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(strings.Join(want, " ")), 0o644)
 }
 
 func inheritCpuset(parent, dir, file string) error {
@@ -161,8 +169,33 @@ func inheritCpuset(parent, dir, file string) error {
 // Enter moves the calling process into the group in every hierarchy.
 func Enter(group string) error { return move(group, 0, true) }
 
+// Nest moves the calling process, the only one of the group, into a new group right below it, and lets the groups
+// below use the controllers. It is for cgroup v2 alone, where no group but the root can have both processes and
+// controllers for those below it.
+//
+// The controllers come last. The kernel hands cpu, cpuset and pids down from a group that has a process, but makes
+// it the root of a threaded subtree by that, and nothing can enter the groups below: cgroup-v2.rst, "Threads".
+func Nest(group, name string) error {
+	all, mode, err := Hierarchies()
+	if err != nil {
+		return err
+	}
+	if mode != V2 {
+		return fmt.Errorf("nest cgroup %s: this machine has cgroups of %s", group, mode)
+	}
+	dir := filepath.Join(all[0].Path, group)
+	if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := Enter(filepath.Join(group, name)); err != nil {
+		return err
+	}
+	delegate(dir)
+	return nil
+}
+
 // Add moves a process that was started with SysProcAttr.UseCgroupFD into the group of the v1 hierarchies,
-// which clone knows nothing of.
+// which clone knows nothing of. Process 0 is the calling one.
 func Add(group string, pid int) error { return move(group, pid, false) }
 
 func move(group string, pid int, v2 bool) error {

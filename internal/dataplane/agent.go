@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/fathom-network/fathom/internal/conflist"
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/lease"
@@ -36,6 +38,8 @@ type Options struct {
 	Health, Metrics string
 	// Resync is how often everything is compared without an event to ask for it.
 	Resync time.Duration
+	// FastPath, if set, goes before the configuration: FastPathAuto or FastPathOff.
+	FastPath string
 }
 
 // Paths are where an agent finds the node's directories, which in a pod are mounts.
@@ -65,7 +69,9 @@ type Agent struct {
 	node    *link.Namespace
 	rules   *ruleset.Ruleset
 	leases  *lease.Store
+	fast    fastPath
 	metrics *metrics
+	bgp     *announcer
 	wake    chan struct{}
 	state   statusBox
 	blocks  *blocks
@@ -84,6 +90,8 @@ func Run(ctx context.Context, o Options) error {
 	a := &Agent{Options: o, wake: make(chan struct{}, 1), metrics: newMetrics(o.Node), poolsDiffer: map[string]time.Time{}}
 	a.blocks = newBlocks(o.Node, o.Client, a.poolObjects, o.Log)
 	a.state.set(nodestate.Status{Waiting: true, Reason: "the agent is starting"})
+	a.bgp = a.newAnnouncer()
+	defer a.bgp.speaker.Leave() // without a word, so that routers keep the routes
 	var err error
 	if a.node, err = link.Open("/proc/self/ns/net"); err != nil {
 		return err
@@ -94,6 +102,8 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer a.rules.Close()
+	defer a.fast.close()
+	a.metrics.registry.MustRegister(prometheus.WrapCollectorWith(prometheus.Labels{"node": o.Node}, &a.fast))
 	if a.leases, err = lease.Open(o.Paths.Leases, conflist.DefaultCoolDown); err != nil {
 		return err
 	}
@@ -203,13 +213,16 @@ func (a *Agent) converge(ctx context.Context) (nodestate.Status, []string, error
 		return nodestate.Status{}, problems, err
 	}
 	if changes.Total() > 0 {
-		a.Log.Info("kernel", "changes", changes)
+		a.Log.Info("changed the kernel", "what", changes.String())
 	}
 	if err := a.sweep(); err != nil {
 		problems = append(problems, err.Error())
 	}
 	if err := a.repairPods(plan, f.Own); err != nil {
 		problems = append(problems, err.Error())
+	}
+	if err := a.setFastPath(plan, interfaces); err != nil {
+		problems = append(problems, oneLine(err))
 	}
 	status := nodestate.Status{Plan: plan, Config: *a.config, Interfaces: interfaces, Addresses: nodeAddresses(f.Own)}
 	own := f.Own.PodCIDRs
@@ -225,7 +238,7 @@ func (a *Agent) converge(ctx context.Context) (nodestate.Status, []string, error
 		return status, problems, err
 	}
 	status.Ready = true
-	return status, problems, nil
+	return status, append(problems, a.announce(ctx, f.Own)...), nil
 }
 
 // tellProblems makes an event of each problem that is new, and a log line of each that has gone.
@@ -249,12 +262,15 @@ func (a *Agent) tellProblems(ctx context.Context, problems []string) {
 }
 
 func (a *Agent) event(ctx context.Context, warning bool, reason, message string) {
+	a.record(ctx, kube.Event{Object: kube.NodeReference(a.Node), Warning: warning, Reason: reason, Message: message})
+}
+
+func (a *Agent) record(ctx context.Context, e kube.Event) {
 	ctx, cancel := context.WithTimeout(ctx, apiPatience)
 	defer cancel()
-	if len(message) > 1024 { // the API's limit
-		message = message[:1020] + " ..."
+	if len(e.Message) > 1024 { // the API's limit
+		e.Message = e.Message[:1020] + " ..."
 	}
-	e := kube.Event{Object: kube.NodeReference(a.Node), Warning: warning, Reason: reason, Message: message}
 	if err := a.Client.Record(ctx, Component, e); err != nil {
 		a.Log.Warn("an event was lost", "error", err)
 	}

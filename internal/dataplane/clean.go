@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/conflist"
 	"github.com/fathom-network/fathom/internal/link"
 	"github.com/fathom-network/fathom/internal/nodestate"
@@ -48,6 +49,9 @@ func (a *Agent) clean() error {
 	}
 	defer node.Close()
 	node.SysctlsAt(a.Paths.Sysctl)
+	if err := bpf.Remove(node, ""); err != nil {
+		return err
+	}
 	devices, err := node.PodDevices()
 	if err != nil {
 		return err

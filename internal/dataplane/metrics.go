@@ -67,8 +67,12 @@ func (m *metrics) passed(took time.Duration, err error) {
 func (m *metrics) changed(c podnet.Changes) {
 	for kind, n := range map[string]podnet.Count{"device": c.Tunnel, "address": c.Addrs, "route": c.Routes, "neighbour": c.Neighbours,
 		"forward": c.Forwards, "sysctl": c.Sysctls, "masquerade": c.Masquerade} {
-		m.changes.WithLabelValues(kind, "added").Add(float64(n.Added))
-		m.changes.WithLabelValues(kind, "corrected").Add(float64(n.Corrected))
-		m.changes.WithLabelValues(kind, "removed").Add(float64(n.Removed))
+		m.count(kind, n)
 	}
+}
+
+func (m *metrics) count(kind string, n podnet.Count) {
+	m.changes.WithLabelValues(kind, "added").Add(float64(n.Added))
+	m.changes.WithLabelValues(kind, "corrected").Add(float64(n.Corrected))
+	m.changes.WithLabelValues(kind, "removed").Add(float64(n.Removed))
 }

@@ -174,6 +174,9 @@ func (a *Agent) observe() (nodestate.State, error) {
 	if s.Pods, s.Strays, err = a.node.PodEnds(); err != nil {
 		return s, err
 	}
+	if s.FastPath, err = a.fast.state(); err != nil {
+		return s, err
+	}
 	store, err := lease.Open(a.Paths.Leases, s.Config.CoolDown)
 	if err != nil {
 		return s, err

@@ -63,6 +63,26 @@ func (e *exam) controllers(mode cgroup.Mode, all []cgroup.Hierarchy) {
 		}
 	}
 	e.have(true, cgroups, "controllers", strings.Join(found, ", "))
+	if mode == cgroup.V2 {
+		e.delegation(all[0].Path)
+	}
+}
+
+// delegation checks that groups below the mounted one can use the controllers. In a container the mounted one is the
+// container's, and not the root that the rule against processes in it leaves out: cgroup-v2.rst, "No Internal
+// Process Constraint".
+func (e *exam) delegation(dir string) {
+	if !e.host.exists(filepath.Join(dir, "cgroup.type")) || e.host.read(filepath.Join(dir, "cgroup.procs")) == "" {
+		return
+	}
+	handed := strings.Fields(e.host.read(filepath.Join(dir, "cgroup.subtree_control")))
+	for _, c := range controllers {
+		if c.needed && !c.v1only && !slices.Contains(handed, c.name) {
+			e.fail(cgroups, "delegation", "the processes of this container are in the cgroup that labs would be in: nodes get no controllers",
+				fmt.Sprintf("mkdir %[1]s/init && xargs -rn1 <%[1]s/cgroup.procs >%[1]s/init/cgroup.procs", dir))
+			return
+		}
+	}
 }
 
 // controllerRemedy looks into the text of /proc/cgroups for why a controller is missing.

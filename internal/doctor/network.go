@@ -116,13 +116,20 @@ func (e *exam) tryLinks() {
 		}
 		e.have(l.needed, links, l.name, "devices can be made")
 	}
+	e.bridgeFilter()
+}
+
+// bridgeFilter looks for the module that no other one loads; see link.LoadBridgeFilter.
+func (e *exam) bridgeFilter() {
+	remedy := e.host.kernelRemedy("br_netfilter")
 	switch {
 	case e.Quick && !e.NeedFlannel:
 	case e.host.exists("/proc/sys/net/bridge/bridge-nf-call-iptables"):
 		e.have(e.NeedFlannel, links, "br_netfilter", "available")
+	case strings.HasPrefix(remedy, "modprobe"):
+		e.have(e.NeedFlannel, links, "br_netfilter", "a module that `fathom up` loads; the host's own bridges stay as they are")
 	default:
-		e.miss(e.NeedFlannel, links, "br_netfilter", "not in this kernel: flannel does not start, and pods on one bridge may not reach each other by a Service",
-			e.host.kernelRemedy("br_netfilter"))
+		e.miss(e.NeedFlannel, links, "br_netfilter", "not in this kernel: flannel does not start, and pods on one bridge do not reach each other by a Service", remedy)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
@@ -74,6 +75,9 @@ func WaitHealthy(ctx context.Context, client *http.Client, url string) error {
 	return waitStatus(ctx, client, url, func(status int) bool { return status == http.StatusOK })
 }
 
+// askAgain is the time between two requests to a server that is starting, and has nothing to send events with.
+const askAgain = 25 * time.Millisecond
+
 // waitStatus returns when a server answers with a status that is enough. A starting server sends no event to
 // wait for, so it is asked again and again; the refusal of a connection costs next to nothing.
 func waitStatus(ctx context.Context, client *http.Client, url string, enough func(status int) bool) error {
@@ -97,7 +101,7 @@ func waitStatus(ctx context.Context, client *http.Client, url string, enough fun
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w (last: %w)", context.Cause(ctx), last)
-		case <-time.After(25 * time.Millisecond):
+		case <-time.After(askAgain):
 		}
 	}
 }
@@ -213,6 +217,19 @@ func started(p *corev1.Pod, since Since) bool {
 		}
 	}
 	return true
+}
+
+// WaitRoleBound returns when there is a ClusterRoleBinding of that name. The API server makes those of
+// Kubernetes' own programs while it becomes ready, after the roles.
+func (c *Client) WaitRoleBound(ctx context.Context, name string) error {
+	bindings := c.RbacV1().ClusterRoleBindings()
+	err := follow(ctx, bindings.List, bindings.Watch, metav1.ListOptions{FieldSelector: "metadata.name=" + name},
+		func(l *rbacv1.ClusterRoleBindingList) []rbacv1.ClusterRoleBinding { return l.Items },
+		func(*rbacv1.ClusterRoleBinding) bool { return true })
+	if err != nil {
+		return fmt.Errorf("wait for the ClusterRoleBinding %s: %w", name, err)
+	}
+	return nil
 }
 
 // NodeReady says whether the node has the condition Ready.

@@ -40,6 +40,7 @@ type View struct {
 	// What a cluster may not know at all.
 	pools, blocks, services cache.Indexer
 	synced                  []func() bool
+	bgp                     peerView
 	problem                 atomic.Pointer[error]
 }
 
@@ -98,6 +99,9 @@ func (c *Client) View(ctx context.Context, o ViewOptions) (*View, error) {
 		*w.into = informer.GetIndexer()
 		v.synced = append(v.synced, func() bool { return informer.HasSynced() || absent.Load() })
 		go informer.RunWithContext(ctx)
+	}
+	if err := v.watchPeers(ctx, c, o); err != nil {
+		return nil, err
 	}
 	go func() { // an API server without objects sends no event
 		tick := time.NewTicker(20 * time.Millisecond)

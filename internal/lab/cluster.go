@@ -8,14 +8,15 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"os"
-	"os/exec"
+	"runtime"
 	"strconv"
-	"strings"
+	"sync"
 	"text/template"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fathom-network/fathom/internal/install"
@@ -89,22 +90,16 @@ func (l *Lab) startPlanes(ctx context.Context, c *topology.Cluster, machines []*
 	return g.Wait()
 }
 
-// join makes the nodes known to the API server, starts their kubelets, and installs the add-ons and the
-// network meanwhile.
-func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client, machines []*machine.Machine, coreDNS []byte, t *timeline) error {
+// join makes the nodes known to an API server that has only begun to serve, starts their kubelets and the
+// scheduler, and installs the add-ons and the network meanwhile.
+func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client, machines []*machine.Machine, add addOns, t *timeline) error {
+	planes := machines[:len(c.ControlPlanes())]
 	// Nodes are made before their kubelets register, so that each has the pod CIDR that its routes and its
 	// network configuration were written for, instead of the next one in the order of registration.
 	for i := range c.Nodes {
 		if err := client.SetNode(ctx, l.nodeObject(c, &c.Nodes[i])); err != nil {
 			return err
 		}
-	}
-	if err := release(machines[:len(c.ControlPlanes())], schedulerManifest); err != nil {
-		return err
-	}
-	var names []string
-	for _, n := range c.Nodes {
-		names = append(names, n.Name)
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -118,47 +113,92 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 			return g.Wait()
 		})
 	})
-	// kubeadm sends five requests a second, after a burst of ten. Each run has a burst of its own, and the
-	// add-ons, which nodes and pods wait for, do not queue behind the rest.
+	g.Go(func() error {
+		return t.step(c.Name, "the API server's roles", func() error {
+			return l.planeHint(c, withTimeout(gctx, apiTimeout, func(ctx context.Context) error {
+				if err := client.WaitRoleBound(ctx, schedulerRole); err != nil {
+					return err
+				}
+				if err := release(planes, schedulerManifest); err != nil {
+					return err
+				}
+				return client.WaitReady(ctx)
+			}))
+		})
+	})
+	switch c.Network.Kind {
+	case topology.NetworkFathom:
+		g.Go(func() error {
+			return t.step(c.Name, "install the network", func() error {
+				return l.hint(c, withTimeout(gctx, apiTimeout, func(ctx context.Context) error {
+					return kube.WhenStarted(ctx, func() error { return install.Apply(ctx, client, l.installOptions(c)) })
+				}))
+			})
+		})
+	case topology.NetworkFlannel:
+		g.Go(func() error {
+			return t.step(c.Name, "create flannel", func() error { return l.createFlannel(gctx, c, client) })
+		})
+	}
+	g.Go(func() error { return l.installAddOns(gctx, c, client, add, t) })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	// What `kubeadm join`, `kubeadm upgrade` and a person look for, and no pod: it is written while CoreDNS starts.
+	g, gctx = errgroup.WithContext(ctx)
 	g.Go(func() error {
 		return t.step(c.Name, "kubeadm: configuration and roles", func() error {
 			return kubeadm(gctx, machines[0], []string{"upload-config", "bootstrap-token"})
 		})
 	})
-	g.Go(func() error { return l.addOns(gctx, c, machines[0], coreDNS, t) })
-	switch c.Network.Kind {
-	case topology.NetworkFathom:
-		g.Go(func() error {
-			return t.step(c.Name, "install the network", func() error { return install.Apply(gctx, client, l.installOptions(c)) })
-		})
-	case topology.NetworkFlannel:
-		g.Go(func() error {
-			return t.step(c.Name, "install flannel", func() error { return l.installFlannel(gctx, c) })
-		})
+	if l.proxied(c) {
+		g.Go(func() error { return l.waitProxy(gctx, c, t) })
 	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	return l.waitUsable(ctx, c, client, names, nil, t)
+	g.Go(func() error { return l.waitUsable(gctx, c, client, names(c), nil, t) })
+	return g.Wait()
 }
 
-// addOns installs kube-proxy and then CoreDNS: a CoreDNS that starts before its node has rules for Services
-// loses seconds in connecting to the API server.
-func (l *Lab) addOns(ctx context.Context, c *topology.Cluster, m *machine.Machine, coreDNS []byte, t *timeline) error {
-	if c.Proxy.Kind == topology.ProxyKubeProxy {
-		err := t.step(c.Name, "kubeadm: kube-proxy", func() error { return kubeadm(ctx, m, []string{"addon"}, "addon/coredns") })
-		if err != nil {
-			return err
-		}
-		if c.Network.Kind != topology.NetworkNone {
-			if err := l.waitProxy(ctx, c, t); err != nil {
+// installAddOns creates kube-proxy and CoreDNS. CoreDNS's pods wait for kube-proxy to run on every node: one that
+// starts much before its node has rules for Services loses a second and more in reaching the API server. They
+// take longer to start than kube-proxy then takes to write its rules.
+func (l *Lab) installAddOns(ctx context.Context, c *topology.Cluster, client *kube.Client, add addOns, t *timeline) error {
+	return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error {
+		if len(add.proxy) > 0 {
+			if err := t.step(c.Name, "create kube-proxy", func() error { return client.Create(ctx, add.proxy) }); err != nil {
 				return err
 			}
 		}
+		if err := client.Create(ctx, add.base); err != nil {
+			return err
+		}
+		if l.proxied(c) {
+			err := t.step(c.Name, "kube-proxy runs", func() error {
+				return client.WaitPods(ctx, "kube-system", "k8s-app=kube-proxy", len(c.Nodes), nil)
+			})
+			if err != nil {
+				return err
+			}
+			// The scheduler would put both of CoreDNS's pods on the first node that is Ready, for good.
+			err = t.step(c.Name, "nodes are Ready", func() error { return client.WaitNodes(ctx, names(c), nil) })
+			if err != nil {
+				return err
+			}
+		}
+		return t.step(c.Name, "create CoreDNS", func() error { return client.Create(ctx, add.dns) })
+	}))
+}
+
+func names(c *topology.Cluster) []string {
+	var all []string
+	for _, n := range c.Nodes {
+		all = append(all, n.Name)
 	}
-	return t.step(c.Name, "create CoreDNS", func() error {
-		return l.kubectl(ctx, c, coreDNS, "create", "--validate=false", "-f", "-")
-	})
+	return all
+}
+
+// proxied says whether the cluster gets a kube-proxy that can be waited for: there is a network to wait for, too.
+func (l *Lab) proxied(c *topology.Cluster) bool {
+	return c.Proxy.Kind == topology.ProxyKubeProxy && c.Network.Kind != topology.NetworkNone
 }
 
 // proxyHealth is where kube-proxy says whether its rules are up to date.
@@ -168,7 +208,7 @@ const proxyHealth = 10256
 // before kubelet has told the API server that the pod is ready, and a process that ended with its node does
 // not answer at all.
 func (l *Lab) waitProxy(ctx context.Context, c *topology.Cluster, t *timeline) error {
-	return t.step(c.Name, "kube-proxy on every node", func() error {
+	return t.step(c.Name, "kube-proxy answers on every node", func() error {
 		return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error {
 			g, gctx := errgroup.WithContext(ctx)
 			for i := range c.Nodes {
@@ -184,6 +224,15 @@ func (l *Lab) waitProxy(ctx context.Context, c *topology.Cluster, t *timeline) e
 			return g.Wait()
 		}))
 	})
+}
+
+// planeHint adds where to look to an error of the first control-plane node.
+func (l *Lab) planeHint(c *topology.Cluster, err error) error {
+	if err == nil {
+		return nil
+	}
+	node := c.Nodes[0].Name
+	return fmt.Errorf("%w\nsee `fathom node logs --name %s %s kubelet` and `fathom node ps --name %s %s`", err, l.Name, node, l.Name, node)
 }
 
 // hint adds where to look to an error about a cluster's objects.
@@ -212,6 +261,11 @@ func (l *Lab) waitUsable(ctx context.Context, c *topology.Cluster, client *kube.
 	}
 	return t.step(c.Name, "CoreDNS answers", func() error {
 		return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error {
+			hasten, stop := context.WithCancel(ctx)
+			var hastening sync.WaitGroup
+			hastening.Go(func() { client.HastenReady(hasten, "kube-system", "k8s-app=kube-dns", "8181", "ready") })
+			defer hastening.Wait()
+			defer stop()
 			return client.WaitPods(ctx, "kube-system", "k8s-app=kube-dns", 1, since)
 		}))
 	})
@@ -219,6 +273,10 @@ func (l *Lab) waitUsable(ctx context.Context, c *topology.Cluster, client *kube.
 
 func (l *Lab) nodeObject(c *topology.Cluster, n *topology.Node) *corev1.Node {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{}}}
+	// A kubelet that runs already believes what the API says of its node. From one that has no room for pods it
+	// would turn the next static pod away, for good, before it has said itself what room there is.
+	node.Status.Capacity = capacity()
+	node.Status.Allocatable = node.Status.Capacity
 	for k, v := range n.Labels {
 		node.Labels[k] = v
 	}
@@ -248,11 +306,24 @@ func (l *Lab) installOptions(c *topology.Cluster) install.Options {
 	}
 }
 
+// capacity is what kubelet finds out of this machine, with its default limit of pods.
+func capacity() corev1.ResourceList {
+	have := corev1.ResourceList{
+		corev1.ResourceCPU:  *resource.NewQuantity(int64(runtime.NumCPU()), resource.DecimalSI),
+		corev1.ResourcePods: *resource.NewQuantity(110, resource.DecimalSI),
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err == nil {
+		have[corev1.ResourceMemory] = *resource.NewQuantity(int64(info.Totalram)*int64(info.Unit), resource.BinarySI)
+	}
+	return have
+}
+
 //go:embed flannel.yaml
 var flannelManifest string
 
-// installFlannel applies flannel's own manifest, with this cluster's ranges.
-func (l *Lab) installFlannel(ctx context.Context, c *topology.Cluster) error {
+// createFlannel creates flannel's own manifest, with this cluster's ranges.
+func (l *Lab) createFlannel(ctx context.Context, c *topology.Cluster, client *kube.Client) error {
 	values := map[string]any{
 		"Version": l.Kit.Flannel, "CNIVersion": l.Kit.FlannelCNI, "VNI": c.Network.VNI, "Port": c.Network.Port,
 		"NFTables": true,
@@ -268,21 +339,7 @@ func (l *Lab) installFlannel(ctx context.Context, c *topology.Cluster) error {
 	if err := tmpl.Execute(&manifest, values); err != nil {
 		return err
 	}
-	return l.kubectl(ctx, c, manifest.Bytes(), "apply", "-f", "-")
-}
-
-// kubectl runs the kit's kubectl against the cluster, while it is built: as kubeadm does at first, with the
-// credentials that need no role. What admin.conf may do is decided by a binding that a kubeadm phase makes,
-// which may run at the same time.
-func (l *Lab) kubectl(ctx context.Context, c *topology.Cluster, stdin []byte, args ...string) error {
-	cmd := exec.CommandContext(ctx, l.Kit.Bin("kubectl"), args...)
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+l.diskFile(c.Nodes[0].Name, "/etc/kubernetes/super-admin.conf"),
-		"KUBECACHEDIR="+l.KubectlCache())
-	cmd.Stdin = bytes.NewReader(stdin)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
-	}
-	return nil
+	return withTimeout(ctx, apiTimeout, func(ctx context.Context) error { return client.Create(ctx, manifest.Bytes()) })
 }
 
 // NodeState is what a node is found to be.

@@ -130,9 +130,10 @@ func (l *Lab) kubeadmFile(c *topology.Cluster, n *topology.Node) ([]byte, error)
 		cluster["controlPlaneEndpoint"] = netip.AddrPortFrom(l.APIAddr(c), apiPort).String()
 	}
 	proxy := map[string]any{
-		"apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
-		"kind":       "KubeProxyConfiguration",
-		"mode":       c.Proxy.Mode,
+		"apiVersion":  "kubeproxy.config.k8s.io/v1alpha1",
+		"kind":        "KubeProxyConfiguration",
+		"mode":        c.Proxy.Mode,
+		"oomScoreAdj": oomScore(),
 		// The conntrack table's size belongs to the host; in a namespace it can only be read.
 		"conntrack": map[string]any{"maxPerCore": 0, "min": 0},
 	}
@@ -168,10 +169,12 @@ var (
 // Two static pods need an API server to start with, and are held until there is one. Without it they wait in
 // ever longer steps, or end and are started again 10 s later, and take processor time from the API server that
 // they wait for. The controller manager asks every second whether the server is healthy, and so can start as
-// soon as it serves at all; the scheduler needs its roles, which are there when it is ready.
+// soon as it serves at all. The scheduler needs its role, which the server makes a second later: it waits for a
+// second before it begins with roles, and is ready when it has made all.
 const (
 	controllerManagerManifest = "kube-controller-manager.yaml"
 	schedulerManifest         = "kube-scheduler.yaml"
+	schedulerRole             = "system:kube-scheduler"
 )
 
 // hold keeps static pods' manifests from kubelet until release.
@@ -233,20 +236,41 @@ func (l *Lab) sharePKI(first, other string, to *machine.Machine) error {
 	return nil
 }
 
-// coreDNS returns kubeadm's own manifest of CoreDNS, with two changes. kubelet asks every second whether it is
-// ready: with kubeadm's ten, a kubelet that has just started waits up to ten seconds before it asks for the
-// first time. And the Deployment comes last, so that its pods find their service account. Letting kubeadm
-// create it and patching it then would roll it out twice.
-func coreDNS(ctx context.Context, m *machine.Machine) ([]byte, error) {
-	out, err := m.Output(ctx, "kubeadm", "init", "phase", "addon", "coredns", "--config="+kubeadmConfig, "--print-manifest")
-	if err != nil {
-		return nil, err
-	}
-	return adaptCoreDNS(out)
+// addOns are manifests that kubeadm wrote, for the cluster's API server to have as soon as it takes them: the
+// phases of kubeadm that create the same objects wait for each answer, and are programs to start while there is
+// most to do.
+type addOns struct {
+	proxy []byte // all of kube-proxy
+	base  []byte // what CoreDNS's pods need: its service account, roles, configuration and Service
+	dns   []byte // CoreDNS's Deployment
 }
 
-func adaptCoreDNS(manifest string) ([]byte, error) {
-	var first, last bytes.Buffer
+// printAddOns has kubeadm write the manifests on a control-plane node.
+func (l *Lab) printAddOns(ctx context.Context, c *topology.Cluster, m *machine.Machine) (addOns, error) {
+	var a addOns
+	out, err := printAddOn(ctx, m, "coredns")
+	if err != nil {
+		return a, err
+	}
+	if a.base, a.dns, err = adaptCoreDNS(out); err != nil {
+		return a, err
+	}
+	if c.Proxy.Kind == topology.ProxyKubeProxy {
+		out, err = printAddOn(ctx, m, "kube-proxy")
+		a.proxy = []byte(out)
+	}
+	return a, err
+}
+
+func printAddOn(ctx context.Context, m *machine.Machine, name string) (string, error) {
+	return m.Output(ctx, "kubeadm", "init", "phase", "addon", name, "--config="+kubeadmConfig, "--print-manifest")
+}
+
+// adaptCoreDNS takes kubeadm's manifest of CoreDNS apart, and changes one thing: kubelet asks every second
+// whether it is ready. With kubeadm's ten, a kubelet that has just started waits up to ten seconds before it asks
+// for the first time. Letting kubeadm create it and patching it then would roll it out twice.
+func adaptCoreDNS(manifest string) (base, deployment []byte, err error) {
+	var others bytes.Buffer
 	for doc := range strings.SplitSeq(manifest, "\n---\n") {
 		doc = strings.TrimPrefix(doc, "---\n")
 		if strings.TrimSpace(doc) == "" {
@@ -256,29 +280,29 @@ func adaptCoreDNS(manifest string) ([]byte, error) {
 			Kind string `json:"kind"`
 		}
 		if err := yaml.Unmarshal([]byte(doc), &object); err != nil {
-			return nil, fmt.Errorf("read kubeadm's manifest of CoreDNS: %w", err)
+			return nil, nil, fmt.Errorf("read kubeadm's manifest of CoreDNS: %w", err)
 		}
 		if object.Kind != "Deployment" {
-			first.WriteString("---\n" + doc + "\n")
+			others.WriteString("---\n" + doc + "\n")
 			continue
 		}
-		var deployment appsv1.Deployment
-		if err := yaml.UnmarshalStrict([]byte(doc), &deployment); err != nil {
-			return nil, fmt.Errorf("read kubeadm's Deployment of CoreDNS: %w", err)
+		var d appsv1.Deployment
+		if err := yaml.UnmarshalStrict([]byte(doc), &d); err != nil {
+			return nil, nil, fmt.Errorf("read kubeadm's Deployment of CoreDNS: %w", err)
 		}
-		containers := deployment.Spec.Template.Spec.Containers
+		containers := d.Spec.Template.Spec.Containers
 		if len(containers) != 1 || containers[0].ReadinessProbe == nil {
-			return nil, errors.New("kubeadm's Deployment of CoreDNS has not the one container with a readiness probe that is expected")
+			return nil, nil, errors.New("kubeadm's Deployment of CoreDNS has not the one container with a readiness probe that is expected")
 		}
 		containers[0].ReadinessProbe.PeriodSeconds = 1
-		data, err := yaml.Marshal(deployment)
-		if err != nil {
-			return nil, err
+		if deployment, err = yaml.Marshal(d); err != nil {
+			return nil, nil, err
 		}
-		last.WriteString("---\n")
-		last.Write(data)
 	}
-	return append(first.Bytes(), last.Bytes()...), nil
+	if deployment == nil {
+		return nil, nil, errors.New("kubeadm's manifest of CoreDNS has no Deployment")
+	}
+	return others.Bytes(), deployment, nil
 }
 
 // errNoBuild says why a cluster that an interrupted `up` left cannot be started as it is.

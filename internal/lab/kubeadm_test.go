@@ -11,12 +11,12 @@ func TestAdaptCoreDNS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := adaptCoreDNS(string(in))
+	base, deployment, err := adaptCoreDNS(string(in))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var kinds []string
-	for line := range strings.Lines(string(out)) {
+	for line := range strings.Lines(string(base) + "\n" + string(deployment)) {
 		if kind, found := strings.CutPrefix(line, "kind: "); found {
 			kinds = append(kinds, strings.TrimSpace(kind))
 		}
@@ -25,11 +25,11 @@ func TestAdaptCoreDNS(t *testing.T) {
 	if got := strings.Join(kinds, " "); got != want {
 		t.Errorf("kinds are %s, want %s", got, want)
 	}
-	if !strings.Contains(string(out), "          periodSeconds: 1\n") {
-		t.Errorf("readiness is not asked every second:\n%s", out)
+	if !strings.Contains(string(deployment), "          periodSeconds: 1\n") {
+		t.Errorf("readiness is not asked every second:\n%s", deployment)
 	}
-	for _, bad := range []string{"kind: [", "kind: Deployment\nspec: {template: {spec: {containers: []}}}"} {
-		if _, err := adaptCoreDNS(bad); err == nil {
+	for _, bad := range []string{"kind: [", "kind: Deployment\nspec: {template: {spec: {containers: []}}}", "kind: Service"} {
+		if _, _, err := adaptCoreDNS(bad); err == nil {
 			t.Errorf("%q gives no error", bad)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"text/template"
 
@@ -243,11 +244,28 @@ func kubeletConfig(c *topology.Cluster) map[string]any {
 		// All nodes share one disk: a full one evicts pods on every node at once and helps none.
 		"evictionHard":                map[string]string{"memory.available": "100Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
 		"imageGCHighThresholdPercent": 100,
+		"oomScoreAdj":                 oomScore(),
+		// By default kubelet watches each ConfigMap and Secret from the moment that it hears of a pod, and may ask
+		// before the API server's node authorizer has heard of it: it is refused, and asks again a second later.
+		// What a pod that runs sees of a change is as old as kubelet's next look at the pod, either way.
+		"configMapAndSecretChangeDetectionStrategy": "Get",
 	}
 	if len(c.FeatureGates) > 0 {
 		conf["featureGates"] = c.FeatureGates
 	}
 	return conf
+}
+
+// oomScore is this process's own oom_score_adj (proc_pid_oom_score_adj(5)), for kubelet and kube-proxy to keep.
+// They would take -999, so that the kernel spares them before all else of the machine: of the user's machine, here.
+// Without CAP_SYS_RESOURCE the kernel refuses that anyway, and they try for 0.2 s each.
+func oomScore() int {
+	data, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return 0
+	}
+	score, _ := strconv.Atoi(strings.TrimSpace(string(data)))
+	return score
 }
 
 // dnsAddr is the tenth address of the Service range, as kubeadm chooses.

@@ -17,6 +17,7 @@ import (
 	"github.com/fathom-network/fathom/internal/image"
 	"github.com/fathom-network/fathom/internal/kit"
 	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/link"
 	"github.com/fathom-network/fathom/internal/machine"
 	"github.com/fathom-network/fathom/internal/topology"
 )
@@ -188,7 +189,15 @@ func (l *Lab) up(ctx context.Context, t *timeline) error {
 			return err
 		})
 	})
-	g.Go(func() error { return t.step("", "lay the wires", l.setWires) })
+	g.Go(func() error {
+		return t.detailed("", "lay the wires", func(say func(string)) error {
+			// doctor refuses what does not run without it.
+			if err := link.LoadBridgeFilter(); err != nil {
+				say("Services do not work between pods of one node: " + err.Error())
+			}
+			return l.setWires()
+		})
+	})
 	if err := g.Wait(); err != nil {
 		return err
 	}
@@ -264,37 +273,25 @@ func (l *Lab) build(ctx context.Context, c *topology.Cluster, store image.Store,
 		return err
 	}
 
-	// The API server takes seconds of processor time to start; the workers boot beside it.
-	var client *kube.Client
+	if err := t.step(c.Name, "start kubelet on the control plane", func() error { return l.startPlanes(ctx, c, machines) }); err != nil {
+		return err
+	}
+
+	// The API server takes a second of processor time to start; the rest is made ready beside it.
+	client, err := kube.Connect(l.diskFile(planes[0].Name, "/etc/kubernetes/super-admin.conf"))
+	if err != nil {
+		return err
+	}
+	var add addOns
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		return t.step(c.Name, "start the control plane", func() error {
-			if err := l.startPlanes(gctx, c, machines); err != nil {
-				return err
+		return t.step(c.Name, "start the API server", func() error {
+			err := withTimeout(gctx, apiTimeout, client.WaitServing)
+			if err != nil {
+				return l.planeHint(c, err)
 			}
-			var err error
-			if client, err = kube.Connect(l.diskFile(planes[0].Name, "/etc/kubernetes/super-admin.conf")); err != nil {
-				return err
-			}
-			if err = withTimeout(gctx, apiTimeout, func(ctx context.Context) error {
-				if err := client.WaitServing(ctx); err != nil {
-					return err
-				}
-				if err := release(machines[:len(planes)], controllerManagerManifest); err != nil {
-					return err
-				}
-				return client.WaitReady(ctx)
-			}); err != nil {
-				return fmt.Errorf("%w\nsee `fathom node logs --name %s %s kubelet` and `fathom node ps --name %s %s`", err, l.Name, planes[0].Name, l.Name, planes[0].Name)
-			}
-			return nil
+			return release(machines[:len(planes)], controllerManagerManifest)
 		})
-	})
-	var dns []byte
-	g.Go(func() error {
-		var err error
-		dns, err = coreDNS(gctx, machines[0])
-		return err
 	})
 	g.Go(func() error {
 		workers := c.Workers()
@@ -308,10 +305,17 @@ func (l *Lab) build(ctx context.Context, c *topology.Cluster, store image.Store,
 			return l.writeCredentials(c, workers, machines)
 		})
 	})
+	g.Go(func() error {
+		return t.step(c.Name, "kubeadm: manifests of the add-ons", func() error {
+			var err error
+			add, err = l.printAddOns(gctx, c, machines[0])
+			return err
+		})
+	})
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if err := l.join(ctx, c, client, machines, dns, t); err != nil {
+	if err := l.join(ctx, c, client, machines, add, t); err != nil {
 		return err
 	}
 	return l.setBuilt(c)
@@ -326,8 +330,8 @@ func plural(n int) string {
 
 // What a step may take before it is given up, on a slow and loaded machine.
 const (
-	apiTimeout  = 2 * time.Minute
-	nodeTimeout = 3 * time.Minute
+	apiTimeout  = 4 * time.Minute // kubeadm's own: seconds as a rule, minutes where the machine is busy with something else
+	nodeTimeout = 4 * time.Minute
 )
 
 func withTimeout(ctx context.Context, d time.Duration, f func(context.Context) error) error {
@@ -369,7 +373,7 @@ func (l *Lab) resume(ctx context.Context, c *topology.Cluster, t *timeline) erro
 	if err != nil {
 		return err
 	}
-	if c.Proxy.Kind == topology.ProxyKubeProxy && c.Network.Kind != topology.NetworkNone {
+	if l.proxied(c) {
 		if err := l.waitProxy(ctx, c, t); err != nil {
 			return err
 		}

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// WatchChanges tells, until the context ends, that devices, addresses or routes of the namespace may have changed:
+// WatchChanges tells, until the context ends, that devices, their queueing disciplines, addresses or
+// routes of the namespace may have changed:
 // when a device goes down the kernel forgets the routes by it, and does not make them again. It tells nothing more,
 // and several changes once: what is true is read from the kernel.
 func (n *Namespace) WatchChanges(ctx context.Context) (<-chan struct{}, error) {
@@ -23,7 +24,7 @@ func (n *Namespace) WatchChanges(ctx context.Context) (<-chan struct{}, error) {
 		return nil, fmt.Errorf("watch the changes of %s: %w", n.path, err)
 	}
 	socket := os.NewFile(uintptr(fd), "netlink")
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_LINK |
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_LINK | unix.RTMGRP_TC |
 		unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE}); err != nil {
 		socket.Close()
 		return nil, fmt.Errorf("watch the changes of %s: %w", n.path, err)

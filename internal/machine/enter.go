@@ -16,13 +16,14 @@ import (
 	"github.com/fathom-network/fathom/internal/cgroup"
 )
 
-// entered are the namespaces that a command in a machine runs in, in the order of joining: the mount
-// namespace last, since the others are opened by path before it changes.
+// entered are the namespaces that a thread joins to run a command in a machine, in this order: the mount
+// namespace last, since the others are opened by path before it changes. The cgroup namespace is not among
+// them: see EnterCommand.
 var entered = []struct {
 	name string
 	flag int
 }{
-	{"cgroup", unix.CLONE_NEWCGROUP}, {"uts", unix.CLONE_NEWUTS}, {"ipc", unix.CLONE_NEWIPC},
+	{"uts", unix.CLONE_NEWUTS}, {"ipc", unix.CLONE_NEWIPC},
 	{"net", unix.CLONE_NEWNET}, {"pid", unix.CLONE_NEWPID}, {"mnt", unix.CLONE_NEWNS},
 }
 
@@ -30,6 +31,14 @@ var entered = []struct {
 // with its thread, and the main thread cannot end: it would stay in the machine, and with it all that the
 // kernel shows of this process in /proc/self.
 func init() { runtime.LockOSThread() }
+
+// EnterCommand is the hidden command of fathom-init that joins the machine's cgroup namespace and its groups of cgroup
+// v1, which clone knows nothing of, and becomes the program of its arguments: PATH ARGV0 ARGS…
+//
+// A process can be born in a cgroup only if the namespace of its parent shows both that cgroup and the parent's own:
+// where systemd mounts cgroup v2 (with nsdelegate), clone says ENOENT otherwise. So it is born with the host's
+// cgroup namespace, and changes that itself.
+const EnterCommand = "enter"
 
 // Run runs cmd in the machine and waits for it, as exec.Cmd.Run does. cmd.Path must be a path in the
 // machine or a bare name, which is then looked for on the machine's Path. Environment and directory are
@@ -45,18 +54,14 @@ func (m *Machine) Run(ctx context.Context, cmd *exec.Cmd) error {
 		cmd.Dir = "/"
 	}
 	started := make(chan error)
+	name := filepath.Base(cmd.Path)
 	go func() {
 		// The thread's namespaces are changed for good: it stays locked, and so ends with the goroutine.
 		runtime.LockOSThread()
 		started <- m.startInside(cmd)
 	}()
 	if err := <-started; err != nil {
-		return fmt.Errorf("run %s on %s: %w", filepath.Base(cmd.Path), filepath.Base(m.Cgroup), err)
-	}
-	if err := cgroup.Add(m.Cgroup, cmd.Process.Pid); err != nil {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		return fmt.Errorf("run %s on %s: %w", filepath.Base(cmd.Path), filepath.Base(m.Cgroup), err)
+		return fmt.Errorf("run %s on %s: %w", name, filepath.Base(m.Cgroup), err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
 	defer stop()
@@ -120,7 +125,13 @@ func (m *Machine) startInside(cmd *exec.Cmd) error {
 			return err
 		}
 		cmd.Path = path
+	} else if filepath.IsAbs(cmd.Path) {
+		if _, err := os.Stat(cmd.Path); err != nil {
+			return err
+		}
 	}
+	cmd.Args = append([]string{"fathom-init", EnterCommand, cmd.Path}, cmd.Args...)
+	cmd.Path = "/proc/1/exe" // whatever became of the file that init was started from
 	return cmd.Start()
 }
 

@@ -130,7 +130,8 @@ func start(ctx context.Context, init string, spec Spec) (*Machine, error) {
 	go func() { _, _ = p.Wait() }()
 	readyWrite.Close()
 	specRead.Close()
-	if _, err := specWrite.Write(body); err != nil {
+	// Nobody reads when init has ended by now: that is told below, with where to look.
+	if _, err := specWrite.Write(body); err != nil && !errors.Is(err, unix.EPIPE) {
 		_ = p.Kill()
 		return nil, err
 	}

@@ -35,9 +35,19 @@ type State struct {
 	// Strays are routes to pods' addresses that lead to no pod's device.
 	Strays []netip.Addr `json:"strays,omitempty"`
 	Leases []Lease      `json:"leases"`
+	// FastPath is what packets between pods go by, where they need not be seen by anything else.
+	FastPath FastPath `json:"fastPath"`
 	// Pools are the ranges that the plugin gives addresses from, and Usage how full they are.
 	Pools []ipam.Pool  `json:"pools"`
 	Usage []ipam.Usage `json:"usage"`
+}
+
+// FastPath is the short way of pods' packets.
+type FastPath struct {
+	On     bool   `json:"on"`
+	Reason string `json:"reason,omitempty"` // why it is not
+	// Differences are between what the agent wants the kernel to hold for it and what it does.
+	Differences []string `json:"differences,omitempty"`
 }
 
 // PodEnd is the node's end of a pod's pair of devices, and what the node has to reach the pod by it.

@@ -105,6 +105,31 @@ func (c Changes) Total() int {
 	return total
 }
 
+// String writes the changes that there are, such as "routes +2 -1, neighbours ~1".
+func (c Changes) String() string {
+	var words []string
+	for _, k := range []struct {
+		what string
+		n    Count
+	}{{"device", c.Tunnel}, {"addresses", c.Addrs}, {"routes", c.Routes}, {"neighbours", c.Neighbours}, {"forwards", c.Forwards},
+		{"settings", c.Sysctls}, {"masquerade", c.Masquerade}} {
+		if k.n == (Count{}) {
+			continue
+		}
+		word := k.what
+		for _, x := range []struct {
+			sign string
+			n    int
+		}{{"+", k.n.Added}, {"~", k.n.Corrected}, {"-", k.n.Removed}} {
+			if x.n > 0 {
+				word += fmt.Sprintf(" %s%d", x.sign, x.n)
+			}
+		}
+		words = append(words, word)
+	}
+	return strings.Join(words, ", ")
+}
+
 // Difference is one thing that a kernel does not hold as planned.
 type Difference struct {
 	Node string

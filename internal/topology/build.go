@@ -202,7 +202,7 @@ func (n nodeSpec) inherit(d nodeSpec) nodeSpec {
 }
 
 func (b *builder) network(s *clusterSpec) Network {
-	n := Network{Kind: NetworkBridge}
+	n := Network{Kind: NetworkFathom}
 	kind := s.network.name
 	if kind.set {
 		kinds := []string{string(NetworkFathom), string(NetworkBridge), string(NetworkFlannel), string(NetworkNone)}

@@ -220,14 +220,14 @@ type session struct {
 	in   *io.PipeWriter
 	enc  *json.Encoder
 	dec  *json.Decoder
-	done chan error
+	done chan struct{} // closed when the command in the pod has ended
 }
 
 // open starts a session and returns the places that it listens at.
 func open(ctx context.Context, client *kube.Client, agent *corev1.Pod, addrs []netip.Addr) (*session, []probe.Place, error) {
 	inReader, inWriter := io.Pipe()
 	outReader, outWriter := io.Pipe()
-	s := &session{in: inWriter, enc: json.NewEncoder(inWriter), dec: json.NewDecoder(outReader), done: make(chan error, 1)}
+	s := &session{in: inWriter, enc: json.NewEncoder(inWriter), dec: json.NewDecoder(outReader), done: make(chan struct{})}
 	go func() {
 		var stderr strings.Builder
 		err := client.Exec(ctx, agent, kube.AgentContainer, inReader, outWriter, &stderr,
@@ -237,7 +237,7 @@ func open(ctx context.Context, client *kube.Client, agent *corev1.Pod, addrs []n
 		}
 		outWriter.CloseWithError(cmp.Or(err, io.EOF))
 		inReader.CloseWithError(io.ErrClosedPipe)
-		s.done <- err
+		close(s.done)
 	}()
 	var hello probe.Response
 	if err := s.dec.Decode(&hello); err != nil {

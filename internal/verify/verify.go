@@ -55,6 +55,9 @@ func Pods(c Cluster, node string, s nodestate.State) []podnet.Difference {
 	if plan.Node != "" {
 		d.found = append(d.found, podnet.Diff(plan, s.Kernel)...)
 	}
+	for _, text := range s.FastPath.Differences {
+		d.add("fast path: %s", text)
+	}
 	d.devices(c.Pods, d.addresses(c.Pods, s), s, plan, f.Own.PodCIDRs)
 	d.blocks(pools, s)
 	slices.SortFunc(d.found, func(a, b podnet.Difference) int { return cmp.Compare(a.Text, b.Text) })
@@ -179,7 +182,7 @@ func (d *differ) device(pod string, l nodestate.Lease, ends map[string]nodestate
 func (d *differ) blocks(f ippool.Facts, s nodestate.State) {
 	own := f.Of(d.node)
 	for _, l := range s.Leases {
-		if l.Pool == netconf.DefaultPool {
+		if l.Pool == netconf.DefaultPool || l.Pool == "" {
 			continue
 		}
 		for _, a := range l.Addresses {

@@ -16,6 +16,7 @@ import (
 	"strings"
 	_ "time/tzdata" // CronJobs have time zones, and a node's root file system need not
 
+	_ "github.com/fathom-network/fathom/kit/kubernetes/start" // before what follows: its import path decides
 	"go.etcd.io/etcd/server/v3/etcdmain"
 	_ "k8s.io/client-go/plugin/pkg/client/auth" // kubectl's client auth plugins
 	"k8s.io/component-base/cli"

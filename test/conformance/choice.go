@@ -69,7 +69,7 @@ func probe() machine {
 func leftOut(spec string, s setting, m machine) string {
 	has := func(tag string) bool { return strings.Contains(spec, tag) }
 	// The networks and proxies that are known not to do a thing; of others, the specs tell.
-	plain := s.Network == "bridge" || s.Network == "flannel"
+	plain := s.Network == "bridge" || s.Network == "flannel" || s.Network == "fathom" // which will
 	switch {
 	case has("[Feature:KubeProxyDaemonSetMigration]"):
 		return "exchanges kube-proxy with the scripts of a cluster on Google Cloud"

@@ -133,7 +133,7 @@ func TestScoreboardIsNotGuessed(t *testing.T) {
 }
 
 func TestLeftOut(t *testing.T) {
-	bridge := setting{}.withDefaults()
+	bridge := setting{Network: "bridge"}.withDefaults()
 	dual := setting{Family: "dual"}.withDefaults()
 	own := setting{Network: "none"}.withDefaults()
 	full := machine{sctp: true, forwards: true, internet: true, names: true, iperf: "2.2.0"}
@@ -206,7 +206,7 @@ func TestSettings(t *testing.T) {
 		s         setting
 		name, dir string
 	}{
-		{setting{}, "bridge, kube-proxy nftables, ipv4", "bridge-kube-proxy-nftables-ipv4"},
+		{setting{}, "fathom, kube-proxy nftables, ipv4", "fathom-kube-proxy-nftables-ipv4"},
 		{setting{Network: "flannel", Mode: "iptables", Family: "dual"}, "flannel, kube-proxy iptables, dual", "flannel-kube-proxy-iptables-dual"},
 		{setting{Network: "none", Proxy: "none", Mode: "iptables"}, "no network, no proxy, ipv4", "none-none-ipv4"},
 	} {

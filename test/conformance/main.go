@@ -67,7 +67,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	f.StringVar(&o.results, "results", "bin/conformance", "`directory` for reports and logs, one below it for each network")
 	f.StringVar(&o.board, "board", "docs/conformance.md", "`file` with the scoreboard; \"none\" to leave it alone")
 	f.StringVar(&o.lab, "name", "", "use this `lab`, which is up, and leave it up; its first cluster says what is tested")
-	f.StringVar(&o.Network, "network", "", "pod network of the lab (default bridge)")
+	f.StringVar(&o.Network, "network", "", "pod network of the lab (default fathom)")
 	f.StringVar(&o.Proxy, "proxy", "", "Service proxy of the lab (default kube-proxy)")
 	f.StringVar(&o.Mode, "proxy-mode", "", "mode of kube-proxy (default nftables)")
 	f.StringVar(&o.Family, "ip-family", "", "ipv4, ipv6 or dual (default ipv4)")

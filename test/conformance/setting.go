@@ -18,7 +18,7 @@ func (s setting) withDefaults() setting {
 			*value = otherwise
 		}
 	}
-	def(&s.Network, "bridge")
+	def(&s.Network, "fathom")
 	def(&s.Proxy, "kube-proxy")
 	def(&s.Family, "ipv4")
 	if s.Proxy == "kube-proxy" {

@@ -26,6 +26,9 @@ import (
 //	own-disk SIZE                the same on a file system of that size, mounted at .state
 //	more-inotify N               raise the host's limit of inotify instances to N until the scenario ends
 //	nothing-left                 the host looks as it did before the scenario; each scenario ends with it
+//
+// $FATHOM_TEST_SLOW is how many times longer everything may take, on a machine that is emulated. It goes for the
+// --timeout of kubectl as well.
 var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"fathom":       plain("fathom"),
 	"kubectl":      plain("kubectl"),
@@ -41,6 +44,14 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 
 // commandTimeout bounds one command of a scenario. What takes longer hangs.
 const commandTimeout = 5 * time.Minute
+
+// slow is $FATHOM_TEST_SLOW.
+func slow() time.Duration {
+	if n, err := strconv.Atoi(os.Getenv("FATHOM_TEST_SLOW")); err == nil && n > 1 {
+		return time.Duration(n)
+	}
+	return 1
+}
 
 func plain(name string) func(*testscript.TestScript, bool, []string) {
 	return func(ts *testscript.TestScript, neg bool, args []string) {
@@ -75,7 +86,14 @@ func resolve(ts *testscript.TestScript, argv []string) []string {
 		return append(fathom, args...)
 	case "kubectl":
 		needOne("CLUSTER")
-		return append([]string{ts.Getenv("KUBECTL"), "--context", ts.Getenv("LAB") + "-" + args[0]}, args[1:]...)
+		argv := []string{ts.Getenv("KUBECTL"), "--context", ts.Getenv("LAB") + "-" + args[0]}
+		for _, arg := range args[1:] {
+			if limit, found := strings.CutPrefix(arg, "--timeout="); found {
+				arg = "--timeout=" + duration(ts, limit).String()
+			}
+			argv = append(argv, arg)
+		}
+		return argv
 	case "exec":
 		return args
 	case "on":
@@ -135,7 +153,7 @@ func lookPath(program, path string) (string, error) {
 func duration(ts *testscript.TestScript, s string) time.Duration {
 	d, err := time.ParseDuration(s)
 	ts.Check(err)
-	return d
+	return d * slow()
 }
 
 func cmdEventually(ts *testscript.TestScript, neg bool, args []string) {
@@ -197,7 +215,7 @@ func cmdCapture(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: capture NAME CMD…")
 	}
-	stdout, stderr, err := try(ts, commandTimeout, args[1:])
+	stdout, stderr, err := try(ts, commandTimeout*slow(), args[1:])
 	fmt.Fprint(ts.Stdout(), stdout)
 	fmt.Fprint(ts.Stderr(), stderr)
 	expect(ts, false, err)
@@ -259,6 +277,9 @@ func condition(cond string) (bool, error) {
 		return err == nil, nil
 	case "loop":
 		return exec.Command("sh", "-c", "losetup -f && which mkfs.ext4").Run() == nil, nil
+	case "cgroup2":
+		_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
+		return err == nil, nil
 	case "netem":
 		return exec.Command("unshare", "-n", "tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms").Run() == nil, nil
 	}

@@ -63,7 +63,7 @@ func start(ts *testscript.TestScript, args ...string) (*exec.Cmd, *bytes.Buffer)
 // must runs fathom, which has to succeed, and returns how long it took.
 func must(ts *testscript.TestScript, args ...string) time.Duration {
 	begin := time.Now()
-	stdout, stderr, err := try(ts, commandTimeout, append([]string{"fathom"}, args...))
+	stdout, stderr, err := try(ts, commandTimeout*slow(), append([]string{"fathom"}, args...))
 	if err != nil {
 		ts.Fatalf("fathom %s: %v\n%s%s", strings.Join(args, " "), err, stdout, stderr)
 	}
@@ -87,7 +87,7 @@ func undisturbed(ts *testscript.TestScript, up []string) time.Duration {
 
 // ready fails the scenario unless every node is Ready.
 func ready(ts *testscript.TestScript) {
-	stdout, stderr, err := try(ts, commandTimeout, []string{"fathom", "status", "-o", "json"})
+	stdout, stderr, err := try(ts, commandTimeout*slow(), []string{"fathom", "status", "-o", "json"})
 	if err != nil || !strings.Contains(stdout, `"state": "ready"`) || strings.Contains(stdout, `"ready": false`) {
 		ts.Fatalf("not every node is Ready: %v\n%s%s", err, stdout, stderr)
 	}
@@ -95,7 +95,7 @@ func ready(ts *testscript.TestScript) {
 
 // clean takes the lab down, which has to leave nothing.
 func clean(ts *testscript.TestScript) {
-	stdout, stderr, err := try(ts, commandTimeout, []string{"fathom", "down"})
+	stdout, stderr, err := try(ts, commandTimeout*slow(), []string{"fathom", "down"})
 	if err != nil && !strings.Contains(stderr, "there is no lab") { // killed before it began
 		ts.Fatalf("fathom down: %v\n%s%s", err, stdout, stderr)
 	}
@@ -128,7 +128,7 @@ func cmdBreakUp(ts *testscript.TestScript, neg bool, args []string) {
 			if !errors.As(err, &exited) || exited.ExitCode() != 130 || !strings.Contains(out.String(), "fathom: interrupted") {
 				ts.Fatalf("want the status 130 and a word about it, got %v\n%s", err, out)
 			}
-			if took := time.Since(asked); took > 15*time.Second {
+			if took := time.Since(asked); took > 15*time.Second*slow() {
 				ts.Fatalf("it took %s to give up", took)
 			}
 		}
@@ -185,7 +185,7 @@ func cmdBreakDown(ts *testscript.TestScript, neg bool, args []string) {
 
 // initOf returns the process id of a node's init, or 0.
 func initOf(ts *testscript.TestScript, node string) int {
-	stdout, _, err := try(ts, commandTimeout, []string{"fathom", "node", "ls", "-o", "json"})
+	stdout, _, err := try(ts, commandTimeout*slow(), []string{"fathom", "node", "ls", "-o", "json"})
 	if err != nil {
 		return 0
 	}

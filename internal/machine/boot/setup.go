@@ -58,14 +58,24 @@ func joinCgroup(spec machine.Spec) error {
 	if err != nil || mode != cgroup.V2 {
 		return err
 	}
-	group := filepath.Join(spec.Cgroup, initGroup)
-	if err := cgroup.Create(group); err != nil {
+	return cgroup.Nest(spec.Cgroup, initGroup)
+}
+
+// Become makes the calling process, which is inside a machine but for the cgroup namespace and the groups of cgroup v1,
+// another program all inside. It returns only if that fails.
+func Become(path string, argv []string) error {
+	runtime.LockOSThread() // exec carries the namespace of this thread to the whole process
+	if err := cgroup.Add("/", 0); err != nil {
 		return err
 	}
-	if err := cgroup.Enter(group); err != nil {
-		return err
+	fd, err := unix.Open("/proc/1/ns/cgroup", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Setns(fd, unix.CLONE_NEWCGROUP)
 	}
-	return cgroup.Create(group) // now that the machine's group is empty its controllers can be delegated
+	if err != nil {
+		return fmt.Errorf("enter the cgroup namespace: %w", err)
+	}
+	return fmt.Errorf("execute %s: %w", path, unix.Exec(path, argv, os.Environ()))
 }
 
 // rootDir returns where path of the machine is while the root is not changed yet.

@@ -1,0 +1,84 @@
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// BGPPeer is a router that nodes tell of what is behind them; docs/bgp.md.
+//
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+type BGPPeer struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   BGPPeerSpec   `json:"spec"`
+	Status BGPPeerStatus `json:"status,omitempty"`
+}
+
+// BGPPeerList is what a list is.
+//
+// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
+type BGPPeerList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+
+	Items []BGPPeer `json:"items"`
+}
+
+// BGPPeerSpec says which router, which nodes, and what they tell it.
+type BGPPeerSpec struct {
+	PeerAddress string `json:"peerAddress"`
+	PeerPort    int32  `json:"peerPort,omitempty"` // 179
+	PeerASN     int64  `json:"peerASN"`
+	LocalASN    int64  `json:"localASN"`
+	// NodeSelector chooses the nodes; nothing is all of them.
+	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
+	// PasswordSecret is of TCP's MD5 signatures, RFC 2385.
+	PasswordSecret *SecretKey `json:"passwordSecret,omitempty"`
+	// HoldTimeSeconds is after what silence a session is taken for dead, KeepaliveTimeSeconds how often something
+	// is said.
+	HoldTimeSeconds      int32 `json:"holdTimeSeconds,omitempty"`      // 90
+	KeepaliveTimeSeconds int32 `json:"keepaliveTimeSeconds,omitempty"` // 30
+	// EBGPMultihop is how many hops an external peer may be away.
+	EBGPMultihop    int32               `json:"ebgpMultihop,omitempty"` // 1
+	Advertise       []BGPAdvertisement  `json:"advertise,omitempty"`    // PodCIDRs
+	Communities     []string            `json:"communities,omitempty"`
+	GracefulRestart *BGPGracefulRestart `json:"gracefulRestart,omitempty"`
+}
+
+// SecretKey is a key of a Secret in the namespace fathom-system.
+type SecretKey struct {
+	Name string `json:"name"`
+	Key  string `json:"key,omitempty"` // password
+}
+
+// BGPAdvertisement is a kind of prefixes.
+type BGPAdvertisement string
+
+// The kinds.
+const (
+	AdvertisePodCIDRs BGPAdvertisement = "PodCIDRs"
+	// AdvertiseServiceAddresses is not in the CRD yet: nothing allocates them.
+	AdvertiseServiceAddresses BGPAdvertisement = "ServiceAddresses"
+)
+
+// BGPGracefulRestart is RFC 4724: the router keeps the routes while an agent restarts.
+type BGPGracefulRestart struct {
+	Enabled            *bool `json:"enabled,omitempty"`            // true
+	RestartTimeSeconds int32 `json:"restartTimeSeconds,omitempty"` // 120
+}
+
+// BGPPeerStatus has an entry of every node, which the node's agent writes.
+type BGPPeerStatus struct {
+	Sessions []BGPSession `json:"sessions,omitempty"`
+}
+
+// BGPSession is a node's session with the peer.
+type BGPSession struct {
+	Node string `json:"node"`
+	// State is that of RFC 4271, Established where all is well, or Refused where the node does not try, for the
+	// reason in Message.
+	State   string      `json:"state"`
+	Since   metav1.Time `json:"since"`
+	Message string      `json:"message,omitempty"`
+	// Prefixes is how many are announced.
+	Prefixes int32 `json:"prefixes"`
+}

@@ -1,0 +1,99 @@
+package bgp
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+
+	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
+)
+
+// listener passes on what GoBGP logs, and hears in it why a connection does not come about, which GoBGP tells in no
+// other way.
+type listener struct {
+	next slog.Handler
+	note func(reason string)
+}
+
+// Enabled says yes to debug messages too: the refusal of a connection is one.
+func (l *listener) Enabled(context.Context, slog.Level) bool { return true }
+
+// Handle passes a record on with less weight: it is for who looks into the protocol. What an administrator should
+// know a session logs by itself.
+func (l *listener) Handle(ctx context.Context, r slog.Record) error {
+	if reason := reasonOf(r); reason != "" {
+		l.note(reason)
+	}
+	level := r.Level - slog.LevelWarn // info and below is less than debug
+	if r.Level >= slog.LevelWarn {
+		level = slog.LevelDebug
+	}
+	if !l.next.Enabled(ctx, level) {
+		return nil
+	}
+	r.Level = level
+	return l.next.Handle(ctx, r)
+}
+
+// WithAttrs keeps them for what is passed on.
+func (l *listener) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &listener{next: l.next.WithAttrs(attrs), note: l.note}
+}
+
+// WithGroup is part of the interface; GoBGP makes no groups.
+func (l *listener) WithGroup(name string) slog.Handler {
+	return &listener{next: l.next.WithGroup(name), note: l.note}
+}
+
+// What a router does that does not want us is seldom to say so.
+const (
+	refused = "the peer refuses the session: its log says why; often one side has another ASN for the other"
+	closed  = "the peer takes the connection and closes it: is this node's address a neighbour there, with the right ASN?"
+)
+
+// reasonOf returns what a log record tells of a connection that did not come about.
+func reasonOf(r slog.Record) string {
+	attrs := map[string]string{}
+	r.Attrs(func(a slog.Attr) bool {
+		attrs[a.Key] = a.Value.String()
+		return true
+	})
+	switch r.Message {
+	case "failed to connect":
+		_, why, found := strings.Cut(attrs["Error"], ": ") // without what is known: "dial tcp 0.0.0.0:0->192.0.2.1:179: "
+		if !found {
+			why = attrs["Error"]
+		}
+		return why
+	case "outgoing connection IO error":
+		return closed
+	case "sent notification":
+		switch attrs["Code"] + "/" + attrs["Subcode"] {
+		case "5/1": // it said something else than OPEN: a notification
+			return refused
+		case "2/2":
+			return "the peer has another ASN than configured"
+		case "2/3":
+			return "the peer has this node's router ID"
+		}
+	}
+	return ""
+}
+
+// disconnected returns why a session ended, or its opening.
+func disconnected(p apiutil.PeerState) string {
+	switch p.DisconnectReason {
+	case api.PeerState_DISCONNECT_REASON_NOTIFICATION_RECEIVED, api.PeerState_DISCONNECT_REASON_NOTIFICATION_SENT:
+		return p.DisconnectMessage
+	case api.PeerState_DISCONNECT_REASON_HOLD_TIMER_EXPIRED:
+		return "nothing was heard from the peer for the hold time"
+	case api.PeerState_DISCONNECT_REASON_READ_FAILED, api.PeerState_DISCONNECT_REASON_WRITE_FAILED, api.PeerState_DISCONNECT_REASON_GRACEFUL_RESTART:
+		return "the connection broke"
+	case api.PeerState_DISCONNECT_REASON_INVALID_MSG, api.PeerState_DISCONNECT_REASON_BAD_PEER_AS:
+		return refused
+	case api.PeerState_DISCONNECT_REASON_ADMIN_DOWN:
+		return "the peer announces more routes than are of use here: have it announce none"
+	}
+	return ""
+}

@@ -1,0 +1,72 @@
+// Package bgpconf works out whom a node speaks BGP with and what it says: from BGPPeer objects and what is known of
+// the node. docs/design/bgp.md says why it is as it is.
+package bgpconf
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Speaker is all that a node says. The zero value says nothing to nobody.
+type Speaker struct {
+	// RouterID is the node's BGP identifier. It is written like an IPv4 address, and need not be one.
+	RouterID netip.Addr
+	Peers    []Peer // ordered by name
+}
+
+// Peer is a router that the node connects to, and what the router is told.
+type Peer struct {
+	Name     string // of the BGPPeer
+	Address  netip.AddrPort
+	ASN      uint32
+	LocalASN uint32
+	Password Password // of TCP's MD5 signatures, RFC 2385; empty for none
+	// HoldTime is after what silence the session is taken for dead, Keepalive how often something is said.
+	HoldTime, Keepalive time.Duration
+	// Hops is how many routers away an external peer may be; 1 is a neighbour.
+	Hops uint8
+	// RestartTime is how long the router keeps the routes after the session was cut: graceful restart, RFC 4724.
+	// Zero is none.
+	RestartTime time.Duration
+	Communities []Community // of every route, sorted
+	Routes      []Route     // sorted by prefix
+}
+
+// Route is a prefix that the node announces.
+type Route struct {
+	Prefix netip.Prefix
+	// NextHop, if unset, is the node's address in the session, which is the one that the router reaches.
+	NextHop netip.Addr
+}
+
+// Password is one that no log shows.
+type Password string
+
+func (p Password) String() string {
+	if p == "" {
+		return "none"
+	}
+	return "hidden"
+}
+
+// GoString is String, for %#v.
+func (p Password) GoString() string { return p.String() }
+
+// Defaults of a BGPPeer, as the CRD has them.
+const (
+	DefaultPort        = 179
+	DefaultHoldTime    = 90 * time.Second
+	DefaultKeepalive   = 30 * time.Second
+	DefaultRestartTime = 120 * time.Second
+)
+
+// Node is what is known of a node.
+type Node struct {
+	Name   string
+	Labels map[string]string
+	// Addrs are its own addresses, the one it prefers first.
+	Addrs    []netip.Addr
+	PodCIDRs []netip.Prefix
+	// ServiceAddresses are those of Services that the node is to attract packets for.
+	ServiceAddresses []netip.Prefix
+}

@@ -1,0 +1,258 @@
+package bgpconf
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
+)
+
+var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// plain is a BGPPeer with nothing but what it must have, as old as its name sorts.
+func plain(name, address string, change ...func(*v1alpha1.BGPPeerSpec)) *v1alpha1.BGPPeer {
+	p := &v1alpha1.BGPPeer{ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.NewTime(epoch)},
+		Spec: v1alpha1.BGPPeerSpec{PeerAddress: address, PeerASN: 64500, LocalASN: 64512}}
+	for _, f := range change {
+		f(&p.Spec)
+	}
+	return p
+}
+
+func addrs(list ...string) []netip.Addr {
+	var all []netip.Addr
+	for _, s := range list {
+		all = append(all, netip.MustParseAddr(s))
+	}
+	return all
+}
+
+func prefixes(list ...string) []netip.Prefix {
+	var all []netip.Prefix
+	for _, s := range list {
+		all = append(all, netip.MustParsePrefix(s))
+	}
+	return all
+}
+
+func dualNode() Node {
+	return Node{Name: "n1", Labels: map[string]string{"rack": "a"}, Addrs: addrs("10.0.0.1", "fd00::1"),
+		PodCIDRs: prefixes("10.244.1.0/24", "fd00:244:1::/64"), ServiceAddresses: prefixes("192.0.2.80/32")}
+}
+
+func noSecrets(string) (map[string][]byte, error) { return nil, errors.New("there are none") }
+
+// render is a peer in one line.
+func render(p Peer) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s AS%d from AS%d hold %v keep %v hops %d restart %v password %v", p.Name, p.Address, p.ASN, p.LocalASN, p.HoldTime, p.Keepalive, p.Hops, p.RestartTime, p.Password)
+	for _, c := range p.Communities {
+		fmt.Fprintf(&b, " mark %s", c)
+	}
+	for _, r := range p.Routes {
+		fmt.Fprintf(&b, " %s", r.Prefix)
+		if r.NextHop.IsValid() {
+			fmt.Fprintf(&b, " via %s", r.NextHop)
+		}
+	}
+	return b.String()
+}
+
+func TestRead(t *testing.T) {
+	four := Node{Name: "n4", Addrs: addrs("10.0.0.4"), PodCIDRs: prefixes("10.244.4.0/24", "fd00:244:4::/64")}
+	six := Node{Name: "n6", Addrs: addrs("fd00::6"), PodCIDRs: prefixes("fd00:244:6::/64")}
+	secrets := func(name string) (map[string][]byte, error) {
+		if name != "bgp" {
+			return nil, fmt.Errorf("secrets %q not found", name)
+		}
+		return map[string][]byte{"password": []byte("x"), "long": make([]byte, 81)}, nil
+	}
+	const defaults = "AS64500 from AS64512 hold 1m30s keep 30s hops 1 restart 2m0s password none"
+	for _, tc := range []struct {
+		name     string
+		node     Node
+		peers    []*v1alpha1.BGPPeer
+		want     []string
+		problems []string
+	}{
+		{name: "nothing", node: dualNode()},
+		{name: "IPv4 session, both families", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "10.0.0.254")},
+			want: []string{"a 10.0.0.254:179 " + defaults + " 10.244.1.0/24 fd00:244:1::/64 via fd00::1"}},
+		{name: "IPv6 session, both families", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "fd00::ff")},
+			want: []string{"a [fd00::ff]:179 " + defaults + " 10.244.1.0/24 via 10.0.0.1 fd00:244:1::/64"}},
+		{name: "pods of a family that the node has not", node: four, peers: []*v1alpha1.BGPPeer{plain("a", "10.0.0.254")},
+			want:     []string{"a 10.0.0.254:179 " + defaults + " 10.244.4.0/24"},
+			problems: []string{"BGPPeer a: fd00:244:4::/64 is not announced: this node has no address of its family to be the next hop"}},
+		{name: "router of a family that the node has not", node: six, peers: []*v1alpha1.BGPPeer{plain("a", "10.0.0.254")},
+			problems: []string{"BGPPeer a: peerAddress 10.0.0.254: this node has no address of that family"}},
+		{name: "own address", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "fd00::1")},
+			problems: []string{"BGPPeer a: peerAddress fd00::1 is this node's own"}},
+		{name: "all settings", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) {
+			s.PeerPort, s.HoldTimeSeconds, s.KeepaliveTimeSeconds, s.EBGPMultihop = 1179, 9, 2, 3
+			s.PasswordSecret = &v1alpha1.SecretKey{Name: "bgp"}
+			s.Communities = []string{"64512:2:3", "no-export", "64512:1", "64512:1"}
+			s.Advertise = []v1alpha1.BGPAdvertisement{v1alpha1.AdvertiseServiceAddresses}
+			s.GracefulRestart = &v1alpha1.BGPGracefulRestart{RestartTimeSeconds: 60}
+		})}, want: []string{"a 10.0.0.254:1179 AS64500 from AS64512 hold 9s keep 2s hops 3 restart 1m0s password hidden" +
+			" mark 64512:1 mark 65535:65281 mark 64512:2:3 192.0.2.80/32"}},
+		{name: "no graceful restart, short hold time", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) {
+			s.GracefulRestart = &v1alpha1.BGPGracefulRestart{Enabled: new(bool)}
+			s.HoldTimeSeconds, s.Advertise = 5, []v1alpha1.BGPAdvertisement{}
+		})}, want: []string{"a 10.0.0.254:179 AS64500 from AS64512 hold 5s keep 1s hops 1 restart 0s password none"}},
+		{name: "for other nodes", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "nonsense", func(s *v1alpha1.BGPPeerSpec) {
+			s.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "b"}}
+		}), plain("b", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) {
+			s.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "a"}}
+			s.Advertise = []v1alpha1.BGPAdvertisement{}
+		})}, want: []string{"b 10.0.0.254:179 " + defaults}},
+		{name: "two of one address", node: dualNode(), peers: []*v1alpha1.BGPPeer{
+			plain("b", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) { s.Advertise = []v1alpha1.BGPAdvertisement{} }),
+			plain("a", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) { s.PeerASN = 0 }),
+			plain("c", "10.0.0.254"),
+		}, want: []string{"b 10.0.0.254:179 " + defaults}, problems: []string{
+			"BGPPeer a: peerASN 0: want a number from 1 to 4294967294, other than 23456 and 65535",
+			"BGPPeer c: 10.0.0.254:179 is BGPPeer b already, which is older",
+		}},
+		{name: "everything wrong", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "fe80::1", func(s *v1alpha1.BGPPeerSpec) {
+			s.PeerASN, s.LocalASN, s.PeerPort, s.HoldTimeSeconds, s.KeepaliveTimeSeconds, s.EBGPMultihop = 1<<32-1, 23456, 70000, 2, 3, 256
+			s.PasswordSecret = &v1alpha1.SecretKey{Name: "none"}
+			s.Communities = []string{"1:2:3:4"}
+			s.Advertise = []v1alpha1.BGPAdvertisement{"Everything"}
+			s.GracefulRestart = &v1alpha1.BGPGracefulRestart{RestartTimeSeconds: 5000}
+		})}, problems: []string{
+			"BGPPeer a: peerASN 4294967295: want a number from 1 to 4294967294, other than 23456 and 65535",
+			"BGPPeer a: localASN 23456: want a number from 1 to 4294967294, other than 23456 and 65535",
+			"BGPPeer a: peerAddress fe80::1: want a plain unicast address",
+			"BGPPeer a: peerPort 70000: want 1 to 65535",
+			"BGPPeer a: holdTimeSeconds 2: want 3 to 65535",
+			"BGPPeer a: keepaliveTimeSeconds 3: want less than the hold time, 2s",
+			"BGPPeer a: ebgpMultihop 256: want 1 to 255",
+			"BGPPeer a: gracefulRestart.restartTimeSeconds 5000: want 1 to 4095",
+			`BGPPeer a: passwordSecret: secrets "none" not found`,
+			`BGPPeer a: community "1:2:3:4": want something like 64512:100, 64512:1:100 or no-export`,
+			`BGPPeer a: advertise: there is no "Everything"`,
+		}},
+		{name: "passwords", node: dualNode(), peers: []*v1alpha1.BGPPeer{
+			plain("a", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) { s.PasswordSecret = &v1alpha1.SecretKey{Name: "bgp", Key: "long"} }),
+			plain("b", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) { s.PasswordSecret = &v1alpha1.SecretKey{Name: "bgp", Key: "none"} }),
+		}, problems: []string{
+			"BGPPeer a: passwordSecret: key long of Secret bgp has 81 bytes, want 1 to 80",
+			"BGPPeer b: passwordSecret: Secret bgp has no key none",
+		}},
+		{name: "being deleted", node: dualNode(), peers: []*v1alpha1.BGPPeer{{ObjectMeta: metav1.ObjectMeta{Name: "a", DeletionTimestamp: &metav1.Time{Time: epoch}}}}},
+		{name: "bad selector", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) {
+			s.NodeSelector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "rack", Operator: "Like"}}}
+		})}, problems: []string{`BGPPeer a: nodeSelector: "Like" is not a valid label selector operator`}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s, found := Read(tc.peers, tc.node, secrets)
+			var got, problems []string
+			for _, p := range s.Peers {
+				got = append(got, render(p))
+			}
+			for _, p := range found {
+				problems = append(problems, p.String())
+			}
+			if !slices.Equal(got, tc.want) {
+				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(tc.want, "\n"))
+			}
+			if !slices.Equal(problems, tc.problems) {
+				t.Errorf("problems\n%s\nwant\n%s", strings.Join(problems, "\n"), strings.Join(tc.problems, "\n"))
+			}
+		})
+	}
+}
+
+// TestReadProperties reads random sets of peers: whatever they say, what comes out can be spoken, and does not depend
+// on the order in which the API tells of them.
+func TestReadProperties(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	pick := func(list ...string) string { return list[rnd.IntN(len(list))] }
+	for range 3000 {
+		var peers []*v1alpha1.BGPPeer
+		for i := range rnd.IntN(6) {
+			peers = append(peers, plain(fmt.Sprint("p", i), pick("10.0.0.254", "10.0.0.253", "10.0.0.1", "fd00::ff", "::1", "x", ""), func(s *v1alpha1.BGPPeerSpec) {
+				s.PeerASN, s.LocalASN = rnd.Int64N(5)*1<<30, rnd.Int64N(3)*64512
+				s.HoldTimeSeconds, s.KeepaliveTimeSeconds = rnd.Int32N(8), rnd.Int32N(4)
+				s.PeerPort = rnd.Int32N(3)
+				s.Communities = []string{pick("1:1", "1:2:3", "no-export", "y")}
+				s.GracefulRestart = &v1alpha1.BGPGracefulRestart{RestartTimeSeconds: rnd.Int32N(5000)}
+			}))
+			peers[i].CreationTimestamp = metav1.NewTime(epoch.Add(time.Duration(rnd.IntN(3)) * time.Second))
+		}
+		s, problems := Read(peers, dualNode(), noSecrets)
+		seen := map[netip.AddrPort]bool{}
+		for _, p := range s.Peers {
+			if seen[p.Address] || p.ASN == 0 || p.LocalASN == 0 || p.HoldTime < 3*time.Second || p.Keepalive < time.Second || p.Keepalive >= p.HoldTime || p.Hops == 0 ||
+				p.RestartTime > 4095*time.Second || slices.Contains(dualNode().Addrs, p.Address.Addr()) || len(p.Routes) != 2 {
+				t.Errorf("seed %d: cannot be spoken: %s", seed, render(p))
+			}
+			seen[p.Address] = true
+		}
+		refused := map[string]bool{}
+		for _, p := range problems {
+			if p.Refused {
+				refused[p.Peer] = true
+			}
+		}
+		if len(refused)+len(s.Peers) != len(peers) {
+			t.Errorf("seed %d: of %d peers %d are spoken with and %d refused", seed, len(peers), len(s.Peers), len(refused))
+		}
+		rnd.Shuffle(len(peers), func(i, j int) { peers[i], peers[j] = peers[j], peers[i] })
+		again, same := Read(peers, dualNode(), noSecrets)
+		if !reflect.DeepEqual(s, again) || !reflect.DeepEqual(problems, same) {
+			t.Fatalf("seed %d: another order gives another result", seed)
+		}
+	}
+}
+
+func TestRouterID(t *testing.T) {
+	if id := RouterID("n", addrs("fd00::1", "10.0.0.1", "10.0.0.2")); id != netip.MustParseAddr("10.0.0.1") {
+		t.Errorf("router ID %s, want the first IPv4 address", id)
+	}
+	seen := map[netip.Addr]bool{}
+	for i := range 1000 {
+		id := RouterID(fmt.Sprint("node", i), addrs("fd00::1"))
+		if !id.Is4() || id.As4()[0] < 0xf0 || seen[id] || id != RouterID(fmt.Sprint("node", i), nil) {
+			t.Errorf("router ID %s of node%d", id, i)
+		}
+		seen[id] = true
+	}
+}
+
+func FuzzParseCommunity(f *testing.F) {
+	for _, s := range []string{"64512:100", "64512:1:100", "4294967295:0:4294967295", "no-export", "65536:1", "+1:1", "", ":", "1:", "blackhole"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		c, err := ParseCommunity(s)
+		if err != nil {
+			if c != (Community{}) {
+				t.Errorf("%q: both %v and %v", s, c, err)
+			}
+			return
+		}
+		if again, err := ParseCommunity(c.String()); err != nil || again != c {
+			t.Errorf("%q: %v reads as %v, %v", s, c, again, err)
+		}
+	})
+}
+
+func TestPasswordIsHidden(t *testing.T) {
+	p := Peer{Password: "tell-nobody"}
+	for _, s := range []string{fmt.Sprint(p), fmt.Sprintf("%+v", p), fmt.Sprintf("%#v", p)} {
+		if strings.Contains(s, "tell-nobody") {
+			t.Errorf("a password is to be read in %s", s)
+		}
+	}
+}

@@ -1,0 +1,246 @@
+package bgpconf
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
+)
+
+// Problem is why a BGPPeer is not followed on this node, or not wholly.
+type Problem struct {
+	Peer string
+	Text string
+	// Refused says that there is no session because of it.
+	Refused bool
+}
+
+func (p Problem) String() string { return fmt.Sprintf("BGPPeer %s: %s", p.Peer, p.Text) }
+
+// Secrets returns a Secret's data, of the namespace fathom-system.
+type Secrets func(name string) (map[string][]byte, error)
+
+// Read works out what a node says to whom. What is wrong with one peer leaves the others as they are. Of two peers
+// with one address the older counts.
+func Read(peers []*v1alpha1.BGPPeer, node Node, secrets Secrets) (Speaker, []Problem) {
+	s := Speaker{RouterID: RouterID(node.Name, node.Addrs)}
+	var problems []Problem
+	sorted := slices.SortedFunc(slices.Values(peers), func(a, b *v1alpha1.BGPPeer) int {
+		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
+	})
+	named := map[netip.AddrPort]string{}
+	for _, p := range sorted {
+		selected, err := Selects(p, node.Labels)
+		r := reader{peer: p, node: node}
+		switch {
+		case p.DeletionTimestamp != nil: // something waits for it to be over
+		case err != nil:
+			r.refuse("nodeSelector: %v", err)
+		case selected:
+			peer := r.read(secrets)
+			if older := named[peer.Address]; older != "" && !r.refused {
+				r.refuse("%s is BGPPeer %s already, which is older", peer.Address, older)
+			}
+			if !r.refused {
+				named[peer.Address] = p.Name
+				s.Peers = append(s.Peers, peer)
+			}
+		}
+		problems = append(problems, r.problems...)
+	}
+	slices.SortFunc(s.Peers, func(a, b Peer) int { return cmp.Compare(a.Name, b.Name) })
+	return s, problems
+}
+
+// Selects says whether a peer is for a node with these labels.
+func Selects(p *v1alpha1.BGPPeer, nodeLabels map[string]string) (bool, error) {
+	if p.Spec.NodeSelector == nil {
+		return true, nil
+	}
+	selector, err := metav1.LabelSelectorAsSelector(p.Spec.NodeSelector)
+	if err != nil {
+		return false, err
+	}
+	return selector.Matches(labels.Set(nodeLabels)), nil
+}
+
+// RouterID is a node's BGP identifier: its first IPv4 address, or, where it has none, what follows from its name. It
+// has to differ among a router's peers, and to be the same after a restart.
+func RouterID(node string, addrs []netip.Addr) netip.Addr {
+	for _, a := range addrs {
+		if a.Is4() {
+			return a
+		}
+	}
+	sum := sha256.Sum256([]byte("bgp router id\x00" + node))
+	// 240.0.0.0/4 is nobody's address, so that it is not a router's that has one.
+	return netip.AddrFrom4([4]byte{0xf0 | sum[0]&0x0f, sum[1], sum[2], sum[3]})
+}
+
+// reader reads one BGPPeer. The API server has checked most of it; a CRD that is older, or changed by hand, has not.
+type reader struct {
+	peer     *v1alpha1.BGPPeer
+	node     Node
+	problems []Problem
+	refused  bool
+}
+
+func (r *reader) refuse(format string, args ...any) {
+	r.problems = append(r.problems, Problem{r.peer.Name, fmt.Sprintf(format, args...), true})
+	r.refused = true
+}
+
+func (r *reader) lack(format string, args ...any) {
+	r.problems = append(r.problems, Problem{r.peer.Name, fmt.Sprintf(format, args...), false})
+}
+
+func (r *reader) read(secrets Secrets) Peer {
+	spec := r.peer.Spec
+	p := Peer{
+		Name: r.peer.Name, ASN: r.asn("peerASN", spec.PeerASN), LocalASN: r.asn("localASN", spec.LocalASN),
+		HoldTime:  time.Duration(cmp.Or(spec.HoldTimeSeconds, int32(DefaultHoldTime/time.Second))) * time.Second,
+		Keepalive: time.Duration(spec.KeepaliveTimeSeconds) * time.Second,
+		Hops:      1,
+	}
+	p.Address = r.address()
+	if p.HoldTime < 3*time.Second || p.HoldTime > 65535*time.Second {
+		r.refuse("holdTimeSeconds %d: want 3 to 65535", spec.HoldTimeSeconds)
+	}
+	p.Keepalive = cmp.Or(p.Keepalive, min(DefaultKeepalive, p.HoldTime/3)).Truncate(time.Second)
+	if p.Keepalive < time.Second || p.Keepalive >= p.HoldTime {
+		r.refuse("keepaliveTimeSeconds %d: want less than the hold time, %v", spec.KeepaliveTimeSeconds, p.HoldTime)
+	}
+	if spec.EBGPMultihop < 0 || spec.EBGPMultihop > 255 {
+		r.refuse("ebgpMultihop %d: want 1 to 255", spec.EBGPMultihop)
+	} else if spec.EBGPMultihop > 0 {
+		p.Hops = uint8(spec.EBGPMultihop)
+	}
+	p.RestartTime = r.restartTime()
+	p.Password = r.password(secrets)
+	p.Communities = r.communities()
+	p.Routes = r.routes(p.Address.Addr())
+	return p
+}
+
+// asn reads an AS number. RFC 7607, 7300 and 6793 say which are nobody's.
+func (r *reader) asn(field string, n int64) uint32 {
+	switch {
+	case n < 1 || n >= 1<<32-1, n == 65535, n == 23456:
+		r.refuse("%s %d: want a number from 1 to 4294967294, other than 23456 and 65535", field, n)
+		return 0
+	}
+	return uint32(n)
+}
+
+func (r *reader) address() netip.AddrPort {
+	spec := r.peer.Spec
+	a, err := netip.ParseAddr(spec.PeerAddress)
+	port := cmp.Or(spec.PeerPort, DefaultPort)
+	switch {
+	case err != nil:
+		r.refuse("peerAddress %q is no address", spec.PeerAddress)
+	case a.Is4In6(), a.Zone() != "", a.IsUnspecified(), a.IsMulticast(), a.IsLinkLocalUnicast(), a.IsLoopback():
+		r.refuse("peerAddress %s: want a plain unicast address", a)
+	case slices.Contains(r.node.Addrs, a):
+		r.refuse("peerAddress %s is this node's own", a)
+	case !slices.ContainsFunc(r.node.Addrs, func(own netip.Addr) bool { return own.Is4() == a.Is4() }):
+		r.refuse("peerAddress %s: this node has no address of that family", a)
+	}
+	if port < 1 || port > 65535 {
+		r.refuse("peerPort %d: want 1 to 65535", port)
+	}
+	return netip.AddrPortFrom(a, uint16(port))
+}
+
+func (r *reader) restartTime() time.Duration {
+	g := r.peer.Spec.GracefulRestart
+	switch {
+	case g == nil:
+		return DefaultRestartTime
+	case g.Enabled != nil && !*g.Enabled:
+		return 0
+	case g.RestartTimeSeconds < 0 || g.RestartTimeSeconds > 4095:
+		r.refuse("gracefulRestart.restartTimeSeconds %d: want 1 to 4095", g.RestartTimeSeconds)
+	}
+	return cmp.Or(time.Duration(g.RestartTimeSeconds)*time.Second, DefaultRestartTime)
+}
+
+// maxPassword is TCP_MD5SIG_MAXKEYLEN.
+const maxPassword = 80
+
+// password reads the peer's. Without it there is no session: one that is not signed is not what was asked for.
+func (r *reader) password(secrets Secrets) Password {
+	ref := r.peer.Spec.PasswordSecret
+	if ref == nil {
+		return ""
+	}
+	key := cmp.Or(ref.Key, "password")
+	data, err := secrets(ref.Name)
+	value, found := data[key]
+	switch {
+	case err != nil:
+		r.refuse("passwordSecret: %v", err)
+	case !found:
+		r.refuse("passwordSecret: Secret %s has no key %s", ref.Name, key)
+	case len(value) == 0 || len(value) > maxPassword:
+		r.refuse("passwordSecret: key %s of Secret %s has %d bytes, want 1 to %d", key, ref.Name, len(value), maxPassword)
+	}
+	return Password(value)
+}
+
+func (r *reader) communities() []Community {
+	var list []Community
+	for _, s := range r.peer.Spec.Communities {
+		c, err := ParseCommunity(s)
+		if err != nil {
+			// A route without its mark may go where it must not.
+			r.refuse("%v", err)
+			continue
+		}
+		list = append(list, c)
+	}
+	slices.SortFunc(list, Community.compare)
+	return slices.Compact(list)
+}
+
+// routes are what the peer is told. The next hop in the session's own family is the session's own address; in the
+// other it is the node's first one.
+func (r *reader) routes(session netip.Addr) []Route {
+	var prefixes []netip.Prefix
+	kinds := r.peer.Spec.Advertise
+	if kinds == nil {
+		kinds = []v1alpha1.BGPAdvertisement{v1alpha1.AdvertisePodCIDRs}
+	}
+	for _, kind := range kinds {
+		switch kind {
+		case v1alpha1.AdvertisePodCIDRs:
+			prefixes = append(prefixes, r.node.PodCIDRs...)
+		case v1alpha1.AdvertiseServiceAddresses:
+			prefixes = append(prefixes, r.node.ServiceAddresses...)
+		default:
+			r.lack("advertise: there is no %q", kind)
+		}
+	}
+	slices.SortFunc(prefixes, netip.Prefix.Compare)
+	var routes []Route
+	for _, p := range slices.Compact(prefixes) {
+		if p.Addr().Is4() == session.Is4() {
+			routes = append(routes, Route{Prefix: p})
+			continue
+		}
+		i := slices.IndexFunc(r.node.Addrs, func(own netip.Addr) bool { return own.Is4() == p.Addr().Is4() })
+		if i < 0 {
+			r.lack("%s is not announced: this node has no address of its family to be the next hop", p)
+			continue
+		}
+		routes = append(routes, Route{Prefix: p, NextHop: r.node.Addrs[i]})
+	}
+	return routes
+}

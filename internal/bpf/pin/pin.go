@@ -1,0 +1,199 @@
+// Package pin is what the fast path keeps in a bpffs, and how the plugin puts a pod there. It makes the few system
+// calls itself: the plugin starts anew for each pod, and a library that loads programs would make it twice as large.
+//
+// docs/design/fastpath.md says what the parts are for.
+package pin
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Dir is where the fast path is pinned on a node.
+const Dir = "/sys/fs/bpf/fathom"
+
+// Names in that directory: of maps, and of programs. The kernel knows them by these names too; that of a program is
+// our mark on a device.
+const (
+	Pods    = "fathom_pods"
+	Ports   = "fathom_ports"
+	Remotes = "fathom_remotes"
+	Counts  = "fathom_counts"
+	FromPod = "fathom_pod"
+	FromNet = "fathom_wire"
+)
+
+// TCXIngress is BPF_TCX_INGRESS, where programs are attached.
+const TCXIngress = 46
+
+// Stack says why a pod's packets take the kernel's stack, each bit one reason. 0 is the fast path.
+type Stack uint32
+
+// The reasons.
+const (
+	New    Stack = 1 << iota // the agent has not looked at it yet
+	Off                      // there is to be no fast path on this node
+	Shaped                   // its device has a queueing discipline, which the fast path would go around
+	Policy                   // rules are to see its packets
+)
+
+// Key is an address as a key of maps: an IPv4 one is ::ffff:a.b.c.d.
+type Key [16]byte
+
+// KeyOf makes a key.
+func KeyOf(a netip.Addr) Key { return a.As16() }
+
+// Addr is the address of the key.
+func (k Key) Addr() netip.Addr { return netip.AddrFrom16(k).Unmap() }
+
+// Pod is what the map Pods says of an address.
+type Pod struct {
+	Index        uint32 // of the node's end of the pod's veth pair
+	Stack        Stack
+	MAC, HostMAC [6]byte
+}
+
+// Port is what the map Ports says of a device.
+type Port struct {
+	MAC [6]byte
+	_   uint16
+}
+
+// Device is the node's end of a pod's veth pair.
+type Device struct {
+	Index        int
+	MAC, HostMAC [6]byte // the pod's end and the node's
+	Addrs        []netip.Addr
+}
+
+// Attach stops packets that are not from the pod's own address from the first one on. The pod's other packets take
+// the stack until the agent has seen the device as the plugins have left it. Where nothing is pinned, because there
+// was no agent yet or the kernel lacks something, nothing is done and the error is fs.ErrNotExist.
+//
+// Only where the kernel has tcx, Linux 6.6; elsewhere the agent attaches.
+func Attach(dir string, d Device) error {
+	program, err := get(filepath.Join(dir, FromPod))
+	if err != nil {
+		return err
+	}
+	defer unix.Close(program)
+	if err := d.record(dir); err != nil {
+		return err
+	}
+	attr := struct{ target, program, kind, flags, replace, relative, revisionLow, revisionHigh uint32 }{
+		target: uint32(d.Index), program: uint32(program), kind: TCXIngress}
+	_, err = call(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	if err != nil && !errors.Is(err, unix.EEXIST) { // the agent was faster
+		return fmt.Errorf("attach the program %s to device %d: %w", FromPod, d.Index, err)
+	}
+	return nil
+}
+
+// record writes the device into the maps. The program drops what it does not find there, so this comes first.
+func (d Device) record(dir string) error {
+	ports, err := get(filepath.Join(dir, Ports))
+	if err != nil {
+		return err
+	}
+	defer unix.Close(ports)
+	index, port := uint32(d.Index), Port{MAC: d.MAC}
+	if err := update(ports, unsafe.Pointer(&index), unsafe.Pointer(&port), unix.BPF_ANY); err != nil {
+		return fmt.Errorf("write the map %s: %w", Ports, err)
+	}
+	pods, err := get(filepath.Join(dir, Pods))
+	if err != nil {
+		return err
+	}
+	defer unix.Close(pods)
+	for _, a := range d.Addrs {
+		key, pod := KeyOf(a), Pod{Index: index, Stack: New, MAC: d.MAC, HostMAC: d.HostMAC}
+		err := update(pods, unsafe.Pointer(&key), unsafe.Pointer(&pod), unix.BPF_NOEXIST)
+		if errors.Is(err, unix.EEXIST) {
+			// Of the pod that had the address before, or the agent was faster.
+			var there Pod
+			if lookup(pods, unsafe.Pointer(&key), unsafe.Pointer(&there)) == nil && there.Index == index && there.MAC == d.MAC {
+				continue
+			}
+			err = update(pods, unsafe.Pointer(&key), unsafe.Pointer(&pod), unix.BPF_ANY)
+		}
+		if err != nil {
+			return fmt.Errorf("write the map %s: %w", Pods, err)
+		}
+	}
+	return nil
+}
+
+func get(path string) (int, error) {
+	name, err := unix.BytePtrFromString(path)
+	if err != nil {
+		return -1, err
+	}
+	attr := struct {
+		path      uint64
+		fd, flags uint32
+	}{path: uint64(uintptr(unsafe.Pointer(name)))}
+	fd, err := call(unix.BPF_OBJ_GET, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	runtime.KeepAlive(name)
+	if err != nil {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+			err = fs.ErrNotExist // no bpffs, no BPF
+		}
+		return -1, fmt.Errorf("open %s: %w", path, err)
+	}
+	return fd, nil
+}
+
+type element struct {
+	fd, _             uint32
+	key, value, flags uint64
+}
+
+func update(fd int, key, value unsafe.Pointer, flags uint64) error {
+	attr := element{fd: uint32(fd), key: uint64(uintptr(key)), value: uint64(uintptr(value)), flags: flags}
+	_, err := call(unix.BPF_MAP_UPDATE_ELEM, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	runtime.KeepAlive(key)
+	runtime.KeepAlive(value)
+	return err
+}
+
+func lookup(fd int, key, value unsafe.Pointer) error {
+	attr := element{fd: uint32(fd), key: uint64(uintptr(key)), value: uint64(uintptr(value))}
+	_, err := call(unix.BPF_MAP_LOOKUP_ELEM, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	runtime.KeepAlive(key)
+	runtime.KeepAlive(value)
+	return err
+}
+
+func call(command uintptr, attr unsafe.Pointer, size uintptr) (int, error) {
+	for {
+		r, _, errno := unix.Syscall(unix.SYS_BPF, command, uintptr(attr), size)
+		switch errno {
+		case 0:
+			return int(r), nil
+		case unix.EINTR, unix.EAGAIN:
+		default:
+			return -1, errno
+		}
+	}
+}
+
+func (s Stack) String() string {
+	if s == 0 {
+		return "fast"
+	}
+	var why []string
+	for i, name := range []string{"new", "off", "shaped", "policy"} {
+		if s&(1<<i) != 0 {
+			why = append(why, name)
+		}
+	}
+	return "stack (" + strings.Join(why, ", ") + ")"
+}

@@ -1,0 +1,89 @@
+package bpf_test
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/fathom-network/fathom/internal/bpf"
+	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/testenv"
+)
+
+// TestPlugin has the real plugin attach two pods while no agent runs, and an agent come afterwards.
+func TestPlugin(t *testing.T) {
+	testenv.NeedFile(t, "/sys/fs/bpf", "use a kernel with CONFIG_BPF_SYSCALL")
+	n := newNode(t, "a", bpf.Options{})
+	n.open(t)
+	n.set(t)
+	program := filepath.Join(t.TempDir(), "fathom-cni")
+	if out, err := exec.Command("go", "build", "-o", program, "github.com/fathom-network/fathom/cmd/fathom-cni").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	conf := fmt.Sprintf(`{"cniVersion": "1.1.0", "name": "fathom", "type": "fathom-cni", "mtu": 1500, "dataDir": %q, "coolDown": "0s",
+		"nodeAddresses": ["198.51.100.1", "2001:db8:1::1"],
+		"pools": [{"name": "default", "ranges": ["10.244.1.0/24", "fd00:10:244:1::/64"]}]}`, t.TempDir())
+	call := func(command string, i int, netns string) {
+		t.Helper()
+		cmd := exec.Command("sh", "-c", `mount --bind "$0" /sys/fs/bpf && exec "$1"`, n.dir, program)
+		cmd.Env = append(os.Environ(), "CNI_COMMAND="+command, fmt.Sprintf("CNI_CONTAINERID=c%d", i), "CNI_IFNAME=eth0", "CNI_NETNS="+netns,
+			"CNI_PATH=/", fmt.Sprintf("CNI_ARGS=K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-%d", i))
+		cmd.Stdin = bytes.NewBufferString(conf)
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+		must(t, n.Start(cmd))
+		if err := cmd.Wait(); err != nil {
+			t.Fatalf("%s: %v: %s", command, err, out.String())
+		}
+	}
+	var pods [2]pod
+	var paths [2]string
+	for i := range pods {
+		paths[i] = filepath.Join(t.TempDir(), "ns")
+		must(t, link.Create(paths[i]))
+		ns, err := link.Open(paths[i])
+		must(t, err)
+		t.Cleanup(func() { ns.Close(); must(t, link.Delete(paths[i])) })
+		call("ADD", i, paths[i])
+		pods[i].Namespace = ns
+	}
+	ports, err := n.PodPorts()
+	must(t, err)
+	for _, port := range ports {
+		for i := range pods {
+			if run(t, pods[i].Namespace, "ip", "-br", "addr", "show", "to", port.Addrs[0].Addr.String()) == "" {
+				continue
+			}
+			pods[i].mac, pods[i].hostMAC, pods[i].addrs = port.Addrs[0].MAC, port.HostMAC, []netip.Addr{port.Addrs[0].Addr, port.Addrs[1].Addr}
+		}
+	}
+	serve(t, pods[1])
+	false4 := frame(pods[0].mac, pods[0].hostMAC, pods[1].addrs[0], pods[1].addrs[0], 64)
+	for _, fast := range []bool{false, true} {
+		want := "stack pod"
+		if fast {
+			n.set(t)
+			want = "redirected to_pod"
+		}
+		for _, to := range pods[1].addrs {
+			has(t, to.String(), n.counted(t, func() { must(t, echo(pods[0].Namespace, "tcp", to, 8080, 10_000)) }), want)
+		}
+		has(t, "false source", n.counted(t, func() { send(t, pods[0], false4) }), "dropped source")
+		has(t, "false MAC", n.counted(t, func() {
+			send(t, pods[0], frame(net.HardwareAddr{2, 9, 9, 9, 9, 9}, pods[0].hostMAC, pods[0].addrs[0], pods[1].addrs[0], 64))
+		}), "dropped mac")
+	}
+	for i := range pods {
+		call("DEL", i, paths[i])
+	}
+	if c := n.set(t); c.Pods.Removed != 4 {
+		t.Errorf("swept %v", c)
+	}
+}

@@ -1,0 +1,84 @@
+package bpf
+
+import (
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/features"
+	ebpflink "github.com/cilium/ebpf/link"
+
+	"github.com/fathom-network/fathom/internal/link"
+)
+
+// Support is what of the kernel's the fast path can use.
+type Support struct {
+	TCX       bool     // Linux 6.6; without it clsact
+	Conntrack bool     // Linux 6.1 with BTF; without it only if nothing translates addresses
+	Missing   []string // what there is no doing without
+}
+
+// UnsupportedError says what the kernel lacks.
+type UnsupportedError struct{ Support Support }
+
+func (e *UnsupportedError) Error() string {
+	return "no fast path: this kernel has no " + strings.Join(e.Support.Missing, ", no ") + "; plain routing does the same"
+}
+
+// Supported says in one line what the kernel lacks, or nothing.
+func Supported() string {
+	n, err := link.Here()
+	if err != nil {
+		return err.Error()
+	}
+	defer n.Close()
+	return supported(n).String()
+}
+
+func (s Support) String() string {
+	switch {
+	case len(s.Missing) > 0:
+		return (&UnsupportedError{s}).Error()
+	case !s.Conntrack:
+		return "no fast path, unless nothing translates addresses: this kernel has no bpf_skb_ct_lookup (Linux 6.1 with BTF, and nf_conntrack loaded)"
+	case !s.TCX:
+		return "the fast path uses clsact: this kernel has no tcx (Linux 6.6)"
+	}
+	return ""
+}
+
+func supported(n *link.Namespace) Support {
+	var s Support
+	for _, h := range []struct {
+		fn   asm.BuiltinFunc
+		what string
+	}{
+		{asm.FnRedirectPeer, "bpf_redirect_peer (Linux 5.10)"},
+		{asm.FnRedirectNeigh, "bpf_redirect_neigh (Linux 5.10)"},
+		{asm.FnCheckMtu, "bpf_check_mtu (Linux 5.12)"},
+	} {
+		if features.HaveProgramHelper(ebpf.SchedCLS, h.fn) != nil {
+			s.Missing = append(s.Missing, h.what)
+		}
+	}
+	s.TCX = n.Do(func() error {
+		_, err := ebpflink.QueryPrograms(ebpflink.QueryOptions{Target: 1, Attach: ebpf.AttachTCXIngress}) // lo
+		return err
+	}) == nil
+	s.Conntrack = hasKfunc("bpf_skb_ct_lookup") && hasKfunc("bpf_ct_release")
+	return s
+}
+
+func hasKfunc(name string) bool {
+	var f *btf.Func
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return false
+	}
+	if kernel.TypeByName(name, &f) == nil {
+		return true
+	}
+	conntrack, err := btf.LoadKernelModuleSpec("nf_conntrack")
+	return err == nil && conntrack.TypeByName(name, &f) == nil
+}

@@ -1,0 +1,192 @@
+package dataplane
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/bgp"
+	"github.com/fathom-network/fathom/internal/bgpconf"
+	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/podnet"
+)
+
+// announcer has routers know what is behind the node: docs/design/bgp.md. It belongs to the loop.
+type announcer struct {
+	speaker  *bgp.Speaker
+	secrets  map[string]secret
+	up       map[string]bool // by peer, as it was told last
+	sessions *prometheus.GaugeVec
+	prefixes *prometheus.GaugeVec
+}
+
+// secret is what was read of one, and when.
+type secret struct {
+	data map[string][]byte
+	err  error
+	at   time.Time
+}
+
+func (a *Agent) newAnnouncer() *announcer {
+	labels := prometheus.Labels{"node": a.Node}
+	b := &announcer{
+		speaker: bgp.New(bgp.Options{Log: a.Log, Changed: a.Wake}),
+		secrets: map[string]secret{}, up: map[string]bool{},
+		sessions: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "fathom_bgp_session_up", ConstLabels: labels,
+			Help: "Whether the BGP session with a peer is established."}, []string{"peer"}),
+		prefixes: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "fathom_bgp_prefixes_advertised", ConstLabels: labels,
+			Help: "Prefixes that a peer is told at present."}, []string{"peer"}),
+	}
+	a.metrics.registry.MustRegister(b.sessions, b.prefixes)
+	return b
+}
+
+// announce has the node's routers told of its pods, and the cluster of the sessions. It comes after the kernel: a
+// router is told of nothing that the node does not carry yet, and a speaker that comes back after a restart may say
+// that packets were forwarded all the while.
+func (a *Agent) announce(ctx context.Context, own podnet.Node) []string {
+	peers, known := a.view.BGPPeers()
+	if !known {
+		return nil // no CRD, or not heard of yet: what is announced stays
+	}
+	b := a.bgp
+	node := bgpconf.Node{Name: a.Node, Addrs: own.Addrs, PodCIDRs: slices.Concat(own.PodCIDRs, own.Blocks)}
+	nodes := a.view.Nodes()
+	for _, n := range nodes {
+		if n.Name == a.Node {
+			node.Labels = n.Labels
+		}
+	}
+	want, found := bgpconf.Read(peers, node, func(name string) (map[string][]byte, error) { return a.secret(ctx, name) })
+	b.speaker.Set(ctx, want)
+	sessions := b.speaker.Sessions()
+
+	var problems []string
+	for _, p := range found {
+		problems = append(problems, p.String())
+	}
+	a.tellSessions(ctx, peers, sessions)
+	for _, p := range peers {
+		if err := a.publishSession(ctx, p, nodes, entry(p, a.Node, sessions, found)); err != nil {
+			a.Log.Warn("the state of a BGP session was not published", "error", err) // the next pass tries again
+		}
+	}
+	return problems
+}
+
+// secret reads a Secret once in a resync. Agents have no right to watch Secrets, for that is one to list them.
+func (a *Agent) secret(ctx context.Context, name string) (map[string][]byte, error) {
+	have, found := a.bgp.secrets[name]
+	if found && time.Since(have.at) < a.Resync {
+		return have.data, have.err
+	}
+	ctx, cancel := context.WithTimeout(ctx, apiPatience)
+	defer cancel()
+	data, err := a.Client.Secret(ctx, netconf.Namespace, name)
+	if err != nil && !apierrors.IsNotFound(err) && found && have.err == nil {
+		return have.data, nil // a server that does not answer is no reason to end a session
+	}
+	a.bgp.secrets[name] = secret{data, err, time.Now()}
+	return data, err
+}
+
+// tellSessions makes an event of each session that has come up or gone, and sets the metrics.
+func (a *Agent) tellSessions(ctx context.Context, peers []*v1alpha1.BGPPeer, sessions []bgp.Session) {
+	b := a.bgp
+	b.sessions.Reset()
+	b.prefixes.Reset()
+	up := map[string]bool{}
+	for _, s := range sessions {
+		up[s.Peer] = s.State == bgp.Established
+		value := 0.0
+		if up[s.Peer] {
+			value = 1
+		}
+		b.sessions.WithLabelValues(s.Peer).Set(value)
+		b.prefixes.WithLabelValues(s.Peer).Set(float64(s.Routes))
+		if up[s.Peer] == b.up[s.Peer] {
+			continue
+		}
+		i := slices.IndexFunc(peers, func(p *v1alpha1.BGPPeer) bool { return p.Name == s.Peer })
+		if i < 0 {
+			continue
+		}
+		e := kube.Event{Object: kube.BGPPeerReference(peers[i]), Reason: "SessionUp", Message: fmt.Sprintf("node %s: %d prefixes are announced to %s", a.Node, s.Routes, s.Address)}
+		if !up[s.Peer] {
+			e.Warning, e.Reason, e.Message = true, "SessionDown", fmt.Sprintf("node %s: the session with %s is %s: %s", a.Node, s.Address, s.State, cmp.Or(s.Reason, "no reason was given"))
+		}
+		a.record(ctx, e)
+	}
+	b.up = up
+}
+
+// maxTold is how many nodes tell of their sessions in a BGPPeer. Each watches the object that all write into: that
+// is a hundred times a hundred messages when they come up, and would be a million with a thousand.
+const maxTold = 100
+
+// entry is what a node says in the status of a peer, or nil if that is nothing.
+func entry(p *v1alpha1.BGPPeer, node string, sessions []bgp.Session, problems []bgpconf.Problem) *v1alpha1.BGPSession {
+	for _, s := range sessions {
+		if s.Peer == p.Name {
+			e := &v1alpha1.BGPSession{Node: node, State: string(s.State), Since: metav1.NewTime(s.Since.Truncate(time.Second)), Message: s.Reason, Prefixes: int32(s.Routes)}
+			if s.State != bgp.Established {
+				// It tries again and again: where it is between two attempts is of no interest to the cluster.
+				e.State = string(bgp.Active)
+			}
+			return e
+		}
+	}
+	for _, problem := range problems {
+		if problem.Peer == p.Name && problem.Refused {
+			// Since the object is as it is.
+			e := &v1alpha1.BGPSession{Node: node, State: "Refused", Since: p.CreationTimestamp, Message: problem.Text}
+			if have := kube.BGPSessionOf(p, node); have != nil && have.State == e.State {
+				e.Since = have.Since
+			}
+			return e
+		}
+	}
+	return nil
+}
+
+// publishSession writes the node's entry, if the API has another. The first of the peer's nodes also takes away the
+// entries of nodes that the cluster no longer has.
+func (a *Agent) publishSession(ctx context.Context, p *v1alpha1.BGPPeer, nodes []*corev1.Node, want *v1alpha1.BGPSession) error {
+	var selected []string
+	known := map[string]bool{}
+	for _, n := range nodes {
+		known[n.Name] = true
+		if ok, err := bgpconf.Selects(p, n.Labels); ok && err == nil {
+			selected = append(selected, n.Name)
+		}
+	}
+	if len(selected) > maxTold {
+		want = nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, apiPatience)
+	defer cancel()
+	if len(selected) > 0 && slices.Min(selected) == a.Node {
+		for _, s := range p.Status.Sessions {
+			if !known[s.Node] {
+				if err := a.Client.PublishBGPSession(ctx, p.Name, s.Node, nil); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	have := kube.BGPSessionOf(p, a.Node)
+	if have == nil && want == nil || have != nil && want != nil && have.State == want.State && have.Message == want.Message &&
+		have.Prefixes == want.Prefixes && have.Since.Equal(&want.Since) {
+		return nil
+	}
+	return a.Client.PublishBGPSession(ctx, p.Name, a.Node, want)
+}

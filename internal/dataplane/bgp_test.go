@@ -1,0 +1,351 @@
+package dataplane_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/dataplane"
+	"github.com/fathom-network/fathom/internal/install"
+	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/testenv"
+)
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func eventually(t testing.TB, want string, what func() (bool, string)) {
+	t.Helper()
+	var how string
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		var ok bool
+		if ok, how = what(); ok {
+			return
+		}
+	}
+	t.Fatalf("not so after a minute: %s\n%s", want, how)
+}
+
+func namespace(t testing.TB) (*link.Namespace, string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "ns")
+	must(t, link.Create(path))
+	n, err := link.Open(path)
+	must(t, err)
+	t.Cleanup(func() {
+		n.Close()
+		if err := link.Delete(path); err != nil {
+			t.Error(err)
+		}
+	})
+	return n, path
+}
+
+func run(t testing.TB, n *link.Namespace, command string) string {
+	t.Helper()
+	var out strings.Builder
+	words := strings.Fields(command)
+	cmd := exec.Command(words[0], words[1:]...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := n.Start(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", command, err, out.String())
+	}
+	return out.String()
+}
+
+// begin starts a program that ends with the test.
+func begin(t testing.TB, n *link.Namespace, program string, args ...string) {
+	t.Helper()
+	var log strings.Builder
+	cmd := exec.Command(program, args...)
+	cmd.Stdout, cmd.Stderr = &log, &log
+	must(t, n.Start(cmd))
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			text := log.String()
+			t.Logf("%s:\n%s", filepath.Base(program), text[max(0, len(text)-3000):])
+		}
+	})
+}
+
+const (
+	kit      = "../../bin/kit/bin/"
+	routerNS = "FATHOM_TEST_ROUTER_NS"
+	admin    = "admin-token"
+	agent    = "agent-token"
+)
+
+// TestBGP runs the agent of a node, with the rights that an installation gives it, against a real API server and a
+// real router.
+func TestBGP(t *testing.T) {
+	testenv.NeedRoot(t)
+	testenv.NeedFile(t, kit+"kube-apiserver", "make kit")
+	testenv.NeedFile(t, "/usr/sbin/bird", "apt-get install bird2")
+	if os.Getenv(routerNS) != "" {
+		inNode(t, os.Getenv(routerNS))
+		return
+	}
+	// A process of its own in the node's namespace: an agent starts goroutines.
+	node, _ := namespace(t)
+	router, path := namespace(t)
+	must(t, node.SetPair(link.Device{Name: "eth0", Alias: "test"}, router, link.Device{Name: "node", Alias: "test"}))
+	for _, c := range []string{"ip link set lo up", "ip addr add 10.1.1.2/24 dev eth0", "ip addr add fd00:1:1::2/64 dev eth0 nodad", "ip link set eth0 up"} {
+		run(t, node, c)
+	}
+	for _, c := range []string{"ip link set lo up", "ip addr add 10.1.1.1/24 dev node", "ip addr add fd00:1:1::1/64 dev node nodad", "ip link set node up"} {
+		run(t, router, c)
+	}
+	self, err := os.Executable()
+	must(t, err)
+	cmd := exec.Command(self, "-test.run=^TestBGP$", "-test.v")
+	cmd.Env = append(os.Environ(), routerNS+"="+path)
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	must(t, node.Start(cmd))
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("%v\n%s", err, out.String())
+	}
+}
+
+// server starts etcd and an API server, and returns how to connect with a token, and the file for that.
+func server(t testing.TB) (connect func(token string) *kube.Client, kubeconfig func(token string) string) {
+	t.Helper()
+	here, err := link.Here()
+	must(t, err)
+	t.Cleanup(here.Close)
+	dir := t.TempDir()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	der, err := x509.MarshalECPrivateKey(key)
+	must(t, err)
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		must(t, os.WriteFile(path, []byte(text), 0o600))
+		return path
+	}
+	sa := file("sa.key", string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})))
+	tokens := file("tokens", admin+",admin,1,system:masters\n"+agent+",system:serviceaccount:fathom-system:fathom-agent,2,system:serviceaccounts\n")
+	begin(t, here, kit+"etcd", "--data-dir", filepath.Join(dir, "etcd"), "--listen-client-urls", "http://127.0.0.1:2379", "--advertise-client-urls", "http://127.0.0.1:2379",
+		"--listen-peer-urls", "http://127.0.0.1:2380", "--unsafe-no-fsync")
+	begin(t, here, kit+"kube-apiserver", "--etcd-servers=http://127.0.0.1:2379", "--cert-dir="+filepath.Join(dir, "certs"), "--secure-port=6443", "--bind-address=127.0.0.1",
+		"--advertise-address=10.1.1.2", "--token-auth-file="+tokens, "--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/16",
+		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+sa, "--service-account-signing-key-file="+sa)
+	kubeconfig = func(token string) string {
+		return file("kubeconfig-"+token, `{"apiVersion": "v1", "kind": "Config", "current-context": "x",
+			"clusters": [{"name": "x", "cluster": {"server": "https://127.0.0.1:6443", "insecure-skip-tls-verify": true}}],
+			"users": [{"name": "x", "user": {"token": "`+token+`"}}],
+			"contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}]}`)
+	}
+	connect = func(token string) *kube.Client {
+		c, err := kube.Connect(kubeconfig(token))
+		must(t, err)
+		return c
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	must(t, connect(admin).WaitReady(ctx))
+	return connect, kubeconfig
+}
+
+func object(t testing.TB, text string) []*unstructured.Unstructured {
+	t.Helper()
+	o, err := kube.Decode(strings.NewReader(text))
+	must(t, err)
+	return o
+}
+
+func inNode(t *testing.T, routerPath string) {
+	router, err := link.Open(routerPath)
+	must(t, err)
+	t.Cleanup(router.Close)
+	connect, _ := server(t)
+	c := connect(admin)
+	ctx := t.Context()
+
+	// Everything of an installation but the CRD, and no DaemonSet.
+	objects, err := install.Objects(install.Options{})
+	must(t, err)
+	var rest, crd []*unstructured.Unstructured
+	for _, o := range objects {
+		switch o.GetKind() {
+		case "CustomResourceDefinition":
+			crd = append(crd, o)
+		case "DaemonSet":
+		default:
+			rest = append(rest, o)
+		}
+	}
+	if len(crd) == 0 {
+		t.Fatal("the CRD is not installed")
+	}
+	must(t, c.Apply(ctx, install.Owner, rest))
+	must(t, c.SetNode(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"rack": "a"}},
+		Spec: corev1.NodeSpec{PodCIDR: "10.244.1.0/24", PodCIDRs: []string{"10.244.1.0/24", "fd00:244:1::/64"}}}))
+	n, err := c.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
+	must(t, err)
+	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "10.1.1.2"}, {Type: corev1.NodeInternalIP, Address: "fd00:1:1::2"}}
+	_, err = c.CoreV1().Nodes().UpdateStatus(ctx, n, metav1.UpdateOptions{})
+	must(t, err)
+
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "bird.conf")
+	must(t, os.WriteFile(conf, []byte(`
+router id 192.0.2.1;
+protocol device { scan time 1; }
+protocol kernel { ipv4 { export all; }; }
+protocol kernel { ipv6 { export all; }; }
+protocol bgp { local as 64500; neighbor 10.1.1.2 as 64512; passive; password "tell-nobody"; ipv4 { import all; export none; }; ipv6 { import all; export none; }; }
+`), 0o600))
+	begin(t, router, "/usr/sbin/bird", "-f", "-c", conf, "-s", filepath.Join(dir, "bird.ctl"))
+
+	start := func() (stop func()) {
+		agentCtx, cancel := context.WithCancel(ctx)
+		ended := make(chan error, 1)
+		go func() {
+			ended <- dataplane.Run(agentCtx, dataplane.Options{Node: "n1", Client: connect(agent), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+				Metrics: "127.0.0.1:10471", Resync: 200 * time.Millisecond, Paths: dataplane.Paths{CNIBin: dir, Conflist: filepath.Join(dir, "x.conflist"),
+					Leases: filepath.Join(dir, "leases"), Socket: filepath.Join(dir, "agent.sock"), NetNS: dir, Sysctl: "/proc/sys/net"}})
+		}()
+		return func() {
+			cancel()
+			must(t, <-ended)
+		}
+	}
+	metric := func(text string) func() (bool, string) {
+		return func() (bool, string) {
+			r, err := http.Get("http://127.0.0.1:10471/metrics")
+			if err != nil {
+				return false, err.Error()
+			}
+			defer r.Body.Close()
+			body, err := io.ReadAll(r.Body)
+			return err == nil && strings.Contains(string(body), text), string(body)
+		}
+	}
+	status := func() string {
+		u := &unstructured.Unstructured{}
+		raw, err := c.CoreV1().RESTClient().Get().AbsPath("/apis/fathom.network/v1alpha1/bgppeers/router").DoRaw(ctx)
+		if err != nil || u.UnmarshalJSON(raw) != nil {
+			return fmt.Sprint(err)
+		}
+		sessions, _, _ := unstructured.NestedSlice(u.Object, "status", "sessions")
+		return fmt.Sprint(sessions)
+	}
+	says := func(words ...string) func() (bool, string) {
+		return func() (bool, string) {
+			s := status()
+			for _, w := range words {
+				if !strings.Contains(s, w) {
+					return false, s
+				}
+			}
+			return true, s
+		}
+	}
+	routes := func(want bool) {
+		t.Helper()
+		eventually(t, fmt.Sprint("the router has the routes: ", want), func() (bool, string) {
+			have := run(t, router, "ip -4 route") + run(t, router, "ip -6 route")
+			return strings.Contains(have, "10.244.1.0/24 via 10.1.1.2") == want && strings.Contains(have, "fd00:244:1::/64 via fd00:1:1::2") == want, have
+		})
+	}
+
+	stop := start()
+	eventually(t, "the agent does without the CRD", metric("fathom_agent_last_good_pass_timestamp_seconds{"))
+	must(t, c.Apply(ctx, install.Owner, crd))
+	peer := func(spec string) []*unstructured.Unstructured {
+		return object(t, `{"apiVersion": "fathom.network/v1alpha1", "kind": "BGPPeer", "metadata": {"name": "router"}, "spec": `+spec+`}`)
+	}
+	eventually(t, "the kind is served", func() (bool, string) {
+		err := c.Apply(ctx, "test", peer(`{"peerAddress": "10.1.1.1", "peerASN": 64500, "localASN": 64512, "passwordSecret": {"name": "router"},
+			"nodeSelector": {"matchLabels": {"rack": "a"}}, "communities": ["64512:1", "64512:1:2", "no-export"]}`))
+		return err == nil, fmt.Sprint(err)
+	})
+	eventually(t, "the missing password is told", says("Refused", `secrets "router" not found`, "n1"))
+	must(t, c.Apply(ctx, "test", object(t, `{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "router", "namespace": "fathom-system"}, "stringData": {"password": "tell-nobody"}}`)))
+	eventually(t, "the session is told", says("Established", "prefixes:2"))
+	eventually(t, "the session is measured", metric(`fathom_bgp_session_up{node="n1",peer="router"} 1`))
+	eventually(t, "the prefixes are measured", metric(`fathom_bgp_prefixes_advertised{node="n1",peer="router"} 2`))
+	routes(true)
+	events, err := c.CoreV1().Events("default").List(ctx, metav1.ListOptions{})
+	must(t, err)
+	if text := fmt.Sprint(events.Items); !strings.Contains(text, "SessionUp") || !strings.Contains(text, "NetworkProblem") {
+		t.Errorf("no event of the session and of the missing password in\n%s", text)
+	}
+
+	// A node that the cluster has, though it has no agent, keeps its entry; that of one it has not goes.
+	must(t, c.SetNode(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", Labels: map[string]string{"rack": "a"}}}))
+	for _, other := range []string{"n2", "n0"} {
+		must(t, c.PublishBGPSession(ctx, "router", other, &v1alpha1.BGPSession{Node: other, State: "Active", Since: metav1.NewTime(time.Unix(1, 0))}))
+	}
+	eventually(t, "the entries are right", func() (bool, string) {
+		s := status()
+		return strings.Contains(s, "node:n1") && strings.Contains(s, "node:n2") && !strings.Contains(s, "node:n0"), s
+	})
+	stop()
+	routes(true)
+	stop = start()
+	eventually(t, "the session is back", metric(`fathom_bgp_session_up{node="n1",peer="router"} 1`))
+	routes(true)
+
+	for _, wrong := range []struct{ spec, want string }{
+		{`{"peerAddress": "10.1.1.256", "peerASN": 1, "localASN": 2}`, "has to be an IPv4 or IPv6 address"},
+		{`{"peerAddress": "fd00:0::1", "peerASN": 1, "localASN": 2}`, "shortest form"},
+		{`{"peerAddress": "fe80::1", "peerASN": 1, "localASN": 2}`, "other machines"},
+		{`{"peerAddress": "10.0.0.1", "peerASN": 0, "localASN": 2}`, "peerASN"},
+		{`{"peerAddress": "10.0.0.1", "peerASN": 1, "localASN": 23456}`, "reserved"},
+		{`{"peerAddress": "10.0.0.1", "peerASN": 1, "localASN": 2, "holdTimeSeconds": 9}`, "a third"},
+		{`{"peerAddress": "10.0.0.1", "peerASN": 1, "localASN": 1, "ebgpMultihop": 2}`, "another AS"},
+		{`{"peerAddress": "10.0.0.1", "peerASN": 1, "localASN": 2, "communities": ["65536:1"]}`, "two numbers"},
+		{`{"peerAddress": "10.0.0.1", "peerASN": 1, "localASN": 2, "communities": ["1:2:4294967296"]}`, "two numbers"},
+		{`{"peerAddress": "10.0.0.1", "peerASN": 1, "localASN": 2, "advertise": ["Everything"]}`, "Unsupported value"},
+		{`{"peerAddress": "10.0.0.1", "peerASN": 1, "localASN": 2, "nodeSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}`, "want values"},
+	} {
+		o := peer(wrong.spec)
+		o[0].SetName("wrong")
+		if err := c.Apply(ctx, "test", o); err == nil || !strings.Contains(err.Error(), wrong.want) {
+			t.Errorf("%s: %v; want it refused with %q", wrong.spec, err, wrong.want)
+		}
+	}
+
+	// What the rights do not give.
+	if _, err := connect(agent).CoreV1().Secrets("fathom-system").List(ctx, metav1.ListOptions{}); err == nil {
+		t.Error("an agent may list Secrets")
+	}
+	if _, err := connect(agent).CoreV1().Secrets("default").Get(ctx, "router", metav1.GetOptions{}); err == nil || !strings.Contains(err.Error(), "forbidden") {
+		t.Errorf("an agent may read other namespaces' Secrets: %v", err)
+	}
+
+	must(t, c.Delete(ctx, peer(`{}`)))
+	routes(false)
+	stop()
+}

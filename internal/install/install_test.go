@@ -1,0 +1,105 @@
+package install_test
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/fathom-network/fathom/deploy"
+	"github.com/fathom-network/fathom/internal/install"
+	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/netconf"
+)
+
+func find(t *testing.T, objects []*unstructured.Unstructured, kind string) *unstructured.Unstructured {
+	t.Helper()
+	for _, o := range objects {
+		if o.GetKind() == kind {
+			return o
+		}
+	}
+	t.Fatalf("there is no %s", kind)
+	return nil
+}
+
+func agent(t *testing.T, objects []*unstructured.Unstructured) map[string]any {
+	t.Helper()
+	containers, _, err := unstructured.NestedSlice(find(t, objects, "DaemonSet").Object, "spec", "template", "spec", "containers")
+	if err != nil || len(containers) != 1 {
+		t.Fatalf("%v, %v", containers, err)
+	}
+	return containers[0].(map[string]any)
+}
+
+func TestObjects(t *testing.T) {
+	objects, err := install.Objects(install.Options{Image: "registry.example/agent:v1", APIServer: "[fd00::2]:6443", Config: map[string]string{"mode": "direct", "mtu": "1400"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, _, err := unstructured.NestedStringMap(find(t, objects, "ConfigMap").Object, "data")
+	if err != nil || data["mode"] != "direct" || data["mtu"] != "1400" {
+		t.Errorf("settings %v, %v", data, err)
+	}
+	a := agent(t, objects)
+	if a["image"] != "registry.example/agent:v1" {
+		t.Errorf("image %v", a["image"])
+	}
+	env := map[string]any{}
+	for _, e := range a["env"].([]any) {
+		env[e.(map[string]any)["name"].(string)] = e.(map[string]any)["value"]
+	}
+	if env["KUBERNETES_SERVICE_HOST"] != "fd00::2" || env["KUBERNETES_SERVICE_PORT"] != "6443" {
+		t.Errorf("environment %v", env)
+	}
+	text, err := install.YAML(objects)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := kube.Decode(bytes.NewReader(text))
+	if err != nil || len(again) != len(objects) {
+		t.Errorf("%d objects of %d can be read again: %v", len(again), len(objects), err)
+	}
+}
+
+// What is in the repository can be applied as it is: what refers to another thing in it does so rightly.
+func TestManifests(t *testing.T) {
+	objects, err := install.Objects(install.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := agent(t, objects)["image"]; got != deploy.Image {
+		t.Errorf("the image is %v, and deploy.Image %s", got, deploy.Image)
+	}
+	if c := find(t, objects, "ConfigMap"); c.GetName() != netconf.ConfigMap || c.GetNamespace() != netconf.Namespace {
+		t.Errorf("the configuration is in %s/%s", c.GetNamespace(), c.GetName())
+	}
+	selector, _, _ := unstructured.NestedStringMap(find(t, objects, "DaemonSet").Object, "spec", "selector", "matchLabels")
+	key, value, _ := strings.Cut(kube.AgentSelector, "=")
+	if selector[key] != value {
+		t.Errorf("the agents have %v, and are looked for by %s", selector, kube.AgentSelector)
+	}
+	for _, o := range objects {
+		if strings.HasPrefix(o.GetKind(), "Cluster") || strings.HasPrefix(o.GetKind(), "ValidatingAdmission") || o.GetKind() == "Namespace" || o.GetKind() == "CustomResourceDefinition" {
+			continue
+		}
+		if o.GetNamespace() != netconf.Namespace {
+			t.Errorf("%s %s is in namespace %q", o.GetKind(), o.GetName(), o.GetNamespace())
+		}
+	}
+}
+
+func TestObjectsRefuses(t *testing.T) {
+	for name, o := range map[string]install.Options{
+		"a setting that is wrong":       {Config: map[string]string{"mode": "overlay"}},
+		"an address without a port":     {APIServer: "10.0.0.1"},
+		"an address without a host":     {APIServer: ":6443"},
+		"a port that is none":           {APIServer: "10.0.0.1:https"},
+		"a setting that does not exist": {Config: map[string]string{"nodes": "3"}},
+	} {
+		if _, err := install.Objects(o); err == nil {
+			t.Errorf("%s is accepted", name)
+		}
+	}
+}
