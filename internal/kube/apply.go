@@ -81,10 +81,11 @@ func waitEstablished(ctx context.Context, crds dynamic.ResourceInterface, name s
 		if err != nil {
 			return fmt.Errorf("wait for CustomResourceDefinition %s: %w", name, err)
 		}
-		conditions, _, err := unstructured.NestedSlice(crd.Object, "status", "conditions")
+		found, _, err := unstructured.NestedFieldNoCopy(crd.Object, "status", "conditions")
 		if err != nil {
 			return err
 		}
+		conditions, _ := found.([]any) // null, before anyone has looked
 		why := "nobody has looked at it yet"
 		for _, c := range conditions {
 			if c, ok := c.(map[string]any); ok && c["type"] == "Established" {
