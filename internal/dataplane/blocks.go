@@ -295,6 +295,8 @@ func (b *blocks) drop(f *ippool.Facts, x ippool.Block) {
 
 // giveBack deletes a block of which no address is given out any more.
 func (b *blocks) giveBack(ctx context.Context, x ippool.Block) error {
+	// An answer that is lost may be of a block that is deleted: before it is given out of again it is verified anew.
+	delete(b.verified, x.UID)
 	if err := b.api.DeleteBlock(ctx, x.Name, x.UID); err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 		return err
 	}
