@@ -1,17 +1,38 @@
 // Package deploy holds the manifests that install the network on a cluster.
 package deploy
 
-import _ "embed"
+import (
+	"bytes"
+	"embed"
+	"io/fs"
+)
 
 // Fathom is fathom.yaml: the network with its default configuration.
 //
 //go:embed fathom.yaml
 var Fathom []byte
 
-// BGPPeers is the CRD of BGPPeer. Without it the network works, and no agent speaks BGP.
-//
-//go:embed crds/fathom.network_bgppeers.yaml
-var BGPPeers []byte
+//go:embed crds/*.yaml
+var crds embed.FS
+
+// Manifests are all that an installation is made of, as one file: the kinds of our own first.
+func Manifests() []byte {
+	var all bytes.Buffer
+	files, err := fs.Glob(crds, "crds/*.yaml")
+	if err != nil {
+		panic(err) // the pattern is wrong
+	}
+	for _, name := range files {
+		data, err := crds.ReadFile(name)
+		if err != nil {
+			panic(err) // it was listed a moment ago
+		}
+		all.Write(data)
+		all.WriteString("---\n")
+	}
+	all.Write(Fathom)
+	return all.Bytes()
+}
 
 // Image is the agent's image in Fathom, which whoever installs replaces by the one that is to be used.
 const Image = "ghcr.io/fathom-network/fathom-agent:dev"

@@ -22,12 +22,13 @@ func (a *app) ipam() *cobra.Command {
 func (a *app) ipamShow() *cobra.Command {
 	var o output
 	var t target
-	var pods bool
+	var pods, pools, blocks bool
 	cmd := &cobra.Command{
 		Use:   "show",
 		Short: "Tell how full each node's ranges are, or who has which address",
-		Long:  "Tells how full the ranges of each node are, or with --pods who has which address.\n\n" + targetHelp,
-		Args:  cobra.NoArgs,
+		Long: "Tells how full the ranges of each node are; with --pods who has which address, with --pools how much of each IPPool nodes\n" +
+			"have taken, and with --blocks which node has which part of them.\n\n" + targetHelp,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, _, err := a.connect(cmd, t)
 			if err != nil {
@@ -39,15 +40,11 @@ func (a *app) ipamShow() *cobra.Command {
 			}
 			header, rows := "NODE POOL RANGES SIZE IN-USE COOLING", [][]string{}
 			for _, p := range all.Pools {
-				size := strconv.FormatUint(p.Size, 10)
-				if p.Size == math.MaxUint64 {
-					size = "2^64 or more"
-				}
 				var ranges []string
 				for _, r := range p.Ranges {
 					ranges = append(ranges, r.String())
 				}
-				rows = append(rows, []string{p.Node, p.Pool, strings.Join(ranges, ","), size, strconv.FormatUint(p.InUse, 10), strconv.FormatUint(p.Cooling, 10)})
+				rows = append(rows, []string{p.Node, p.Pool, strings.Join(ranges, ","), addressCount(p.Size), strconv.FormatUint(p.InUse, 10), strconv.FormatUint(p.Cooling, 10)})
 			}
 			if pods {
 				header, rows = "NODE POD ADDRESSES POOL DEVICE SINCE", nil
@@ -57,6 +54,21 @@ func (a *app) ipamShow() *cobra.Command {
 						addresses = append(addresses, x.String())
 					}
 					rows = append(rows, []string{l.Node, l.Namespace + "/" + l.Pod, strings.Join(addresses, ","), l.Pool, l.Device, l.Time.UTC().Format("2006-01-02T15:04:05Z")})
+				}
+			}
+			if pools {
+				header, rows = "POOL RANGE BLOCKS TAKEN SIZE NODES STATE", nil
+				for _, p := range all.IPPools {
+					for i, r := range p.Ranges {
+						u := p.Status[i]
+						rows = append(rows, []string{p.Pool, r.String(), fmt.Sprint(u.Blocks), addressCount(uint64(u.Taken)), addressCount(uint64(u.Addresses)), fmt.Sprint(p.Nodes), p.State})
+					}
+				}
+			}
+			if blocks {
+				header, rows = "BLOCK POOL NODE IN-USE SIZE FIXED", nil
+				for _, b := range all.Blocks {
+					rows = append(rows, []string{b.Block.String(), b.Pool, b.Node, fmt.Sprint(b.InUse), addressCount(b.Size), strconv.FormatBool(b.Fixed)})
 				}
 			}
 			if err := o.print(a, all, header, rows); err != nil {
@@ -69,9 +81,20 @@ func (a *app) ipamShow() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&pods, "pods", false, "list every pod's addresses")
+	cmd.Flags().BoolVar(&pools, "pools", false, "list the IPPools")
+	cmd.Flags().BoolVar(&blocks, "blocks", false, "list the blocks of IPPools that nodes have")
+	cmd.MarkFlagsMutuallyExclusive("pods", "pools", "blocks")
 	o.register(cmd)
 	t.register(cmd)
 	return cmd
+}
+
+// addressCount writes a number of addresses.
+func addressCount(n uint64) string {
+	if n >= math.MaxInt64 {
+		return "2^63 or more"
+	}
+	return strconv.FormatUint(n, 10)
 }
 
 func (a *app) ipamCheck() *cobra.Command {
@@ -79,8 +102,8 @@ func (a *app) ipamCheck() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Compare the addresses that nodes hold with the pods that the API knows",
-		Long: `Finds addresses that two pods have, pods with other addresses than they hold, and addresses that are held for
-nobody. The exit status is 0 if there are none.
+		Long: `Finds addresses that two pods have, pods with other addresses than they hold, addresses that are held for nobody,
+blocks of IPPools that two nodes have, and those of nodes that are gone. The exit status is 0 if there are none.
 
 ` + targetHelp,
 		Args: cobra.NoArgs,

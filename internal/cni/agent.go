@@ -20,10 +20,14 @@ import (
 // attached without it.
 const patience = 2 * time.Second
 
-// agent is asked over its socket. It is never needed: a node carries pods while it restarts.
-type agent struct{ socket string }
+// agent is asked over its socket. Where there are no address pools it is never needed: a node carries pods while it
+// restarts.
+type agent struct {
+	socket   string
+	required bool
+}
 
-func (c *call) agent() agent { return agent{c.AgentSocket} }
+func (c *call) agent() agent { return agent{c.AgentSocket, c.AgentRequired} }
 
 // agentError says that the agent is there and gives no sensible answer. Guessing might give a pod another address
 // than its owner was told, so the runtime tries again.
@@ -37,12 +41,17 @@ var errAway = errors.New("the agent is away")
 // request asks which pool or address a pod is to have. If the agent is away, or does not know the pod, which is so
 // for one that kubelet runs from a file, it is nothing in particular.
 func (a agent) request(p podName) (ipam.Request, error) {
-	status, body, err := a.get("/v1/pods/" + url.PathEscape(p.namespace) + "/" + url.PathEscape(p.name))
+	// The UID tells the pod from an earlier one of its name, which may have asked for something else.
+	status, body, err := a.get("/v1/pods/" + url.PathEscape(p.namespace) + "/" + url.PathEscape(p.name) + "?uid=" + url.QueryEscape(p.uid))
 	switch {
+	case errors.Is(err, errAway) && a.required:
+		return ipam.Request{}, &agentError{"fathom-agent does not answer on this node, and pods may ask for address pools that it knows; see its pod and log"}
 	case errors.Is(err, errAway), err == nil && status == 404:
 		return ipam.Request{}, nil
 	case err != nil:
 		return ipam.Request{}, err
+	case status == 422:
+		return ipam.Request{}, &ipam.RequestError{Problem: string(bytes.TrimSpace(body))}
 	case status != 200:
 		return ipam.Request{}, &agentError{fmt.Sprintf("the agent answers %d: %s", status, bytes.TrimSpace(body))}
 	}

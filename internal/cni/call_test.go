@@ -100,8 +100,12 @@ func TestParse(t *testing.T) {
 // TestAgent asks a real HTTP server what a pod is to have.
 func TestAgent(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "agent.sock")
-	a := agent{socket}
-	p := podName{namespace: "default", name: "web/0"}
+	a := agent{socket: socket}
+	p := podName{namespace: "default", name: "web/0", uid: "u&1"}
+	var e *types.Error
+	if _, err := (agent{socket, true}).request(p); !errors.As(asError("x", err), &e) || e.Code != types.ErrTryAgainLater {
+		t.Errorf("without an agent that is required: %v", err)
+	}
 	if r, err := a.request(p); err != nil || r.Pool != "" || r.Addresses != nil || a.notReady() != "" {
 		t.Errorf("without an agent: %+v, %v", r, err)
 	}
@@ -114,6 +118,9 @@ func TestAgent(t *testing.T) {
 		if r.URL.Path != "/v1/pods/default/web/0" && r.URL.Path != "/v1/status" {
 			t.Errorf("asked for %s", r.URL)
 		}
+		if strings.HasPrefix(r.URL.Path, "/v1/pods") && r.URL.Query().Get("uid") != p.uid {
+			t.Errorf("asked for %s", r.URL)
+		}
 		answer(w)
 	})}
 	go func() { _ = server.Serve(listener) }()
@@ -123,7 +130,7 @@ func TestAgent(t *testing.T) {
 		body      string
 		want      ipam.Request
 		fails     bool
-		temporary bool
+		permanent bool
 	}{
 		{status: 200, body: `{}`},
 		{status: 200, body: `{"pool":"public","addresses":["10.244.1.77","::ffff:10.0.0.1"]}`,
@@ -131,6 +138,7 @@ func TestAgent(t *testing.T) {
 		{status: 200, body: strings.Repeat(" ", 5000) + `{"pool":"long"}`, want: ipam.Request{Pool: "long"}},
 		{status: 404, body: "unknown"},
 		{status: 500, body: "not well", fails: true},
+		{status: 422, body: "there is no IPPool \"x\"\n", fails: true, permanent: true},
 		{status: 200, body: "not JSON", fails: true},
 		{status: 200, body: `{"addresses":[""]}`, fails: true},
 	} {
@@ -142,8 +150,11 @@ func TestAgent(t *testing.T) {
 		if (err != nil) != test.fails || r.Pool != test.want.Pool || !slices.Equal(r.Addresses, test.want.Addresses) {
 			t.Errorf("%d %s: %+v, %v", test.status, test.body, r, err)
 		}
-		var e *types.Error
-		if test.fails && (!errors.As(asError("x", err), &e) || e.Code != types.ErrTryAgainLater) {
+		code := types.ErrTryAgainLater
+		if test.permanent {
+			code = types.ErrInvalidNetworkConfig
+		}
+		if test.fails && (!errors.As(asError("x", err), &e) || e.Code != code) {
 			t.Errorf("%d %s: %v", test.status, test.body, e)
 		}
 	}
@@ -166,7 +177,7 @@ func TestHungAgent(t *testing.T) {
 	}
 	defer listener.Close()
 	start := time.Now()
-	if _, err := (agent{socket}).request(podName{name: "web"}); err != nil || time.Since(start) > patience+time.Second {
+	if _, err := (agent{socket: socket}).request(podName{name: "web"}); err != nil || time.Since(start) > patience+time.Second {
 		t.Errorf("%v after %s", err, time.Since(start))
 	}
 }

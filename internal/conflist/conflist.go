@@ -37,6 +37,9 @@ type Config struct {
 	DataDir       string        // where the leases are; empty: DefaultDataDir
 	CoolDown      time.Duration // how long a released address is given to nobody else; Marshal writes 0 as the default
 	AgentSocket   string        // empty: nobody is asked
+	// AgentRequired lets no pod of Kubernetes be attached while the agent does not answer: it might have asked for a
+	// pool, and would get an address of another.
+	AgentRequired bool
 }
 
 // file is Config as it is written.
@@ -47,6 +50,7 @@ type file struct {
 	DataDir       string   `json:"dataDir,omitempty"`
 	CoolDown      *string  `json:"coolDown,omitempty"`
 	AgentSocket   string   `json:"agentSocket,omitempty"`
+	AgentRequired bool     `json:"agentRequired,omitempty"`
 }
 
 type pool struct {
@@ -60,7 +64,7 @@ func Marshal(name string, c Config) ([]byte, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	f := file{MTU: c.MTU, NodeAddresses: []string{}, Pools: []pool{}, DataDir: c.DataDir, AgentSocket: c.AgentSocket}
+	f := file{MTU: c.MTU, NodeAddresses: []string{}, Pools: []pool{}, DataDir: c.DataDir, AgentSocket: c.AgentSocket, AgentRequired: c.AgentRequired}
 	if c.CoolDown != 0 {
 		coolDown := c.CoolDown.String()
 		f.CoolDown = &coolDown
@@ -103,7 +107,7 @@ func Parse(data []byte) (Config, error) {
 		return Config{}, &InvalidError{[]Problem{{Message: err.Error()}}}
 	}
 	var ps problems
-	c := Config{MTU: f.MTU, DataDir: f.DataDir, CoolDown: DefaultCoolDown, AgentSocket: f.AgentSocket}
+	c := Config{MTU: f.MTU, DataDir: f.DataDir, CoolDown: DefaultCoolDown, AgentSocket: f.AgentSocket, AgentRequired: f.AgentRequired}
 	if c.DataDir == "" {
 		c.DataDir = DefaultDataDir
 	}

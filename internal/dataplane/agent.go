@@ -76,6 +76,7 @@ type Agent struct {
 	bgp     *announcer
 	wake    chan struct{}
 	state   statusBox
+	blocks  *blocks
 
 	// What follows belongs to the loop.
 	config   *netconf.Config // the last one that made sense
@@ -84,12 +85,15 @@ type Agent struct {
 	podMTU      int
 	podProblems []string
 	told     published
+	// poolsDiffer says since when the status of a pool is not what it should be.
+	poolsDiffer map[string]time.Time
 }
 
 // Run keeps the node until the context ends. What is in the kernel stays: traffic does not notice that an agent
 // ends or starts.
 func Run(ctx context.Context, o Options) error {
-	a := &Agent{Options: o, wake: make(chan struct{}, 1), metrics: newMetrics(o.Node)}
+	a := &Agent{Options: o, wake: make(chan struct{}, 1), metrics: newMetrics(o.Node), poolsDiffer: map[string]time.Time{}}
+	a.blocks = newBlocks(o.Node, o.Client, a.poolObjects, o.Log)
 	a.state.set(nodestate.Status{Waiting: true, Reason: "the agent is starting"})
 	a.bgp = a.newAnnouncer()
 	defer a.bgp.speaker.Leave() // without a word, so that routers keep the routes
@@ -208,7 +212,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	if err != nil {
 		return nodestate.Status{}, problems, fmt.Errorf("read the node's devices: %w", err)
 	}
-	f := netfacts.Read(a.view.Nodes(), a.Node, *a.config)
+	f := netfacts.Read(a.view.Nodes(), a.Node, *a.config).WithBlocks(a.blocks.all())
 	plan, found := podnet.NewPlan(a.Node, interfaces, f.Nodes, f.Config)
 	for _, p := range append(f.Problems, found...) {
 		problems = append(problems, p.String())
@@ -248,6 +252,10 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	if len(own) == 0 {
 		status.Reason = fmt.Sprintf("Node %s has no podCIDRs: run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr", a.Node)
 		return status, problems, nil
+	}
+	more, err := a.keepBlocks(ctx, interfaces)
+	if problems = append(problems, more...); err != nil {
+		problems = append(problems, oneLine(err))
 	}
 	if err := a.writeConflist(plan, f.Own); err != nil {
 		return status, problems, err

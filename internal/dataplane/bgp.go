@@ -59,7 +59,7 @@ func (a *Agent) announce(ctx context.Context, own podnet.Node) []string {
 		return nil // no CRD, or not heard of yet: what is announced stays
 	}
 	b := a.bgp
-	node := bgpconf.Node{Name: a.Node, Addrs: own.Addrs, PodCIDRs: own.PodCIDRs}
+	node := bgpconf.Node{Name: a.Node, Addrs: own.Addrs, PodCIDRs: slices.Concat(own.PodCIDRs, own.Blocks)}
 	nodes := a.view.Nodes()
 	for _, n := range nodes {
 		if n.Name == a.Node {

@@ -36,6 +36,8 @@ func (a *Agent) writeConflist(plan podnet.Plan, own podnet.Node) error {
 		DataDir:       NodePaths().Leases,
 		CoolDown:      a.config.CoolDown,
 		AgentSocket:   NodePaths().Socket,
+		// Whether a pod asks for a pool the agent alone knows. Without pools, pods come and go without it.
+		AgentRequired: len(a.view.Pools()) > 0,
 	})
 	if err != nil {
 		return fmt.Errorf("make the conflist: %w", err)
@@ -52,24 +54,27 @@ func (a *Agent) writeConflist(plan podnet.Plan, own podnet.Node) error {
 	return nil
 }
 
-// pools are those that the conflist gives the plugin now.
-func (a *Agent) pools() []ipam.Pool {
+// readConflist reads what the plugin is told now. Of a node that carries no pods yet it is nothing.
+func (a *Agent) readConflist() conflist.Config {
 	data, err := os.ReadFile(a.Paths.Conflist)
 	if err != nil {
-		return nil // the node carries no pods yet
+		return conflist.Config{}
 	}
 	var list struct {
 		Plugins []json.RawMessage `json:"plugins"`
 	}
 	if err := json.Unmarshal(data, &list); err != nil || len(list.Plugins) == 0 {
-		return nil
+		return conflist.Config{}
 	}
 	c, err := conflist.Parse(list.Plugins[0])
 	if err != nil {
-		return nil
+		return conflist.Config{}
 	}
-	return c.Pools
+	return c
 }
+
+// needed says whether the plugin attaches no pod without the agent.
+func (a *Agent) needed() bool { return a.readConflist().AgentRequired }
 
 // installProgram puts the plugin where the runtime looks for plugins. One that runs goes on with the old file.
 func installProgram(program, dir string) error {
@@ -172,11 +177,15 @@ func (a *Agent) observe() (nodestate.State, error) {
 	if s.FastPath, err = a.fast.state(); err != nil {
 		return s, err
 	}
-	s.Pools = a.pools()
 	store, err := lease.Open(a.Paths.Leases, s.Config.CoolDown)
 	if err != nil {
 		return s, err
 	}
+	state, err := store.State()
+	if err != nil {
+		return s, err
+	}
+	s.Pools = append(a.readConflist().Pools, state.Pools...)
 	if s.Usage, err = store.Usage(s.Pools); err != nil {
 		return s, err
 	}

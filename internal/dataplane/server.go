@@ -9,20 +9,9 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"github.com/fathom-network/fathom/internal/netconf"
-)
-
-// What a pod may ask for in annotations.
-const (
-	// PoolAnnotation names the pool that a pod's addresses come from.
-	PoolAnnotation = netconf.AnnotationPrefix + "pool"
-	// AddressesAnnotation are the addresses that a pod wants, at most one of each family, with commas between.
-	AddressesAnnotation = netconf.AnnotationPrefix + "addresses"
 )
 
 // serve answers the plugin on a socket, the kubelet's probes and Prometheus.
@@ -111,24 +100,4 @@ func reply(w http.ResponseWriter, v any, err error) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(v)
-}
-
-// answerPod tells the plugin what a pod asks for.
-func (a *Agent) answerPod(w http.ResponseWriter, r *http.Request) {
-	if a.view == nil { // it cleans the node
-		http.Error(w, "the network is being uninstalled", http.StatusServiceUnavailable)
-		return
-	}
-	pod, found := a.view.Pod(r.PathValue("namespace"), r.PathValue("name"))
-	if !found {
-		http.Error(w, "no such pod on this node", http.StatusNotFound)
-		return
-	}
-	var answer struct {
-		Pool      string   `json:"pool,omitempty"`
-		Addresses []string `json:"addresses,omitempty"`
-	}
-	answer.Pool = pod.Annotations[PoolAnnotation]
-	answer.Addresses = strings.FieldsFunc(pod.Annotations[AddressesAnnotation], func(r rune) bool { return r == ',' || r == ' ' })
-	reply(w, answer, nil)
 }

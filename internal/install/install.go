@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"slices"
 	"strconv"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -54,7 +53,7 @@ func Objects(o Options) ([]*unstructured.Unstructured, error) {
 			map[string]any{"name": "KUBERNETES_SERVICE_PORT", "value": port},
 		}
 	}
-	objects, err := kube.Decode(bytes.NewReader(slices.Concat(deploy.BGPPeers, []byte("\n---\n"), deploy.Fathom)))
+	objects, err := kube.Decode(bytes.NewReader(deploy.Manifests()))
 	if err != nil {
 		return nil, err
 	}

@@ -81,7 +81,7 @@ func TestManifests(t *testing.T) {
 		t.Errorf("the agents have %v, and are looked for by %s", selector, kube.AgentSelector)
 	}
 	for _, o := range objects {
-		if strings.HasPrefix(o.GetKind(), "Cluster") || o.GetKind() == "Namespace" || o.GetKind() == "CustomResourceDefinition" {
+		if strings.HasPrefix(o.GetKind(), "Cluster") || strings.HasPrefix(o.GetKind(), "ValidatingAdmission") || o.GetKind() == "Namespace" || o.GetKind() == "CustomResourceDefinition" {
 			continue
 		}
 		if o.GetNamespace() != netconf.Namespace {

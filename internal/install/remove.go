@@ -58,7 +58,7 @@ func Remove(ctx context.Context, client *kube.Client, force bool, progress func(
 			return err
 		}
 	}
-	objects, err := kube.Decode(bytes.NewReader(deploy.Fathom))
+	objects, err := kube.Decode(bytes.NewReader(deploy.Manifests()))
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,10 @@ type Pool struct {
 	Ranges []netip.Prefix `json:"ranges"`
 	// ExplicitOnly keeps the pool for pods that ask for it by name.
 	ExplicitOnly bool `json:"explicitOnly,omitempty"`
+	// Whole says that nothing in the ranges is the node's: every address is for pods.
+	Whole bool `json:"whole,omitempty"`
+	// Fixed are ranges of which a pod only gets an address that it asks for.
+	Fixed []netip.Prefix `json:"fixed,omitempty"`
 }
 
 // Request is what a pod asks for. The zero value asks for nothing in particular.
@@ -30,6 +34,8 @@ type State struct {
 	// Last holds the address that was given out last, for each pool and family: the search goes on behind it, so
 	// that an address rests as long as possible.
 	Last map[string]netip.Addr
+	// Pools are the node's blocks of address pools, beside the pools of the configuration.
+	Pools []Pool
 }
 
 // Choice is what a pod gets.
@@ -42,7 +48,7 @@ type Choice struct {
 
 // Choose picks one address of each family that the pool has ranges of.
 func Choose(pools []Pool, r Request, s State) (Choice, error) {
-	pool, err := r.pool(pools)
+	pool, err := r.pool(slices.Concat(pools, s.Pools))
 	if err != nil {
 		return Choice{}, err
 	}
@@ -68,7 +74,9 @@ func Choose(pools []Pool, r Request, s State) (Choice, error) {
 			continue
 		}
 		cursor := pool.Name + " " + f.String()
-		a, found := Next(ranges, s.Last[cursor], func(a netip.Addr) bool { return s.InUse[a] || s.Cooling[a] })
+		a, found := Next(ranges, s.Last[cursor], func(r netip.Prefix, a netip.Addr) bool {
+			return s.InUse[a] || s.Cooling[a] || pool.reserved(r, a)
+		})
 		if !found {
 			return Choice{}, &ExhaustedError{pool.Usage(f, s)}
 		}
@@ -88,7 +96,7 @@ func (r Request) pool(pools []Pool) (Pool, error) {
 		if p.Name == r.Pool && r.Pool != "" {
 			return p, nil
 		}
-		if r.Pool == "" && len(r.Addresses) > 0 && slices.ContainsFunc(p.Ranges, func(x netip.Prefix) bool { return x.Contains(r.Addresses[0]) }) {
+		if r.Pool == "" && len(r.Addresses) > 0 && p.holds(r.Addresses[0]).IsValid() {
 			return p, nil
 		}
 		names = append(names, p.Name)
@@ -107,14 +115,28 @@ func (r Request) pool(pools []Pool) (Pool, error) {
 	return Pool{}, &NoRangesError{}
 }
 
+// holds returns the range of the pool that has the address, or none.
+func (p Pool) holds(a netip.Addr) netip.Prefix {
+	for _, list := range [][]netip.Prefix{p.Ranges, p.Fixed} {
+		for _, r := range list {
+			if r.Contains(a) {
+				return r
+			}
+		}
+	}
+	return netip.Prefix{}
+}
+
+func (p Pool) reserved(r netip.Prefix, a netip.Addr) bool { return !p.Whole && Reserved(r, a) }
+
 // permits says why a pod may not have the address.
 func (p Pool) permits(a netip.Addr, s State) error {
-	i := slices.IndexFunc(p.Ranges, func(r netip.Prefix) bool { return r.Contains(a) })
+	r := p.holds(a)
 	switch {
-	case i < 0:
-		return &RequestError{fmt.Sprintf("%s is in none of the ranges %v that pool %q has on this node", a, p.Ranges, p.Name)}
-	case Reserved(p.Ranges[i], a):
-		return &RequestError{fmt.Sprintf("%s is not for pods: range %s keeps its first two addresses and an IPv4 one its last", a, p.Ranges[i])}
+	case !r.IsValid():
+		return &RequestError{fmt.Sprintf("%s is in none of the ranges %v that pool %q has on this node", a, slices.Concat(p.Ranges, p.Fixed), p.Name)}
+	case p.reserved(r, a):
+		return &RequestError{fmt.Sprintf("%s is not for pods: range %s keeps its first two addresses and an IPv4 one its last", a, r)}
 	case s.InUse[a]:
 		return &TakenError{Address: a}
 	case s.Cooling[a]:
@@ -123,10 +145,10 @@ func (p Pool) permits(a netip.Addr, s State) error {
 	return nil
 }
 
-// Next returns the first address behind last that is in one of the ranges, not reserved and not taken. It goes
-// through the ranges in order and round to where it began; a last that is in none of them starts at the first.
-// It looks at no more addresses than are taken or reserved, and one: a range of IPv6 is never searched through.
-func Next(ranges []netip.Prefix, last netip.Addr, taken func(netip.Addr) bool) (netip.Addr, bool) {
+// Next returns the first address behind last that is in one of the ranges and not taken. It goes through the ranges
+// in order and round to where it began; a last that is in none of them starts at the first. It looks at no more
+// addresses than are taken, and one: a range of IPv6 is never searched through.
+func Next(ranges []netip.Prefix, last netip.Addr, taken func(netip.Prefix, netip.Addr) bool) (netip.Addr, bool) {
 	if len(ranges) == 0 {
 		return netip.Addr{}, false
 	}
@@ -146,7 +168,7 @@ func Next(ranges []netip.Prefix, last netip.Addr, taken func(netip.Addr) bool) (
 			if n == len(ranges) && last.IsValid() && last.Less(a) {
 				break
 			}
-			if !Reserved(r, a) && !taken(a) {
+			if !taken(r, a) {
 				return a, true
 			}
 		}

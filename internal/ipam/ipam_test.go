@@ -82,6 +82,10 @@ func TestChoose(t *testing.T) {
 		{Name: "default", Ranges: prefixes("10.1.0.0/30", "fd00::/64", "10.1.0.8/30", "10.1.0.32/32")},
 		{Name: "none"},
 	}
+	blocks := []ipam.Pool{
+		{Name: "public", Ranges: prefixes("192.0.2.0/30"), Fixed: prefixes("192.0.2.77/32", "fd07::7/128"), ExplicitOnly: true, Whole: true},
+		{Name: "only-fixed", Fixed: prefixes("192.0.2.99/32"), ExplicitOnly: true, Whole: true},
+	}
 	for _, test := range []struct {
 		name    string
 		request ipam.Request
@@ -104,14 +108,22 @@ func TestChoose(t *testing.T) {
 		{name: "by address", request: ipam.Request{Addresses: addrs("10.9.0.5")}, want: "10.9.0.5"},
 		{name: "one by address, the other as it comes", request: ipam.Request{Addresses: addrs("fd00::77")}, want: "10.1.0.2 fd00::77"},
 		{name: "of another pool", request: ipam.Request{Pool: "special", Addresses: addrs("10.1.0.2")}, err: "none of the ranges"},
-		{name: "of no pool", request: ipam.Request{Addresses: addrs("192.0.2.1")}, err: "in no range"},
-		{name: "unknown pool", request: ipam.Request{Pool: "x"}, err: `pool "x" has no ranges on this node, which has those of ["special" "default" "none"]`},
+		{name: "of no pool", request: ipam.Request{Addresses: addrs("203.0.113.1")}, err: "in no range"},
+		{name: "unknown pool", request: ipam.Request{Pool: "x"}, err: `pool "x" has no ranges on this node, which has those of ["special" "default" "none" "public" "only-fixed"]`},
 		{name: "empty pool", request: ipam.Request{Pool: "none"}, err: "has no ranges"},
 		{name: "reserved", request: ipam.Request{Addresses: addrs("10.1.0.1")}, err: "not for pods"},
 		{name: "in use", request: ipam.Request{Addresses: addrs("10.1.0.2")}, state: ipam.State{InUse: set("10.1.0.2")}, err: "in use by another"},
 		{name: "cooling", request: ipam.Request{Addresses: addrs("10.1.0.2")}, state: ipam.State{Cooling: set("10.1.0.2")}, err: "cooling down"},
+		{name: "of a block, all of it is for pods", request: ipam.Request{Pool: "public"}, want: "192.0.2.0"},
+		{name: "a fixed one only by request", request: ipam.Request{Pool: "public"}, state: ipam.State{InUse: set("192.0.2.0", "192.0.2.1", "192.0.2.2")}, want: "192.0.2.3"},
+		{name: "not when the others are gone", request: ipam.Request{Pool: "public"}, state: ipam.State{InUse: set("192.0.2.0", "192.0.2.1", "192.0.2.2", "192.0.2.3")}, err: "4 of 4 in use"},
+		{name: "a fixed one", request: ipam.Request{Addresses: addrs("192.0.2.77")}, want: "192.0.2.77"},
+		{name: "two fixed ones", request: ipam.Request{Pool: "public", Addresses: addrs("192.0.2.77", "fd07::7")}, want: "192.0.2.77 fd07::7"},
+		{name: "a fixed one of a pool without others", request: ipam.Request{Pool: "only-fixed", Addresses: addrs("192.0.2.99")}, want: "192.0.2.99"},
+		{name: "a pool without others", request: ipam.Request{Pool: "only-fixed"}, err: "has no ranges"},
 		{name: "two of a family", request: ipam.Request{Addresses: addrs("10.1.0.2", "10.1.0.10")}, err: "both IPv4"},
 	} {
+		test.state.Pools = blocks
 		c, err := ipam.Choose(pools, test.request, test.state)
 		if test.err != "" {
 			if err == nil || !strings.Contains(err.Error(), test.err) || ipam.IsTemporary(err) == ipam.IsRequest(err) {

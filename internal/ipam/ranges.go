@@ -83,6 +83,21 @@ func Size(r netip.Prefix) uint64 {
 	}
 }
 
+// Count is the number of all addresses of the range; the largest number there is if it is more.
+func Count(r netip.Prefix) uint64 {
+	if host := r.Addr().BitLen() - r.Bits(); host < 64 {
+		return 1 << host
+	}
+	return math.MaxUint64
+}
+
+func (p Pool) size(r netip.Prefix) uint64 {
+	if p.Whole {
+		return Count(r)
+	}
+	return Size(r)
+}
+
 // Usage says how full a pool is in one family.
 type Usage struct {
 	Pool    string `json:"pool"`
@@ -96,7 +111,7 @@ type Usage struct {
 func (p Pool) Usage(f Family, s State) Usage {
 	u := Usage{Pool: p.Name, Family: f}
 	for _, r := range p.Of(f) {
-		if u.Size += Size(r); u.Size < Size(r) {
+		if u.Size += p.size(r); u.Size < p.size(r) {
 			u.Size = math.MaxUint64
 		}
 		for a := range s.InUse {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -63,7 +64,43 @@ func (c *Client) Apply(ctx context.Context, owner string, objects []*unstructure
 			return err
 		}
 	}
+	for _, o := range objects { // by now most are
+		if o.GetKind() == "CustomResourceDefinition" {
+			if err := waitEstablished(ctx, resource(client, o), o.GetName()); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
+}
+
+// waitEstablished returns when objects of a new kind can be made.
+func waitEstablished(ctx context.Context, crds dynamic.ResourceInterface, name string) error {
+	for {
+		crd, err := crds.Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return fmt.Errorf("wait for CustomResourceDefinition %s: %w", name, err)
+		}
+		found, _, err := unstructured.NestedFieldNoCopy(crd.Object, "status", "conditions")
+		if err != nil {
+			return err
+		}
+		conditions, _ := found.([]any) // null, before anyone has looked
+		why := "nobody has looked at it yet"
+		for _, c := range conditions {
+			if c, ok := c.(map[string]any); ok && c["type"] == "Established" {
+				if c["status"] == "True" {
+					return nil
+				}
+				why = fmt.Sprint(c["message"])
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for CustomResourceDefinition %s: %w: %s", name, context.Cause(ctx), why)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // ranks is the number of groups that objects are applied in, each at once.

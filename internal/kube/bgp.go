@@ -11,10 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
@@ -40,11 +37,7 @@ func (v *View) BGPPeers() (peers []*v1alpha1.BGPPeer, known bool) {
 
 // watchPeers begins to watch them.
 func (v *View) watchPeers(ctx context.Context, c *Client, o ViewOptions) error {
-	client, err := c.fathom()
-	if err != nil {
-		return err
-	}
-	source := cache.NewListWatchFromClient(client, bgpPeers, "", fields.Everything())
+	source := cache.NewListWatchFromClient(c.fathom, bgpPeers, "", fields.Everything())
 	informer := cache.NewSharedIndexInformer(source, &v1alpha1.BGPPeer{}, 0, cache.Indexers{})
 	if err := informer.SetTransform(func(a any) (any, error) { return shrinkPeer(a, o.Node), nil }); err != nil {
 		return err
@@ -112,10 +105,6 @@ func BGPSessionOf(p *v1alpha1.BGPPeer, node string) *v1alpha1.BGPSession {
 // own, so that nodes do not overwrite each other. Nil takes the node's entry away. A BGPPeer that is not there any
 // more is not an error.
 func (c *Client) PublishBGPSession(ctx context.Context, peer, node string, s *v1alpha1.BGPSession) error {
-	client, err := c.fathom()
-	if err != nil {
-		return err
-	}
 	sessions := []v1alpha1.BGPSession{}
 	if s != nil {
 		sessions = append(sessions, *s)
@@ -127,7 +116,7 @@ func (c *Client) PublishBGPSession(ctx context.Context, peer, node string, s *v1
 	if err != nil {
 		return err
 	}
-	err = client.Patch(types.ApplyYAMLPatchType).Resource(bgpPeers).Name(peer).SubResource("status").
+	err = c.fathom.Patch(types.ApplyYAMLPatchType).Resource(bgpPeers).Name(peer).SubResource("status").
 		Param("fieldManager", sessionOwner(node)).Param("force", "true").Body(body).Do(ctx).Error()
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("publish the session with BGPPeer %s: %w", peer, err)
@@ -158,21 +147,4 @@ func (c *Client) Secret(ctx context.Context, namespace, name string) (map[string
 		return nil, err
 	}
 	return s.Data, nil
-}
-
-// fathom returns a client for Fathom's own kinds.
-func (c *Client) fathom() (*rest.RESTClient, error) {
-	scheme := runtime.NewScheme()
-	if err := v1alpha1.AddToScheme(scheme); err != nil {
-		return nil, err
-	}
-	config := rest.CopyConfig(c.config)
-	config.APIPath, config.GroupVersion = "/apis", &v1alpha1.GroupVersion
-	config.ContentType, config.AcceptContentTypes = "application/json", "" // kinds of a CRD have no protobuf
-	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	client, err := rest.RESTClientFor(config)
-	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", config.Host, err)
-	}
-	return client, nil
 }

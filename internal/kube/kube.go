@@ -22,6 +22,7 @@ import (
 type Client struct {
 	kubernetes.Interface
 	config *rest.Config
+	fathom rest.Interface // of our own kinds
 }
 
 // Connect prepares a connection with the credentials of a kubeconfig file. It does not wait for the server.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -17,6 +19,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/netconf"
 )
 
@@ -33,10 +36,12 @@ func ConnectInCluster() (*Client, error) {
 // View is a live picture of what the network of one node depends on. It is made of watches: what it says may
 // be late, and is never half of an object.
 type View struct {
-	nodes, pods, config cache.Indexer
-	synced              []cache.InformerSynced
-	bgp                 peerView
-	problem             atomic.Pointer[error]
+	nodes, pods, config, namespaces cache.Indexer
+	// What a cluster may not know at all.
+	pools, blocks, services cache.Indexer
+	synced                  []func() bool
+	bgp                     peerView
+	problem                 atomic.Pointer[error]
 }
 
 // ViewOptions says what a View shows.
@@ -51,13 +56,18 @@ type ViewOptions struct {
 func (c *Client) View(ctx context.Context, o ViewOptions) (*View, error) {
 	v := &View{}
 	watched := []struct {
-		into   *cache.Indexer
-		object runtime.Object
-		source *cache.ListWatch
+		into     *cache.Indexer
+		object   runtime.Object
+		source   *cache.ListWatch
+		optional bool // a cluster without this kind has none
 	}{
-		{&v.nodes, &corev1.Node{}, cache.NewListWatchFromClient(c.CoreV1().RESTClient(), "nodes", "", fields.Everything())},
-		{&v.pods, &corev1.Pod{}, cache.NewListWatchFromClient(c.CoreV1().RESTClient(), "pods", "", fields.OneTermEqualSelector("spec.nodeName", o.Node))},
-		{&v.config, &corev1.ConfigMap{}, cache.NewListWatchFromClient(c.CoreV1().RESTClient(), "configmaps", o.Namespace, fields.OneTermEqualSelector("metadata.name", o.ConfigMap))},
+		{&v.nodes, &corev1.Node{}, cache.NewListWatchFromClient(c.CoreV1().RESTClient(), "nodes", "", fields.Everything()), false},
+		{&v.pods, &corev1.Pod{}, cache.NewListWatchFromClient(c.CoreV1().RESTClient(), "pods", "", fields.OneTermEqualSelector("spec.nodeName", o.Node)), false},
+		{&v.config, &corev1.ConfigMap{}, cache.NewListWatchFromClient(c.CoreV1().RESTClient(), "configmaps", o.Namespace, fields.OneTermEqualSelector("metadata.name", o.ConfigMap)), false},
+		{&v.namespaces, &corev1.Namespace{}, cache.NewListWatchFromClient(c.CoreV1().RESTClient(), "namespaces", "", fields.Everything()), false},
+		{&v.pools, &v1alpha1.IPPool{}, cache.NewListWatchFromClient(c.fathom, "ippools", "", fields.Everything()), true},
+		{&v.blocks, &v1alpha1.IPBlock{}, cache.NewListWatchFromClient(c.fathom, "ipblocks", "", fields.Everything()), true},
+		{&v.services, &networkingv1.ServiceCIDR{}, cache.NewListWatchFromClient(c.NetworkingV1().RESTClient(), "servicecidrs", "", fields.Everything()), true},
 	}
 	changed := cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { o.Changed() },
@@ -69,7 +79,15 @@ func (c *Client) View(ctx context.Context, o ViewOptions) (*View, error) {
 		if err := informer.SetTransform(shrink); err != nil {
 			return nil, err
 		}
+		var absent atomic.Bool
 		if err := informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
+			if w.optional && isAbsent(err) {
+				// It is looked for again and again, so that what is installed later is found.
+				if !absent.Swap(true) {
+					o.Changed()
+				}
+				return
+			}
 			v.problem.Store(&err)
 			o.Changed()
 		}); err != nil {
@@ -79,16 +97,23 @@ func (c *Client) View(ctx context.Context, o ViewOptions) (*View, error) {
 			return nil, err
 		}
 		*w.into = informer.GetIndexer()
-		v.synced = append(v.synced, informer.HasSynced)
+		v.synced = append(v.synced, func() bool { return informer.HasSynced() || absent.Load() })
 		go informer.RunWithContext(ctx)
 	}
 	if err := v.watchPeers(ctx, c, o); err != nil {
 		return nil, err
 	}
 	go func() { // an API server without objects sends no event
-		if cache.WaitForCacheSync(ctx.Done(), v.synced...) {
-			o.Changed()
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for !v.Synced() {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
 		}
+		o.Changed()
 	}()
 	return v, nil
 }
@@ -126,6 +151,30 @@ func (v *View) Pod(namespace, name string) (*corev1.Pod, bool) {
 	return o.(*corev1.Pod), true
 }
 
+// Pools returns the cluster's address pools, in no order.
+func (v *View) Pools() []*v1alpha1.IPPool { return all[*v1alpha1.IPPool](v.pools) }
+
+// Blocks returns the blocks of all nodes, in no order.
+func (v *View) Blocks() []*v1alpha1.IPBlock { return all[*v1alpha1.IPBlock](v.blocks) }
+
+// ServiceCIDRs returns the ranges of Services, in no order.
+func (v *View) ServiceCIDRs() []*networkingv1.ServiceCIDR {
+	return all[*networkingv1.ServiceCIDR](v.services)
+}
+
+// Namespace returns a namespace.
+func (v *View) Namespace(name string) (*corev1.Namespace, bool) {
+	o, found, err := v.namespaces.GetByKey(name)
+	if err != nil || !found {
+		return nil, false
+	}
+	return o.(*corev1.Namespace), true
+}
+
+// isAbsent says that the API server does not know a kind, or not in this version. One that is starting says
+// something else.
+func isAbsent(err error) bool { return apierrors.IsNotFound(err) }
+
 // Config returns the configuration's data, or nil if there is none.
 func (v *View) Config() map[string]string {
 	for _, m := range all[*corev1.ConfigMap](v.config) {
@@ -161,7 +210,29 @@ func shrink(o any) (any, error) {
 	case *corev1.Pod:
 		small := &corev1.Pod{ObjectMeta: shrinkMeta(&o.ObjectMeta)}
 		small.Spec.NodeName, small.Spec.HostNetwork = o.Spec.NodeName, o.Spec.HostNetwork
+		if hash, found := o.Annotations[corev1.MirrorPodAnnotationKey]; found {
+			if small.Annotations == nil {
+				small.Annotations = map[string]string{}
+			}
+			small.Annotations[corev1.MirrorPodAnnotationKey] = hash
+		}
 		small.Status.Phase, small.Status.PodIP, small.Status.PodIPs = o.Status.Phase, o.Status.PodIP, o.Status.PodIPs
+		return small, nil
+	case *corev1.Namespace:
+		small := &corev1.Namespace{ObjectMeta: shrinkMeta(&o.ObjectMeta)}
+		small.Labels = o.Labels
+		return small, nil
+	case *v1alpha1.IPPool:
+		small := *o
+		small.ManagedFields, small.Annotations = nil, nil
+		return &small, nil
+	case *v1alpha1.IPBlock:
+		small := &v1alpha1.IPBlock{ObjectMeta: shrinkMeta(&o.ObjectMeta), Spec: o.Spec}
+		small.OwnerReferences = o.OwnerReferences
+		return small, nil
+	case *networkingv1.ServiceCIDR:
+		small := &networkingv1.ServiceCIDR{ObjectMeta: shrinkMeta(&o.ObjectMeta)}
+		small.Spec.CIDRs = o.Spec.CIDRs
 		return small, nil
 	case *corev1.ConfigMap:
 		return &corev1.ConfigMap{ObjectMeta: shrinkMeta(&o.ObjectMeta), Data: o.Data}, nil
@@ -231,5 +302,9 @@ func connect(config *rest.Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", config.Host, err)
 	}
-	return &Client{Interface: set, config: config}, nil
+	own, err := fathomClient(config)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{Interface: set, config: config, fathom: own}, nil
 }

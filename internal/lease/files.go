@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -20,6 +21,7 @@ const (
 	addressesDir   = "addresses"
 	attachmentsDir = "attachments"
 	coolingDir     = "cooling"
+	poolsFile      = "pools"
 )
 
 func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
@@ -110,6 +112,7 @@ func (s *Store) state(l Lease) (ipam.State, error) {
 			delete(state.Cooling, a)
 		}
 	}
+	state.Pools = s.pools()
 	data, err := os.ReadFile(s.path("last"))
 	if err == nil {
 		err = json.Unmarshal(data, &state.Last)
@@ -148,6 +151,54 @@ func (s *Store) wasHeldBy(a netip.Addr, l Lease, cooling []string) bool {
 	return true
 }
 
+// pools are those that SetPools wrote. None can be read: the agent writes them anew.
+func (s *Store) pools() []ipam.Pool {
+	data, err := os.ReadFile(s.path(poolsFile))
+	if err != nil {
+		return nil
+	}
+	var pools []ipam.Pool
+	if err := json.Unmarshal(data, &pools); err != nil {
+		return nil
+	}
+	return pools
+}
+
+// SetPools replaces the pools that addresses are given from beside those of the configuration, and says what is
+// in use and what cools down then. Who gets an address reads the pools under the same lock: what is not in use
+// when its range has been left out is not given to anyone any more, whatever a plugin that runs since earlier
+// was told.
+func (s *Store) SetPools(pools []ipam.Pool) (ipam.State, error) {
+	unlock, err := s.lock()
+	if err != nil {
+		return ipam.State{}, err
+	}
+	defer unlock()
+	data, err := json.Marshal(pools)
+	if err != nil {
+		return ipam.State{}, err
+	}
+	if have, err := os.ReadFile(s.path(poolsFile)); err != nil && len(pools) > 0 || err == nil && !bytes.Equal(have, data) {
+		if err := os.WriteFile(s.path(poolsFile+".new"), data, 0o644); err != nil {
+			return ipam.State{}, fmt.Errorf("write the pools of the store of leases: %w", err)
+		}
+		if err := os.Rename(s.path(poolsFile+".new"), s.path(poolsFile)); err != nil {
+			return ipam.State{}, fmt.Errorf("write the pools of the store of leases: %w", err)
+		}
+	}
+	return s.state(Lease{})
+}
+
+// State says what is in use and what cools down, and which pools there are beside those of the configuration.
+func (s *Store) State() (ipam.State, error) {
+	unlock, err := s.lock()
+	if err != nil {
+		return ipam.State{}, err
+	}
+	defer unlock()
+	return s.state(Lease{})
+}
+
 // saveLast is a preference only: what goes wrong with it goes by.
 func (s *Store) saveLast(last map[string]netip.Addr) {
 	if data, err := json.Marshal(last); err == nil {
@@ -171,12 +222,7 @@ func list(dir string) ([]string, error) {
 
 // Usage says how full each pool is.
 func (s *Store) Usage(pools []ipam.Pool) ([]ipam.Usage, error) {
-	unlock, err := s.lock()
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	state, err := s.state(Lease{})
+	state, err := s.State()
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@
 //	attachments/ID@eth0        the same file under the name of the container and its interface
 //	cooling/10.244.1.5@MILLIS  a released address, and when it was released
 //	last                       where the search of each pool ended
+//	pools                      the node's blocks of address pools, which the agent writes
 //	lock                       held by whoever changes something
 //
 // A program may be killed between any two steps: an attachment is written before its addresses and goes after

@@ -317,3 +317,49 @@ func TestProcesses(t *testing.T) {
 		}
 	}
 }
+
+// TestSetPools: what is left out is given to nobody from then on, and a file that a power cut damaged is none.
+func TestSetPools(t *testing.T) {
+	s := open(t, time.Minute, nil)
+	block := ipam.Pool{Name: "public", Ranges: []netip.Prefix{netip.MustParsePrefix("10.50.0.0/30")}, ExplicitOnly: true, Whole: true}
+	get := func(i int) error {
+		_, err := s.Acquire(Lease{Attachment: attachment(i)}, func(state ipam.State) (ipam.Choice, error) {
+			return ipam.Choose(pools, ipam.Request{Pool: "public"}, state)
+		})
+		return err
+	}
+	if err := get(0); err == nil {
+		t.Error("a pool that is not there")
+	}
+	state, err := s.SetPools([]ipam.Pool{block})
+	if err != nil || len(state.InUse) != 0 || len(state.Pools) != 1 {
+		t.Fatalf("%+v, %v", state, err)
+	}
+	for i := range 4 {
+		if err := get(i); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := get(4); !ipam.IsTemporary(err) {
+		t.Error(err)
+	}
+	if err := s.Release(attachment(2)); err != nil {
+		t.Fatal(err)
+	}
+	state, err = s.SetPools(nil)
+	if err != nil || len(state.InUse) != 3 || len(state.Cooling) != 1 || len(state.Pools) != 0 {
+		t.Errorf("%+v, %v", state, err)
+	}
+	if err := get(5); err == nil {
+		t.Error("an address of what was left out")
+	}
+	if err := os.WriteFile(s.path(poolsFile), []byte(`[{"name":`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := get(6); err == nil {
+		t.Error("an address of a damaged file")
+	}
+	if state, err = s.SetPools([]ipam.Pool{block}); err != nil || len(state.Pools) != 1 {
+		t.Errorf("%+v, %v", state, err)
+	}
+}

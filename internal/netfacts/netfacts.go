@@ -5,9 +5,11 @@ package netfacts
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/fathom-network/fathom/internal/ippool"
 	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/podnet"
 )
@@ -57,6 +59,19 @@ func Read(nodes []*corev1.Node, self string, c netconf.Config) Facts {
 			f.Config.Standby = true
 		}
 	}
+	return f
+}
+
+// WithBlocks adds to the nodes what they have of address pools.
+func (f Facts) WithBlocks(blocks []ippool.Block) Facts {
+	of := map[string][]netip.Prefix{}
+	for _, b := range blocks {
+		of[b.Node] = append(of[b.Node], b.Prefix)
+	}
+	for i := range f.Nodes {
+		f.Nodes[i].Blocks = of[f.Nodes[i].Name]
+	}
+	f.Own.Blocks = of[f.Own.Name]
 	return f
 }
 

@@ -47,8 +47,16 @@ func addrProblem(a netip.Addr) string {
 	return ""
 }
 
-// podCIDRProblem says why a prefix cannot be a range of pods, or nothing.
+// podCIDRProblem says why a prefix cannot be a node's pod CIDR, or nothing.
 func podCIDRProblem(p netip.Prefix) string {
+	if why := rangeProblem(p); why != "" || !p.IsSingleIP() {
+		return why
+	}
+	return "it has room for no pod beside the node's tunnel address"
+}
+
+// rangeProblem says why a prefix cannot be a range of pods, or nothing.
+func rangeProblem(p netip.Prefix) string {
 	switch {
 	case !p.IsValid():
 		return "it is empty"
@@ -56,8 +64,6 @@ func podCIDRProblem(p netip.Prefix) string {
 		return "it is IPv4 written as IPv6"
 	case p != p.Masked():
 		return "it has host bits; want " + p.Masked().String()
-	case p.IsSingleIP():
-		return "it has room for no pod beside the node's tunnel address"
 	}
 	for _, r := range reserved {
 		if p.Overlaps(r) {

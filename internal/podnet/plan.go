@@ -41,7 +41,8 @@ type planner struct {
 type member struct {
 	name     string
 	addrs    []netip.Addr
-	podCIDRs []netip.Prefix
+	podCIDRs []netip.Prefix // and blocks
+	blocks   map[netip.Prefix]bool
 	tunnel4  netip.Addr // its addresses on the vxlan device
 	tunnel6  netip.Addr
 
@@ -191,10 +192,21 @@ func (p *planner) members(nodes []Node) []*member {
 			}
 			m.podCIDRs = append(m.podCIDRs, c)
 		}
+		own := len(m.podCIDRs)
+		for _, b := range n.Blocks {
+			if why := rangeProblem(b); why != "" {
+				p.add(n.Name, InvalidPodCIDR, "block %s is of no use: %s", b, why)
+				continue
+			}
+			if m.blocks == nil {
+				m.blocks = map[netip.Prefix]bool{}
+			}
+			m.podCIDRs, m.blocks[b] = append(m.podCIDRs, b), true
+		}
 		switch {
 		case len(m.addrs) == 0:
 			p.add(n.Name, NoAddr, "it has no address")
-		case len(m.podCIDRs) == 0:
+		case own == 0:
 			p.add(n.Name, NoPodCIDR, "it has no pod CIDR")
 		}
 		members = append(members, m)
@@ -249,6 +261,17 @@ func (m *member) ranges(f Family) []netip.Prefix {
 		}
 	}
 	return list
+}
+
+// own returns the first range of a family that is no block: the one that has the node's tunnel address. It is none if
+// the node has blocks alone.
+func (m *member) own(f Family) netip.Prefix {
+	for _, c := range m.ranges(f) {
+		if !m.blocks[c] {
+			return c
+		}
+	}
+	return netip.Prefix{}
 }
 
 // underlayFamily chooses the family of the tunnel's outer packets: on every node of the cluster the same.

@@ -98,9 +98,11 @@ type Node struct {
 	Created time.Time
 	// Addrs are its own addresses, the one it prefers first.
 	Addrs []netip.Addr
-	// PodCIDRs are the ranges of its pods: those of its Node object first, then any further blocks. The first of
-	// each family holds the node's tunnel address.
+	// PodCIDRs are the ranges of its pods that are in its Node object. The first of each family holds the node's
+	// tunnel address.
 	PodCIDRs []netip.Prefix
+	// Blocks are further ranges of its pods, parts of address pools. They may be single addresses.
+	Blocks []netip.Prefix
 	// TunnelDown says that the node does not receive by vxlan yet: in mode VXLAN it is sent to directly until it
 	// does, if it is on a segment of ours, so that nothing is lost while a cluster changes its mode.
 	TunnelDown bool

@@ -54,6 +54,11 @@ var (
 
 func underlayOfA() []podnet.Interface { return eth0("10.201.1.2/24", "fd00:201:1::2/64") }
 
+func withBlocks(n podnet.Node, blocks ...string) podnet.Node {
+	n.Blocks = prefixes(blocks...)
+	return n
+}
+
 func at(n podnet.Node, second int) podnet.Node {
 	n.Created = time.Unix(int64(second), 0)
 	return n
@@ -82,6 +87,10 @@ func TestPlan(t *testing.T) {
 			node("a", "10.201.1.2", "10.244.1.0/24", "fd00:10:244:1::/64"), node("b", "10.201.1.3", "10.244.2.0/24", "fd00:10:244:2::/64")}},
 		{name: "blocks", nodes: []podnet.Node{
 			node("a", "10.201.1.2", "10.244.1.0/24", "10.244.9.0/26", "10.244.1.64/26"), node("b", "10.201.1.3", "10.244.2.0/24", "10.244.9.64/26")}},
+		{name: "pool-blocks", nodes: []podnet.Node{
+			withBlocks(at(node("a", "10.201.1.2", "10.244.1.0/24"), 1), "10.50.0.0/26", "10.50.1.7/32", "10.244.3.0/26", "fd50::40/122"),
+			withBlocks(at(node("b", "10.201.1.3", "10.244.2.0/24", "fd00:10:244:2::/64"), 2), "10.50.0.64/26", "10.50.1.8/32", "fd50::9/128", "10.50.0.0/28"),
+			at(node("c", "10.201.2.2", "10.244.3.0/24"), 3)}},
 		{name: "masquerade", nodes: all, config: podnet.Config{NoMasquerade6: true,
 			PodRanges: prefixes("10.244.0.0/16"), NonMasquerade: prefixes("172.16.0.0/12", "172.16.1.0/24")}},
 		{name: "overlap", nodes: []podnet.Node{at(a, 2), at(b, 3), at(c, 4),

@@ -39,15 +39,21 @@ func (p *planner) settle(members []*member, nodes map[netip.Addr]string) {
 	var all []claim
 	for _, m := range members {
 		for _, f := range families {
-			if ranges := m.ranges(f); len(ranges) > 0 {
-				m.setTunnel(f, TunnelAddr(ranges[0]))
+			if own := m.own(f); own.IsValid() {
+				m.setTunnel(f, TunnelAddr(own))
 			}
 		}
 		if len(m.podCIDRs) > 1 {
 			m.podCIDRs = disjoint(m.podCIDRs)
 		}
-		for _, c := range m.podCIDRs {
-			all = append(all, claim{c, m})
+	}
+	for _, blocks := range []bool{false, true} { // a Node's own range is not lost to a block, however old
+		for _, m := range members {
+			for _, c := range m.podCIDRs {
+				if m.blocks[c] == blocks {
+					all = append(all, claim{c, m})
+				}
+			}
 		}
 	}
 	sorted := slices.Clone(all)
@@ -71,18 +77,19 @@ func (p *planner) settle(members []*member, nodes map[netip.Addr]string) {
 			return true
 		})
 		for _, f := range families {
-			within := func(c netip.Prefix) bool { return c.Contains(m.tunnel(f)) }
+			within := func(c netip.Prefix) bool { return !m.blocks[c] && c.Contains(m.tunnel(f)) }
 			if !slices.ContainsFunc(m.podCIDRs, within) {
 				m.setTunnel(f, netip.Addr{})
-				if ranges := m.ranges(f); len(ranges) > 0 {
-					m.setTunnel(f, TunnelAddr(ranges[0]))
+				if own := m.own(f); own.IsValid() {
+					m.setTunnel(f, TunnelAddr(own))
 				}
 			}
 		}
 	}
 }
 
-// arbitrate takes from each node the ranges that overlap one of an older node. Claims are given the oldest first.
+// arbitrate takes from each node the ranges that overlap one of an older node. Claims are given in order of precedence:
+// the oldest node's first, and blocks behind all others.
 func (p *planner) arbitrate(all []claim) {
 	var granted []claim // sorted, and none overlaps another
 	for _, c := range all {
@@ -93,8 +100,14 @@ func (p *planner) arbitrate(all []claim) {
 		} else if at < len(granted) && granted[at].prefix.Overlaps(c.prefix) {
 			other = &granted[at]
 		}
-		if other != nil {
+		switch {
+		case other == nil:
+		case c.owner.blocks[c.prefix]:
+			p.add(c.owner.name, Overlap, "block %s overlaps %s of node %s, which keeps it", c.prefix, other.prefix, other.owner.name)
+		default:
 			p.add(c.owner.name, Overlap, "pod CIDR %s overlaps %s of the older node %s, which keeps it", c.prefix, other.prefix, other.owner.name)
+		}
+		if other != nil {
 			c.owner.podCIDRs = slices.DeleteFunc(c.owner.podCIDRs, func(x netip.Prefix) bool { return x == c.prefix })
 			continue
 		}

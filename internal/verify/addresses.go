@@ -8,7 +8,12 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/ipam"
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/netconf"
@@ -19,6 +24,9 @@ import (
 type Addresses struct {
 	Pools  []NodePool  `json:"pools"`
 	Leases []NodeLease `json:"leases"`
+	// IPPools and Blocks are what there is beside the nodes' own ranges.
+	IPPools []PoolState  `json:"ipPools,omitempty"`
+	Blocks  []BlockState `json:"blocks,omitempty"`
 	// Problems are nodes that could not be asked.
 	Problems []string `json:"problems,omitempty"`
 }
@@ -28,6 +36,25 @@ type NodePool struct {
 	Node   string         `json:"node"`
 	Ranges []netip.Prefix `json:"ranges"`
 	ipam.Usage
+}
+
+// PoolState is an IPPool, and how much of it nodes have taken.
+type PoolState struct {
+	Pool   string                 `json:"pool"`
+	Ranges []netip.Prefix         `json:"ranges"`
+	State  string                 `json:"state"` // Valid, Disabled, or what is wrong
+	Status []v1alpha1.IPPoolUsage `json:"usage"`
+	Nodes  int32                  `json:"nodes"`
+}
+
+// BlockState is a block, and how full it is.
+type BlockState struct {
+	Block netip.Prefix `json:"block"`
+	Pool  string       `json:"pool"`
+	Node  string       `json:"node"`
+	Fixed bool         `json:"fixed,omitempty"`
+	Size  uint64       `json:"size"`
+	InUse uint64       `json:"inUse"`
 }
 
 // NodeLease is an address in use, or two of both families.
@@ -64,6 +91,11 @@ func ReadAddresses(ctx context.Context, client *kube.Client) (Addresses, error) 
 			a.Leases = append(a.Leases, NodeLease{node, l})
 		}
 	}
+	c, err := readCluster(ctx, client)
+	if err != nil {
+		return a, err
+	}
+	a.readPools(c)
 	slices.Sort(a.Problems)
 	slices.SortFunc(a.Pools, func(x, y NodePool) int {
 		return cmp.Or(cmp.Compare(x.Node, y.Node), cmp.Compare(x.Pool, y.Pool), cmp.Compare(x.Family, y.Family))
@@ -72,6 +104,45 @@ func ReadAddresses(ctx context.Context, client *kube.Client) (Addresses, error) 
 		return cmp.Or(cmp.Compare(x.Node, y.Node), cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Pod, y.Pod))
 	})
 	return a, nil
+}
+
+// readPools adds pools and blocks. Leases were read before.
+func (a *Addresses) readPools(c Cluster) {
+	f := c.pools()
+	for _, p := range f.Pools {
+		s := PoolState{Pool: p.Name, State: v1alpha1.PoolValid}
+		switch {
+		case p.Problem != nil:
+			s.State = p.Problem.String()
+		case p.Disabled:
+			s.State = "Disabled"
+		}
+		if valid := meta.FindStatusCondition(p.Object().Status.Conditions, v1alpha1.PoolValid); valid != nil && valid.Status == metav1.ConditionFalse {
+			s.State = valid.Message // the agents see more, such as Service CIDRs
+		}
+		status, _ := f.Status(p, time.Time{})
+		s.Nodes = status.Nodes
+		for _, r := range p.Ranges {
+			s.Ranges = append(s.Ranges, r.Prefix)
+			if r.Family() == ipam.IPv4 {
+				s.Status = append(s.Status, *status.IPv4)
+			} else {
+				s.Status = append(s.Status, *status.IPv6)
+			}
+		}
+		a.IPPools = append(a.IPPools, s)
+	}
+	for _, b := range f.Blocks {
+		s := BlockState{Block: b.Prefix, Pool: b.Pool, Node: b.Node, Fixed: b.Fixed, Size: ipam.Count(b.Prefix)}
+		for _, l := range a.Leases {
+			for _, x := range l.Addresses {
+				if l.Node == b.Node && b.Contains(x) {
+					s.InUse++
+				}
+			}
+		}
+		a.Blocks = append(a.Blocks, s)
+	}
 }
 
 // HeldError says that an address is that of a pod which is there.
@@ -143,11 +214,12 @@ func CheckAddresses(ctx context.Context, client *kube.Client) ([]string, error) 
 		for node, s := range states {
 			d := differ{node: node}
 			d.addresses(c.Pods, s)
+			d.blocks(c.pools(), s)
 			for _, x := range d.found {
 				found = append(found, x.Node+": "+x.Text)
 			}
 		}
-		for _, x := range Doubles(c.Pods) {
+		for _, x := range append(Doubles(c.Pods), Blocks(c)...) {
 			found = append(found, x.Node+": "+x.Text)
 		}
 		slices.Sort(found)

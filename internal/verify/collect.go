@@ -106,7 +106,7 @@ func read(ctx context.Context, client *kube.Client) (reading, error) {
 			}
 		}
 	}
-	for _, d := range Doubles(c.Pods) {
+	for _, d := range append(Doubles(c.Pods), Blocks(c)...) {
 		r.differences[d.Node] = append(r.differences[d.Node], d.Text)
 	}
 	slices.Sort(r.nodes)
@@ -170,7 +170,11 @@ func readCluster(ctx context.Context, client *kube.Client) (Cluster, error) {
 		return c, fmt.Errorf("read the network's configuration: %w", err)
 	}
 	c.Config = config.Data
-	return c, nil
+	if c.Pools, err = client.Pools(ctx); err != nil {
+		return c, err
+	}
+	c.Blocks, err = client.Blocks(ctx)
+	return c, err
 }
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

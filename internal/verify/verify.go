@@ -10,6 +10,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/ippool"
 	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/netfacts"
 	"github.com/fathom-network/fathom/internal/nodestate"
@@ -21,6 +23,13 @@ type Cluster struct {
 	Nodes  []*corev1.Node
 	Pods   []*corev1.Pod // of all namespaces
 	Config map[string]string
+	Pools  []*v1alpha1.IPPool
+	Blocks []*v1alpha1.IPBlock
+}
+
+// pools are the facts of the cluster's address pools.
+func (c Cluster) pools() ippool.Facts {
+	return ippool.Read(ippool.Objects{Pools: c.Pools, Blocks: c.Blocks, Nodes: c.Nodes})
 }
 
 // Pods compares what one node holds for the pod network with what the cluster's objects imply. The plan is worked
@@ -35,7 +44,8 @@ func Pods(c Cluster, node string, s nodestate.State) []podnet.Difference {
 	if !s.Ready {
 		d.add("the agent is not ready: %s", s.Reason)
 	}
-	f := netfacts.Read(c.Nodes, node, config)
+	pools := c.pools()
+	f := netfacts.Read(c.Nodes, node, config).WithBlocks(pools.Blocks)
 	plan, problems := podnet.NewPlan(node, s.Interfaces, f.Nodes, f.Config)
 	for _, p := range append(f.Problems, problems...) {
 		if p.Node == "" || p.Node == node {
@@ -49,6 +59,7 @@ func Pods(c Cluster, node string, s nodestate.State) []podnet.Difference {
 		d.add("fast path: %s", text)
 	}
 	d.devices(c.Pods, d.addresses(c.Pods, s), s, plan, f.Own.PodCIDRs)
+	d.blocks(pools, s)
 	slices.SortFunc(d.found, func(a, b podnet.Difference) int { return cmp.Compare(a.Text, b.Text) })
 	return slices.Compact(d.found)
 }
@@ -165,6 +176,56 @@ func (d *differ) device(pod string, l nodestate.Lease, ends map[string]nodestate
 	if plan.PodMTU != 0 && end.MTU != plan.PodMTU {
 		d.add("device %s of pod %s has MTU %d, and %d is what the network carries", end.Device, pod, end.MTU, plan.PodMTU)
 	}
+}
+
+// blocks compares leases and what the node gives addresses from with the blocks that it has.
+func (d *differ) blocks(f ippool.Facts, s nodestate.State) {
+	own := f.Of(d.node)
+	for _, l := range s.Leases {
+		if l.Pool == netconf.DefaultPool || l.Pool == "" {
+			continue
+		}
+		for _, a := range l.Addresses {
+			if !slices.ContainsFunc(own, func(b ippool.Block) bool { return b.Contains(a) }) {
+				d.add("pod %s/%s has %s of pool %s, which is in no block of the node", l.Namespace, l.Pod, a, l.Pool)
+			}
+		}
+	}
+	for _, p := range s.Pools {
+		if p.Name == netconf.DefaultPool {
+			continue
+		}
+		for _, r := range slices.Concat(p.Ranges, p.Fixed) {
+			if !slices.ContainsFunc(own, func(b ippool.Block) bool { return b.Prefix == r }) {
+				d.add("addresses of %s are given out, which is no block of the node", r)
+			}
+		}
+	}
+}
+
+// Blocks returns blocks that overlap another one, and those of nodes that are gone.
+func Blocks(c Cluster) []podnet.Difference {
+	var d differ
+	f := c.pools()
+	for _, p := range f.Problems {
+		d.add("%s", p)
+	}
+	var outer ippool.Block
+	for _, b := range f.Blocks { // by prefix, the greater one first
+		d.node = b.Node
+		switch {
+		case !outer.IsValid() || !outer.Overlaps(b.Prefix):
+			outer = b
+		case outer.Node == b.Node:
+			d.add("block %s lies within %s of the same node", b.Prefix, outer.Prefix)
+		default:
+			d.add("block %s overlaps %s of node %s", b.Prefix, outer.Prefix, outer.Node)
+		}
+		if f.NodeUID(b.Node) == "" {
+			d.add("block %s of pool %s is of a node that is not there", b.Prefix, b.Pool)
+		}
+	}
+	return d.found
 }
 
 // Doubles returns addresses that several pods of a cluster have.

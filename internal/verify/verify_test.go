@@ -92,7 +92,7 @@ func TestPods(t *testing.T) {
 		"of another pool": {func(c *verify.Cluster, s *nodestate.State) {
 			c.Pods[0].Status.PodIPs[0].IP, s.Leases[0].Addresses, s.Leases[0].Pool = "10.99.0.2", addrs("10.99.0.2"), "special"
 			s.Pods[0].Routes, s.Pods[0].Neighbours = addrs("10.99.0.2"), addrs("10.99.0.2")
-		}, nil},
+		}, []string{"pod default/web has 10.99.0.2 of pool special, which is in no block of the node"}},
 		"a stray route": {func(_ *verify.Cluster, s *nodestate.State) { s.Strays = addrs("10.244.0.9") }, []string{"route 10.244.0.9 leads to no pod's device"}},
 		"two leases, one address": {func(c *verify.Cluster, s *nodestate.State) {
 			c.Pods = append(c.Pods, pod("two", "u2", "10.244.0.2"))

@@ -1,0 +1,513 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/ipam"
+	"github.com/fathom-network/fathom/internal/ippool"
+	"github.com/fathom-network/fathom/internal/lease"
+)
+
+// server is the part of an API server that blocks need.
+type server struct {
+	mu     sync.Mutex
+	blocks map[string]*v1alpha1.IPBlock
+	pools  []*v1alpha1.IPPool
+	nodes  []*corev1.Node
+	uids   int
+	// fail, if set, is asked before each request and after it: an answer may be lost when all is done.
+	fail func() error
+}
+
+var blocksResource = schema.GroupResource{Group: "fathom.network", Resource: "ipblocks"}
+
+func (s *server) failed() error {
+	if s.fail == nil {
+		return nil
+	}
+	return s.fail()
+}
+
+func (s *server) Blocks(context.Context) ([]*v1alpha1.IPBlock, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.failed(); err != nil {
+		return nil, err
+	}
+	return slices.Collect(maps.Values(s.blocks)), nil
+}
+
+func (s *server) CreateBlock(_ context.Context, b *v1alpha1.IPBlock) (*v1alpha1.IPBlock, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.failed(); err != nil {
+		return nil, err
+	}
+	if _, taken := s.blocks[b.Name]; taken {
+		return nil, apierrors.NewAlreadyExists(blocksResource, b.Name)
+	}
+	b = b.DeepCopy()
+	s.uids++
+	b.UID, b.CreationTimestamp = types.UID(fmt.Sprint("block", s.uids)), metav1.NewTime(time.Now())
+	s.blocks[b.Name] = b
+	return b, s.failed()
+}
+
+func (s *server) DeleteBlock(_ context.Context, name string, uid types.UID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.failed(); err != nil {
+		return err
+	}
+	switch b, found := s.blocks[name]; {
+	case !found:
+		return apierrors.NewNotFound(blocksResource, name)
+	case b.UID != uid:
+		return apierrors.NewConflict(blocksResource, name, errors.New("another UID"))
+	}
+	delete(s.blocks, name)
+	return s.failed()
+}
+
+func (s *server) SetBlockOwner(_ context.Context, name string, _ types.UID, owner metav1.OwnerReference) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b, found := s.blocks[name]; found {
+		b = b.DeepCopy()
+		b.OwnerReferences = []metav1.OwnerReference{owner}
+		s.blocks[name] = b
+	}
+	return nil
+}
+
+// snapshot is what a watch has seen at that time.
+func (s *server) snapshot() ippool.Objects {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return ippool.Objects{Pools: slices.Clone(s.pools), Blocks: slices.Collect(maps.Values(s.blocks)), Nodes: s.nodes}
+}
+
+// machine is a node with an agent's blocks and a store of leases.
+type machine struct {
+	*blocks
+	store *lease.Store
+	dir   string
+	cool  time.Duration
+	seen  ippool.Objects
+	pods  map[string]lease.Lease
+	n     int
+}
+
+const coolDown = 2 * time.Second
+
+func newServer(nodes int, pools ...*v1alpha1.IPPool) *server {
+	s := &server{blocks: map[string]*v1alpha1.IPBlock{}, pools: pools}
+	for i := range nodes {
+		name := fmt.Sprint("node", i)
+		s.nodes = append(s.nodes, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID("uid-" + name)},
+			Spec: corev1.NodeSpec{PodCIDRs: []string{fmt.Sprintf("10.244.%d.0/24", i)}}})
+	}
+	return s
+}
+
+func ipv4Pool(name, cidr string, size int32) *v1alpha1.IPPool {
+	return &v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.IPPoolSpec{IPv4: &v1alpha1.IPPoolRange{CIDR: cidr, BlockSize: size}}}
+}
+
+func (s *server) machine(t *testing.T, i int) *machine {
+	m := &machine{dir: filepath.Join(t.TempDir(), "leases"), cool: coolDown, pods: map[string]lease.Lease{}}
+	m.start(t, s, s.nodes[i].Name)
+	m.seen = s.snapshot()
+	return m
+}
+
+// start is what an agent knows when it begins.
+func (m *machine) start(t *testing.T, s *server, node string) {
+	store, err := lease.Open(m.dir, m.cool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.store = store
+	m.blocks = newBlocks(node, s, func() ippool.Objects { return m.seen }, slog.New(slog.DiscardHandler))
+}
+
+// add is the ADD of a pod: it asks the agent, then takes a lease.
+func (m *machine) add(name string, annotations map[string]string) (lease.Lease, error) {
+	grant, err := m.request(context.Background(), m.store, nil, metav1.ObjectMeta{Namespace: "ns", Name: name, Annotations: annotations}, metav1.ObjectMeta{})
+	if err != nil {
+		return lease.Lease{}, err
+	}
+	return m.lease(name, ipam.Request{Pool: grant.Pool, Addresses: grant.Addresses})
+}
+
+func (m *machine) lease(name string, r ipam.Request) (lease.Lease, error) {
+	m.n++
+	l, err := m.store.Acquire(lease.Lease{Attachment: lease.Attachment{ContainerID: fmt.Sprint(name, "-", m.n), IfName: "eth0"},
+		PodNamespace: "ns", PodName: name, Addresses: r.Addresses}, func(s ipam.State) (ipam.Choice, error) { return ipam.Choose(nil, r, s) })
+	if err == nil {
+		m.pods[name] = l
+	}
+	return l, err
+}
+
+func (m *machine) del(t *testing.T, name string) {
+	if err := m.store.Release(m.pods[name].Attachment); err != nil {
+		t.Fatal(err)
+	}
+	delete(m.pods, name)
+}
+
+func (m *machine) pass(t *testing.T) []string {
+	t.Helper()
+	problems, _, err := m.keep(t.Context(), m.store, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return problems
+}
+
+var fromPool = map[string]string{ippool.PoolAnnotation: "public"}
+
+func fixedAt(address string) map[string]string {
+	return map[string]string{ippool.AddressesAnnotation: address}
+}
+
+// TestLifeOfABlock: taken for the first pod, given back when the last one has gone and its address has rested.
+func TestLifeOfABlock(t *testing.T) {
+	s := newServer(2, ipv4Pool("public", "10.50.0.0/28", 30))
+	a, b := s.machine(t, 0), s.machine(t, 1)
+	l, err := a.add("web", fromPool)
+	if err != nil || l.Pool != "public" || len(s.blocks) != 1 {
+		t.Fatalf("%+v, %v, %v", l, err, s.blocks)
+	}
+	a.pass(t) // the watch knows nothing of it yet
+	if again, err := a.lease("late", ipam.Request{Pool: "public"}); err != nil {
+		t.Errorf("%+v, %v", again, err)
+	} else {
+		a.del(t, "late")
+	}
+	for _, owner := range s.blocks {
+		if owner.OwnerReferences[0].UID != "uid-node0" {
+			t.Errorf("%+v", owner)
+		}
+	}
+	// Another node cannot have an address of it, the first one can.
+	b.seen = s.snapshot()
+	if _, err := b.add("thief", fixedAt(l.Addresses[0].String())); err == nil || !strings.Contains(err.Error(), "of node node0") {
+		t.Error(err)
+	}
+	a.del(t, "web")
+	now := time.Now()
+	a.now = func() time.Time { return now }
+	a.seen = s.snapshot()
+	a.pass(t)
+	if now = now.Add(2 * rest); len(s.blocks) != 1 {
+		t.Error("it is given back while addresses cool down")
+	}
+	a.pass(t)
+	if len(s.blocks) != 1 {
+		t.Error("it is given back while addresses cool down")
+	}
+	time.Sleep(coolDown + 10*time.Millisecond)
+	now = now.Add(2 * rest)
+	a.pass(t)
+	if len(s.blocks) != 0 {
+		t.Errorf("%v is not given back", s.blocks)
+	}
+	// A plugin that asked before is not served from it any more, whatever the watch says.
+	a.pass(t)
+	if l, err := a.lease("slow", ipam.Request{Pool: "public"}); err == nil {
+		t.Errorf("%+v of a block that was given back", l)
+	}
+}
+
+// TestReserve: before the last address is gone another block is there, and a full pool says that it is.
+func TestReserve(t *testing.T) {
+	s := newServer(1, ipv4Pool("public", "10.50.0.0/28", 29))
+	m := s.machine(t, 0)
+	for i := range 16 {
+		if _, err := m.add(fmt.Sprint("pod", i), fromPool); err != nil {
+			t.Fatalf("pod %d: %v", i, err)
+		}
+		m.seen = s.snapshot()
+		m.pass(t)
+		if want := 1 + min(1, (i+1)/7); len(s.blocks) != want {
+			t.Errorf("%d blocks with %d pods, want %d", len(s.blocks), i+1, want)
+		}
+	}
+	_, err := m.add("one-more", fromPool)
+	if err == nil || !strings.Contains(err.Error(), `pool "public" is full: all of 10.50.0.0/28 is in 2 blocks of 1 nodes, and of the 16 addresses that this node has of it 16 are in use and 0 cool down`) {
+		t.Error(err)
+	}
+	// Disabled, nobody gets another, and all is given back as pods go.
+	m.seen.Pools[0] = m.seen.Pools[0].DeepCopy()
+	m.seen.Pools[0].Spec.Disabled = true
+	s.pools = m.seen.Pools
+	m.del(t, "pod3")
+	m.pass(t)
+	time.Sleep(coolDown + 10*time.Millisecond)
+	if _, err := m.add("one-more", fromPool); err == nil || !strings.Contains(err.Error(), "is disabled") {
+		t.Error(err)
+	}
+	if _, err := m.lease("slow", ipam.Request{Pool: "public"}); err == nil {
+		t.Error("a plugin that asked earlier gets an address of a disabled pool")
+	}
+	for name := range maps.Clone(m.pods) {
+		m.del(t, name)
+	}
+	m.pass(t)
+	time.Sleep(coolDown + 10*time.Millisecond)
+	if m.pass(t); len(s.blocks) != 0 {
+		t.Errorf("%v is not given back", s.blocks)
+	}
+}
+
+// TestFixedAddress goes with its pod from node to node, and is nobody else's in between.
+func TestFixedAddress(t *testing.T) {
+	s := newServer(2, ipv4Pool("public", "10.50.0.0/24", 0))
+	a, b := s.machine(t, 0), s.machine(t, 1)
+	if l, err := a.add("db", fixedAt("10.50.0.7")); err != nil || l.Addresses[0].String() != "10.50.0.7" {
+		t.Fatal(l, err)
+	}
+	if l, err := a.add("web", fromPool); err != nil || l.Addresses[0].String() == "10.50.0.7" || len(s.blocks) != 2 {
+		t.Fatal(l, err, s.blocks)
+	}
+	a.del(t, "db")
+	a.seen, b.seen = s.snapshot(), s.snapshot()
+	if _, err := b.add("db", fixedAt("10.50.0.7")); err == nil || !strings.Contains(err.Error(), "10.50.0.7/32 of node node0") {
+		t.Error(err)
+	}
+	time.Sleep(coolDown + 10*time.Millisecond)
+	now := time.Now().Add(restFixed)
+	a.now = func() time.Time { return now }
+	a.pass(t)
+	now = now.Add(restFixed)
+	a.pass(t)
+	b.seen = s.snapshot()
+	if l, err := b.add("db", fixedAt("10.50.0.7")); err != nil || l.Addresses[0].String() != "10.50.0.7" {
+		t.Error(l, err)
+	}
+}
+
+// TestLostBlocks: what somebody deleted is taken again, unless another node was faster; a Node that was made anew
+// becomes the owner.
+func TestLostBlocks(t *testing.T) {
+	s := newServer(2, ipv4Pool("public", "10.50.0.0/24", 0))
+	a := s.machine(t, 0)
+	l, err := a.add("web", fromPool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.start(t, s, "node0")
+	if problems := a.pass(t); len(problems) > 0 || len(s.blocks) != 1 {
+		t.Errorf("with a watch that is late: %v, %v", problems, s.blocks)
+	}
+	if _, err := a.lease("y", ipam.Request{Pool: "public"}); err != nil {
+		t.Errorf("with a watch that is late: %v", err)
+	}
+	a.del(t, "y")
+	clear(s.blocks)
+	a.seen = s.snapshot()
+	a.start(t, s, "node0")
+	if problems := a.pass(t); len(problems) > 0 || len(s.blocks) != 1 {
+		t.Errorf("%v, %v", problems, s.blocks)
+	}
+	s.nodes[0].UID = "new"
+	a.seen = s.snapshot()
+	a.start(t, s, "node0")
+	if problems := a.pass(t); len(problems) > 0 {
+		t.Error(problems)
+	}
+	for name, x := range s.blocks {
+		if x.OwnerReferences[0].UID != "new" {
+			t.Errorf("%s is of %+v", name, x.OwnerReferences)
+		}
+		x.Spec.Node = "node1"
+	}
+	a.seen = s.snapshot()
+	if problems := a.pass(t); len(problems) != 1 || !strings.Contains(problems[0], "pod ns/web has "+l.Addresses[0].String()) {
+		t.Error(problems)
+	}
+	if _, err := a.lease("x", ipam.Request{Pool: "public"}); err == nil {
+		t.Error("an address of another node's block is given")
+	}
+}
+
+// TestNoAddressTwice lets nodes with watches that are late, agents that are killed, an API server that fails and
+// loses answers, and plugins that are slow do as they please: no address is ever of two pods, and what is given
+// back comes back.
+func TestNoAddressTwice(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	const nodes = 4
+	s := newServer(nodes, ipv4Pool("public", "10.50.0.0/26", 29), ipv4Pool("single", "10.60.0.0/29", 32))
+	s.fail = func() error {
+		if rnd.IntN(12) == 0 {
+			return errors.New("the API server does not answer")
+		}
+		return nil
+	}
+	start := time.Now()
+	skip := time.Duration(0)
+	var machines []*machine
+	for i := range nodes {
+		m := s.machine(t, i)
+		m.cool = 10 * time.Millisecond
+		m.start(t, s, m.node)
+		machines = append(machines, m)
+	}
+	slow := map[*machine][]ipam.Request{}
+	granted := 0
+	for step := range 4000 {
+		m := machines[rnd.IntN(nodes)]
+		m.now = func() time.Time { return start.Add(skip) }
+		name := fmt.Sprint("pod", rnd.IntN(12))
+		_, there := m.pods[name]
+		switch rnd.IntN(9) {
+		case 0, 1, 2:
+			if there {
+				continue
+			}
+			annotations := fromPool
+			switch rnd.IntN(4) {
+			case 0:
+				annotations = fixedAt(fmt.Sprint("10.50.0.", rnd.IntN(64)))
+			case 1:
+				annotations = map[string]string{ippool.PoolAnnotation: "single"}
+			}
+			if _, err := m.add(name, annotations); err == nil {
+				granted++
+			}
+		case 3:
+			if there {
+				m.del(t, name)
+			}
+		case 4:
+			m.seen = s.snapshot() // the watch catches up
+		case 5, 6:
+			if _, _, err := m.keep(t.Context(), m.store, nil); err != nil {
+				t.Fatal(err)
+			}
+			skip += rest / 8
+		case 7:
+			if rnd.IntN(4) == 0 {
+				m.seen = s.snapshot() // it lists before it does anything
+				m.start(t, s, m.node)
+			}
+		case 8: // a plugin that was told something long ago
+			if requests := slow[m]; len(requests) > 0 {
+				_, _ = m.lease(fmt.Sprint("slow", step), requests[0])
+				slow[m] = requests[1:]
+				continue
+			}
+			if grant, err := m.request(t.Context(), m.store, nil, metav1.ObjectMeta{Annotations: fromPool}, metav1.ObjectMeta{}); err == nil {
+				slow[m] = append(slow[m], ipam.Request{Pool: grant.Pool})
+			}
+		}
+		for _, x := range machines {
+			if len(x.pods) > 20 {
+				for name := range maps.Clone(x.pods) {
+					x.del(t, name)
+				}
+			}
+		}
+		var given []netip.Prefix
+		for _, x := range machines {
+			state, err := x.store.State()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range state.Pools {
+				for _, r := range slices.Concat(p.Ranges, p.Fixed) {
+					if slices.ContainsFunc(given, r.Overlaps) {
+						t.Fatalf("step %d: %s gives addresses of %s, of which another does: %v", step, x.node, r, given)
+					}
+					given = append(given, r)
+				}
+			}
+		}
+		holder := map[netip.Addr]string{}
+		for _, x := range machines {
+			for name, l := range x.pods {
+				for _, a := range l.Addresses {
+					if other, taken := holder[a]; taken {
+						t.Fatalf("step %d: %s is of %s and of %s/%s", step, a, other, x.node, name)
+					}
+					holder[a] = x.node + "/" + name
+				}
+			}
+		}
+	}
+	if granted < 100 {
+		t.Errorf("only %d pods got an address", granted)
+	}
+	s.fail = nil
+	for _, m := range machines {
+		for name := range maps.Clone(m.pods) {
+			m.del(t, name)
+		}
+	}
+	time.Sleep(coolDown + 10*time.Millisecond)
+	for range 3 {
+		for _, m := range machines {
+			m.seen = s.snapshot()
+			m.now = func() time.Time { return start.Add(skip) }
+			m.pass(t)
+		}
+		skip += 2 * rest
+	}
+	if len(s.blocks) > 0 {
+		t.Errorf("%d blocks are not given back", len(s.blocks))
+	}
+}
+
+// TestClaimsAtOnce has nodes take blocks and single addresses at the same moment: whatever overlaps is one node's.
+func TestClaimsAtOnce(t *testing.T) {
+	s := newServer(8, ipv4Pool("public", "10.50.0.0/28", 30))
+	for round := range 20 {
+		clear(s.blocks)
+		var wg sync.WaitGroup
+		for i := range s.nodes {
+			m := s.machine(t, i)
+			wg.Go(func() {
+				for range 3 {
+					m.seen = s.snapshot()
+					annotations := fromPool
+					if i%2 == 0 {
+						annotations = fixedAt("10.50.0.5")
+					}
+					_, _ = m.add(fmt.Sprint("pod", m.n), annotations)
+				}
+			})
+		}
+		wg.Wait()
+		all := ippool.Read(s.snapshot()).Blocks
+		for i, x := range all {
+			for _, y := range all[:i] {
+				if x.Overlaps(y.Prefix) {
+					t.Errorf("round %d: %s of %s overlaps %s of %s", round, x.Prefix, x.Node, y.Prefix, y.Node)
+				}
+			}
+		}
+	}
+}

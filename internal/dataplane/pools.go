@@ -1,0 +1,225 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/ippool"
+	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/lease"
+	"github.com/fathom-network/fathom/internal/podnet"
+)
+
+// poolObjects are what the watches say of address pools.
+func (a *Agent) poolObjects() ippool.Objects {
+	return ippool.Objects{Pools: a.view.Pools(), Blocks: a.view.Blocks(), Nodes: a.view.Nodes(), Services: a.view.ServiceCIDRs()}
+}
+
+// keepBlocks makes the node's blocks of address pools what its pods need, and tells of pools what is known of them.
+func (a *Agent) keepBlocks(ctx context.Context, interfaces []podnet.Interface) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiPatience)
+	defer cancel()
+	store, err := lease.Open(a.Paths.Leases, a.config.CoolDown)
+	if err != nil {
+		return nil, err
+	}
+	problems, again, err := a.blocks.keep(ctx, store, segments(interfaces))
+	if err != nil {
+		return problems, fmt.Errorf("keep the blocks of address pools: %w", err)
+	}
+	if wait := a.tellPools(ctx); wait > 0 && (again == 0 || wait < again) {
+		again = wait
+	}
+	if again > 0 {
+		time.AfterFunc(again, a.Wake)
+	}
+	return problems, nil
+}
+
+// segments are the networks that the node is on itself.
+func segments(interfaces []podnet.Interface) []netip.Prefix {
+	var list []netip.Prefix
+	for _, i := range interfaces {
+		for _, p := range i.Addrs {
+			list = append(list, p.Masked())
+		}
+	}
+	return list
+}
+
+// tellPools writes the status of pools that is not as it should be, when it is this node's turn. It returns how long
+// it is until that, if it is not yet.
+func (a *Agent) tellPools(ctx context.Context) (wait time.Duration) {
+	f, now := ippool.Read(a.poolObjects()), time.Now()
+	for name := range a.poolsDiffer {
+		if _, found := f.Pool(name); !found {
+			delete(a.poolsDiffer, name)
+		}
+	}
+	for _, p := range f.Pools {
+		status, differs := f.Status(p, now)
+		if !differs {
+			delete(a.poolsDiffer, p.Name)
+			continue
+		}
+		since, known := a.poolsDiffer[p.Name]
+		if !known {
+			since = now
+			a.poolsDiffer[p.Name] = now
+		}
+		if left := f.Turnstile(p.Name, a.Node) - now.Sub(since); left > 0 {
+			if wait == 0 || left < wait {
+				wait = left
+			}
+			continue
+		}
+		if err := a.Client.SetPoolStatus(ctx, p.Name, status); err != nil {
+			a.Log.Warn("the status of a pool was not written", "pool", p.Name, "error", err)
+			wait = apiPatience
+			continue
+		}
+		delete(a.poolsDiffer, p.Name)
+		a.tellPool(ctx, p, status)
+	}
+	return wait
+}
+
+// tellPool makes an event where a pool has become good or bad.
+func (a *Agent) tellPool(ctx context.Context, p ippool.Pool, status v1alpha1.IPPoolStatus) {
+	was := meta.FindStatusCondition(p.Object().Status.Conditions, v1alpha1.PoolValid)
+	is := meta.FindStatusCondition(status.Conditions, v1alpha1.PoolValid)
+	if was != nil && was.Status == is.Status && was.Reason == is.Reason {
+		return
+	}
+	e := kube.Event{Object: kube.PoolReference(p.Object()), Warning: is.Status != metav1.ConditionTrue, Reason: is.Reason, Message: is.Message}
+	if err := a.Client.Record(ctx, Component, e); err != nil {
+		a.Log.Warn("an event was lost", "error", err)
+	}
+}
+
+const (
+	// podPatience is how long a pod is waited for that the API server has not told of yet. All of an answer takes less
+	// than the two seconds that the plugin waits.
+	podPatience = time.Second
+	// answerPatience is how long an answer may take in all.
+	answerPatience = 1800 * time.Millisecond
+	// routePatience is how long the kernel is waited for when a block is new.
+	routePatience = 300 * time.Millisecond
+)
+
+// answerPod tells the plugin what a pod asks for, when there is a block to give it from.
+func (a *Agent) answerPod(w http.ResponseWriter, r *http.Request) {
+	if a.view == nil { // it cleans the node
+		http.Error(w, "the network is being uninstalled", http.StatusServiceUnavailable)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), answerPatience)
+	defer cancel()
+	namespace, name, uid := r.PathValue("namespace"), r.PathValue("name"), r.URL.Query().Get("uid")
+	pod, err := a.awaitPod(ctx, namespace, name, uid)
+	switch {
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	case pod == nil:
+		http.Error(w, "no such pod on this node", http.StatusNotFound)
+		return
+	}
+	var answer struct {
+		Pool      string       `json:"pool,omitempty"`
+		Addresses []netip.Addr `json:"addresses,omitempty"`
+	}
+	grant, err := a.grant(ctx, pod)
+	var refusal *ippool.Refusal
+	switch {
+	case errors.As(err, &refusal) && !refusal.Later:
+		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+	case err != nil:
+		http.Error(w, oneLine(err), http.StatusServiceUnavailable)
+	default:
+		answer.Pool, answer.Addresses = grant.Pool, grant.Addresses
+		reply(w, answer, nil)
+	}
+}
+
+// awaitPod finds a pod in the view. A nil pod is one that kubelet runs from a file and the API server does not know:
+// kubelet's identifiers of those are digests, the API server's have hyphens.
+func (a *Agent) awaitPod(ctx context.Context, namespace, name, uid string) (*corev1.Pod, error) {
+	static := uid != "" && !strings.Contains(uid, "-")
+	deadline := time.Now().Add(podPatience)
+	for {
+		synced := a.view.Synced()
+		pod, found := a.view.Pod(namespace, name)
+		_, hasNamespace := a.view.Namespace(namespace)
+		switch mirror := found && pod.Annotations[corev1.MirrorPodAnnotationKey] != ""; {
+		case found && hasNamespace && (uid == "" || string(pod.UID) == uid || static && mirror):
+			return pod, nil
+		case static && synced:
+			return nil, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+		if time.Now().Before(deadline) {
+			continue
+		}
+		switch {
+		// An agent that has never seen the API server cannot tell whether there are pools. Where there were none, pods
+		// do without it.
+		case !synced && a.needed(), synced && uid != "":
+			return nil, fmt.Errorf("the API server has not told this node of pod %s/%s yet", namespace, name)
+		}
+		return nil, nil
+	}
+}
+
+// grant says what a pod gets, and waits until the kernel has the block that it is of.
+func (a *Agent) grant(ctx context.Context, pod *corev1.Pod) (ippool.Grant, error) {
+	status := a.state.get()
+	store, err := lease.Open(a.Paths.Leases, status.Config.CoolDown)
+	if err != nil {
+		return ippool.Grant{}, err
+	}
+	namespace, found := a.view.Namespace(pod.Namespace)
+	if !found {
+		namespace = &corev1.Namespace{}
+	}
+	grant, err := a.blocks.request(ctx, store, segments(status.Interfaces), pod.ObjectMeta, namespace.ObjectMeta)
+	if err != nil || grant.Pool == "" {
+		return grant, err
+	}
+	state, err := store.State()
+	if err != nil {
+		return grant, err
+	}
+	for deadline := time.Now().Add(routePatience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		missing := false
+		routes := map[netip.Prefix]bool{}
+		for _, r := range a.state.get().Plan.Routes {
+			routes[r.To] = true
+		}
+		for _, p := range state.Pools {
+			for _, r := range slices.Concat(p.Ranges, p.Fixed) {
+				missing = missing || p.Name == grant.Pool && !routes[r]
+			}
+		}
+		if !missing {
+			break
+		}
+		a.Wake()
+	}
+	return grant, nil
+}

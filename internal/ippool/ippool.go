@@ -1,0 +1,371 @@
+// Package ippool is the address pools of a cluster: which of them are good for use, which node has which block of
+// them, which block a node takes next and which it gives back. It is pure; package dataplane does what it says.
+package ippool
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/ipam"
+	"github.com/fathom-network/fathom/internal/netconf"
+)
+
+// Objects are what the API has to say of pools.
+type Objects struct {
+	Pools    []*v1alpha1.IPPool
+	Blocks   []*v1alpha1.IPBlock
+	Nodes    []*corev1.Node
+	Services []*networkingv1.ServiceCIDR
+}
+
+// Facts are what follows from them.
+type Facts struct {
+	Pools  []Pool  // the oldest first
+	Blocks []Block // those that can be read, ordered by prefix
+	// Problems are of blocks, which only agents make.
+	Problems []string
+	nodes    []node
+}
+
+// Pool is an IPPool as it was read.
+type Pool struct {
+	Name   string
+	Ranges []Range // at most one of each family, IPv4 first
+	// Problem says why it is not used; nil if it is.
+	Problem    *Problem
+	Disabled   bool
+	nodes      labels.Selector
+	namespaces labels.Selector
+	object     *v1alpha1.IPPool
+}
+
+// Range is the part of a family.
+type Range struct {
+	netip.Prefix
+	BlockBits int // the length of blocks' prefixes
+}
+
+// Family is that of the range.
+func (r Range) Family() ipam.Family { return ipam.FamilyOf(r.Addr()) }
+
+// Block is an IPBlock as it was read.
+type Block struct {
+	netip.Prefix
+	Name  string
+	UID   types.UID
+	Pool  string
+	Node  string
+	Owner types.UID // of the Node that it was made for
+	Fixed bool
+}
+
+// Problem is why a pool is not used.
+type Problem struct {
+	Field  string // such as spec.ipv4.cidr
+	Reason string // in one word
+	Text   string
+}
+
+func (p *Problem) String() string { return p.Field + ": " + p.Text }
+
+// The reasons.
+const (
+	InvalidField     = "InvalidField"
+	Overlap          = "Overlap"          // with an older pool, or a node's podCIDR
+	ServiceOverlap   = "ServiceOverlap"   // with a Service CIDR
+	NodeAddressClash = "NodeAddressClash" // a node's own address is in the range
+	NoSuchFamily     = "NoSuchFamily"     // nodes have no pods of it
+	ReservedName     = "ReservedName"
+)
+
+// node is what pools need to know of a Node.
+type node struct {
+	name     string
+	uid      types.UID
+	labels   labels.Set
+	podCIDRs []netip.Prefix
+	addrs    []netip.Addr
+}
+
+// Read makes facts of objects. Every agent comes to the same.
+func Read(o Objects) Facts {
+	var f Facts
+	for _, n := range o.Nodes {
+		f.nodes = append(f.nodes, readNode(n))
+	}
+	slices.SortFunc(f.nodes, func(a, b node) int { return cmp.Compare(a.name, b.name) })
+	services := readServices(o.Services)
+	pools := slices.Clone(o.Pools)
+	slices.SortFunc(pools, func(a, b *v1alpha1.IPPool) int {
+		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
+	})
+	for _, p := range pools {
+		pool := readPool(p)
+		if pool.Problem == nil {
+			pool.Problem = f.clash(pool, services)
+		}
+		f.Pools = append(f.Pools, pool)
+	}
+	for _, b := range o.Blocks {
+		p, err := netip.ParsePrefix(b.Spec.CIDR)
+		if err != nil || p != p.Masked() || b.Name != BlockName(p) {
+			f.Problems = append(f.Problems, fmt.Sprintf("IPBlock %s has the CIDR %q, which is not that of its name: it is left out", b.Name, b.Spec.CIDR))
+			continue
+		}
+		block := Block{Prefix: p, Name: b.Name, UID: b.UID, Pool: b.Spec.Pool, Node: b.Spec.Node, Fixed: b.Spec.Fixed}
+		for _, r := range b.OwnerReferences {
+			if r.Kind == "Node" {
+				block.Owner = r.UID
+			}
+		}
+		f.Blocks = append(f.Blocks, block)
+	}
+	slices.SortFunc(f.Blocks, func(a, b Block) int { return comparePrefixes(a.Prefix, b.Prefix) })
+	return f
+}
+
+func comparePrefixes(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
+func readNode(n *corev1.Node) node {
+	read := node{name: n.Name, uid: n.UID, labels: n.Labels}
+	cidrs := n.Spec.PodCIDRs
+	if len(cidrs) == 0 && n.Spec.PodCIDR != "" {
+		cidrs = []string{n.Spec.PodCIDR}
+	}
+	for _, s := range cidrs {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			read.podCIDRs = append(read.podCIDRs, p.Masked())
+		}
+	}
+	for _, a := range n.Status.Addresses {
+		if a.Type != corev1.NodeInternalIP && a.Type != corev1.NodeExternalIP {
+			continue
+		}
+		if ip, err := netip.ParseAddr(a.Address); err == nil {
+			read.addrs = append(read.addrs, ip.Unmap())
+		}
+	}
+	return read
+}
+
+type serviceRange struct {
+	netip.Prefix
+	name string
+}
+
+func readServices(objects []*networkingv1.ServiceCIDR) []serviceRange {
+	var ranges []serviceRange
+	for _, o := range objects {
+		for _, s := range o.Spec.CIDRs {
+			if p, err := netip.ParsePrefix(s); err == nil {
+				ranges = append(ranges, serviceRange{p.Masked(), o.Name})
+			}
+		}
+	}
+	slices.SortFunc(ranges, func(a, b serviceRange) int {
+		return cmp.Or(comparePrefixes(a.Prefix, b.Prefix), cmp.Compare(a.name, b.name))
+	})
+	return ranges
+}
+
+// What the size of a block is where the pool does not say.
+var defaultBlockBits = map[ipam.Family]int{ipam.IPv4: 26, ipam.IPv6: 122}
+
+// Ranges that no pod can have an address of, as in package conflist.
+var unusable = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("169.254.0.0/16"),
+	netip.MustParsePrefix("224.0.0.0/3"), netip.MustParsePrefix("::/8"), netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("ff00::/8"),
+}
+
+// readPool reads a pool by itself. The CRD's rules refuse most of what is a problem here, unless the API server is
+// older than they.
+func readPool(o *v1alpha1.IPPool) Pool {
+	p := Pool{Name: o.Name, Disabled: o.Spec.Disabled, object: o}
+	wrong := func(field, format string, args ...any) {
+		if p.Problem == nil {
+			p.Problem = &Problem{field, InvalidField, fmt.Sprintf(format, args...)}
+		}
+	}
+	if o.Name == netconf.DefaultPool {
+		p.Problem = &Problem{"metadata.name", ReservedName, fmt.Sprintf("%q is the pool of the nodes' own podCIDRs; give this one another name", o.Name)}
+	}
+	if o.Spec.IPv4 == nil && o.Spec.IPv6 == nil {
+		wrong("spec", "a pool has a range of IPv4, of IPv6, or both")
+	}
+	for _, f := range ipam.Families {
+		from, field := o.Spec.IPv4, "spec.ipv4"
+		if f == ipam.IPv6 {
+			from, field = o.Spec.IPv6, "spec.ipv6"
+		}
+		if from == nil {
+			continue
+		}
+		r, err := netip.ParsePrefix(from.CIDR)
+		if err != nil || r.Addr().Is4In6() || ipam.FamilyOf(r.Addr()) != f {
+			wrong(field+".cidr", "%q is no range of %s", from.CIDR, f)
+			continue
+		}
+		bits := int(from.BlockSize)
+		if bits == 0 {
+			bits = max(defaultBlockBits[f], r.Bits())
+		}
+		switch i := slices.IndexFunc(unusable, r.Overlaps); {
+		case r != r.Masked():
+			wrong(field+".cidr", "%s has bits behind the prefix; want %s", r, r.Masked())
+		case i >= 0:
+			wrong(field+".cidr", "%s overlaps %s, which no pod can have an address of", r, unusable[i])
+		case bits < r.Bits() || bits > r.Addr().BitLen():
+			wrong(field+".blockSize", "a block of /%d is not a part of %s; want %d to %d", bits, r, r.Bits(), r.Addr().BitLen())
+		default:
+			p.Ranges = append(p.Ranges, Range{r, bits})
+		}
+	}
+	var err error
+	if p.nodes, err = selector(o.Spec.NodeSelector); err != nil {
+		wrong("spec.nodeSelector", "%v", err)
+	}
+	if p.namespaces, err = selector(o.Spec.NamespaceSelector); err != nil {
+		wrong("spec.namespaceSelector", "%v", err)
+	}
+	return p
+}
+
+// selector reads a selector. None at all is everything.
+func selector(s *metav1.LabelSelector) (labels.Selector, error) {
+	if s == nil {
+		return labels.Everything(), nil
+	}
+	read, err := metav1.LabelSelectorAsSelector(s)
+	if err != nil {
+		return labels.Nothing(), err
+	}
+	return read, nil
+}
+
+// clash says what else has addresses of the pool. Of two pools the older one stays.
+func (f *Facts) clash(p Pool, services []serviceRange) *Problem {
+	for _, r := range p.Ranges {
+		field := "spec." + strings.ToLower(r.Family().String()) + ".cidr"
+		problem := func(reason, format string, args ...any) *Problem {
+			return &Problem{field, reason, r.String() + " " + fmt.Sprintf(format, args...)}
+		}
+		for _, s := range services {
+			if s.Overlaps(r.Prefix) {
+				return problem(ServiceOverlap, "overlaps %s of ServiceCIDR %s", s.Prefix, s.name)
+			}
+		}
+		hasPods, hasFamily := false, false
+		for _, n := range f.nodes {
+			for _, c := range n.podCIDRs {
+				if c.Overlaps(r.Prefix) {
+					return problem(Overlap, "overlaps %s, the podCIDR of node %s", c, n.name)
+				}
+				hasPods, hasFamily = true, hasFamily || ipam.FamilyOf(c.Addr()) == r.Family()
+			}
+			for _, a := range n.addrs {
+				if r.Contains(a) {
+					return problem(NodeAddressClash, "holds %s, the address of node %s", a, n.name)
+				}
+			}
+		}
+		if hasPods && !hasFamily {
+			return problem(NoSuchFamily, "is %s, and no node has podCIDRs of that family: its pods could not be reached", r.Family())
+		}
+		for _, older := range f.Pools {
+			if older.Problem != nil {
+				continue
+			}
+			for _, other := range older.Ranges {
+				if other.Overlaps(r.Prefix) {
+					return problem(Overlap, "overlaps %s of the older pool %s", other.Prefix, older.Name)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// Pool finds a pool by its name.
+func (f Facts) Pool(name string) (Pool, bool) {
+	i := slices.IndexFunc(f.Pools, func(p Pool) bool { return p.Name == name })
+	if i < 0 {
+		return Pool{}, false
+	}
+	return f.Pools[i], true
+}
+
+// Of returns the blocks of a node.
+func (f Facts) Of(node string) []Block {
+	return slices.DeleteFunc(slices.Clone(f.Blocks), func(b Block) bool { return b.Node != node })
+}
+
+// NodeUID returns what tells a Node from an earlier one of its name, or nothing if there is no such Node.
+func (f Facts) NodeUID(name string) types.UID {
+	if n := f.node(name); n != nil {
+		return n.uid
+	}
+	return ""
+}
+
+func (f Facts) node(name string) *node {
+	if i := slices.IndexFunc(f.nodes, func(n node) bool { return n.name == name }); i >= 0 {
+		return &f.nodes[i]
+	}
+	return nil
+}
+
+// Usable says why a node may give out no address of the pool, or nothing.
+func (f Facts) Usable(p Pool, nodeName string) string {
+	switch n := f.node(nodeName); {
+	case p.Problem != nil:
+		return fmt.Sprintf("pool %q is not used: %s", p.Name, p.Problem)
+	case p.Disabled:
+		return fmt.Sprintf("pool %q is disabled and gives out no further address: ask for another pool, or enable it", p.Name)
+	case n == nil:
+		return fmt.Sprintf("there is no Node %s", nodeName)
+	case !p.nodes.Matches(n.labels):
+		return fmt.Sprintf("pool %q is not for node %s: its nodeSelector is %s", p.Name, nodeName, p.nodes)
+	}
+	return ""
+}
+
+// Range returns the part of a family.
+func (p Pool) Range(f ipam.Family) (Range, bool) {
+	for _, r := range p.Ranges {
+		if r.Family() == f {
+			return r, true
+		}
+	}
+	return Range{}, false
+}
+
+// holds says whether the address is of the pool.
+func (p Pool) holds(a netip.Addr) bool {
+	return slices.ContainsFunc(p.Ranges, func(r Range) bool { return r.Contains(a) })
+}
+
+// condition says whether the pool is used.
+func condition(p Pool, now time.Time) metav1.Condition {
+	c := metav1.Condition{Type: v1alpha1.PoolValid, Status: metav1.ConditionTrue, Reason: "Valid", Message: "nodes take blocks as they need them",
+		ObservedGeneration: p.object.Generation, LastTransitionTime: metav1.NewTime(now)}
+	switch {
+	case p.Problem != nil:
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, p.Problem.Reason, p.Problem.String()
+	case p.Disabled:
+		c.Message = "it is disabled: pods keep their addresses, and nobody gets another"
+	}
+	return c
+}

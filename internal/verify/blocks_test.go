@@ -1,0 +1,53 @@
+package verify
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/ipam"
+	"github.com/fathom-network/fathom/internal/ippool"
+	"github.com/fathom-network/fathom/internal/nodestate"
+)
+
+func TestBlocks(t *testing.T) {
+	block := func(cidr, node string) *v1alpha1.IPBlock {
+		return &v1alpha1.IPBlock{ObjectMeta: metav1.ObjectMeta{Name: ippool.BlockName(netip.MustParsePrefix(cidr))}, Spec: v1alpha1.IPBlockSpec{Pool: "p", CIDR: cidr, Node: node}}
+	}
+	c := Cluster{Blocks: []*v1alpha1.IPBlock{block("10.50.0.0/26", "a"), block("10.50.0.64/26", "b"), block("10.50.0.7/32", "b"), block("10.50.0.8/32", "a"), block("10.50.1.0/26", "gone")}}
+	for _, name := range []string{"a", "b"} {
+		c.Nodes = append(c.Nodes, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name)}})
+	}
+	var found []string
+	for _, d := range Blocks(c) {
+		found = append(found, d.Node+": "+d.Text)
+	}
+	want := "b: block 10.50.0.7/32 overlaps 10.50.0.0/26 of node a; a: block 10.50.0.8/32 lies within 10.50.0.0/26 of the same node; " +
+		"gone: block 10.50.1.0/26 of pool p is of a node that is not there"
+	if got := strings.Join(found, "; "); got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+
+	d := differ{node: "a"}
+	d.blocks(c.pools(), nodestate.State{
+		Leases: []nodestate.Lease{
+			{Namespace: "n", Pod: "in", Pool: "p", Addresses: []netip.Addr{netip.MustParseAddr("10.50.0.9")}},
+			{Namespace: "n", Pod: "out", Pool: "p", Addresses: []netip.Addr{netip.MustParseAddr("10.50.0.70")}},
+			{Namespace: "n", Pod: "own", Pool: "default", Addresses: []netip.Addr{netip.MustParseAddr("10.244.0.70")}},
+		},
+		Pools: []ipam.Pool{{Name: "p", Ranges: []netip.Prefix{netip.MustParsePrefix("10.50.0.0/26"), netip.MustParsePrefix("10.50.1.0/26")}}},
+	})
+	found = nil
+	for _, x := range d.found {
+		found = append(found, x.Text)
+	}
+	want = "pod n/out has 10.50.0.70 of pool p, which is in no block of the node; addresses of 10.50.1.0/26 are given out, which is no block of the node"
+	if got := strings.Join(found, "; "); got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+}
