@@ -84,7 +84,7 @@ type Agent struct {
 	// Of the last look at the node's own pods.
 	podMTU      int
 	podProblems []string
-	told     published
+	told        published
 	// poolsDiffer says since when the status of a pool is not what it should be.
 	poolsDiffer map[string]time.Time
 }

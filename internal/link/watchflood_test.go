@@ -17,7 +17,7 @@ func TestWatchChangesInAFlood(t *testing.T) {
 	must(t, n.SetAddrs("eth0", []netip.Prefix{netip.MustParsePrefix("10.0.0.1/8")}))
 	changes, err := n.WatchChanges(t.Context())
 	must(t, err)
-	for round := range 40 {
+	for round := range 10 {
 		plan := podnet.Plan{Node: "n"}
 		if round%2 == 0 {
 			for i := range 3000 {
