@@ -191,6 +191,11 @@ func (a *Agent) converge(ctx context.Context) (nodestate.Status, []string, error
 		return nodestate.Status{}, problems, fmt.Errorf("write down the node's settings: %w", err)
 	}
 	changes, err := a.node.SetPodNetwork(plan)
+	foreign, err := link.ForeignRoutes(err)
+	for _, f := range foreign {
+		// Packets have a way, if not ours. While a network is replaced that is as it should be.
+		problems = append(problems, f.Error())
+	}
 	if err == nil {
 		changes.Masquerade, err = a.rules.SetMasquerade(plan.Masquerade)
 	}
