@@ -120,6 +120,9 @@ func YAML(objects []*unstructured.Unstructured) ([]byte, error) {
 
 // Apply installs the network, or changes an installation: settings that are there and that o does not name stay.
 func Apply(ctx context.Context, client *kube.Client, o Options) error {
+	if err := waitGone(ctx, client); err != nil { // of an uninstallation that was interrupted
+		return err
+	}
 	have, err := client.CoreV1().ConfigMaps(netconf.Namespace).Get(ctx, netconf.ConfigMap, metav1.GetOptions{})
 	switch {
 	case err == nil:
