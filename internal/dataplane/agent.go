@@ -138,6 +138,10 @@ func (a *Agent) Wake() {
 	}
 }
 
+// wakeIn asks for a pass later, when what is too young to be judged no longer is. Asking many times costs no more than
+// the timers: those that end together are one pass.
+func (a *Agent) wakeIn(d time.Duration) { time.AfterFunc(d, a.Wake) }
+
 // pass makes the kernel, the conflist and the Node what they should be, and says how that went.
 func (a *Agent) pass(ctx context.Context) {
 	began := time.Now()

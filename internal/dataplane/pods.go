@@ -34,7 +34,7 @@ func (a *Agent) repairPods(plan podnet.Plan, own podnet.Node) error {
 			continue
 		}
 		if age := time.Since(l.Time); age >= 0 && age < addPatience { // the plugin is about to do it
-			time.AfterFunc(addPatience-age, a.Wake)
+			a.wakeIn(addPatience - age)
 			continue
 		}
 		if err := a.repairPod(l, plan, own); err != nil {
