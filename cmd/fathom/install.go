@@ -16,7 +16,7 @@ func (a *app) install() *cobra.Command {
 	var t target
 	var o install.Options
 	var dryRun, noWait bool
-	var set []string
+	var set, nodes []string
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "install",
@@ -32,7 +32,10 @@ tells how to replace another network.
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
-			if o.Config, err = parseSettings(set); err != nil {
+			if o.Config, err = parsePairs("--set", set); err != nil {
+				return err
+			}
+			if o.Nodes, err = parsePairs("--nodes", nodes); err != nil {
 				return err
 			}
 			if dryRun && o.APIServer != "" {
@@ -74,22 +77,24 @@ tells how to replace another network.
 	f.StringVar(&o.Image, "image", "", "the agent's `image` (default: that of the manifests)")
 	f.StringVar(&o.APIServer, "api-server", "", "`HOST:PORT` at which nodes reach the API server without a Service proxy (default: as the cluster says)")
 	f.StringArrayVar(&set, "set", nil, "a setting of ConfigMap fathom-config, `KEY=VALUE`; may be repeated")
+	f.StringArrayVar(&nodes, "nodes", nil, "only on nodes with this label, `KEY=VALUE`; may be repeated (default: every node)")
 	f.BoolVar(&dryRun, "dry-run", false, "print the manifests and do nothing")
 	f.BoolVar(&noWait, "no-wait", false, "do not wait until every node carries pods")
 	f.DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait")
 	return cmd
 }
 
-func parseSettings(set []string) (map[string]string, error) {
-	config := map[string]string{}
-	for _, s := range set {
-		key, value, found := strings.Cut(s, "=")
+// parsePairs reads the values of a flag that may be repeated.
+func parsePairs(flag string, words []string) (map[string]string, error) {
+	pairs := map[string]string{}
+	for _, w := range words {
+		key, value, found := strings.Cut(w, "=")
 		if !found {
-			return nil, fmt.Errorf("--set %q: want KEY=VALUE", s)
+			return nil, fmt.Errorf("%s %q: want KEY=VALUE", flag, w)
 		}
-		config[key] = value
+		pairs[key] = value
 	}
-	return config, nil
+	return pairs, nil
 }
 
 func (a *app) printManifests(o install.Options) error {

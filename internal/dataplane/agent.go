@@ -75,6 +75,7 @@ type Agent struct {
 	metrics *metrics
 	bgp     *announcer
 	wake    chan struct{}
+	look    chan struct{} // as wake, for the node's pods
 	state   statusBox
 	blocks  *blocks
 
@@ -92,7 +93,7 @@ type Agent struct {
 // Run keeps the node until the context ends. What is in the kernel stays: traffic does not notice that an agent
 // ends or starts.
 func Run(ctx context.Context, o Options) error {
-	a := &Agent{Options: o, wake: make(chan struct{}, 1), metrics: newMetrics(o.Node), poolsDiffer: map[string]time.Time{}}
+	a := &Agent{Options: o, wake: make(chan struct{}, 1), look: make(chan struct{}, 1), metrics: newMetrics(o.Node), poolsDiffer: map[string]time.Time{}}
 	a.blocks = newBlocks(o.Node, o.Client, a.poolObjects, o.Log)
 	a.state.set(nodestate.Status{Waiting: true, Reason: "the agent is starting"})
 	a.bgp = a.newAnnouncer()
@@ -152,6 +153,7 @@ func Run(ctx context.Context, o Options) error {
 			continue
 		case <-settled:
 			settled = nil
+		case <-a.look:
 		case <-tick.C:
 		}
 		a.pass(ctx, pods)
@@ -168,6 +170,17 @@ func (a *Agent) Wake() {
 	case a.wake <- struct{}{}:
 	default:
 	}
+}
+
+// lookIn asks for a look at the node's pods later, when what is too young to be judged no longer is. Asking many times
+// costs no more than the timers: those that end together are one look.
+func (a *Agent) lookIn(d time.Duration) {
+	time.AfterFunc(d, func() {
+		select {
+		case a.look <- struct{}{}:
+		default:
+		}
+	})
 }
 
 // pass makes the kernel, the conflist and the Node what they should be, and says how that went. With pods it looks
@@ -224,6 +237,11 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 		return nodestate.Status{}, problems, fmt.Errorf("write down the node's settings: %w", err)
 	}
 	changes, err := a.node.SetPodNetwork(plan)
+	foreign, err := link.ForeignRoutes(err)
+	for _, f := range foreign {
+		// Packets have a way, if not ours. While a network is replaced that is as it should be.
+		problems = append(problems, f.Error())
+	}
 	if err == nil {
 		changes.Masquerade, err = a.rules.SetMasquerade(plan.Masquerade)
 	}

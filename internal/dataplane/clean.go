@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/conflist"
@@ -67,7 +69,15 @@ func (a *Agent) clean() error {
 	if err != nil {
 		return err
 	}
-	if _, err := node.SetPodNetwork(podnet.Plan{Node: a.Node, State: podnet.State{Sysctls: settings}}); err != nil {
+	there, err := node.PodNetwork(settings) // those of devices that are gone went with them
+	if err != nil {
+		return err
+	}
+	for i := range there.Sysctls {
+		j := slices.IndexFunc(settings, func(c podnet.Sysctl) bool { return c.Name == there.Sysctls[i].Name })
+		there.Sysctls[i].Value = settings[j].Value
+	}
+	if _, err := node.SetPodNetwork(podnet.Plan{Node: a.Node, State: podnet.State{Sysctls: there.Sysctls}}); err != nil {
 		return err
 	}
 	rules, err := ruleset.Open("/proc/self/ns/net")
@@ -115,16 +125,7 @@ func (a *Agent) rememberSettings(want []podnet.Sysctl) error {
 	if err != nil {
 		return err
 	}
-	names := map[string]bool{}
-	for _, c := range known {
-		names[c.Name] = true
-	}
-	var fresh []podnet.Sysctl
-	for _, c := range want {
-		if !names[c.Name] {
-			fresh = append(fresh, c)
-		}
-	}
+	fresh := unknown(want, known)
 	if len(fresh) == 0 {
 		return nil
 	}
@@ -143,4 +144,12 @@ func (a *Agent) rememberSettings(want []podnet.Sysctl) error {
 		return err
 	}
 	return replaceFile(filepath.Join(a.Paths.Leases, settingsFile), bytes.NewReader(data), 0o644)
+}
+
+// unknown returns the settings that are not known yet, but for those of our own tunnel, which go with it.
+func unknown(want, known []podnet.Sysctl) []podnet.Sysctl {
+	return slices.DeleteFunc(slices.Clone(want), func(c podnet.Sysctl) bool {
+		return strings.Contains(c.Name, "/conf/"+podnet.DefaultDevice+"/") ||
+			slices.ContainsFunc(known, func(k podnet.Sysctl) bool { return k.Name == c.Name })
+	})
 }

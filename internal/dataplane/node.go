@@ -128,7 +128,14 @@ func (a *Agent) sweep() error {
 	swept, err := cni.Sweep(a.node, a.leases, networkName, func(l lease.Lease) bool {
 		// A veth pair ends with the namespace of either end. So a device that is there proves that its pod's
 		// namespace is, whatever this process can see of the runtime's mounts.
-		return present[l.HostDevice] || time.Since(l.Time) < attachPatience || a.hasNetNS(l.Netns)
+		if present[l.HostDevice] || a.hasNetNS(l.Netns) {
+			return true
+		}
+		wait := attachPatience - time.Since(l.Time)
+		if wait > 0 {
+			a.lookIn(wait)
+		}
+		return wait > 0
 	})
 	a.metrics.swept.WithLabelValues("lease").Add(float64(len(swept.Leases)))
 	a.metrics.swept.WithLabelValues("device").Add(float64(len(swept.Devices)))

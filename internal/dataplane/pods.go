@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/fathom-network/fathom/internal/lease"
 	"github.com/fathom-network/fathom/internal/link"
@@ -32,6 +33,10 @@ func (a *Agent) repairPods(plan podnet.Plan, own podnet.Node) error {
 		if !found || intact(end, l, plan.PodMTU) {
 			continue
 		}
+		if age := time.Since(l.Time); age >= 0 && age < addPatience { // the plugin is about to do it
+			a.lookIn(addPatience - age)
+			continue
+		}
 		if err := a.repairPod(l, plan, own); err != nil {
 			errs = append(errs, fmt.Errorf("repair pod %s/%s: %w", l.PodNamespace, l.PodName, err))
 			continue
@@ -41,6 +46,9 @@ func (a *Agent) repairPods(plan podnet.Plan, own podnet.Node) error {
 	}
 	return errors.Join(errs...)
 }
+
+// addPatience is how long an ADD may take to make the routes of a pod before they count as lost.
+const addPatience = 5 * time.Second
 
 // intact says whether the node has what it takes to reach a pod.
 func intact(end nodestate.PodEnd, l lease.Lease, mtu int) bool {

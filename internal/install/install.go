@@ -30,6 +30,9 @@ type Options struct {
 	// APIServer is the address, HOST:PORT, at which agents reach the API server. Empty is the Service
 	// kubernetes, which works once a Service proxy runs on the node.
 	APIServer string
+	// Nodes are labels of the nodes that get the network; empty is every node. Another network is replaced node by
+	// node with it.
+	Nodes map[string]string
 	// Config are settings of the ConfigMap fathom-config, see package netconf.
 	Config map[string]string
 }
@@ -66,7 +69,7 @@ func Objects(o Options) ([]*unstructured.Unstructured, error) {
 				}
 			}
 		case "DaemonSet":
-			if err := setAgent(object, o.Image, env); err != nil {
+			if err := setAgent(object, o, env); err != nil {
 				return nil, fmt.Errorf("deploy/fathom.yaml: %w", err)
 			}
 		}
@@ -74,8 +77,13 @@ func Objects(o Options) ([]*unstructured.Unstructured, error) {
 	return objects, nil
 }
 
-// setAgent changes the agent's container.
-func setAgent(daemonSet *unstructured.Unstructured, image string, env []any) error {
+// setAgent changes where agents run, and their container.
+func setAgent(daemonSet *unstructured.Unstructured, o Options, env []any) error {
+	for label, value := range o.Nodes {
+		if err := unstructured.SetNestedField(daemonSet.Object, value, "spec", "template", "spec", "nodeSelector", label); err != nil {
+			return err
+		}
+	}
 	path := []string{"spec", "template", "spec", "containers"}
 	containers, _, err := unstructured.NestedSlice(daemonSet.Object, path...)
 	if err != nil {
@@ -85,8 +93,8 @@ func setAgent(daemonSet *unstructured.Unstructured, image string, env []any) err
 		return errors.New("the DaemonSet has not one container")
 	}
 	agent := containers[0].(map[string]any)
-	if image != "" {
-		agent["image"] = image
+	if o.Image != "" {
+		agent["image"] = o.Image
 	}
 	have, _, err := unstructured.NestedSlice(agent, "env")
 	if err != nil {
@@ -112,6 +120,9 @@ func YAML(objects []*unstructured.Unstructured) ([]byte, error) {
 
 // Apply installs the network, or changes an installation: settings that are there and that o does not name stay.
 func Apply(ctx context.Context, client *kube.Client, o Options) error {
+	if err := waitGone(ctx, client); err != nil { // of an uninstallation that was interrupted
+		return err
+	}
 	have, err := client.CoreV1().ConfigMaps(netconf.Namespace).Get(ctx, netconf.ConfigMap, metav1.GetOptions{})
 	switch {
 	case err == nil:

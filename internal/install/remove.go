@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -62,7 +63,28 @@ func Remove(ctx context.Context, client *kube.Client, force bool, progress func(
 	if err != nil {
 		return err
 	}
-	return client.Delete(ctx, objects)
+	if err := client.Delete(ctx, objects); err != nil {
+		return err
+	}
+	return waitGone(ctx, client)
+}
+
+// waitGone returns when what is being deleted is gone: until then nothing can be made in the namespace.
+func waitGone(ctx context.Context, client *kube.Client) error {
+	for {
+		ns, err := client.CoreV1().Namespaces().Get(ctx, netconf.Namespace, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err), err == nil && ns.DeletionTimestamp == nil:
+			return nil
+		case err != nil:
+			return fmt.Errorf("wait for the end of namespace %s: %w", netconf.Namespace, err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the end of namespace %s: %w", netconf.Namespace, context.Cause(ctx))
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 }
 
 // unused returns an InUseError if pods are on the network.

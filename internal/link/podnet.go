@@ -35,6 +35,32 @@ func (n *Namespace) SetPodNetwork(plan podnet.Plan) (podnet.Changes, error) {
 	return s.changes, errors.Join(s.errs...)
 }
 
+// ForeignRouteError says that a route was not made because somebody else's leads to the same range: that of a network
+// that is to be replaced, or an administrator's, who knows better.
+type ForeignRouteError struct{ Wanted string }
+
+func (e *ForeignRouteError) Error() string {
+	return e.Wanted + ": there is one to this range that is not ours"
+}
+
+// ForeignRoutes takes the errors of type ForeignRouteError out of what SetPodNetwork returns.
+func ForeignRoutes(err error) (foreign []*ForeignRouteError, rest error) {
+	joined, ok := err.(interface{ Unwrap() []error }) // what errors.Join makes
+	if !ok {
+		return nil, err
+	}
+	var others []error
+	for _, e := range joined.Unwrap() {
+		var f *ForeignRouteError
+		if errors.As(e, &f) {
+			foreign = append(foreign, f)
+		} else {
+			others = append(others, e)
+		}
+	}
+	return foreign, errors.Join(others...)
+}
+
 // PodNetwork reads back what SetPodNetwork sets, by our marks. Of the settings it reads those that are asked for.
 func (n *Namespace) PodNetwork(sysctls []podnet.Sysctl) (podnet.State, error) {
 	s := &podSetter{n: n, index: map[string]int{}}
@@ -206,7 +232,8 @@ func (s *podSetter) set(plan podnet.Plan) error {
 		}
 		*b.counters[i]--
 		if errors.Is(err, unix.EEXIST) {
-			err = errors.New("there is one to this range that is not ours")
+			s.errs = append(s.errs, &ForeignRouteError{Wanted: b.what[i]()})
+			return
 		}
 		s.errs = append(s.errs, fmt.Errorf("%s: %w", b.what[i](), err))
 	}); err != nil {

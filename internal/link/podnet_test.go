@@ -194,6 +194,9 @@ func TestPodNetwork(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), plan.Routes[2].To.String()) || !strings.Contains(err.Error(), "not ours") {
 			t.Errorf("a foreign route in the way gives %v", err)
 		}
+		if foreign, rest := link.ForeignRoutes(err); len(foreign) != 1 || rest != nil {
+			t.Errorf("of a foreign route in the way, %v is foreign and %v the rest", foreign, rest)
+		}
 		if got := run(t, n, "ip", "route", "show", plan.Routes[2].To.String()); !strings.Contains(got, "10.200.0.9") {
 			t.Errorf("the foreign route is gone: %s", got)
 		}
@@ -205,6 +208,8 @@ func TestPodNetwork(t *testing.T) {
 		run(t, n, "ip", "link", "add", "fathom.vxlan", "type", "vxlan", "id", "9", "dstport", "4787")
 		if _, err := n.SetPodNetwork(plan); err == nil || !strings.Contains(err.Error(), "not ours") {
 			t.Errorf("a foreign device in the way gives %v", err)
+		} else if foreign, rest := link.ForeignRoutes(err); len(foreign) > 0 || rest == nil {
+			t.Errorf("of a foreign device in the way, %v are foreign routes", foreign)
 		}
 		have, err := n.PodNetwork(nil)
 		must(t, err)

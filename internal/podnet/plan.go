@@ -80,6 +80,7 @@ func (p *planner) plan(self string, nodes []Node, config Config) Plan {
 		p.add(self, UnknownSelf, "there is no Node of this name, nor one with an address of this machine")
 		return Plan{Mode: p.config.Mode}
 	}
+	p.avoidUnderlay(me, members)
 	plan := Plan{Node: me.name, Mode: p.config.Mode, Peers: make([]Peer, 0, len(members))}
 	plan.Routes = make([]Route, 0, 2*len(members))
 	for _, c := range me.podCIDRs {
@@ -212,7 +213,6 @@ func (p *planner) members(nodes []Node) []*member {
 		members = append(members, m)
 	}
 	p.settle(members, owner)
-	p.avoidUnderlay(members)
 	return members
 }
 

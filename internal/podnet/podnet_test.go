@@ -103,6 +103,7 @@ func TestPlan(t *testing.T) {
 			{Name: "zero", Addrs: []netip.Addr{{}}, PodCIDRs: []netip.Prefix{{}}}, {},
 		}, config: podnet.Config{Device: "a name that is too long", VNI: 1 << 24, MTU: 9000, Underlay: 5, Mode: "bgp", NonMasquerade: prefixes("10.0.0.1/8")}},
 		{name: "segment-clash", underlay: append(underlayOfA(), podnet.Interface{Name: "docker0", MTU: 1500, Addrs: prefixes("10.244.2.1/24")}), nodes: all},
+		{name: "left-over", underlay: append(underlayOfA(), podnet.Interface{Name: "cni0", MTU: 1450, Addrs: prefixes("10.244.1.1/24", "fd00:10:244:1::1/64")}), nodes: all},
 		{name: "address-without-segment", underlay: []podnet.Interface{{Name: "eth0", MTU: 1450, Addrs: prefixes("192.0.2.7/24")},
 			{Name: "lo", MTU: 65536, Addrs: prefixes("10.201.1.2/32")}}, nodes: all},
 		{name: "address-elsewhere", underlay: eth0("192.0.2.7/24"), nodes: all},

@@ -116,18 +116,43 @@ func (p *planner) arbitrate(all []claim) {
 }
 
 // avoidUnderlay takes ranges away whose routes would hide a segment that this machine is on.
-func (p *planner) avoidUnderlay(members []*member) {
+func (p *planner) avoidUnderlay(me *member, members []*member) {
 	for _, m := range members {
 		m.podCIDRs = slices.DeleteFunc(m.podCIDRs, func(c netip.Prefix) bool {
 			for _, i := range p.underlay {
 				for _, prefix := range i.Addrs {
-					if !prefix.IsSingleIP() && c.Overlaps(prefix) {
-						p.add(m.name, UnderlayClash, "pod CIDR %s overlaps %s of device %s: no route is made", c, prefix.Masked(), i.Name)
-						return true
+					if prefix.IsSingleIP() || !c.Overlaps(prefix) || m == me && isWithin(prefix, c) {
+						continue
 					}
+					p.add(m.name, UnderlayClash, "pod CIDR %s overlaps %s of device %s: no route is made", c, prefix.Masked(), i.Name)
+					return true
 				}
 			}
 			return false
 		})
 	}
+	p.leaveOut(me)
+}
+
+// leaveOut takes addresses of this node's own ranges away from the underlay. A network that was here before has them
+// on its bridge: no node is there, and a route to a single pod wins over the bridge's.
+func (p *planner) leaveOut(me *member) {
+	underlay := make([]Interface, 0, len(p.underlay))
+	for _, i := range p.underlay {
+		i.Addrs = slices.DeleteFunc(slices.Clone(i.Addrs), func(prefix netip.Prefix) bool {
+			left := !prefix.IsSingleIP() && slices.ContainsFunc(me.podCIDRs, func(c netip.Prefix) bool { return isWithin(prefix, c) })
+			if left {
+				p.add(me.name, Leftover, "device %s has %s, of this node's own pods: what is left of another network is to be removed (ip link del %s)", i.Name, prefix, i.Name)
+			}
+			return left
+		})
+		if len(i.Addrs) > 0 {
+			underlay = append(underlay, i)
+		}
+	}
+	p.underlay = underlay
+}
+
+func isWithin(inner, outer netip.Prefix) bool {
+	return outer.Bits() <= inner.Bits() && outer.Overlaps(inner)
 }

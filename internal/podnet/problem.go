@@ -17,6 +17,7 @@ const (
 	NoPodCIDR      Reason = "NoPodCIDR"      // there is nothing to route
 	Overlap        Reason = "Overlap"        // the older node keeps the range
 	UnderlayClash  Reason = "UnderlayClash"  // pods' range and nodes' network overlap: no route
+	Leftover       Reason = "Leftover"       // another network's device has an address of this node's pods: it is ignored
 	NotOnSegment   Reason = "NotOnSegment"   // mode direct, and a router between
 	MACClash       Reason = "MACClash"       // two nodes' tunnels have one MAC address: the older one is reached
 	NoUnderlay     Reason = "NoUnderlay"     // a node without an address that the tunnel could use

@@ -194,22 +194,25 @@ func Release(ctx context.Context, client *kube.Client, address netip.Addr, force
 // CheckAddresses returns what is wrong with addresses: two pods that have one, pods that have others than they
 // hold, addresses that are held for nobody.
 func CheckAddresses(ctx context.Context, client *kube.Client) ([]string, error) {
-	find := func() ([]string, error) {
+	find := func() (found, unread []string, err error) {
 		agents, err := client.PodsOf(ctx, netconf.Namespace, kube.AgentSelector)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if len(agents) == 0 {
-			return nil, errNoAgents
+			return nil, nil, errNoAgents
 		}
 		states, failed := States(ctx, client, agents)
 		c, err := readCluster(ctx, client)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		var found []string
-		for node, err := range failed {
-			found = append(found, fmt.Sprintf("%s: its agent does not answer: %s", node, oneLine(err)))
+		for _, n := range c.Nodes {
+			if err := failed[n.Name]; err != nil {
+				unread = append(unread, fmt.Sprintf("%s: its agent does not answer: %s", n.Name, oneLine(err)))
+			} else if _, read := states[n.Name]; !read {
+				unread = append(unread, n.Name+": no agent runs on it")
+			}
 		}
 		for node, s := range states {
 			d := differ{node: node}
@@ -223,12 +226,12 @@ func CheckAddresses(ctx context.Context, client *kube.Client) ([]string, error) 
 			found = append(found, x.Node+": "+x.Text)
 		}
 		slices.Sort(found)
-		return found, nil
+		return found, unread, nil
 	}
-	first, err := find()
-	if err != nil || len(first) == 0 {
+	first, unread, err := find()
+	if err != nil || len(first)+len(unread) == 0 {
 		return nil, err
 	}
-	second, err := find() // what was only on its way is not there again
-	return slices.DeleteFunc(second, func(s string) bool { return !slices.Contains(first, s) }), err
+	second, unread, err := find() // what was only on its way is not there again
+	return append(slices.DeleteFunc(second, func(s string) bool { return !slices.Contains(first, s) }), unread...), err
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -53,10 +54,7 @@ func Run(ctx context.Context, client *kube.Client) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	for node, differences := range second.differences {
-		second.differences[node] = slices.DeleteFunc(differences, func(d string) bool { return !slices.Contains(first.differences[node], d) })
-	}
-	return second.report(), nil
+	return second.confirming(first).report(), nil
 }
 
 // reading is what was found at one time.
@@ -64,20 +62,40 @@ type reading struct {
 	nodes       []string
 	states      map[string]nodestate.State
 	differences map[string][]string
+	// unread says of nodes whose kernels are not known why. In which words may change from reading to reading.
+	unread map[string]string
+}
+
+// confirming leaves of the reading what another one has found as well, and what could not be read.
+func (r reading) confirming(other reading) reading {
+	confirmed := map[string][]string{}
+	for node, differences := range r.differences {
+		for _, d := range differences {
+			if slices.Contains(other.differences[node], d) {
+				confirmed[node] = append(confirmed[node], d)
+			}
+		}
+	}
+	r.differences = confirmed
+	return r
 }
 
 func (r reading) report() Report {
 	report := Report{Nodes: []NodeReport{}}
 	for _, n := range r.nodes {
 		s := r.states[n]
+		differences := append([]string{}, r.differences[n]...)
+		if why, unread := r.unread[n]; unread {
+			differences = append(differences, why)
+		}
 		report.Nodes = append(report.Nodes, NodeReport{Node: n, Mode: string(s.Plan.Mode), Pods: len(s.Leases), Routes: len(s.Kernel.Routes),
-			Differences: append([]string{}, r.differences[n]...)})
+			Differences: differences})
 	}
 	return report
 }
 
 func read(ctx context.Context, client *kube.Client) (reading, error) {
-	r := reading{differences: map[string][]string{}}
+	r := reading{differences: map[string][]string{}, unread: map[string]string{}}
 	agents, err := client.PodsOf(ctx, netconf.Namespace, kube.AgentSelector)
 	if err != nil {
 		return r, err
@@ -97,9 +115,9 @@ func read(ctx context.Context, client *kube.Client) (reading, error) {
 		s, found := states[n.Name]
 		switch {
 		case failed[n.Name] != nil:
-			r.differences[n.Name] = []string{"its agent does not answer: " + oneLine(failed[n.Name])}
+			r.unread[n.Name] = "its agent does not answer: " + oneLine(failed[n.Name])
 		case !found:
-			r.differences[n.Name] = []string{"no agent runs on it"}
+			r.unread[n.Name] = "no agent runs on it"
 		default:
 			for _, d := range Pods(c, n.Name, s) {
 				r.differences[n.Name] = append(r.differences[n.Name], d.Text)
@@ -112,6 +130,9 @@ func read(ctx context.Context, client *kube.Client) (reading, error) {
 	slices.Sort(r.nodes)
 	return r, nil
 }
+
+// agentPatience is how long an agent may take to answer, be it that it or its kubelet hangs.
+const agentPatience = 15 * time.Second
 
 // States asks the agents of all nodes. What one of them cannot answer is in failed.
 func States(ctx context.Context, client *kube.Client, agents map[string]*corev1.Pod) (states map[string]nodestate.State, failed map[string]error) {
@@ -128,6 +149,8 @@ func States(ctx context.Context, client *kube.Client, agents map[string]*corev1.
 		g.Go(func() error {
 			a := answer{node: node}
 			var out, stderr bytes.Buffer
+			ctx, cancel := context.WithTimeoutCause(ctx, agentPatience, fmt.Errorf("no answer within %v", agentPatience))
+			defer cancel()
 			if a.err = client.Exec(ctx, pod, kube.AgentContainer, nil, &out, &stderr, kube.AgentProgram, "state"); a.err != nil {
 				a.err = fmt.Errorf("%w: %s", a.err, strings.TrimSpace(stderr.String()))
 			} else if err := json.Unmarshal(out.Bytes(), &a.state); err != nil {

@@ -73,18 +73,20 @@ func (d *differ) add(format string, args ...any) {
 	d.found = append(d.found, podnet.Difference{Node: d.node, Text: fmt.Sprintf(format, args...)})
 }
 
-// holders are the leases of a node, by the pod's UID and name.
-type holders map[string]nodestate.Lease
+// holders are the leases of a node, by the pod's UID and name. A pod has several if its sandbox was made anew and the
+// addresses of the one before were not taken back.
+type holders map[string][]nodestate.Lease
 
 func holderOf(uid, namespace, name string) string { return uid + " " + namespace + "/" + name }
 
-// of returns the lease of a pod. A runtime that does not tell UIDs leaves them out.
+// of returns the lease of a pod: of several the one with its addresses. A runtime that does not tell UIDs leaves them out.
 func (h holders) of(p *corev1.Pod) (nodestate.Lease, bool) {
-	l, found := h[holderOf(string(p.UID), p.Namespace, p.Name)]
-	if !found {
-		l, found = h[holderOf("", p.Namespace, p.Name)]
+	all := slices.Concat(h[holderOf(string(p.UID), p.Namespace, p.Name)], h[holderOf("", p.Namespace, p.Name)])
+	if len(all) == 0 {
+		return nodestate.Lease{}, false
 	}
-	return l, found
+	i := slices.IndexFunc(all, func(l nodestate.Lease) bool { return sameAddrs(podAddrs(p), l.Addresses) })
+	return all[max(i, 0)], true
 }
 
 // addresses compares pods with leases, and returns those of the node.
@@ -98,7 +100,8 @@ func (d *differ) addresses(pods []*corev1.Pod, s nodestate.State) holders {
 			}
 			taken[a] = name
 		}
-		leases[holderOf(l.UID, l.Namespace, l.Pod)] = l
+		key := holderOf(l.UID, l.Namespace, l.Pod)
+		leases[key] = append(leases[key], l)
 	}
 	for _, p := range pods {
 		if p.Spec.NodeName != d.node || p.Spec.HostNetwork {
@@ -116,9 +119,14 @@ func (d *differ) addresses(pods []*corev1.Pod, s nodestate.State) holders {
 		case !sameAddrs(have, l.Addresses):
 			d.add("pod %s/%s has %s in the API and holds %s", p.Namespace, p.Name, join(have), join(l.Addresses))
 		}
+		for _, other := range leases[holderOf(l.UID, l.Namespace, l.Pod)] {
+			if found && other.ContainerID != l.ContainerID {
+				d.add("pod %s/%s holds %s, and %s besides", p.Namespace, p.Name, join(l.Addresses), join(other.Addresses))
+			}
+		}
 	}
-	for key, l := range leases {
-		if !known[key] {
+	for _, l := range s.Leases {
+		if !known[holderOf(l.UID, l.Namespace, l.Pod)] {
 			d.add("%s held for pod %s/%s, which is not there", join(l.Addresses), l.Namespace, l.Pod)
 		}
 	}
@@ -138,7 +146,7 @@ func (d *differ) devices(pods []*corev1.Pod, leases holders, s nodestate.State, 
 		}
 		d.device(p.Namespace+"/"+p.Name, l, ends, plan, ranges)
 	}
-	for _, l := range leases {
+	for _, l := range s.Leases {
 		leased[l.Device] = true
 	}
 	for _, e := range s.Pods {

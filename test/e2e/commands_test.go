@@ -271,6 +271,8 @@ func cmdMoreInotify(ts *testscript.TestScript, neg bool, args []string) {
 // condition answers for the words in brackets: what the kernel has.
 func condition(cond string) (bool, error) {
 	switch cond {
+	case "long":
+		return os.Getenv("FATHOM_E2E_LONG") != "", nil
 	case "ipvs":
 		_ = exec.Command("modprobe", "ip_vs").Run()
 		_, err := os.Stat("/proc/net/ip_vs")

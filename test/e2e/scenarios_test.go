@@ -118,6 +118,7 @@ type session struct {
 	own    string                   // the same if it is the scenario's own, as FATHOM_STATE has it
 	before snapshot                 // the host before the scenario
 	took   map[string]time.Duration // what `up` takes undisturbed, by its arguments
+	talks  []*talk                  // connections between pods
 	closer []func()
 }
 
@@ -130,6 +131,9 @@ func sessionOf(ts *testscript.TestScript) *session { return ts.Value(sessionKey{
 func (s *session) end() {
 	if s.t.Failed() {
 		s.diagnose()
+	}
+	for _, t := range s.talks {
+		t.end()
 	}
 	if out, err := s.down(); err != nil {
 		s.t.Errorf("take lab %s down: %v\n%s", s.lab, err, out)
