@@ -9,7 +9,7 @@ import (
 	"github.com/fathom-network/fathom/internal/podnet"
 )
 
-// metrics are what Prometheus reads; docs/agent.md lists them.
+// metrics are what Prometheus reads; docs/install.md lists them.
 type metrics struct {
 	registry *prometheus.Registry
 	passes   *prometheus.CounterVec
