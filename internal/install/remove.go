@@ -50,6 +50,11 @@ func Remove(ctx context.Context, client *kube.Client, force bool, progress func(
 				return err
 			}
 		}
+		// While there are agents to tell routers so. An agent that is only ended says nothing: routers are to keep
+		// the routes, for the next one.
+		if err := client.DeleteBGPPeers(ctx); err != nil {
+			return err
+		}
 		const patch = `{"spec": {"updateStrategy": {"rollingUpdate": {"maxUnavailable": "100%"}},
 			"template": {"spec": {"containers": [{"name": "agent", "args": ["clean"]}]}}}}`
 		if _, err := client.AppsV1().DaemonSets(netconf.Namespace).Patch(ctx, daemonSet, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {

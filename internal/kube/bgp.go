@@ -135,6 +135,15 @@ func sessionOwner(node string) string {
 	return fmt.Sprintf("%s%s-%x", prefix, node[:80], sum[:8])
 }
 
+// DeleteBGPPeers deletes all peers. Without the kind, there are none.
+func (c *Client) DeleteBGPPeers(ctx context.Context) error {
+	err := c.CoreV1().RESTClient().Delete().AbsPath("/apis", v1alpha1.GroupVersion.String(), "bgppeers").Do(ctx).Error()
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("delete the BGP peers: %w", err)
+	}
+	return nil
+}
+
 // BGPPeerReference names a BGPPeer in events.
 func BGPPeerReference(p *v1alpha1.BGPPeer) corev1.ObjectReference {
 	return corev1.ObjectReference{Kind: "BGPPeer", APIVersion: v1alpha1.GroupVersion.String(), Name: p.Name, UID: p.UID}
