@@ -140,6 +140,12 @@ bin/tools/conformance:
 bench: build ## measure start-up, memory and disk, into docs/benchmarks.md (4 minutes, as root, on an idle machine)
 	CGO_ENABLED=0 go run ./test/bench $(BENCHFLAGS)
 
+.PHONY: bench-pods
+bench-pods: build ## measure the pod network: ADD beside the reference plugins, ways between pods, 1,000 nodes (as root, idle)
+	go test ./internal/cni -run '^$$' -bench Add -benchtime 200x
+	go test ./internal/bpf -run '^$$' -bench Path -benchtime 60x -timeout 30m
+	go test ./internal/dataplane -run '^$$' -bench ThousandNodes -benchtime 1x -v
+
 .PHONY: lint
 lint: bin/tools/golangci-lint ## static checks of all modules of ours
 	bin/tools/golangci-lint run ./...
