@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/fathom-network/fathom/internal/podnet"
 )
 
 // AnnotationPrefix begins the names of the annotations that mean something to the network.
@@ -25,19 +27,9 @@ const (
 // DefaultPool is the pool of a node's own podCIDRs.
 const DefaultPool = "default"
 
-// Mode says how packets get from node to node.
-type Mode string
-
-// The modes.
-const (
-	Auto   Mode = "auto"   // direct to nodes on a common segment, vxlan to the others
-	Direct Mode = "direct" // routed as they are
-	VXLAN  Mode = "vxlan"  // in UDP packets between the nodes, RFC 7348
-)
-
 // Config is a configuration that is complete and makes sense by itself.
 type Config struct {
-	Mode Mode
+	Mode podnet.Mode
 	VNI  int // of VXLAN, 1 to 16777215
 	Port int // of VXLAN, UDP
 	MTU  int // of pods' devices, in bytes; 0 is what the nodes' devices carry
@@ -53,7 +45,7 @@ type Config struct {
 
 // Default is the configuration of an empty ConfigMap.
 func Default() Config {
-	return Config{Mode: Auto, VNI: 4242, Port: 4789, Masquerade: true, CoolDown: 30 * time.Second, FastPath: true}
+	return Config{Mode: podnet.Auto, VNI: podnet.DefaultVNI, Port: podnet.DefaultPort, Masquerade: true, CoolDown: 30 * time.Second, FastPath: true}
 }
 
 // Problem is what is wrong with one setting.
@@ -66,8 +58,8 @@ func (p *Problem) Error() string { return fmt.Sprintf("%s: %q: %s", p.Key, p.Val
 // settings are the keys and what reads each.
 var settings = map[string]func(c *Config, value string) error{
 	"mode": func(c *Config, v string) error {
-		c.Mode = Mode(v)
-		return oneOf(v, string(Auto), string(Direct), string(VXLAN))
+		c.Mode = podnet.Mode(v)
+		return oneOf(v, string(podnet.Auto), string(podnet.Direct), string(podnet.VXLAN))
 	},
 	"vni":  func(c *Config, v string) error { return number(&c.VNI, v, 1, 1<<24-1) },
 	"port": func(c *Config, v string) error { return number(&c.Port, v, 1, 65535) },

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/podnet"
 )
 
 func TestParse(t *testing.T) {
@@ -23,9 +24,9 @@ func TestParse(t *testing.T) {
 		"nothing": {nil, netconf.Default()},
 		"all": {map[string]string{"mode": "vxlan", "vni": "7", "port": "8472", "mtu": "1400", "masquerade": "false",
 			"nonMasqueradeCIDRs": "192.0.2.0/24, 2001:db8::/32\n198.51.100.0/24", "coolDown": "5s", "fastPath": "off"},
-			netconf.Config{Mode: netconf.VXLAN, VNI: 7, Port: 8472, MTU: 1400, CoolDown: 5 * time.Second, NonMasqueradeCIDRs: []netip.Prefix{
+			netconf.Config{Mode: podnet.VXLAN, VNI: 7, Port: 8472, MTU: 1400, CoolDown: 5 * time.Second, NonMasqueradeCIDRs: []netip.Prefix{
 				netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("198.51.100.0/24")}}},
-		"white space":   {map[string]string{"mode": " direct\n"}, with(func(c *netconf.Config) { c.Mode = netconf.Direct })},
+		"white space":   {map[string]string{"mode": " direct\n"}, with(func(c *netconf.Config) { c.Mode = podnet.Direct })},
 		"MTU by itself": {map[string]string{"mtu": "0"}, netconf.Default()},
 	} {
 		got, err := netconf.Parse(tt.data)

@@ -33,7 +33,7 @@ type Facts struct {
 // Read turns Nodes and the configuration into what the node named self plans with.
 func Read(nodes []*corev1.Node, self string, c netconf.Config) Facts {
 	f := Facts{Config: podnet.Config{
-		Mode: podnet.Mode(c.Mode), VNI: uint32(c.VNI), Port: uint16(c.Port), MTU: c.MTU,
+		Mode: c.Mode, VNI: uint32(c.VNI), Port: uint16(c.Port), MTU: c.MTU,
 		NonMasquerade: c.NonMasqueradeCIDRs, NoMasquerade4: !c.Masquerade, NoMasquerade6: !c.Masquerade,
 	}}
 	for _, n := range nodes {

@@ -23,7 +23,7 @@ func node(name, address, cidr string, annotations map[string]string) *corev1.Nod
 
 func TestRead(t *testing.T) {
 	c := netconf.Default()
-	c.Mode = netconf.VXLAN
+	c.Mode = podnet.VXLAN
 	vxlan := map[string]string{netfacts.ModeAnnotation: "vxlan", netfacts.TunnelAnnotation: "4242:4789"}
 	f := netfacts.Read([]*corev1.Node{
 		node("a", "10.0.0.1", "10.244.0.0/24", nil),

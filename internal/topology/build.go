@@ -4,6 +4,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/fathom-network/fathom/internal/podnet"
 )
 
 // The limits of a cluster. Seven is the most members that etcd's makers advise; 200 workers leave room in
@@ -240,7 +242,7 @@ var settings = map[NetworkKind]struct {
 	modes     []string // the first is the default
 	vni, port int
 }{
-	NetworkFathom:  {modes: []string{"auto", "direct", "vxlan"}, vni: 4242, port: 4789},
+	NetworkFathom:  {modes: []string{string(podnet.Auto), string(podnet.Direct), string(podnet.VXLAN)}, vni: podnet.DefaultVNI, port: podnet.DefaultPort},
 	NetworkFlannel: {vni: 1, port: 8472},
 }
 
