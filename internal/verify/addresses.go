@@ -16,8 +16,8 @@ import (
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/ipam"
 	"github.com/fathom-network/fathom/internal/kube"
-	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/nodestate"
+	"github.com/fathom-network/fathom/internal/podnet"
 )
 
 // Addresses is who has which address in a cluster.
@@ -66,12 +66,9 @@ type NodeLease struct {
 // ReadAddresses asks the agents of all nodes.
 func ReadAddresses(ctx context.Context, client *kube.Client) (Addresses, error) {
 	a := Addresses{Pools: []NodePool{}, Leases: []NodeLease{}}
-	agents, err := client.PodsOf(ctx, netconf.Namespace, kube.AgentSelector)
+	agents, err := findAgents(ctx, client)
 	if err != nil {
 		return a, err
-	}
-	if len(agents) == 0 {
-		return a, errNoAgents
 	}
 	states, failed := States(ctx, client, agents)
 	for node, err := range failed {
@@ -176,7 +173,7 @@ func Release(ctx context.Context, client *kube.Client, address netip.Addr, force
 			return l, &HeldError{address, l.Namespace + "/" + l.Pod}
 		}
 	}
-	agents, err := client.PodsOf(ctx, netconf.Namespace, kube.AgentSelector)
+	agents, err := findAgents(ctx, client)
 	if err != nil {
 		return l, err
 	}
@@ -194,44 +191,26 @@ func Release(ctx context.Context, client *kube.Client, address netip.Addr, force
 // CheckAddresses returns what is wrong with addresses: two pods that have one, pods that have others than they
 // hold, addresses that are held for nobody.
 func CheckAddresses(ctx context.Context, client *kube.Client) ([]string, error) {
-	find := func() (found, unread []string, err error) {
-		agents, err := client.PodsOf(ctx, netconf.Namespace, kube.AgentSelector)
-		if err != nil {
-			return nil, nil, err
-		}
-		if len(agents) == 0 {
-			return nil, nil, errNoAgents
-		}
-		states, failed := States(ctx, client, agents)
-		c, err := readCluster(ctx, client)
-		if err != nil {
-			return nil, nil, err
-		}
-		for _, n := range c.Nodes {
-			if err := failed[n.Name]; err != nil {
-				unread = append(unread, fmt.Sprintf("%s: its agent does not answer: %s", n.Name, oneLine(err)))
-			} else if _, read := states[n.Name]; !read {
-				unread = append(unread, n.Name+": no agent runs on it")
-			}
-		}
-		for node, s := range states {
-			d := differ{node: node}
-			d.addresses(c.Pods, s)
-			d.blocks(c.pools(), s)
-			for _, x := range d.found {
-				found = append(found, x.Node+": "+x.Text)
-			}
-		}
-		for _, x := range append(Doubles(c.Pods), Blocks(c)...) {
-			found = append(found, x.Node+": "+x.Text)
-		}
-		slices.Sort(found)
-		return found, unread, nil
-	}
-	first, unread, err := find()
-	if err != nil || len(first)+len(unread) == 0 {
+	r, err := readTwice(ctx, client, func(c Cluster, node string, s nodestate.State) []podnet.Difference {
+		d := differ{node: node}
+		d.addresses(c.Pods, s)
+		d.blocks(c.pools(), s)
+		return d.found
+	})
+	if err != nil {
 		return nil, err
 	}
-	second, unread, err := find() // what was only on its way is not there again
-	return append(slices.DeleteFunc(second, func(s string) bool { return !slices.Contains(first, s) }), unread...), err
+	var found []string
+	for node, differences := range r.differences {
+		for _, d := range differences {
+			found = append(found, node+": "+d)
+		}
+	}
+	slices.Sort(found)
+	for _, node := range r.nodes {
+		if why, unread := r.unread[node]; unread {
+			found = append(found, node+": "+why)
+		}
+	}
+	return found, nil
 }

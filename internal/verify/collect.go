@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/nodestate"
+	"github.com/fathom-network/fathom/internal/podnet"
 )
 
 // Report is what a verification of the pod network found.
@@ -43,18 +45,24 @@ const agentsAtOnce = 16
 // Run reads every node's kernel by its agent and compares it with the API. A cluster changes while it is read: a
 // difference counts if a second reading finds it too.
 func Run(ctx context.Context, client *kube.Client) (Report, error) {
-	first, err := read(ctx, client)
+	r, err := readTwice(ctx, client, Pods)
 	if err != nil {
 		return Report{}, err
 	}
-	if first.report().OK() {
-		return first.report(), nil
+	return r.report(), nil
+}
+
+// compare tells how what a node holds differs from what the cluster's objects imply.
+type compare func(c Cluster, node string, s nodestate.State) []podnet.Difference
+
+// readTwice reads, and if there is anything to tell once more: what was only on its way is not there again.
+func readTwice(ctx context.Context, client *kube.Client, f compare) (reading, error) {
+	first, err := read(ctx, client, f)
+	if err != nil || len(first.differences)+len(first.unread) == 0 {
+		return first, err
 	}
-	second, err := read(ctx, client)
-	if err != nil {
-		return Report{}, err
-	}
-	return second.confirming(first).report(), nil
+	second, err := read(ctx, client, f)
+	return second.confirming(first), err
 }
 
 // reading is what was found at one time.
@@ -94,14 +102,11 @@ func (r reading) report() Report {
 	return report
 }
 
-func read(ctx context.Context, client *kube.Client) (reading, error) {
+func read(ctx context.Context, client *kube.Client, f compare) (reading, error) {
 	r := reading{differences: map[string][]string{}, unread: map[string]string{}}
-	agents, err := client.PodsOf(ctx, netconf.Namespace, kube.AgentSelector)
+	agents, err := findAgents(ctx, client)
 	if err != nil {
 		return r, err
-	}
-	if len(agents) == 0 {
-		return r, errNoAgents
 	}
 	// Kernels before the API: what a pod that comes meanwhile brings is then seen in the second reading only.
 	states, failed := States(ctx, client, agents)
@@ -119,7 +124,7 @@ func read(ctx context.Context, client *kube.Client) (reading, error) {
 		case !found:
 			r.unread[n.Name] = "no agent runs on it"
 		default:
-			for _, d := range Pods(c, n.Name, s) {
+			for _, d := range f(c, n.Name, s) {
 				r.differences[n.Name] = append(r.differences[n.Name], d.Text)
 			}
 		}
@@ -129,6 +134,17 @@ func read(ctx context.Context, client *kube.Client) (reading, error) {
 	}
 	slices.Sort(r.nodes)
 	return r, nil
+}
+
+var errNoAgents = errors.New("no agent of Fathom's network runs in namespace " + netconf.Namespace + " of this cluster: install it with `fathom install`")
+
+// findAgents returns the agents' pods by their nodes; that there are none is an error.
+func findAgents(ctx context.Context, client *kube.Client) (map[string]*corev1.Pod, error) {
+	agents, err := client.PodsOf(ctx, netconf.Namespace, kube.AgentSelector)
+	if err == nil && len(agents) == 0 {
+		err = errNoAgents
+	}
+	return agents, err
 }
 
 // agentPatience is how long an agent may take to answer, be it that it or its kubelet hangs.

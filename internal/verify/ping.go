@@ -15,7 +15,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/fathom-network/fathom/internal/kube"
-	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/nodestate"
 	"github.com/fathom-network/fathom/internal/podnet"
 	"github.com/fathom-network/fathom/internal/probe"
@@ -57,12 +56,9 @@ const small = 128
 // Ping sends test packets between places, in namespaces that the agents enter: nothing has to be in the pods. from
 // and to choose the places by their names. https://kubernetes.io/docs/concepts/services-networking/#the-kubernetes-network-model
 func Ping(ctx context.Context, client *kube.Client, from, to func(name string) bool) (Matrix, error) {
-	agents, err := client.PodsOf(ctx, netconf.Namespace, kube.AgentSelector)
+	agents, err := findAgents(ctx, client)
 	if err != nil {
 		return Matrix{}, err
-	}
-	if len(agents) == 0 {
-		return Matrix{}, errNoAgents
 	}
 	var m Matrix
 	states, failed := States(ctx, client, agents)
@@ -148,8 +144,6 @@ func Ping(ctx context.Context, client *kube.Client, from, to func(name string) b
 	slices.Sort(m.Problems)
 	return m, nil
 }
-
-var errNoAgents = errors.New("no agent of Fathom's network runs in namespace " + netconf.Namespace + " of this cluster: install it with `fathom install`")
 
 // probesOf are the packets from a to b: for each family a small one, one of the MTU that must not be cut up, and
 // one that must be.
