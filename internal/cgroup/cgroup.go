@@ -166,6 +166,40 @@ func inheritCpuset(parent, dir, file string) error {
 	return os.WriteFile(filepath.Join(dir, file), want, 0o644)
 }
 
+// SetCPUWeight gives the group times the processor time that it would have of itself when all want some; what
+// nobody wants is free to all, as before. A machine without the controller is not an error: doctor reports it.
+//
+// In v1 a group competes not only with the groups beside it but with each thread of the group above it.
+func SetCPUWeight(group string, times int) error {
+	all, mode, err := Hierarchies()
+	if err != nil {
+		return err
+	}
+	for _, h := range all {
+		file, weight := "cpu.weight", min(100*times, 10000)
+		if !h.V2 {
+			file, weight = "cpu.shares", min(1024*times, 262144)
+		}
+		if !h.V2 && !slices.Contains(strings.Split(h.Options, ","), "cpu") || h.V2 && mode != V2 {
+			continue
+		}
+		path := filepath.Join(h.Path, group, file)
+		// Without O_CREATE, which os.WriteFile uses and a cgroup file system answers with another error.
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			_, err = f.WriteString(strconv.Itoa(weight))
+			err = errors.Join(err, f.Close())
+		}
+		if err != nil {
+			return fmt.Errorf("set the processor weight of cgroup %s: %w", group, err)
+		}
+	}
+	return nil
+}
+
 // Enter moves the calling process into the group in every hierarchy.
 func Enter(group string) error { return move(group, 0, true) }
 

@@ -107,3 +107,33 @@ func TestNestChild(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestSetCPUWeight(t *testing.T) {
+	testenv.NeedRoot(t)
+	group := fmt.Sprintf("fathom-test-weight-%d", os.Getpid())
+	t.Cleanup(func() {
+		if err := Remove(group); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := Create(group); err != nil {
+		t.Fatal(err)
+	}
+	all, mode, err := Hierarchies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for times, want := range map[int][2]string{3: {"3072", "300"}, 500: {"262144", "10000"}} {
+		if err := SetCPUWeight(group, times); err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range all {
+			for i, file := range []string{"cpu.shares", "cpu.weight"} {
+				have, err := os.ReadFile(filepath.Join(h.Path, group, file))
+				if err == nil && (mode == V2) == (i == 1) && strings.TrimSpace(string(have)) != want[i] {
+					t.Errorf("%d times: %s of %s is %s, want %s", times, file, h.Path, have, want[i])
+				}
+			}
+		}
+	}
+}

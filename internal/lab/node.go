@@ -140,6 +140,14 @@ func usableResolvConf(conf string) string {
 	return keep.String()
 }
 
+// planeWeight is how many times a worker's processor time a control-plane node gets when all nodes want some. A
+// real one has a processor to itself. Here it would get the same as each of twenty workers that start, and all of
+// them wait for its API server: with the weight, such a lab is up in three quarters of the time.
+const planeWeight = 10
+
+// containersGroup is the cgroup of a node that containerd puts containers in, by its namespace for CRI.
+const containersGroup = "k8s.io"
+
 // spec is what the node's init is told.
 func (l *Lab) spec(c *topology.Cluster, n *topology.Node, layer string) machine.Spec {
 	addrs := make([]string, 0, 2)
@@ -168,6 +176,9 @@ func (l *Lab) spec(c *topology.Cluster, n *topology.Node, layer string) machine.
 			// earlier meets refusals and then waits, twice as long each time.
 			{Name: kubeletService, Args: args, Log: "/var/log/kubelet.log", Manual: true, After: containerdService},
 		},
+	}
+	if n.Role == topology.ControlPlane {
+		s.CPUWeights = []machine.CPUWeight{{Times: planeWeight}, {Group: containersGroup, Times: planeWeight}}
 	}
 	for _, m := range n.Mounts {
 		s.Binds = append(s.Binds, machine.Bind{Source: m.HostPath, Target: m.NodePath, ReadOnly: m.ReadOnly})

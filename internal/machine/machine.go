@@ -78,6 +78,21 @@ func Start(ctx context.Context, init string, spec Spec) (*Machine, error) {
 	return m, nil
 }
 
+// weigh sets the processor weights. It comes after the init has started: in cgroup v2 no group can be made below
+// one with processes, and the init has left the machine's own by now (cgroup.Nest).
+func (s Spec) weigh() error {
+	for _, w := range s.CPUWeights {
+		group := filepath.Join(s.Cgroup, w.Group)
+		if err := cgroup.Create(group); err != nil {
+			return err
+		}
+		if err := cgroup.SetCPUWeight(group, w.Times); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func start(ctx context.Context, init string, spec Spec) (*Machine, error) {
 	body, err := json.Marshal(spec)
 	if err != nil {
@@ -141,6 +156,10 @@ func start(ctx context.Context, init string, spec Spec) (*Machine, error) {
 	defer stop()
 	line, err := bufio.NewReader(io.LimitReader(readyRead, 64<<10)).ReadString('\n')
 	if line = strings.TrimSpace(line); line == "ok" {
+		if err := spec.weigh(); err != nil {
+			_ = cgroup.Kill(ctx, spec.Cgroup)
+			return nil, err
+		}
 		return &Machine{Cgroup: spec.Cgroup, Pid: p.Pid}, nil
 	}
 	_ = p.Kill()

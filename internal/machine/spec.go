@@ -11,6 +11,8 @@ type Spec struct {
 	Services []Service `json:"services,omitempty"`
 	// Cgroup is the group that holds every process of the machine, such as fathom/LAB/NODE.
 	Cgroup string `json:"cgroup"`
+	// CPUWeights say which groups get more processor time than others where all want some.
+	CPUWeights []CPUWeight `json:"-"`
 }
 
 // Overlay makes a directory of the machine out of directories of the host, the uppermost first; the machine's
@@ -76,3 +78,11 @@ const (
 	SpecFD  = 3 // the Spec as JSON, to end of file
 	ReadyFD = 4 // closed after one line: "ok" or what went wrong
 )
+
+// CPUWeight gives a group of the machine Times the processor time that it would have of itself. The empty group is
+// the machine, which competes with the machines beside it; any other, such as "k8s.io", is one that its services
+// put processes in, and competes with those services.
+type CPUWeight struct {
+	Group string
+	Times int
+}
