@@ -24,11 +24,11 @@ var layers = []struct {
 	within   bool     // its packages may import each other
 }{
 	// Pure values and functions: no I/O, no clock, no lock.
-	{name: "facts", packages: []string{"bgpconf", "conflist", "ipam", "ippool", "netconf", "netfacts", "nodestate", "podnet", "topology"}, within: true},
+	{name: "facts", packages: []string{"bgpconf", "conflist", "ipam", "ippool", "netconf", "netfacts", "nodestate", "podnet", "service", "topology"}, within: true},
 	// What needs nothing but the standard library, and may read files.
 	{name: "ground", packages: []string{"kit", "testenv"}},
 	// The kernel's things. They know nothing of Kubernetes.
-	{name: "kernel", packages: []string{"bpf", "bpf/pin", "cgroup", "lease", "link", "machine", "machine/boot", "probe", "ruleset"}, below: []string{"facts"}, within: true},
+	{name: "kernel", packages: []string{"bpf", "bpf/pin", "cgroup", "flow", "lease", "link", "machine", "machine/boot", "probe", "ruleset"}, below: []string{"facts"}, within: true},
 	// What other programs say of themselves: the API server, the container runtime. They change no kernel.
 	{name: "watch", packages: []string{"kube", "cri"}, below: []string{"facts"}},
 	// Parts of programs, each of use alone.

@@ -1,0 +1,2 @@
+// Package flow lists and ends what the kernel remembers of flows: entries of connection tracking, and sockets.
+package flow
