@@ -66,7 +66,9 @@ type Key struct {
 }
 
 // String returns the key as people write it, "10.96.0.10:53/UDP".
-func (k Key) String() string { return netip.AddrPortFrom(k.Addr, k.Port).String() + "/" + k.Protocol.String() }
+func (k Key) String() string {
+	return netip.AddrPortFrom(k.Addr, k.Port).String() + "/" + k.Protocol.String()
+}
 
 // Compare orders keys by address, port and protocol.
 func (k Key) Compare(o Key) int {
