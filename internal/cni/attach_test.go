@@ -656,7 +656,7 @@ func TestKilled(t *testing.T) {
 		}
 	}
 	t.Logf("killed: %v", killed)
-	valid := func(l lease.Lease) bool { return l.PodName == "stays" }
+	valid := func(l lease.Lease, _ bool) bool { return l.PodName == "stays" }
 	stays := newPod(t, "stays")
 	if _, e := n.call(t, "ADD", stays, nil); e != nil {
 		t.Fatal(e)

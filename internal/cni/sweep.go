@@ -13,11 +13,14 @@ import (
 type Swept struct {
 	Leases  []lease.Lease
 	Devices []string // that no lease had
+	// Kept are the leases that are left, of whatever network.
+	Kept []lease.Lease
 }
 
 // Sweep takes back the leases of a network that are not valid, with their devices, and then the network's devices
-// and the addresses that no lease has. It goes on after an error. Pods may come and go meanwhile.
-func Sweep(node *link.Namespace, store *lease.Store, network string, valid func(lease.Lease) bool) (Swept, error) {
+// and the addresses that no lease has. It goes on after an error. Pods may come and go meanwhile. valid is also told
+// whether the lease's device is present.
+func Sweep(node *link.Namespace, store *lease.Store, network string, valid func(l lease.Lease, present bool) bool) (Swept, error) {
 	var swept Swept
 	// Devices before leases: a device comes after its lease and goes before it, so that one which is there now and
 	// whose lease is not there then, has none.
@@ -30,14 +33,18 @@ func Sweep(node *link.Namespace, store *lease.Store, network string, valid func(
 		return swept, err
 	}
 	var errs []error
-	leased := map[string]bool{}
+	present, leased := map[string]bool{}, map[string]bool{}
+	for _, d := range devices {
+		present[d.Name] = true
+	}
 	for _, l := range leases {
 		leased[l.HostDevice] = true
-		if l.Network != network || valid(l) {
+		if l.Network != network || valid(l, present[l.HostDevice]) {
+			swept.Kept = append(swept.Kept, l)
 			continue
 		}
 		if err := detach(node, store, l); err != nil {
-			errs = append(errs, err)
+			errs, swept.Kept = append(errs, err), append(swept.Kept, l)
 			continue
 		}
 		swept.Leases = append(swept.Leases, l)
@@ -71,6 +78,6 @@ func (p plugin) gc(args *skel.CmdArgs) error {
 	if err != nil {
 		return asError("open the leases", err)
 	}
-	_, err = Sweep(node, store, c.Name, func(l lease.Lease) bool { return c.valid == nil || c.valid[l.Attachment] })
+	_, err = Sweep(node, store, c.Name, func(l lease.Lease, _ bool) bool { return c.valid == nil || c.valid[l.Attachment] })
 	return asError("take back what is not valid", err)
 }

@@ -254,7 +254,8 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	}
 	if pods || plan.PodMTU != a.podMTU {
 		a.podProblems = nil
-		for _, err := range []error{a.sweep(), a.repairPods(plan, f.Own)} {
+		leases, swept := a.sweep()
+		for _, err := range []error{swept, a.repairPods(leases, plan, f.Own)} {
 			if err != nil {
 				a.podProblems = append(a.podProblems, oneLine(err))
 			}
@@ -262,7 +263,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 		a.podMTU = plan.PodMTU
 	}
 	problems = append(problems, a.podProblems...)
-	if err := a.setFastPath(plan, interfaces); err != nil {
+	if err := a.setFastPath(plan, interfaces, pods); err != nil {
 		problems = append(problems, oneLine(err))
 	}
 	status := nodestate.Status{Plan: plan, Config: *a.config, Interfaces: interfaces, Addresses: nodeAddresses(f.Own)}

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,17 +25,19 @@ type fastPath struct {
 	mu     sync.Mutex // the loop sets it, others read it back
 	path   *bpf.Path
 	plan   bpf.Plan
+	was    error  // what came of setting the plan
 	told   string // that there is none, and why
 	reason string // why packets take the stack, if they do
 }
 
-// setFastPath is a pass's part: after the routes that it is a shorter way for.
-func (a *Agent) setFastPath(plan podnet.Plan, underlay []podnet.Interface) error {
+// setFastPath is a pass's part: after the routes that it is a shorter way for. The kernel is compared if look says so
+// or the plan is another; what most events of the API change is neither.
+func (a *Agent) setFastPath(plan podnet.Plan, underlay []podnet.Interface, look bool) error {
 	on := a.config.FastPath
 	if a.FastPath != "" {
 		on = a.FastPath == FastPathAuto
 	}
-	changes, err := a.fast.set(a.node, a.Paths.BPF, plan, underlay, on)
+	changes, err := a.fast.set(a.node, a.Paths.BPF, bpf.PlanFor(plan, underlay, on), look)
 	for kind, n := range map[string]podnet.Count{"program": changes.Programs, "fastpod": changes.Pods, "fastroute": changes.Remotes} {
 		a.metrics.count(kind, n)
 	}
@@ -56,9 +59,13 @@ func (a *Agent) setFastPath(plan podnet.Plan, underlay []podnet.Interface) error
 }
 
 // set makes it what the plan says. Without it every packet takes the stack, so nothing here is an error of the node.
-func (f *fastPath) set(node *link.Namespace, dir string, plan podnet.Plan, underlay []podnet.Interface, on bool) (bpf.Changes, error) {
+func (f *fastPath) set(node *link.Namespace, dir string, plan bpf.Plan, look bool) (changes bpf.Changes, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if !look && reflect.DeepEqual(plan, f.plan) {
+		return bpf.Changes{}, f.was
+	}
+	defer func() { f.plan, f.was = plan, err }()
 	if f.path == nil {
 		path, err := bpf.Open(node, bpf.Options{Dir: dir})
 		if err != nil {
@@ -68,13 +75,12 @@ func (f *fastPath) set(node *link.Namespace, dir string, plan podnet.Plan, under
 		f.path = path
 	}
 	f.reason = ""
-	if possible, why := f.path.Fast(); !on {
+	if possible, why := f.path.Fast(); !plan.Fast {
 		f.reason = "it is switched off"
 	} else if !possible {
 		f.reason = why
 	}
-	f.plan = bpf.PlanFor(plan, underlay, on)
-	return f.path.Set(f.plan)
+	return f.path.Set(plan)
 }
 
 // state reads it back.

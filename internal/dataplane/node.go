@@ -115,20 +115,12 @@ func replaceFile(path string, data io.Reader, mode fs.FileMode) error {
 const attachPatience = time.Minute
 
 // sweep takes back what pods that are gone have left, which the plugin was not asked to take back: its runtime
-// was killed, or the node lost power.
-func (a *Agent) sweep() error {
-	devices, err := a.node.PodDevices()
-	if err != nil {
-		return err
-	}
-	present := map[string]bool{}
-	for _, d := range devices {
-		present[d.Name] = true
-	}
-	swept, err := cni.Sweep(a.node, a.leases, networkName, func(l lease.Lease) bool {
+// was killed, or the node lost power. It returns the leases that are left.
+func (a *Agent) sweep() ([]lease.Lease, error) {
+	swept, err := cni.Sweep(a.node, a.leases, networkName, func(l lease.Lease, present bool) bool {
 		// A veth pair ends with the namespace of either end. So a device that is there proves that its pod's
 		// namespace is, whatever this process can see of the runtime's mounts.
-		if present[l.HostDevice] || a.hasNetNS(l.Netns) {
+		if present || a.hasNetNS(l.Netns) {
 			return true
 		}
 		wait := attachPatience - time.Since(l.Time)
@@ -139,6 +131,7 @@ func (a *Agent) sweep() error {
 	})
 	a.metrics.swept.WithLabelValues("lease").Add(float64(len(swept.Leases)))
 	a.metrics.swept.WithLabelValues("device").Add(float64(len(swept.Devices)))
+	a.metrics.leases.Set(float64(len(swept.Kept)))
 	for _, l := range swept.Leases {
 		a.Log.Info("took back the addresses of a pod that is gone", "pod", l.PodNamespace+"/"+l.PodName, "addresses", l.Addresses)
 	}
@@ -146,14 +139,9 @@ func (a *Agent) sweep() error {
 		a.Log.Info("took away a device without a pod", "device", d)
 	}
 	if err != nil {
-		return fmt.Errorf("take back what pods that are gone have left: %w", err)
+		err = fmt.Errorf("take back what pods that are gone have left: %w", err)
 	}
-	leases, err := a.leases.List()
-	if err != nil {
-		return err
-	}
-	a.metrics.leases.Set(float64(len(leases)))
-	return nil
+	return swept.Kept, err
 }
 
 // hasNetNS says whether a namespace is mounted where the runtime said.

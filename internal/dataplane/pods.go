@@ -14,12 +14,8 @@ import (
 )
 
 // repairPods gives pods back what the node has lost of them, and the MTU that the network has now.
-func (a *Agent) repairPods(plan podnet.Plan, own podnet.Node) error {
+func (a *Agent) repairPods(leases []lease.Lease, plan podnet.Plan, own podnet.Node) error {
 	ends, _, err := a.node.PodEnds()
-	if err != nil {
-		return err
-	}
-	leases, err := a.leases.List()
 	if err != nil {
 		return err
 	}
