@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -35,7 +36,8 @@ type Facts struct {
 	Blocks []Block // those that can be read, ordered by prefix
 	// Problems are of blocks, which only agents make.
 	Problems []string
-	nodes    []node
+	// nodes reads them on first use: without pools nobody asks, and there may be thousands.
+	nodes func() []node
 }
 
 // Pool is an IPPool as it was read.
@@ -100,11 +102,14 @@ type node struct {
 
 // Read makes facts of objects. Every agent comes to the same.
 func Read(o Objects) Facts {
-	var f Facts
-	for _, n := range o.Nodes {
-		f.nodes = append(f.nodes, readNode(n))
-	}
-	slices.SortFunc(f.nodes, func(a, b node) int { return cmp.Compare(a.name, b.name) })
+	f := Facts{nodes: sync.OnceValue(func() []node {
+		nodes := make([]node, 0, len(o.Nodes))
+		for _, n := range o.Nodes {
+			nodes = append(nodes, readNode(n))
+		}
+		slices.SortFunc(nodes, func(a, b node) int { return cmp.Compare(a.name, b.name) })
+		return nodes
+	})}
 	services := readServices(o.Services)
 	pools := slices.Clone(o.Pools)
 	slices.SortFunc(pools, func(a, b *v1alpha1.IPPool) int {
@@ -268,7 +273,7 @@ func (f *Facts) clash(p Pool, services []serviceRange) *Problem {
 			}
 		}
 		hasPods, hasFamily := false, false
-		for _, n := range f.nodes {
+		for _, n := range f.nodes() {
 			for _, c := range n.podCIDRs {
 				if c.Overlaps(r.Prefix) {
 					return problem(Overlap, "overlaps %s, the podCIDR of node %s", c, n.name)
@@ -321,8 +326,9 @@ func (f Facts) NodeUID(name string) types.UID {
 }
 
 func (f Facts) node(name string) *node {
-	if i := slices.IndexFunc(f.nodes, func(n node) bool { return n.name == name }); i >= 0 {
-		return &f.nodes[i]
+	nodes := f.nodes()
+	if i := slices.IndexFunc(nodes, func(n node) bool { return n.name == name }); i >= 0 {
+		return &nodes[i]
 	}
 	return nil
 }

@@ -154,7 +154,7 @@ func (f Facts) Decide(w Wish, nodeName, namespace string, namespaceLabels map[st
 
 // poolOf finds the pool that has an address.
 func (f Facts) poolOf(a netip.Addr) (string, error) {
-	for _, n := range f.nodes {
+	for _, n := range f.nodes() {
 		if slices.ContainsFunc(n.podCIDRs, func(c netip.Prefix) bool { return c.Contains(a) }) {
 			return netconf.DefaultPool, nil
 		}
@@ -170,7 +170,7 @@ func (f Facts) poolOf(a netip.Addr) (string, error) {
 // ownRange says why addresses are not of a node's own ranges.
 func (f Facts) ownRange(addrs []netip.Addr, nodeName string) error {
 	for _, a := range addrs {
-		for _, n := range f.nodes {
+		for _, n := range f.nodes() {
 			if n.name != nodeName && slices.ContainsFunc(n.podCIDRs, func(c netip.Prefix) bool { return c.Contains(a) }) {
 				return refuse(false, "%s is in the podCIDR of node %s, and the pod is on node %s; ask for an address of an IPPool, or run the pod there", a, n.name, nodeName)
 			}

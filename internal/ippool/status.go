@@ -51,7 +51,7 @@ func (f Facts) Turnstile(pool, node string) time.Duration {
 		return h.Sum64()
 	}
 	rank, own := 0, place(node)
-	for _, n := range f.nodes {
+	for _, n := range f.nodes() {
 		if place(n.name) < own {
 			rank++
 		}

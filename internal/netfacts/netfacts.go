@@ -36,6 +36,8 @@ func Read(nodes []*corev1.Node, self string, c netconf.Config) Facts {
 		Mode: c.Mode, VNI: uint32(c.VNI), Port: uint16(c.Port), MTU: c.MTU,
 		NonMasquerade: c.NonMasqueradeCIDRs, NoMasquerade4: !c.Masquerade, NoMasquerade6: !c.Masquerade,
 	}}
+	tunnel := fmt.Sprintf("%d:%d", c.VNI, c.Port)
+	f.Nodes = make([]podnet.Node, 0, len(nodes))
 	for _, n := range nodes {
 		var addrs []string
 		for _, a := range n.Status.Addresses {
@@ -48,7 +50,7 @@ func Read(nodes []*corev1.Node, self string, c netconf.Config) Facts {
 			cidrs = []string{n.Spec.PodCIDR}
 		}
 		node, problems := podnet.ParseNode(n.Name, n.CreationTimestamp.Time, addrs, cidrs)
-		node.TunnelDown = n.Annotations[TunnelAnnotation] != fmt.Sprintf("%d:%d", c.VNI, c.Port)
+		node.TunnelDown = n.Annotations[TunnelAnnotation] != tunnel
 		f.Problems = append(f.Problems, problems...)
 		f.Nodes = append(f.Nodes, node)
 		switch sends := podnet.Mode(n.Annotations[ModeAnnotation]); {

@@ -1,6 +1,7 @@
 package netfacts_test
 
 import (
+	"fmt"
 	"maps"
 	"testing"
 
@@ -66,5 +67,18 @@ func TestAnnouncement(t *testing.T) {
 	plan.Tunnel = &podnet.Tunnel{VNI: 7, Port: 8472}
 	if got := netfacts.Announcement(plan)[netfacts.TunnelAnnotation]; got != "7:8472" {
 		t.Errorf("%s", got)
+	}
+}
+
+// BenchmarkRead reads a cluster of a thousand nodes.
+func BenchmarkRead(b *testing.B) {
+	c := netconf.Default()
+	var nodes []*corev1.Node
+	for i := range 1000 {
+		nodes = append(nodes, node(fmt.Sprintf("n%d", i), fmt.Sprintf("10.1.%d.%d", i/250, i%250+1), fmt.Sprintf("10.%d.%d.0/24", 64+i/250, i%250), nil))
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		netfacts.Read(nodes, "n1", c)
 	}
 }
