@@ -17,6 +17,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
+// Name is a Service's namespace and name.
+type Name = types.NamespacedName
+
 // Protocol is an IP protocol number.
 type Protocol uint8
 
@@ -81,7 +84,7 @@ type Frontend struct {
 	Service  types.NamespacedName
 	PortName string // as in the Service; empty if it has no name
 	Kind     Kind
-	// Inside is for what starts on this node or in a pod of the cluster, Outside for all else. They differ with
+	// Inside is for what starts on this node or in one of its pods, Outside for all else. They differ with
 	// externalTrafficPolicy: Local, which is about what comes from outside. Both are sorted and without duplicates.
 	Inside, Outside Backends
 	// Affinity is how long a client stays with an endpoint after its last connection (sessionAffinity: ClientIP); zero
@@ -129,13 +132,14 @@ type Plan struct {
 	// NodePortAddrs are the node's addresses at which NodePorts answer, sorted; besides them 127.0.0.0/8 does, for what
 	// starts on the node itself.
 	NodePortAddrs []netip.Addr
-	// OwnPods are the addresses of the node's own pods. What goes to them needs no masquerade: the answer comes by here.
+	// OwnPods are the addresses of the node's own pods. Who comes from there, or from the node itself, is inside; pods of
+	// other nodes have met what they ask for on their own node, or mean this node. What goes to them needs no masquerade:
+	// the answer comes by here.
 	OwnPods []netip.Prefix
-	// ClusterPods are the addresses of all nodes' pods: who comes from there, or from the node itself, is inside.
-	ClusterPods []netip.Prefix
 }
 
-// Change is what has become of the frontends of one Service. Frontends of one key are in both if they changed.
+// Change is what has become of the frontends of one Service. Frontends of one key are in both if they changed. An old
+// one is another Service's if the key was that one's before.
 type Change struct {
 	Service  types.NamespacedName
 	Old, New []Frontend

@@ -1,0 +1,125 @@
+package service
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// claims knows which Service a key belongs to. Of several that claim one, it is the one that has it as its ClusterIP,
+// for the API server gives those out once and an external IP is what anybody writes; then the oldest.
+type claims struct {
+	owners map[Key]*entry
+	rivals map[Key][]*entry // all that claim a key, if there is more than one
+	open   map[Key]bool     // of whose rivals the first is still to be found
+}
+
+// rank orders Services by age.
+type rank struct {
+	created int64
+	name    types.NamespacedName
+}
+
+func newClaims() claims {
+	return claims{owners: map[Key]*entry{}, rivals: map[Key][]*entry{}, open: map[Key]bool{}}
+}
+
+// release gives back all keys of a Service.
+func (c *claims) release(e *entry) {
+	for _, f := range e.claimed {
+		if list := c.rivals[f.Key]; list != nil {
+			c.rivals[f.Key] = slices.DeleteFunc(list, func(o *entry) bool { return o == e })
+			c.open[f.Key] = true
+		} else {
+			delete(c.owners, f.Key)
+		}
+	}
+}
+
+// claim takes all keys of a Service that nobody has, and enters it for the others.
+func (c *claims) claim(e *entry) {
+	for _, f := range e.claimed {
+		owner, list := c.owners[f.Key], c.rivals[f.Key]
+		switch {
+		case list != nil:
+			c.rivals[f.Key] = append(list, e)
+		case owner != nil:
+			c.rivals[f.Key] = []*entry{owner, e}
+		default:
+			c.owners[f.Key] = e
+			continue
+		}
+		c.open[f.Key] = true
+	}
+}
+
+// settle finds the owner of keys whose rivals changed, and says who gained or lost one.
+func (c *claims) settle(differs func(*entry)) {
+	for key := range c.open {
+		before := c.owners[key]
+		list := c.rivals[key]
+		switch len(list) {
+		case 0:
+			delete(c.owners, key)
+		default:
+			c.owners[key] = slices.MinFunc(list, func(a, b *entry) int { return a.compare(b, key) })
+		}
+		if len(list) < 2 {
+			delete(c.rivals, key)
+		}
+		if now := c.owners[key]; now != before {
+			for _, e := range []*entry{before, now} {
+				if e != nil {
+					differs(e)
+				}
+			}
+		}
+	}
+	if len(c.open) > 0 {
+		c.open = map[Key]bool{} // a map that was large once is slow to walk for ever
+	}
+}
+
+// compare orders two that claim a key.
+func (e *entry) compare(o *entry, key Key) int {
+	return cmp.Or(cmp.Compare(e.kindAt(key), o.kindAt(key)), cmp.Compare(e.rank.created, o.rank.created), compareNames(e.name, o.name))
+}
+
+// kindAt orders ClusterIPs before all else.
+func (e *entry) kindAt(key Key) int {
+	i, found := slices.BinarySearchFunc(e.claimed, key, func(f Frontend, k Key) int { return f.Compare(k) })
+	if found && e.claimed[i].Kind == ClusterIP {
+		return 0
+	}
+	return 1
+}
+
+// won returns what a Service claims and has.
+func (c *claims) won(e *entry) []Frontend {
+	lost := func(f Frontend) bool { return c.owners[f.Key] != e }
+	if !slices.ContainsFunc(e.claimed, lost) {
+		return e.claimed
+	}
+	return slices.DeleteFunc(slices.Clone(e.claimed), lost)
+}
+
+// problems says of each Service that claims a key in vain who has it.
+func (c *claims) problems() []Problem {
+	var all []Problem
+	for key, list := range c.rivals {
+		owner := c.owners[key]
+		for _, e := range list {
+			if e == owner {
+				continue
+			}
+			why := "which is older"
+			if owner.kindAt(key) < e.kindAt(key) {
+				why = "as its ClusterIP"
+			}
+			all = append(all, Problem{e.name, fmt.Sprintf("%s belongs to Service %s, %s: give one of the two another address or port", key, owner.name, why)})
+		}
+	}
+	return all
+}

@@ -1,0 +1,163 @@
+package service
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strings"
+	"unique"
+)
+
+// candidate is an endpoint with a port.
+type candidate struct {
+	at netip.AddrPort
+	*endpoint
+}
+
+// lastResort says whether an endpoint is one of those that are used where none is ready: it terminates and still serves.
+func (c condition) lastResort() bool { return !c.ready && c.serving && c.terminating }
+
+// candidates returns all endpoints of a Service's port, of one family, sorted and each once. An endpoint that moves
+// from one slice to another is in both for a moment, and a pod that is gone may have left its address to the next: the
+// one that does not terminate counts, then one that is ready, then that of the first slice.
+func candidates(own []*slice, p port, family int) []candidate {
+	var n int
+	for _, es := range own {
+		n += len(es.endpoints)
+	}
+	all := make([]candidate, 0, n)
+	for _, es := range own {
+		if es.family != family {
+			continue
+		}
+		for _, sp := range es.ports {
+			if sp.name != p.id || sp.protocol != p.protocol {
+				continue
+			}
+			for i := range es.endpoints {
+				e := &es.endpoints[i]
+				all = append(all, candidate{netip.AddrPortFrom(e.addr, sp.number), e})
+			}
+		}
+	}
+	slices.SortStableFunc(all, func(a, b candidate) int {
+		return cmp.Or(a.at.Compare(b.at), falseFirst(a.terminating, b.terminating), falseFirst(!a.ready, !b.ready))
+	})
+	return slices.CompactFunc(all, func(a, b candidate) bool { return a.at == b.at })
+}
+
+func falseFirst(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
+
+// choice is where a node sends what comes to a port, under each of the two policies.
+type choice struct {
+	cluster, local Backends
+}
+
+// choose works out a choice; local only if a policy asks for it. Under both the ready endpoints count, and those that
+// terminate and still serve where there is no other: of the cluster for one, of the node for the other.
+func choose(all []candidate, at place, local bool) choice {
+	var c choice
+	r := hinted(all, at)
+	c.cluster.Endpoints = pick(all, func(e candidate) bool { return e.ready && r.near(e, at) })
+	if c.cluster.Endpoints == nil {
+		c.cluster.Endpoints = pick(all, func(e candidate) bool { return e.lastResort() })
+	}
+	if !local {
+		return c
+	}
+	c.local.Endpoints = pick(all, func(e candidate) bool { return e.ready && at.holds(e.endpoint) })
+	if c.local.Endpoints == nil {
+		c.local.Endpoints = pick(all, func(e candidate) bool { return e.lastResort() && at.holds(e.endpoint) })
+	}
+	c.local.Drop = c.local.Endpoints == nil && c.cluster.Endpoints != nil
+	return c
+}
+
+// pick returns the addresses of those that are wanted, nil if there are none.
+func pick(all []candidate, want func(candidate) bool) []netip.AddrPort {
+	n := 0
+	for _, e := range all {
+		if want(e) {
+			n++
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	picked := make([]netip.AddrPort, 0, n)
+	for _, e := range all {
+		if want(e) {
+			picked = append(picked, e.at)
+		}
+	}
+	return picked
+}
+
+// reach is how far clients of a node are sent.
+type reach int
+
+const (
+	everywhere reach = iota
+	withinZone
+	withinNode
+)
+
+// hinted returns how far the endpoints' hints keep clients of a node. They are followed if every ready endpoint has
+// one, for otherwise whoever writes them is not done, and if one is for this node, for otherwise its clients had none.
+func hinted(all []candidate, at place) reach {
+	everyNode, everyZone, node, zone := true, true, false, false
+	for _, e := range all {
+		if !e.ready {
+			continue
+		}
+		h := e.hinted()
+		everyNode, everyZone = everyNode && h.nodes != "", everyZone && h.zones != ""
+		node, zone = node || names(h.nodes, at.name), zone || names(h.zones, at.zone)
+	}
+	switch {
+	case everyNode && node:
+		return withinNode
+	case everyZone && zone:
+		return withinZone
+	}
+	return everywhere
+}
+
+// near says whether an endpoint is within reach.
+func (r reach) near(e candidate, at place) bool {
+	switch r {
+	case withinNode:
+		return names(e.hinted().nodes, at.name)
+	case withinZone:
+		return names(e.hinted().zones, at.zone)
+	}
+	return true
+}
+
+func (e *endpoint) hinted() hints {
+	if e.hints == (unique.Handle[hints]{}) {
+		return hints{}
+	}
+	return e.hints.Value()
+}
+
+// names says whether a list with commas has a word.
+func names(list, word string) bool {
+	if word == "" || list == word {
+		return word != ""
+	}
+	for w := range strings.SplitSeq(list, ",") {
+		if w == word {
+			return true
+		}
+	}
+	return false
+}

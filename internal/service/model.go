@@ -1,0 +1,361 @@
+package service
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Model holds what matters of all Services and EndpointSlices, and knows what has changed since it was last asked. It
+// costs little more than the frontends themselves, and a change costs as much as the Service is large, whatever else
+// there is. Model is not safe for concurrent use. The frontends that it gives share their slices with it: they are for
+// reading.
+type Model struct {
+	node     Node
+	place    place
+	services map[types.NamespacedName]*entry
+	slices   map[types.NamespacedName]*entry // by the slice's own name
+	health   map[*entry]HealthCheck
+	balanced map[*entry]LoadBalanced
+	// differs says that balanced has changed since LoadBalancers was last called.
+	differs bool
+	claims  claims
+	touched []*entry // of which an object changed since update
+	changed []*entry // whose frontends changed since Changes
+}
+
+// entry is a Service, or the slices of one that is not known yet or no longer.
+type entry struct {
+	name    types.NamespacedName
+	service *service // nil if there are only slices
+	slices  []*slice // sorted by name
+	claimed []Frontend
+	rank    rank       // by which claimed stands
+	given   []Frontend // what is claimed and has not gone to another Service
+	told    []Frontend // what was given when Changes was last called
+
+	isTouched, isChanged bool // whether it is in the lists; a map that was large once is slow to walk for ever
+}
+
+// NewModel returns an empty Model for a node.
+func NewModel(node Node) *Model {
+	return &Model{
+		node:     node,
+		place:    placeOf(node),
+		services: map[types.NamespacedName]*entry{},
+		slices:   map[types.NamespacedName]*entry{},
+		health:   map[*entry]HealthCheck{},
+		balanced: map[*entry]LoadBalanced{},
+		claims:   newClaims(),
+	}
+}
+
+// SetNode says what has become of the node.
+func (m *Model) SetNode(node Node) {
+	if node.Name != m.node.Name || node.Zone != m.node.Zone {
+		for _, e := range m.services {
+			m.touch(e)
+		}
+	}
+	m.node, m.place = node, placeOf(node)
+}
+
+// Node returns the node that frontends are worked out for.
+func (m *Model) Node() Node { return m.node }
+
+// SetService adds a Service, or says what has become of it.
+func (m *Model) SetService(svc *corev1.Service) {
+	e := m.entry(types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name})
+	e.service = readService(svc)
+	m.touch(e)
+}
+
+// DeleteService takes a Service away. Its slices stay until they are deleted, too.
+func (m *Model) DeleteService(name types.NamespacedName) {
+	if e := m.services[name]; e != nil {
+		e.service = nil
+		m.touch(e)
+	}
+}
+
+// SetSlice adds an EndpointSlice, or says what has become of it. It may come before its Service.
+func (m *Model) SetSlice(es *discoveryv1.EndpointSlice) {
+	name := types.NamespacedName{Namespace: es.Namespace, Name: es.Name}
+	of, ok := serviceOf(es)
+	if before := m.slices[name]; before != nil && (!ok || before.name != of) {
+		m.DeleteSlice(name)
+	}
+	if !ok {
+		return
+	}
+	e := m.entry(of)
+	if i, found := e.find(es.Name); found {
+		e.slices[i] = readSlice(es)
+	} else {
+		e.slices = slices.Insert(e.slices, i, readSlice(es))
+	}
+	m.slices[name] = e
+	m.touch(e)
+}
+
+// DeleteSlice takes an EndpointSlice away.
+func (m *Model) DeleteSlice(name types.NamespacedName) {
+	e := m.slices[name]
+	if e == nil {
+		return
+	}
+	if i, found := e.find(name.Name); found {
+		e.slices = slices.Delete(e.slices, i, i+1)
+	}
+	delete(m.slices, name)
+	m.touch(e)
+}
+
+// Replace sets all Services and slices, and takes away what is not among them: it is for a list, as the other
+// functions are for a watch.
+func (m *Model) Replace(services []*corev1.Service, all []*discoveryv1.EndpointSlice) {
+	gone := map[types.NamespacedName]bool{}
+	for name, e := range m.services {
+		gone[name] = e.service != nil
+	}
+	for _, svc := range services {
+		delete(gone, types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name})
+		m.SetService(svc)
+	}
+	for name := range gone {
+		m.DeleteService(name)
+	}
+	clear(gone)
+	for name := range m.slices {
+		gone[name] = true
+	}
+	for _, es := range all {
+		delete(gone, types.NamespacedName{Namespace: es.Namespace, Name: es.Name})
+		m.SetSlice(es)
+	}
+	for name := range gone {
+		m.DeleteSlice(name)
+	}
+}
+
+func (m *Model) entry(name types.NamespacedName) *entry {
+	e := m.services[name]
+	if e == nil {
+		e = &entry{name: name}
+		m.services[name] = e
+	}
+	return e
+}
+
+func (m *Model) touch(e *entry) {
+	if !e.isTouched {
+		e.isTouched, m.touched = true, append(m.touched, e)
+	}
+}
+
+func (e *entry) find(name string) (int, bool) {
+	return slices.BinarySearchFunc(e.slices, name, func(s *slice, name string) int { return strings.Compare(s.name, name) })
+}
+
+// Changes returns what has become of the frontends since Changes or Frontends was last called, sorted by Service. A
+// key is in one of the changes only: of one that goes from one Service to another, the frontend of the first is among
+// the old ones of the second's change. So changes can be made in any order, and none opens a gap for another.
+func (m *Model) Changes() []Change {
+	m.update()
+	if len(m.changed) == 0 {
+		return nil
+	}
+	var all []Change
+	moved := map[Key]Frontend{} // to another Service
+	for _, e := range m.changed {
+		c := diff(e.name, e.told, e.given)
+		c.Old = slices.DeleteFunc(c.Old, func(f Frontend) bool {
+			owner := m.claims.owners[f.Key]
+			if owner == nil || owner == e {
+				return false
+			}
+			moved[f.Key] = f
+			return true
+		})
+		all = append(all, c)
+		m.tell(e)
+	}
+	clear(m.changed)
+	m.changed = m.changed[:0]
+	if len(moved) > 0 {
+		for i := range all {
+			c := &all[i]
+			for _, f := range c.New {
+				if old, ok := moved[f.Key]; ok {
+					c.Old = append(c.Old, old)
+				}
+			}
+			slices.SortFunc(c.Old, func(a, b Frontend) int { return a.Compare(b.Key) })
+		}
+	}
+	all = slices.DeleteFunc(all, func(c Change) bool { return len(c.Old) == 0 && len(c.New) == 0 })
+	slices.SortFunc(all, func(a, b Change) int { return compareNames(a.Service, b.Service) })
+	return all
+}
+
+// Frontends returns all frontends, sorted by keys. What changed until now is in them, and Changes will not tell it again.
+func (m *Model) Frontends() []Frontend {
+	m.update()
+	for _, e := range m.changed {
+		m.tell(e)
+	}
+	clear(m.changed)
+	m.changed = m.changed[:0]
+	all := make([]Frontend, 0, len(m.claims.owners))
+	for _, e := range m.services {
+		all = append(all, e.given...)
+	}
+	slices.SortFunc(all, func(a, b Frontend) int { return a.Compare(b.Key) })
+	return all
+}
+
+// HealthChecks returns the health checks that the node is to answer, sorted by Service.
+func (m *Model) HealthChecks() []HealthCheck {
+	m.update()
+	return slices.SortedFunc(maps.Values(m.health), func(a, b HealthCheck) int { return compareNames(a.Service, b.Service) })
+}
+
+// Lives says what is known of an endpoint of a Service: whether it is one, in whatever condition, and whether it serves,
+// be it for new clients or only for those that it has.
+func (m *Model) Lives(name types.NamespacedName, endpoint netip.AddrPort) (present, serving bool) {
+	e := m.services[name]
+	if e == nil {
+		return false, false
+	}
+	for _, s := range e.slices {
+		if !slices.ContainsFunc(s.ports, func(p slicePort) bool { return p.number == endpoint.Port() }) {
+			continue
+		}
+		for i := range s.endpoints {
+			if x := &s.endpoints[i]; x.addr == endpoint.Addr() {
+				present, serving = true, serving || x.serving
+			}
+		}
+	}
+	return present, serving
+}
+
+// Problem is something about a Service because of which there is less of it than was asked for. The rest of it is good.
+type Problem struct {
+	Service types.NamespacedName
+	Text    string
+}
+
+func (p Problem) String() string { return fmt.Sprintf("Service %s: %s", p.Service, p.Text) }
+
+// Problems returns all that is wrong with Services now, sorted by Service.
+func (m *Model) Problems() []Problem {
+	m.update()
+	all := m.claims.problems()
+	for _, e := range m.services {
+		if e.service != nil {
+			for _, text := range e.service.problems {
+				all = append(all, Problem{e.name, text})
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b Problem) int {
+		if c := compareNames(a.Service, b.Service); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Text, b.Text)
+	})
+	return all
+}
+
+// update works out the Services that were touched, and those that gain or lose a key by it.
+func (m *Model) update() {
+	if len(m.touched) == 0 {
+		return
+	}
+	for _, e := range m.touched {
+		m.recompute(e)
+	}
+	m.claims.settle(m.touch)
+	for _, e := range m.touched {
+		if given := m.claims.won(e); !slices.EqualFunc(given, e.given, Frontend.Equal) {
+			e.given = given
+			if !e.isChanged {
+				e.isChanged, m.changed = true, append(m.changed, e)
+			}
+		} else if len(given) == len(e.claimed) {
+			e.claimed = e.given // one copy is enough
+		}
+		e.isTouched = false
+		m.forget(e)
+	}
+	clear(m.touched)
+	m.touched = m.touched[:0]
+}
+
+func (m *Model) recompute(e *entry) {
+	var claimed []Frontend
+	delete(m.health, e)
+	r := e.rank
+	m.balance(e)
+	if e.service != nil {
+		claimed = e.service.frontends(e.slices, m.place)
+		if check, ok := e.service.healthCheck(e.slices, m.place); ok {
+			m.health[e] = check
+		}
+		r = rank{e.service.created, e.name}
+	}
+	same := func(a, b Frontend) bool { return a.Key == b.Key && a.Kind == b.Kind }
+	if r == e.rank && slices.EqualFunc(claimed, e.claimed, same) {
+		e.claimed = claimed
+		return
+	}
+	m.claims.release(e)
+	e.claimed, e.rank = claimed, r
+	m.claims.claim(e)
+}
+
+// tell notes that a Service's changes were given out.
+func (m *Model) tell(e *entry) {
+	e.told, e.isChanged = e.given, false
+	m.forget(e)
+}
+
+// forget drops the entry of a Service of which there is nothing left, and nothing left to tell.
+func (m *Model) forget(e *entry) {
+	if !e.isChanged && e.service == nil && len(e.slices) == 0 && len(e.given) == 0 && len(e.told) == 0 {
+		delete(m.services, e.name)
+	}
+}
+
+// diff returns what differs between two lists that are sorted by keys.
+func diff(name types.NamespacedName, old, now []Frontend) Change {
+	c := Change{Service: name}
+	for len(old) > 0 || len(now) > 0 {
+		switch {
+		case len(now) == 0 || len(old) > 0 && old[0].Compare(now[0].Key) < 0:
+			c.Old, old = append(c.Old, old[0]), old[1:]
+		case len(old) == 0 || old[0].Key != now[0].Key:
+			c.New, now = append(c.New, now[0]), now[1:]
+		default:
+			if !old[0].Equal(now[0]) {
+				c.Old, c.New = append(c.Old, old[0]), append(c.New, now[0])
+			}
+			old, now = old[1:], now[1:]
+		}
+	}
+	return c
+}
+
+func compareNames(a, b types.NamespacedName) int {
+	if c := strings.Compare(a.Namespace, b.Namespace); c != 0 {
+		return c
+	}
+	return strings.Compare(a.Name, b.Name)
+}

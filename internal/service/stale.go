@@ -1,0 +1,166 @@
+package service
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// Index finds frontends by where packets are sent, and says which flows that the kernel remembers are stale: they lead
+// to what is no endpoint any more, or past a Service that they were meant for. It is for one goroutine at a time.
+type Index struct {
+	frontends map[Key]Frontend
+	nodeAddrs map[netip.Addr]struct{}
+	ranges    []netip.Prefix
+	others    map[netip.Addr]struct{}
+	// gone are frontends that have been taken away, with how many sweeps they are still remembered for.
+	gone map[Key]int
+}
+
+// sweepsGone is how many sweeps a frontend is remembered for after it has gone. One would do, but for a packet that is
+// on its way through the kernel while it passes.
+const sweepsGone = 2
+
+// NewIndex makes an index of a plan's frontends. ranges are where the cluster's Services have their addresses (the
+// ServiceCIDRs): what was translated there and is no frontend now was one once, perhaps before this program started.
+// others are addresses in them that are somebody else's to serve, such as those of Services with the label
+// service.kubernetes.io/service-proxy-name.
+//
+// The plan has to be whole: flows to Services that are not heard of yet would be taken for stale.
+func NewIndex(p Plan, ranges []netip.Prefix, others []netip.Addr) *Index {
+	x := &Index{frontends: make(map[Key]Frontend, len(p.Frontends)), ranges: slices.Clone(ranges), gone: map[Key]int{}}
+	for _, f := range p.Frontends {
+		x.frontends[f.Key] = f
+	}
+	x.nodeAddrs, x.others = addrSet(p.NodePortAddrs), addrSet(others)
+	return x
+}
+
+func addrSet(addrs []netip.Addr) map[netip.Addr]struct{} {
+	s := make(map[netip.Addr]struct{}, len(addrs))
+	for _, a := range addrs {
+		s[a] = struct{}{}
+	}
+	return s
+}
+
+// Apply changes the index as the frontends of a Service have changed. Afterwards it is as NewIndex would make it of the
+// new plan, and knows besides which frontends have gone.
+func (x *Index) Apply(c Change) {
+	for _, f := range c.Old {
+		// The key may be another Service's by now.
+		if have, found := x.frontends[f.Key]; found && have.Service == f.Service {
+			delete(x.frontends, f.Key)
+			x.gone[f.Key] = sweepsGone
+		}
+	}
+	for _, f := range c.New {
+		x.frontends[f.Key] = f
+		delete(x.gone, f.Key)
+	}
+}
+
+// Replace changes the index to that of another plan, as Apply does for one Service.
+func (x *Index) Replace(p Plan, ranges []netip.Prefix, others []netip.Addr) {
+	next := NewIndex(p, ranges, others)
+	next.gone = x.gone
+	for key := range x.frontends {
+		next.gone[key] = sweepsGone
+	}
+	for key := range next.frontends {
+		delete(next.gone, key)
+	}
+	*x = *next
+}
+
+// Swept says that all flows have been looked at, none of which can have come about by a frontend that had gone before.
+// After two such sweeps it is forgotten: its address and port may by then be those of something else, such as a host
+// port.
+func (x *Index) Swept() {
+	for key, left := range x.gone {
+		if left > 1 {
+			x.gone[key] = left - 1
+		} else {
+			delete(x.gone, key)
+		}
+	}
+}
+
+// Find returns the frontend that packets to an address and port meet.
+func (x *Index) Find(protocol Protocol, to netip.AddrPort) (Frontend, bool) {
+	key := Key{to.Addr(), protocol, to.Port()}
+	if f, found := x.frontends[key]; found {
+		return f, true
+	}
+	if !x.atNode(to.Addr()) {
+		return Frontend{}, false
+	}
+	f, found := x.frontends[nodePortKey(key)]
+	return f, found
+}
+
+// Stale says whether a flow that connection tracking remembers is to be forgotten, so that its next packet is taken for
+// the first: to is where it was sent, answers who answers it, and translated whether these differ by our or anybody's
+// doing (DNAT). It costs the time of looking a key up, or of two lookups if there is no frontend.
+//
+// Of TCP nothing is: a connection cannot go on with another endpoint, and to be told so it has to reach the old one.
+func (x *Index) Stale(protocol Protocol, to, answers netip.AddrPort, translated bool) bool {
+	if protocol != UDP && protocol != SCTP {
+		return false
+	}
+	f, found := x.Find(protocol, to)
+	switch {
+	case found && translated:
+		return !includes(f.Inside, answers) && !includes(f.Outside, answers)
+	case found:
+		// It began before there were endpoints, or before we were there, and goes nowhere as long as its client does not
+		// give up. A node's own address is different: what began there may be answered there.
+		return protocol == UDP && f.Kind != NodePort && len(f.Inside.Endpoints)+len(f.Outside.Endpoints) > 0
+	case !translated:
+		return false
+	}
+	key := Key{to.Addr(), protocol, to.Port()}
+	return x.hasGone(key) || x.inRanges(to.Addr())
+}
+
+func (x *Index) hasGone(key Key) bool {
+	if len(x.gone) == 0 {
+		return false
+	}
+	_, found := x.gone[key]
+	if !found && x.atNode(key.Addr) {
+		_, found = x.gone[nodePortKey(key)]
+	}
+	return found
+}
+
+func (x *Index) inRanges(addr netip.Addr) bool {
+	if !slices.ContainsFunc(x.ranges, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+		return false
+	}
+	_, other := x.others[addr]
+	return !other
+}
+
+// atNode says whether NodePorts answer at the address.
+func (x *Index) atNode(addr netip.Addr) bool {
+	if addr.Is4() && addr.IsLoopback() {
+		return true
+	}
+	_, found := x.nodeAddrs[addr]
+	return found
+}
+
+// nodePortKey is the key of the NodePort that is met at a key's address.
+func nodePortKey(key Key) Key {
+	if key.Addr.Is4() {
+		key.Addr = netip.IPv4Unspecified()
+	} else {
+		key.Addr = netip.IPv6Unspecified()
+	}
+	return key
+}
+
+func includes(b Backends, endpoint netip.AddrPort) bool {
+	_, found := slices.BinarySearchFunc(b.Endpoints, endpoint, netip.AddrPort.Compare)
+	return found
+}
