@@ -13,10 +13,11 @@ import (
 
 // Ruleset is the nftables of a network namespace. It is for one goroutine at a time.
 type Ruleset struct {
-	file  *os.File
-	conn  *nftables.Conn
-	gen   *generation
-	known map[string]known // by table
+	file     *os.File
+	conn     *nftables.Conn
+	socket   *socket
+	known    map[string]known // by table
+	services heldServices
 }
 
 // known is what a table held at a generation of the kernel's whole rule set.
@@ -35,14 +36,14 @@ func Open(path string) (*Ruleset, error) {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
 	r := &Ruleset{file: file, known: map[string]known{}}
-	if r.gen, err = openGeneration(int(file.Fd())); err != nil {
+	if r.socket, err = openSocket(int(file.Fd())); err != nil {
 		file.Close()
 		return nil, fmt.Errorf("open nftables of %s: %w", path, err)
 	}
 	r.conn, err = nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(int(file.Fd())),
 		nftables.WithSockOptions(func(c *netlink.Conn) error { return c.SetWriteBuffer(sendBytes) }))
 	if err != nil {
-		r.gen.close()
+		r.socket.close()
 		file.Close()
 		return nil, fmt.Errorf("open nftables of %s: %w", path, err)
 	}
@@ -52,7 +53,7 @@ func Open(path string) (*Ruleset, error) {
 // Close closes the rule set. The tables stay.
 func (r *Ruleset) Close() {
 	_ = r.conn.CloseLasting()
-	r.gen.close()
+	r.socket.close()
 	r.file.Close()
 }
 

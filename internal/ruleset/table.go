@@ -94,14 +94,14 @@ func (r *Ruleset) try(t table, want elements) (podnet.Count, error) {
 // learn keeps in mind what the table holds if ours was the only transaction since a generation.
 func (r *Ruleset) learn(table string, before uint32, holds elements) {
 	delete(r.known, table)
-	if after, err := r.gen.read(); err == nil && after == before+1 {
+	if after, err := r.socket.generation(); err == nil && after == before+1 {
 		r.known[table] = known{after, holds}
 	}
 }
 
 // replace makes the table anew, in one transaction: packets meet the old one or the new one.
 func (r *Ruleset) replace(t table, want elements) error {
-	before, err := r.gen.read()
+	before, err := r.socket.generation()
 	if err != nil {
 		return err
 	}
@@ -137,7 +137,7 @@ func (r *Ruleset) replace(t table, want elements) error {
 func (r *Ruleset) read(t table) (elements, uint32, error) {
 	const enough = 20
 	for range enough {
-		before, err := r.gen.read()
+		before, err := r.socket.generation()
 		if err != nil {
 			return nil, 0, err
 		}
@@ -145,7 +145,7 @@ func (r *Ruleset) read(t table) (elements, uint32, error) {
 			return k.elements, before, nil // no transaction since, so it cannot have changed
 		}
 		have, err := r.readOnce(t)
-		after, genErr := r.gen.read()
+		after, genErr := r.socket.generation()
 		switch {
 		case genErr != nil:
 			return nil, 0, genErr
@@ -211,9 +211,17 @@ func isRule(have *nftables.Rule, want rule) bool {
 		return false
 	}
 	return slices.EqualFunc(have.Exprs, want.exprs, func(a, b expr.Any) bool {
-		if lookup, is := a.(*expr.Lookup); is {
-			named := *lookup
-			named.SetID = 0 // the kernel's own
+		switch x := a.(type) { // the sets' numbers are the kernel's own
+		case *expr.Lookup:
+			named := *x
+			named.SetID = 0
+			a = &named
+		case *expr.Dynset:
+			named := *x
+			named.SetID = 0
+			if len(named.Exprs) == 0 {
+				named.Exprs = nil
+			}
 			a = &named
 		}
 		return reflect.DeepEqual(a, b)

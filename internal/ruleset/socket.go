@@ -9,12 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// generation asks the kernel for the number of its rule set, which each transaction raises by one. The nftables
-// library cannot, nor does it tell of dumps that a transaction interrupted: a dump is taken as true only if the
-// number is the same before and after.
-type generation struct{ fd int }
+// nfgenmsg is the size of the header that follows netlink's own.
+const nfgenmsg = 4
 
-func openGeneration(ns int) (*generation, error) {
+// socket is for what the nftables library cannot do.
+type socket struct{ fd int }
+
+func openSocket(ns int) (*socket, error) {
 	fd := -1
 	done := make(chan error)
 	go func() {
@@ -32,24 +33,29 @@ func openGeneration(ns int) (*generation, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	return &generation{fd}, nil
+	// Whom the limit of all sockets binds may have room enough all the same.
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBytes) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBytes)
+	}
+	return &socket{fd}, nil
 }
 
-func (g *generation) close() { unix.Close(g.fd) }
+func (s *socket) close() { unix.Close(s.fd) }
 
-func (g *generation) read() (uint32, error) {
-	const nfgenmsg = 4
+// generation asks the kernel for the number of its rule set, which each transaction raises by one. The library does not
+// tell of dumps that a transaction interrupted: a dump is taken as true only if the number is the same before and after.
+func (s *socket) generation() (uint32, error) {
 	request := make([]byte, unix.NLMSG_HDRLEN+nfgenmsg)
 	binary.NativeEndian.PutUint32(request[0:], uint32(len(request)))
 	binary.NativeEndian.PutUint16(request[4:], unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN)
 	binary.NativeEndian.PutUint16(request[6:], unix.NLM_F_REQUEST)
-	if err := unix.Sendto(g.fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := unix.Sendto(s.fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return 0, fmt.Errorf("ask for the generation of the rule set: %w", err)
 	}
 	answer := make([]byte, 4096)
-	size, _, err := unix.Recvfrom(g.fd, answer, 0)
+	size, _, err := unix.Recvfrom(s.fd, answer, 0)
 	for errors.Is(err, unix.EINTR) {
-		size, _, err = unix.Recvfrom(g.fd, answer, 0)
+		size, _, err = unix.Recvfrom(s.fd, answer, 0)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("ask for the generation of the rule set: %w", err)

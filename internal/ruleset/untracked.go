@@ -1,0 +1,52 @@
+package ruleset
+
+import (
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
+	"github.com/fathom-network/fathom/internal/podnet"
+)
+
+// DNSTable is the table that keeps packets to and from the node's DNS cache out of connection tracking.
+const DNSTable = "fathom-dns"
+
+// untracked is the set of the table, once for IPv4 and once for IPv6: the number is appended.
+const untracked = "untracked"
+
+// SetUntracked has the kernel not track packets to and from these addresses, and returns the number of addresses that
+// it added and removed. They must not be translated: what is untracked is not translated back. Without addresses there
+// is no table.
+func (r *Ruleset) SetUntracked(addrs []netip.Addr) (podnet.Count, error) {
+	if len(addrs) == 0 {
+		return podnet.Count{}, r.Delete(DNSTable)
+	}
+	want := elements{}
+	for _, a := range addrs {
+		name := named(untracked, podnet.FamilyOf(a))
+		want[name] = append(want[name], netip.PrefixFrom(a, a.BitLen()))
+	}
+	return r.set(dnsTable(), want)
+}
+
+func dnsTable() table {
+	t := table{name: DNSTable}
+	prerouting := chain{name: "prerouting", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityRaw}
+	output := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityRaw}
+	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		set := set{name: named(untracked, f), comment: "the node's DNS cache", family: f}
+		t.sets = append(t.sets, set)
+		matching := func(comment string, addr *expr.Payload) rule {
+			return rule{comment: comment, exprs: []expr.Any{
+				&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{nfproto(f)}},
+				addr, &expr.Lookup{SourceRegister: 1, SetName: set.name}, &expr.Notrack{},
+			}}
+		}
+		both := []rule{matching("what asks the cache is not tracked", destinationOf(f)), matching("nor are its answers", sourceOf(f))}
+		prerouting.rules, output.rules = append(prerouting.rules, both...), append(output.rules, both...)
+	}
+	t.chains = []chain{prerouting, output}
+	return t
+}
