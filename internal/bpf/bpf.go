@@ -2,6 +2,8 @@
 // and where one comes in from another node. They stop packets that are not from the pod's own address, and hand on
 // at once what nothing else on the node needs to see. docs/design/fastpath.md says what that is.
 //
+// It is also the balancing of Services at connect(), before there is a packet: docs/design/connect.md.
+//
 // Programs and maps stay in the kernel when the process ends.
 package bpf
 
@@ -91,10 +93,10 @@ func Open(node *link.Namespace, o Options) (*Path, error) {
 	p.Dir = cmp.Or(p.Dir, pin.Dir)
 	p.Support = supported(node)
 	if len(p.Support.Missing) > 0 {
-		return nil, &UnsupportedError{p.Support}
+		return nil, &UnsupportedError{Support: p.Support}
 	}
 	p.Support.TCX = p.Support.TCX && !o.NoTCX
-	if err := p.makeDir(); err != nil {
+	if err := makeDir(p.Dir); err != nil {
 		return nil, err
 	}
 	spec, err := loadFastpath()
@@ -146,18 +148,18 @@ func (p *Path) Fast() (bool, string) {
 }
 
 // makeDir makes the directory of pins, and mounts a bpffs where a node has none.
-func (p *Path) makeDir() error {
+func makeDir(dir string) error {
 	const root = "/sys/fs/bpf"
-	if strings.HasPrefix(p.Dir, root+"/") && !isBPF(root) {
+	if strings.HasPrefix(dir, root+"/") && !isBPF(root) {
 		if err := unix.Mount("bpf", root, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
 			return fmt.Errorf("mount a bpffs on %s: %w", root, err)
 		}
 	}
-	if err := os.MkdirAll(p.Dir, 0o700); err != nil {
-		return fmt.Errorf("make the fast path's directory: %w", err)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make the directory of pins: %w", err)
 	}
-	if !isBPF(p.Dir) {
-		return fmt.Errorf("pin the fast path in %s: it is on no bpffs", p.Dir)
+	if !isBPF(dir) {
+		return fmt.Errorf("pin programs and maps in %s: it is on no bpffs", dir)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"cmp"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -20,10 +21,15 @@ type Support struct {
 }
 
 // UnsupportedError says what the kernel lacks.
-type UnsupportedError struct{ Support Support }
+type UnsupportedError struct {
+	Support Support
+	// without is what there is not for that, and instead what does the same; the fast path's if empty.
+	without, instead string
+}
 
 func (e *UnsupportedError) Error() string {
-	return "no fast path: this kernel has no " + strings.Join(e.Support.Missing, ", no ") + "; plain routing does the same"
+	return cmp.Or(e.without, "no fast path") + ": this kernel has no " + strings.Join(e.Support.Missing, ", no ") +
+		"; " + cmp.Or(e.instead, "plain routing does the same")
 }
 
 // Supported says in one line what the kernel lacks, or nothing.
@@ -39,7 +45,7 @@ func Supported() string {
 func (s Support) String() string {
 	switch {
 	case len(s.Missing) > 0:
-		return (&UnsupportedError{s}).Error()
+		return (&UnsupportedError{Support: s}).Error()
 	case !s.Conntrack:
 		return "no fast path, unless nothing translates addresses: this kernel has no bpf_skb_ct_lookup (Linux 6.1 with BTF, and nf_conntrack loaded)"
 	case !s.TCX:

@@ -1,4 +1,4 @@
-// What fastpath.c needs of the kernel's interface, which is stable: no header of a distribution is asked for, so that
+// What the programs here need of the kernel's interface, which is stable: no header of a distribution is asked for, so that
 // the same compiler makes the same object everywhere. Names are those of linux/bpf.h and its neighbours.
 
 #ifndef FATHOM_KERNEL_H
@@ -33,7 +33,9 @@ typedef _Bool bool;
 
 enum {
 	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_F_NO_PREALLOC = 1,
 	PIN_BY_NAME = 1,
@@ -58,6 +60,7 @@ enum {
 	IPPROTO_UDP = 17,
 	IPPROTO_ICMPV6 = 58,
 	ENOENT = 2,
+	ECONNREFUSED = 111,
 	BPF_MTU_CHK_SEGS = 1,
 };
 
@@ -143,12 +146,32 @@ struct bpf_redir_neigh {
 	__be32 nh[4]; // the first word is an IPv4 address
 };
 
+// The context of programs at connect(), sendmsg(), recvmsg() and getpeername().
+struct bpf_sock_addr {
+	__u32 user_family;
+	__be32 user_ip4;
+	__be32 user_ip6[4];
+	__u32 user_port; // a __be16
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+};
+
+struct bpf_sock;
+
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
+static long (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
+static __u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
+static __u32 (*const bpf_get_prandom_u32)(void) = (void *)7;
 static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
 static __s32 (*const bpf_csum_update)(struct __sk_buff *skb, __u32 csum) = (void *)40;
+static __u64 (*const bpf_get_socket_cookie)(void *ctx) = (void *)46;
+static __u64 (*const bpf_get_netns_cookie)(void *ctx) = (void *)122;
 static long (*const bpf_redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params, int plen, __u64 flags) = (void *)152;
 static long (*const bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
 static long (*const bpf_check_mtu)(void *ctx, __u32 ifindex, __u32 *mtu_len, __s32 len_diff, __u64 flags) = (void *)163;
+static int (*const bpf_set_retval)(int retval) = (void *)187;
 
 // The part of the options that every kernel with these functions has (NF_BPF_CT_OPTS_SZ is 12 or 16).
 struct bpf_ct_opts {

@@ -1,0 +1,438 @@
+// Services at connect(): docs/design/connect.md.
+//
+// The programs run when a process of the node connects a socket or sends by one, before there is a packet. They put an
+// endpoint's address in the place of a Service's, and the Service's in its place again where the process asks with
+// whom it talks.
+
+#include "kernel.h"
+
+// An address; an IPv4 one is ::ffff:a.b.c.d.
+struct address {
+	__be32 word[4];
+};
+
+struct endpoint {
+	struct address address;
+	__be16 port;
+	__u16 unused;
+};
+
+// services are the frontends: what an address and port of a Service stands for. A set of endpoints never changes: when
+// the endpoints do, the frontend gets another set in one write, and the old one is deleted after that.
+//
+// Memory of maps without preallocation follows use, but for 16 bytes for each entry that there may be: 50,000 Services
+// of two ports, and of all endpoints twice 50,000 x 5, as all sets may be replaced at once.
+struct frontend {
+	struct address address; // 127.0.0.1 stands for all of 127.0.0.0/8
+	__be16 port;
+	__u8 protocol;
+	__u8 unused;
+};
+struct service {
+	__u32 set;
+	__u32 count; // of the set's endpoints; none is a refusal
+	__u32 id;
+	__u32 affinity; // seconds; 0 is none
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct frontend);
+	__type(value, struct service);
+} fathom_services SEC(".maps");
+
+// backends are the endpoints of each set, sorted.
+struct slot {
+	__u32 set;
+	__u32 number;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 524288);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct slot);
+	__type(value, struct endpoint);
+} fathom_backends SEC(".maps");
+
+// affinity is which endpoint a client has had last of a Service. A client is a network namespace: a pod, or the node.
+struct client {
+	__u64 netns;
+	__u32 service;
+	__u32 v6;
+};
+struct favourite {
+	__u64 used; // when it last connected, in nanoseconds since the node started
+	struct address address;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384); // memory is taken for all at once
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct client);
+	__type(value, struct favourite);
+} fathom_affinity SEC(".maps");
+
+// peers are the sockets that are connected to an endpoint in a Service's place, by their cookies. A socket that closes
+// takes its entry away: where the oldest gave way instead, many short connections would push out those that live long.
+struct peer {
+	struct endpoint to;
+	struct frontend as;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, __u64);
+	__type(value, struct peer);
+} fathom_peers SEC(".maps");
+
+// sends are which endpoint a UDP socket that is not connected was given for a frontend, and out of which set;
+// replies are which frontend an endpoint stands for to a UDP socket, connected or not.
+struct talk {
+	__u64 cookie;
+	struct endpoint with;
+	__u32 unused;
+};
+struct given {
+	struct endpoint to;
+	__u32 set;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 32768);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct talk);
+	__type(value, struct given);
+} fathom_sends SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 32768);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, struct talk);
+	__type(value, struct endpoint);
+} fathom_replies SEC(".maps");
+
+// node is what there is one of: the node's own network namespace, where alone node ports answer at loopback addresses;
+// and the number that the agent has given to a set last. It gives none twice: fathom_sends knows sets that are gone.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, __u64);
+} fathom_node SEC(".maps");
+
+// What became of a socket's wish to talk to a Service. Go's names of them are in pin/connect.go.
+enum fate {
+	NOT_OURS,
+	CONNECTED,
+	SENT,     // a packet of a UDP socket that is not connected
+	REFUSED,  // no endpoints
+	CHANGING, // twice in a row the Service changed at that moment: left to who balances packets
+	FATES,
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, FATES);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, __u64);
+} fathom_connects SEC(".maps");
+
+enum { REFUSE = 0, GO_ON = 1 };
+
+static inline int counted(__u32 what, int verdict)
+{
+	__u64 *n = bpf_map_lookup_elem(&fathom_connects, &what);
+	if (n)
+		*n += 1; // each CPU has its own; a program that another one interrupts may cost a count
+	return verdict;
+}
+
+static inline int refuse(void)
+{
+	bpf_set_retval(-ECONNREFUSED); // Linux 5.18; the loader takes it out before that, and the process sees EPERM
+	return counted(REFUSED, REFUSE);
+}
+
+static inline bool same_address(const struct address *a, const struct address *b)
+{
+	return ((a->word[0] ^ b->word[0]) | (a->word[1] ^ b->word[1]) | (a->word[2] ^ b->word[2]) | (a->word[3] ^ b->word[3])) == 0;
+}
+
+static inline __u64 half(const struct address *a, int i)
+{
+	return (__u64)htonl(a->word[2 * i]) << 32 | htonl(a->word[2 * i + 1]);
+}
+
+// borrow is what subtracting b leaves to the next digit, of 64 bits.
+static inline __u64 borrow(__u64 a, __u64 b, __u64 before)
+{
+	return ((~a & b) | (~(a ^ b) & (a - b - before))) >> 63;
+}
+
+// is_before compares without branches: the verifier would go along all of them, in each step of each search.
+static inline bool is_before(const struct endpoint *a, const struct endpoint *b)
+{
+	__u64 n = borrow(htons(a->port), htons(b->port), 0);
+	n = borrow(half(&a->address, 1), half(&b->address, 1), n);
+	return borrow(half(&a->address, 0), half(&b->address, 0), n);
+}
+
+static inline bool endpoint_of(__u32 set, __u32 number, struct endpoint *to)
+{
+	struct slot key = {set, number};
+	struct endpoint *e = bpf_map_lookup_elem(&fathom_backends, &key);
+	if (!e)
+		return false;
+	*to = *e;
+	return true;
+}
+
+// find looks for an endpoint in a set; without a port, for the first one with the address. 16 steps are enough for
+// 65,535 endpoints; of more, it finds some. It is inline, as all is: in a program with functions verifiers before
+// Linux 6.3 hold every number for one that matters, and give up on the loop.
+static inline bool find(const struct service *s, const struct endpoint *want, struct endpoint *to)
+{
+	__u32 low = 0, high = s->count;
+	for (int i = 0; i < 16; i++) {
+		if (low >= high)
+			break;
+		__u32 middle = (low + high) / 2;
+		if (!endpoint_of(s->set, middle, to))
+			return false;
+		if (is_before(to, want))
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return endpoint_of(s->set, low, to) && same_address(&to->address, &want->address) && (!want->port || to->port == want->port);
+}
+
+static inline bool pick(struct bpf_sock_addr *ctx, bool v6, const struct service *s, struct endpoint *to)
+{
+	if (s->affinity) {
+		struct client who = {bpf_get_netns_cookie(ctx), s->id, v6};
+		struct favourite *f = bpf_map_lookup_elem(&fathom_affinity, &who);
+		if (f && bpf_ktime_get_ns() - f->used < s->affinity * 1000000000ull) {
+			struct endpoint want = {.address = f->address};
+			if (find(s, &want, to))
+				return true;
+		}
+	}
+	return endpoint_of(s->set, bpf_get_prandom_u32() % s->count, to);
+}
+
+static inline void remember(struct bpf_sock_addr *ctx, bool v6, const struct service *s, const struct endpoint *to)
+{
+	if (!s->affinity)
+		return;
+	struct client who = {bpf_get_netns_cookie(ctx), s->id, v6};
+	struct favourite f = {bpf_ktime_get_ns(), to->address};
+	bpf_map_update_elem(&fathom_affinity, &who, &f, 0);
+}
+
+// choose finds an endpoint for a frontend: the one that was given before, if it is still there.
+//
+// What a lookup returns may become another entry's while it is read: the kernel uses memory of hash maps again at once.
+// So all is copied, and holds if the frontend is the same after that: its set was not deleted then.
+static inline enum fate choose(struct bpf_sock_addr *ctx, bool v6, const struct frontend *f, const struct given *before,
+	struct service *s, struct endpoint *to)
+{
+	for (int i = 0; i < 2; i++) {
+		struct service *now = bpf_map_lookup_elem(&fathom_services, f);
+		if (!now)
+			return NOT_OURS;
+		*s = *now;
+		if (before && s->count && before->set == s->set) {
+			*to = before->to;
+			return SENT;
+		}
+		enum fate fate = CONNECTED;
+		if (!s->count)
+			fate = REFUSED;
+		else if (before && find(s, &before->to, to))
+			fate = SENT;
+		else if (!pick(ctx, v6, s, to))
+			continue;
+		now = bpf_map_lookup_elem(&fathom_services, f);
+		if (now && now->set == s->set && now->count == s->count && now->id == s->id && now->affinity == s->affinity) {
+			if (fate == CONNECTED)
+				remember(ctx, v6, s, to);
+			return fate;
+		}
+	}
+	return CHANGING;
+}
+
+static inline void read_address(struct bpf_sock_addr *ctx, bool v6, struct address *a)
+{
+	if (v6) {
+		a->word[0] = ctx->user_ip6[0];
+		a->word[1] = ctx->user_ip6[1];
+		a->word[2] = ctx->user_ip6[2];
+		a->word[3] = ctx->user_ip6[3];
+	} else {
+		a->word[0] = 0;
+		a->word[1] = 0;
+		a->word[2] = htonl(0xffff);
+		a->word[3] = ctx->user_ip4;
+	}
+}
+
+static inline void write(struct bpf_sock_addr *ctx, bool v6, const struct address *a, __be16 port)
+{
+	if (v6) {
+		ctx->user_ip6[0] = a->word[0];
+		ctx->user_ip6[1] = a->word[1];
+		ctx->user_ip6[2] = a->word[2];
+		ctx->user_ip6[3] = a->word[3];
+	} else {
+		ctx->user_ip4 = a->word[3];
+	}
+	ctx->user_port = port;
+}
+
+static inline bool is_mapped(const struct address *a)
+{
+	return !(a->word[0] | a->word[1]) && a->word[2] == htonl(0xffff);
+}
+
+// read reads where a process wants to go, and by what that is met.
+static inline bool read(struct bpf_sock_addr *ctx, bool v6, struct frontend *dialed, struct frontend *by)
+{
+	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
+		return false;
+	read_address(ctx, v6, &dialed->address);
+	dialed->port = ctx->user_port;
+	dialed->protocol = ctx->protocol;
+	dialed->unused = 0;
+	*by = *dialed;
+	if (is_mapped(&by->address) && (by->address.word[3] & htonl(0xff000000)) == htonl(0x7f000000)) {
+		__u32 zero = 0;
+		__u64 *node = bpf_map_lookup_elem(&fathom_node, &zero);
+		if (!node || !*node || *node != bpf_get_netns_cookie(ctx))
+			return false; // a pod's loopback is its own
+		by->address.word[3] = htonl(0x7f000001);
+	}
+	return true;
+}
+
+static inline int connect(struct bpf_sock_addr *ctx, bool v6)
+{
+	struct frontend dialed, by;
+	struct service s = {};
+	struct endpoint to = {};
+	if (!read(ctx, v6, &dialed, &by))
+		return GO_ON;
+	switch (choose(ctx, v6 && !is_mapped(&by.address), &by, 0, &s, &to)) {
+	case NOT_OURS:
+		return GO_ON;
+	case REFUSED:
+		return refuse();
+	case CHANGING:
+		return counted(CHANGING, GO_ON);
+	default:
+		break;
+	}
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct peer peer = {to, dialed};
+	bpf_map_update_elem(&fathom_peers, &cookie, &peer, 0);
+	if (dialed.protocol == IPPROTO_UDP) {
+		struct talk from = {cookie, to, 0};
+		struct endpoint as = {dialed.address, dialed.port, 0};
+		bpf_map_update_elem(&fathom_replies, &from, &as, 0);
+	}
+	write(ctx, v6, &to.address, to.port);
+	return counted(CONNECTED, GO_ON);
+}
+
+// sendmsg is for UDP sockets that are not connected. What was given before is asked for only when the address is known
+// to be a Service's: most are not.
+static inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
+{
+	struct frontend dialed, by;
+	struct service s = {};
+	struct endpoint to = {};
+	if (!read(ctx, v6, &dialed, &by) || !bpf_map_lookup_elem(&fathom_services, &by))
+		return GO_ON;
+	struct talk about = {bpf_get_socket_cookie(ctx), {dialed.address, dialed.port, 0}, 0};
+	struct given given = {}, *before = bpf_map_lookup_elem(&fathom_sends, &about);
+	if (before)
+		given = *before;
+	switch (choose(ctx, v6, &by, before ? &given : 0, &s, &to)) {
+	case NOT_OURS:
+		return GO_ON;
+	case REFUSED:
+		return refuse();
+	case CHANGING:
+		return counted(CHANGING, GO_ON);
+	default:
+		break;
+	}
+	if (!before || given.set != s.set) {
+		given.to = to;
+		given.set = s.set;
+		bpf_map_update_elem(&fathom_sends, &about, &given, 0);
+	}
+	struct talk from = {about.cookie, to, 0};
+	struct endpoint *as = bpf_map_lookup_elem(&fathom_replies, &from);
+	if (!as || as->port != dialed.port || !same_address(&as->address, &dialed.address))
+		bpf_map_update_elem(&fathom_replies, &from, &about.with, 0);
+	write(ctx, v6, &to.address, to.port);
+	return counted(SENT, GO_ON);
+}
+
+static inline int recvmsg(struct bpf_sock_addr *ctx, bool v6)
+{
+	struct talk from = {bpf_get_socket_cookie(ctx)};
+	read_address(ctx, v6, &from.with.address);
+	from.with.port = ctx->user_port;
+	struct endpoint *as = bpf_map_lookup_elem(&fathom_replies, &from);
+	if (as)
+		write(ctx, v6, &as->address, as->port);
+	return GO_ON;
+}
+
+static inline int getpeername(struct bpf_sock_addr *ctx, bool v6)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct address to;
+	read_address(ctx, v6, &to);
+	struct peer *peer = bpf_map_lookup_elem(&fathom_peers, &cookie);
+	// The socket may have connected to another address since.
+	if (peer && peer->to.port == (__be16)ctx->user_port && same_address(&peer->to.address, &to))
+		write(ctx, v6, &peer->as.address, peer->as.port);
+	return GO_ON;
+}
+
+SEC("cgroup/connect4") int fathom_connect4(struct bpf_sock_addr *ctx) { return connect(ctx, false); }
+SEC("cgroup/connect6") int fathom_connect6(struct bpf_sock_addr *ctx) { return connect(ctx, true); }
+// A packet to ::ffff:a.b.c.d comes by sendmsg4, and its answer by recvmsg6.
+SEC("cgroup/sendmsg4") int fathom_sendmsg4(struct bpf_sock_addr *ctx) { return sendmsg(ctx, false); }
+SEC("cgroup/sendmsg6") int fathom_sendmsg6(struct bpf_sock_addr *ctx) { return sendmsg(ctx, true); }
+SEC("cgroup/recvmsg4") int fathom_recvmsg4(struct bpf_sock_addr *ctx) { return recvmsg(ctx, false); }
+SEC("cgroup/recvmsg6") int fathom_recvmsg6(struct bpf_sock_addr *ctx) { return recvmsg(ctx, true); }
+SEC("cgroup/getpeername4") int fathom_getpeer4(struct bpf_sock_addr *ctx) { return getpeername(ctx, false); }
+SEC("cgroup/getpeername6") int fathom_getpeer6(struct bpf_sock_addr *ctx) { return getpeername(ctx, true); }
+
+SEC("cgroup/sock_release")
+int fathom_release(struct bpf_sock *ctx)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct peer *peer = bpf_map_lookup_elem(&fathom_peers, &cookie);
+	if (!peer)
+		return GO_ON;
+	struct talk from = {cookie, peer->to, 0};
+	bool udp = peer->as.protocol == IPPROTO_UDP;
+	bpf_map_delete_elem(&fathom_peers, &cookie);
+	if (udp)
+		bpf_map_delete_elem(&fathom_replies, &from);
+	return GO_ON;
+}
+
+char fathom_license[] SEC("license") = "GPL"; // the kernel lets no other call its functions
