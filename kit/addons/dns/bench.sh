@@ -1,0 +1,119 @@
+#!/bin/sh
+# bench.sh FATHOM-DNS COREDNS [SECONDS] measures the node's cache beside CoreDNS alone, in namespaces of its own: a pod, its
+# node, and a pod of CoreDNS on the node's other side, with routed veth pairs between. It needs root, and dnsperf of
+# Debian's package of that name. Then it ends CoreDNS, without a last word, and starts it again, while 100 clients ask.
+#
+# CoreDNS has the plugin file in the place of kubernetes, which would need an API server; both answer from memory.
+set -eu
+cache=$(realpath "$1") server=$(realpath "$2") seconds=${3:-5}
+work=$(mktemp -d)
+pids=""
+end() {
+	for p in $pids; do kill "$p" 2>/dev/null || true; done
+	wait 2>/dev/null || true
+	for n in pod node dns; do ip netns del "fathom-bench-$n" 2>/dev/null || true; done
+	rm -rf "$work"
+}
+trap end EXIT INT TERM
+in_ns() { n=$1; shift; ip netns exec "fathom-bench-$n" "$@"; }
+
+for n in pod node dns; do
+	ip netns add "fathom-bench-$n"
+	in_ns $n ip link set lo up
+done
+join() { # join POD ADDRESS
+	ip link add "to-$1" netns fathom-bench-node type veth peer name eth0 netns "fathom-bench-$1"
+	in_ns node ip link set "to-$1" up
+	in_ns node ip addr add "169.254.1.1/32" dev "to-$1" 2>/dev/null || true
+	in_ns node ip route add "$2/32" dev "to-$1"
+	in_ns "$1" ip addr add "$2/32" dev eth0
+	in_ns "$1" ip link set eth0 up
+	in_ns "$1" ip route add 169.254.1.1 dev eth0
+	in_ns "$1" ip route add default via 169.254.1.1
+}
+join pod 10.244.1.2
+join dns 10.244.2.2
+in_ns node sysctl -qw net.ipv4.ip_forward=1
+in_ns node ip addr add 169.254.20.10/32 dev lo
+
+cat >"$work/Corefile" <<EOF
+.:53 {
+	errors
+	file $work/cluster.zone cluster.local
+	template IN A example.com {
+		answer "{{ .Name }} 30 IN A 192.0.2.1"
+	}
+	template IN AAAA example.com {
+		answer "{{ .Name }} 30 IN AAAA 2001:db8::1"
+	}
+	cache 30 {
+		disable success cluster.local
+		disable denial cluster.local
+	}
+	loadbalance
+}
+EOF
+{
+	printf '$ORIGIN cluster.local.\n@ 30 IN SOA ns.dns hostmaster 1 7200 1800 86400 30\n@ 30 IN NS ns.dns\nns.dns 30 IN A 10.96.0.10\n'
+	i=0
+	while [ $i -lt 1000 ]; do
+		echo "web$i.default.svc 30 IN A 10.96.$((i / 250)).$((i % 250))"
+		i=$((i + 1))
+	done
+} >"$work/cluster.zone"
+echo "search kube-system.svc.cluster.local svc.cluster.local cluster.local" >"$work/resolv.conf"
+
+# What resolvers ask with ndots:5: a Service by its short name, and names outside of the cluster.
+i=0
+while [ $i -lt 100 ]; do
+	for t in A AAAA; do
+		echo "web$i.default.svc.cluster.local $t"
+		for d in .default.svc.cluster.local .svc.cluster.local .cluster.local ""; do echo "www$i.example.com$d $t"; done
+	done
+	i=$((i + 1))
+done >"$work/queries"
+
+start_server() {
+	in_ns dns "$server" -conf "$work/Corefile" >>"$work/server.log" 2>&1 &
+	server_pid=$!
+	pids="$pids $server_pid"
+	until in_ns dns ss -lntH | grep -q ':53 '; do sleep 0.05; done
+}
+start_server
+in_ns node "$cache" -upstream 10.244.2.2:53 -resolv-conf "$work/resolv.conf" >"$work/cache.log" 2>&1 &
+pids="$pids $!"
+until in_ns node ss -lnuH | grep -q '169.254.20.10:53 '; do sleep 0.05; done
+
+run() { # run NAME ADDRESS ARGUMENT...
+	name=$1 addr=$2
+	shift 2
+	in_ns pod dnsperf -s "$addr" -d "$work/queries" -t 5 -v "$@" >"$work/out" 2>&1 || true
+	awk -v name="$name" '
+		$1 == ">" { n = int($NF * 1e5); count[n]++; all++; if (n > most) most = n; next } # of 10 us each
+		/Queries sent:/ { sent = $3 } /Queries lost:/ { lost = $3 } /Queries per second:/ { qps = $4 }
+		/Response codes:/ { codes = $0; sub(/.*Response codes: */, "", codes) }
+		/Average Latency/ { avg = $4; max = $8; sub(/\)/, "", max) }
+		END {
+			for (i = 0; i <= most; i++) { sum += count[i]; if (sum >= 0.99 * all) break }
+			printf "%-28s %7d/s  mean %7.3f ms  p99 %7.2f ms  max %8.2f ms  sent %d lost %d  %s\n", name, qps, avg * 1e3, (i + 1) / 100, max * 1e3, sent, lost, codes
+		}' "$work/out"
+}
+for round in 1 2; do
+	run "CoreDNS alone" 10.244.2.2 -l "$seconds" -c 100 -q 100
+	run "through the node's cache" 169.254.20.10 -l "$seconds" -c 100 -q 100
+done
+run "5,000/s, CoreDNS alone" 10.244.2.2 -l "$seconds" -c 100 -q 100 -Q 5000
+run "5,000/s, node's cache" 169.254.20.10 -l "$seconds" -c 100 -q 100 -Q 5000
+[ -z "${MILLION:-}" ] || run "a million" 169.254.20.10 -n 1000 -c 100 -q 100 # of 1,000 questions
+
+(
+	sleep 2
+	kill -9 "$server_pid"
+	sleep 6
+) &
+killer=$!
+pids="$pids $killer"
+( while kill -0 "$server_pid" 2>/dev/null; do sleep 0.05; done; sleep 5; in_ns dns "$server" -conf "$work/Corefile" >>"$work/server.log" 2>&1 ) &
+pids="$pids $!"
+run "CoreDNS ended for 5 s" 169.254.20.10 -l 15 -c 100 -q 100 -Q 5000
+tail -n 5 "$work/cache.log"
