@@ -64,12 +64,12 @@ clean: ## remove what was built (Go's build cache stays)
 # Real programs from pinned sources. A program is built again when its module's versions or its main change, or
 # kit/build, which says how.
 
-modules := kubernetes containerd addons/coredns addons/flannel addons/flannel-cni
-module = kit/$(1)/go.mod kit/$(1)/go.sum $(wildcard kit/$(1)/*.go kit/$(1)/start/*.go) kit/build
+modules := kubernetes containerd addons/coredns addons/dns addons/flannel addons/flannel-cni
+module = kit/$(1)/go.mod kit/$(1)/go.sum $(wildcard kit/$(1)/*.go kit/$(1)/*/*.go) kit/build
 
 KIT_BIN      := $(addprefix $(KIT)/bin/,kube containerd containerd-shim-runc-v2 ctr runc cnitool)
 KIT_CNI      := $(addprefix $(KIT)/cni/,$(shell sed -n 's|.*containernetworking/plugins/plugins/.*/||p' kit/containerd/go.mod))
-KIT_PROGRAMS := $(addprefix $(KIT)/programs/,coredns agnhost pause flanneld flannel)
+KIT_PROGRAMS := $(addprefix $(KIT)/programs/,coredns fathom-dns agnhost pause flanneld flannel)
 KIT_FILES    := $(KIT_BIN) $(KIT_CNI) $(KIT_PROGRAMS) $(KIT)/kit.json
 
 .PHONY: kit
@@ -86,6 +86,7 @@ $(KIT)/programs/agnhost $(KIT)/programs/pause $(KIT)/test/e2e.test: $(filter-out
 $(filter-out %/kube,$(KIT_BIN)): $(call module,containerd)
 $(KIT_CNI): $(call module,containerd)
 $(KIT)/programs/coredns: $(call module,addons/coredns)
+$(KIT)/programs/fathom-dns: $(call module,addons/dns)
 $(KIT)/programs/flanneld: $(call module,addons/flannel)
 $(KIT)/programs/flannel: $(call module,addons/flannel-cni)
 $(KIT)/kit.json: $(foreach m,$(modules),$(call module,$(m)))
@@ -106,6 +107,7 @@ test: build lint ## all tests: units, the kernel's namespaces, the kit, whole la
 	go vet ./...
 	internal/bpf/c/compile check
 	go test $(TESTFLAGS) ./...
+	cd kit/addons/dns && go test $(TESTFLAGS) ./...
 	kit/check $(KIT)
 	@$(MAKE) --no-print-directory e2e conformance-short
 
@@ -146,10 +148,18 @@ bench-pods: build ## measure the pod network: ADD beside the reference plugins, 
 	go test ./internal/bpf -run '^$$' -bench Path -benchtime 60x -timeout 30m
 	go test ./internal/dataplane -run '^$$' -bench ThousandNodes -benchtime 1x -v
 
+.PHONY: bench-services
+bench-services: build ## measure Services beside kube-proxy, into docs/benchmarks.md (5 minutes, as root, idle; BENCHFLAGS)
+	bin/fathom bench services $(BENCHFLAGS) >bin/bench-services.txt
+	@cat bin/bench-services.txt
+	@awk -v table=bin/bench-services.txt '/<!-- end: services -->/ { inside = 0 } !inside { print } \
+		/<!-- bench: services -->/ { inside = 1; print "```"; while ((getline line <table) > 0) print line; print "```" }' \
+		docs/benchmarks.md >bin/benchmarks.md && cat bin/benchmarks.md >docs/benchmarks.md
+
 .PHONY: lint
 lint: bin/tools/golangci-lint ## static checks of all modules of ours
 	bin/tools/golangci-lint run ./...
-	@for m in kit/kubernetes kit/addons/coredns $(patsubst %/go.mod,%,$(wildcard test/e2e/go.mod)); do \
+	@for m in kit/kubernetes kit/addons/coredns kit/addons/dns $(patsubst %/go.mod,%,$(wildcard test/e2e/go.mod)); do \
 		echo "lint: $$m" && (cd $$m && CGO_ENABLED=0 $(CURDIR)/bin/tools/golangci-lint run -c $(CURDIR)/.golangci.yml ./...) || exit 1; done
 
 bin/tools/golangci-lint: kit/tools/go.mod kit/tools/go.sum

@@ -12,6 +12,11 @@ import (
 //go:embed fathom.yaml
 var Fathom []byte
 
+// DNS is dns.yaml: the DNS cache on every node, which an installation may have besides.
+//
+//go:embed dns.yaml
+var DNS []byte
+
 //go:embed crds/*.yaml
 var crds embed.FS
 
@@ -34,5 +39,8 @@ func Manifests() []byte {
 	return all.Bytes()
 }
 
-// Image is the agent's image in Fathom, which whoever installs replaces by the one that is to be used.
-const Image = "ghcr.io/fathom-network/fathom-agent:dev"
+// The images in Fathom and in DNS, which whoever installs replaces by those that are to be used.
+const (
+	Image    = "ghcr.io/fathom-network/fathom-agent:dev"
+	DNSImage = "ghcr.io/fathom-network/fathom-dns:dev"
+)

@@ -24,17 +24,17 @@ var layers = []struct {
 	within   bool     // its packages may import each other
 }{
 	// Pure values and functions: no I/O, no clock, no lock.
-	{name: "facts", packages: []string{"bgpconf", "conflist", "ipam", "ippool", "netconf", "netfacts", "nodestate", "podnet", "service", "topology"}, within: true},
+	{name: "facts", packages: []string{"bgpconf", "conflist", "ipam", "ippool", "netconf", "netfacts", "nodestate", "podnet", "service", "topology", "vip"}, within: true},
 	// What needs nothing but the standard library, and may read files.
 	{name: "ground", packages: []string{"kit", "testenv"}},
 	// The kernel's things. They know nothing of Kubernetes.
-	{name: "kernel", packages: []string{"bpf", "bpf/pin", "cgroup", "flow", "lease", "link", "machine", "machine/boot", "probe", "ruleset"}, below: []string{"facts"}, within: true},
+	{name: "kernel", packages: []string{"announce", "bpf", "bpf/pin", "cgroup", "flow", "lease", "link", "machine", "machine/boot", "probe", "ruleset"}, below: []string{"facts"}, within: true},
 	// What other programs say of themselves: the API server, the container runtime. They change no kernel.
 	{name: "watch", packages: []string{"kube", "cri"}, below: []string{"facts"}},
 	// Parts of programs, each of use alone.
-	{name: "parts", packages: []string{"bgp", "cni", "doctor", "image", "install"}, below: []string{"facts", "ground", "kernel", "watch"}},
+	{name: "parts", packages: []string{"bgp", "cni", "doctor", "image", "install", "membership", "proxy"}, below: []string{"facts", "ground", "kernel", "watch"}},
 	// What the commands are for. They never import each other.
-	{name: "programs", packages: []string{"dataplane", "lab", "verify"}, below: []string{"facts", "ground", "kernel", "watch", "parts"}},
+	{name: "programs", packages: []string{"dataplane", "lab", "lb", "svcbench", "verify"}, below: []string{"facts", "ground", "kernel", "watch", "parts"}},
 }
 
 // onlyBy says which packages may import what is in these modules or directories; a name that ends in / stands
@@ -44,12 +44,14 @@ var onlyBy = map[string][]string{
 	"github.com/google/nftables":             {"internal/link", "internal/ruleset", "internal/doctor"},
 	"github.com/mdlayher/netlink":            {"internal/ruleset"},
 	"github.com/osrg/gobgp":                  {"internal/bgp"},
+	"github.com/hashicorp/memberlist":        {"internal/membership"},
 	"github.com/cilium/ebpf":                 {"internal/bpf"},
 	"k8s.io/client-go/kubernetes":            {"internal/kube"},
 	"k8s.io/client-go/rest":                  {"internal/kube"},
 	"k8s.io/client-go/dynamic":               {"internal/kube"},
 	"k8s.io/client-go/informers":             {"internal/kube"},
 	"k8s.io/client-go/tools/cache":           {"internal/kube"},
+	"k8s.io/client-go/tools/leaderelection":  {"internal/kube"},
 	"k8s.io/cri-api":                         {"internal/cri"},
 	"google.golang.org/grpc":                 {"internal/cri"},
 	"github.com/google/go-containerregistry": {"internal/image"},

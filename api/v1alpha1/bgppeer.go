@@ -56,7 +56,7 @@ type BGPAdvertisement string
 // The kinds.
 const (
 	AdvertisePodCIDRs BGPAdvertisement = "PodCIDRs"
-	// AdvertiseServiceAddresses is not in the CRD yet: nothing allocates them.
+	// AdvertiseServiceAddresses are those that Services have of AddressPools, of those that the node carries.
 	AdvertiseServiceAddresses BGPAdvertisement = "ServiceAddresses"
 )
 

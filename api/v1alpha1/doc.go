@@ -18,7 +18,7 @@ var GroupVersion = schema.GroupVersion{Group: "fathom.network", Version: "v1alph
 
 // AddToScheme makes the kinds known to a scheme.
 func AddToScheme(s *runtime.Scheme) error {
-	s.AddKnownTypes(GroupVersion, &BGPPeer{}, &BGPPeerList{}, &IPPool{}, &IPPoolList{}, &IPBlock{}, &IPBlockList{})
+	s.AddKnownTypes(GroupVersion, &BGPPeer{}, &BGPPeerList{}, &IPPool{}, &IPPoolList{}, &IPBlock{}, &IPBlockList{}, &AddressPool{}, &AddressPoolList{})
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil
 }

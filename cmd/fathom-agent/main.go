@@ -31,7 +31,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(run(), clean(), state(), release(), probePackets())
+	root.AddCommand(run(), clean(), state(), services(), release(), probePackets())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "fathom-agent:", err)
 		os.Exit(1)
@@ -90,6 +90,7 @@ func registerPaths(f *pflag.FlagSet, o *dataplane.Options) {
 	f.StringVar(&o.Paths.Leases, "leases", o.Paths.Leases, "the directory of the plugin's leases")
 	f.StringVar(&o.Paths.Socket, "socket", o.Paths.Socket, "where to answer the plugin")
 	f.StringVar(&o.Paths.BPF, "bpf-dir", o.Paths.BPF, "where to pin the fast path, on a bpffs")
+	f.StringVar(&o.Paths.Cgroup, "cgroup-dir", "/host/sys/fs/cgroup", "where the node has its cgroup file systems")
 	f.StringVar(&o.Paths.NetNS, "netns-dir", o.Paths.NetNS, "where the runtime mounts pods' network namespaces")
 	f.StringVar(&o.Paths.Sysctl, "sysctl-dir", "/host/proc/sys/net", "/proc/sys/net, or where it can be written")
 }

@@ -26,6 +26,18 @@ func state() *cobra.Command {
 	}
 }
 
+// services is the same for Services, of which there may be tens of thousands.
+func services() *cobra.Command {
+	return &cobra.Command{
+		Use:   "services",
+		Short: "Tell what the kernel of this node does with Services, as JSON",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return ask(cmd.Context(), cmd.OutOrStdout(), "/v1/services")
+		},
+	}
+}
+
 // ask copies what the agent answers.
 func ask(ctx context.Context, out io.Writer, path string) error {
 	socket := dataplane.NodePaths().Socket

@@ -4,18 +4,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/fathom-network/fathom/internal/install"
+	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/verify"
 )
 
 func (a *app) install() *cobra.Command {
 	var t target
 	var o install.Options
-	var dryRun, noWait bool
+	var dryRun, noWait, replaceKubeProxy bool
 	var set, nodes []string
 	var timeout time.Duration
 	cmd := &cobra.Command{
@@ -25,9 +29,13 @@ func (a *app) install() *cobra.Command {
 deploy/fathom.yaml. Installing again changes what differs and keeps settings that are not named. docs/install.md
 tells how to replace another network.
 
+With --replace-kube-proxy the agents carry Services as well. When every node's kernel is proved to, kube-proxy takes
+its rules away and is deleted. Connections that are established live on.
+
 ` + targetHelp,
 		Example: `  fathom install
   fathom install --set mode=vxlan --set mtu=1400
+  fathom install --replace-kube-proxy
   fathom install --dry-run > fathom.yaml`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -37,6 +45,12 @@ tells how to replace another network.
 			}
 			if o.Nodes, err = parsePairs("--nodes", nodes); err != nil {
 				return err
+			}
+			if _, said := o.Config["serviceProxy"]; replaceKubeProxy && !said {
+				o.Config["serviceProxy"] = string(netconf.ProxyAuto)
+			}
+			if replaceKubeProxy && o.Config["serviceProxy"] == string(netconf.ProxyOff) {
+				return errors.New("--replace-kube-proxy with --set serviceProxy=off: nothing would carry Services")
 			}
 			if dryRun && o.APIServer != "" {
 				return a.printManifests(o)
@@ -68,6 +82,11 @@ tells how to replace another network.
 			if err := install.Wait(ctx, client, func(ready, want int32) { fmt.Fprintf(a.out, "  %d of %d nodes carry pods\n", ready, want) }); err != nil {
 				return fmt.Errorf("%w\nsee `kubectl -n fathom-system describe pods` and `kubectl -n fathom-system logs ds/fathom-agent`", err)
 			}
+			if replaceKubeProxy {
+				if err := a.replaceKubeProxy(ctx, client); err != nil {
+					return err
+				}
+			}
 			fmt.Fprintln(a.out, "The network is installed. `fathom verify pods` and `fathom ping --all` prove it.")
 			return nil
 		},
@@ -75,13 +94,42 @@ tells how to replace another network.
 	t.register(cmd)
 	f := cmd.Flags()
 	f.StringVar(&o.Image, "image", "", "the agent's `image` (default: that of the manifests)")
+	f.StringVar(&o.DNSImage, "dns-image", "", "the `image` of nodes' DNS cache, for --set dns=node-cache (default: that of the manifests)")
 	f.StringVar(&o.APIServer, "api-server", "", "`HOST:PORT` at which nodes reach the API server without a Service proxy (default: as the cluster says)")
 	f.StringArrayVar(&set, "set", nil, "a setting of ConfigMap fathom-config, `KEY=VALUE`; may be repeated")
 	f.StringArrayVar(&nodes, "nodes", nil, "only on nodes with this label, `KEY=VALUE`; may be repeated (default: every node)")
+	f.BoolVar(&replaceKubeProxy, "replace-kube-proxy", false, "carry Services, too, and take kube-proxy off the cluster when every node does")
 	f.BoolVar(&dryRun, "dry-run", false, "print the manifests and do nothing")
 	f.BoolVar(&noWait, "no-wait", false, "do not wait until every node carries pods")
 	f.DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait")
+	cmd.MarkFlagsMutuallyExclusive("replace-kube-proxy", "no-wait")
+	cmd.MarkFlagsMutuallyExclusive("replace-kube-proxy", "nodes")
 	return cmd
+}
+
+// replaceKubeProxy takes kube-proxy away once every node's kernel is proved to carry all Services.
+func (a *app) replaceKubeProxy(ctx context.Context, client *kube.Client) error {
+	for {
+		report, err := verify.RunServices(ctx, client)
+		if err != nil {
+			return err
+		}
+		if report.OK() && !slices.ContainsFunc(report.Nodes, func(n verify.NodeReport) bool { return n.Mode == string(netconf.ProxyOff) }) {
+			fmt.Fprintf(a.out, "  %d of %d nodes carry Services\n", len(report.Nodes), len(report.Nodes))
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for every node to carry Services, kube-proxy is still there: %w\n`fathom verify services` tells what is missing", context.Cause(ctx))
+		case <-time.After(time.Second):
+		}
+	}
+	err := install.RemoveKubeProxy(ctx, client, func(clean, want int) { fmt.Fprintf(a.out, "  kube-proxy has left %d of %d nodes\n", clean, want) })
+	if errors.Is(err, install.ErrNoKubeProxy) {
+		fmt.Fprintf(a.out, "Nothing to take away: %v. A proxy of another kind is to be switched off where it is configured.\n", err)
+		return nil
+	}
+	return err
 }
 
 // parsePairs reads the values of a flag that may be repeated.

@@ -40,8 +40,9 @@ made is made anew. Flags win over the file. docs/lab-file.md describes the file.
 	f.IntVar(&workers, "workers", 0, "workers of each cluster")
 	f.IntVar(&planes, "control-planes", 0, "control-plane nodes of each cluster: 1, 3, 5 or 7")
 	f.StringVar(&o.Network, "network", "", "pod network: fathom, bridge, flannel or none")
-	f.StringVar(&o.Proxy, "proxy", "", "Service proxy: kube-proxy or none")
-	f.StringVar(&o.ProxyMode, "proxy-mode", "", "mode of kube-proxy: iptables, nftables or ipvs")
+	f.StringVar(&o.Proxy, "proxy", "", "Service proxy: fathom, kube-proxy or none")
+	f.StringVar(&o.ProxyMode, "proxy-mode", "", "mode of the proxy: auto or nftables (fathom), nftables, iptables or ipvs (kube-proxy)")
+	f.StringVar(&o.DNS, "dns", "", "who answers pods' DNS queries: cluster (CoreDNS's pods) or node-cache (a cache on the pod's node)")
 	f.StringVar(&o.IPFamily, "ip-family", "", "ipv4, ipv6 or dual")
 	f.StringVar(&o.PodCIDR, "pod-cidr", "", "addresses of pods")
 	f.StringVar(&o.ServiceCIDR, "service-cidr", "", "addresses of Services")
@@ -50,13 +51,14 @@ made is made anew. Flags win over the file. docs/lab-file.md describes the file.
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
 	complete("network", "fathom", "bridge", "flannel", "none")
-	complete("proxy", "kube-proxy", "none")
-	complete("proxy-mode", "iptables", "nftables", "ipvs")
+	complete("proxy", "fathom", "kube-proxy", "none")
+	complete("proxy-mode", "auto", "iptables", "nftables", "ipvs")
+	complete("dns", "cluster", "node-cache")
 	complete("ip-family", "ipv4", "ipv6", "dual")
 
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		asked := file != ""
-		for _, name := range []string{"clusters", "workers", "control-planes", "network", "proxy", "proxy-mode", "ip-family", "pod-cidr", "service-cidr"} {
+		for _, name := range []string{"clusters", "workers", "control-planes", "network", "proxy", "proxy-mode", "dns", "ip-family", "pod-cidr", "service-cidr"} {
 			asked = asked || f.Changed(name)
 		}
 		if f.Changed("workers") {

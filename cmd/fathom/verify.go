@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strconv"
@@ -12,7 +13,7 @@ import (
 
 func (a *app) verify() *cobra.Command {
 	cmd := &cobra.Command{Use: "verify", Short: "Prove the state of nodes' kernels against what the API implies"}
-	cmd.AddCommand(a.verifyPods())
+	cmd.AddCommand(a.verifyPods(), a.verifyServices())
 	return cmd
 }
 
@@ -43,30 +44,72 @@ status is 0 if nothing differs.
 			}
 			var rows [][]string
 			for _, n := range report.Nodes {
-				state := "as the API implies"
-				if len(n.Differences) > 0 {
-					state = fmt.Sprintf("%d differences", len(n.Differences))
-				}
-				rows = append(rows, []string{n.Node, n.Mode, strconv.Itoa(n.Pods), strconv.Itoa(n.Routes), state})
+				rows = append(rows, []string{n.Node, n.Mode, strconv.Itoa(n.Pods), strconv.Itoa(n.Routes), verdict(n)})
 			}
-			if err := o.print(a, report, "NODE MODE PODS ROUTES KERNEL", rows); err != nil {
-				return err
-			}
-			if report.OK() {
-				return nil
-			}
-			if o.format == "" {
-				fmt.Fprintln(a.out)
-				for _, n := range report.Nodes {
-					for _, d := range n.Differences {
-						fmt.Fprintf(a.out, "%s: %s\n", n.Node, d)
-					}
-				}
-			}
-			return errDiffers
+			return a.printReport(o, report, "NODE MODE PODS ROUTES KERNEL", rows)
 		},
 	}
 	o.register(cmd)
 	t.register(cmd)
 	return cmd
+}
+
+func (a *app) verifyServices() *cobra.Command {
+	var o output
+	var t target
+	cmd := &cobra.Command{
+		Use:   "services",
+		Short: "Compare every node's balancing of Services with Services and EndpointSlices",
+		Long: `Reads back what every node's kernel does with Services, in nftables and where sockets connect, and what connection
+tracking remembers of flows to them, and says where it differs from what the API implies. What is expected is worked
+out from the cluster's objects by this command; the agents only read their kernels. The exit status is 0 if nothing
+differs.
+
+` + targetHelp,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, _, err := a.connect(cmd, t)
+			if err != nil {
+				return err
+			}
+			report, err := verify.RunServices(cmd.Context(), client)
+			if err != nil {
+				return err
+			}
+			var rows [][]string
+			for _, n := range report.Nodes {
+				rows = append(rows, []string{n.Node, cmp.Or(n.Mode, "-"), strconv.Itoa(n.Frontends), strconv.Itoa(n.Connect), verdict(n)})
+			}
+			return a.printReport(o, report, "NODE PROXY NFTABLES CONNECT KERNEL", rows)
+		},
+	}
+	o.register(cmd)
+	t.register(cmd)
+	return cmd
+}
+
+func verdict(n verify.NodeReport) string {
+	if len(n.Differences) > 0 {
+		return fmt.Sprintf("%d differences", len(n.Differences))
+	}
+	return "as the API implies"
+}
+
+// printReport writes a report, and returns errDiffers if it found something.
+func (a *app) printReport(o output, report verify.Report, header string, rows [][]string) error {
+	if err := o.print(a, report, header, rows); err != nil {
+		return err
+	}
+	if report.OK() {
+		return nil
+	}
+	if o.format == "" {
+		fmt.Fprintln(a.out)
+		for _, n := range report.Nodes {
+			for _, d := range n.Differences {
+				fmt.Fprintf(a.out, "%s: %s\n", n.Node, d)
+			}
+		}
+	}
+	return errDiffers
 }

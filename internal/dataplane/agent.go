@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,6 +27,7 @@ import (
 	"github.com/fathom-network/fathom/internal/netfacts"
 	"github.com/fathom-network/fathom/internal/nodestate"
 	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/proxy"
 	"github.com/fathom-network/fathom/internal/ruleset"
 )
 
@@ -53,14 +55,15 @@ type Paths struct {
 	Socket   string // as the plugin calls it too
 	NetNS    string // where the runtime mounts pods' network namespaces
 	Sysctl   string // /proc/sys/net, or where it can be written
-	BPF      string // where the fast path is pinned, on a bpffs; as the plugin looks for it too
+	BPF      string // where the fast path and Services are pinned, on a bpffs; as the plugin looks for it too
+	Cgroup   string // where the node's cgroup file systems are mounted
 }
 
 // NodePaths are the paths on a node itself.
 func NodePaths() Paths {
 	return Paths{
 		CNIBin: "/opt/cni/bin", Conflist: conflist.Path, Leases: conflist.DefaultDataDir,
-		Socket: "/run/fathom/agent.sock", NetNS: "/run/netns", Sysctl: "/proc/sys/net", BPF: pin.Dir,
+		Socket: "/run/fathom/agent.sock", NetNS: "/run/netns", Sysctl: "/proc/sys/net", BPF: pin.Dir, Cgroup: "/sys/fs/cgroup",
 	}
 }
 
@@ -74,6 +77,8 @@ type Agent struct {
 	fast    fastPath
 	metrics *metrics
 	bgp     *announcer
+	proxy   *proxy.Proxy
+	lb      *balancer
 	wake    chan struct{}
 	look    chan struct{} // as wake, for the node's pods
 	state   statusBox
@@ -97,6 +102,7 @@ func Run(ctx context.Context, o Options) error {
 	a.blocks = newBlocks(o.Node, o.Client, a.poolObjects, o.Log)
 	a.state.set(nodestate.Status{Waiting: true, Reason: "the agent is starting"})
 	a.bgp = a.newAnnouncer()
+	a.proxy = a.newProxy(ctx)
 	defer a.bgp.speaker.Leave() // without a word, so that routers keep the routes
 	var err error
 	if a.node, err = link.Here(); err != nil {
@@ -104,6 +110,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer a.node.Close()
 	a.node.SysctlsAt(o.Paths.Sysctl)
+	a.lb = a.newBalancer(a.node)
 	if a.rules, err = ruleset.Open("/proc/self/ns/net"); err != nil {
 		return err
 	}
@@ -133,6 +140,10 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	var carrying sync.WaitGroup
+	carrying.Go(func() { a.proxy.Run(ctx) })
+	carrying.Go(func() { a.lb.run(ctx) })
+	defer carrying.Wait()
 	tick := time.NewTicker(o.Resync)
 	defer tick.Stop()
 	var settled <-chan time.Time
@@ -275,6 +286,20 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	more, err := a.keepBlocks(ctx, interfaces)
 	if problems = append(problems, more...); err != nil {
 		problems = append(problems, oneLine(err))
+	}
+	if err := a.setNodeCache(); err != nil {
+		problems = append(problems, oneLine(err))
+	}
+	a.carryServices(f, interfaces)
+	a.lb.set(f.Own, interfaces)
+	// Pods that the runtime starts now may ask Services at once.
+	services := a.proxy.Status()
+	if !services.Ready {
+		status.Reason = "Services: " + services.Problem
+		return status, problems, nil
+	}
+	if services.Problem != "" {
+		problems = append(problems, "Services: "+services.Problem)
 	}
 	if err := a.writeConflist(plan, f.Own); err != nil {
 		return status, problems, err

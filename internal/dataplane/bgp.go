@@ -58,8 +58,13 @@ func (a *Agent) announce(ctx context.Context, own podnet.Node) []string {
 	if !known {
 		return nil // no CRD, or not heard of yet: what is announced stays
 	}
+	addresses, known := a.lb.Routed()
+	if !known {
+		return nil
+	}
 	b := a.bgp
-	node := bgpconf.Node{Name: a.Node, Addrs: own.Addrs, PodCIDRs: slices.Concat(own.PodCIDRs, own.Blocks)}
+	node := bgpconf.Node{Name: a.Node, Addrs: own.Addrs, PodCIDRs: slices.Concat(own.PodCIDRs, own.Blocks),
+		ServiceAddresses: addresses}
 	nodes := a.view.Nodes()
 	for _, n := range nodes {
 		if n.Name == a.Node {

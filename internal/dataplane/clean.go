@@ -16,6 +16,7 @@ import (
 	"github.com/fathom-network/fathom/internal/link"
 	"github.com/fathom-network/fathom/internal/nodestate"
 	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/proxy"
 	"github.com/fathom-network/fathom/internal/ruleset"
 )
 
@@ -51,6 +52,12 @@ func (a *Agent) clean() error {
 	}
 	defer node.Close()
 	node.SysctlsAt(a.Paths.Sysctl)
+	if err := proxy.Remove(proxyPaths(a.Paths)); err != nil {
+		return err
+	}
+	if _, err := node.SetNodeCacheAddrs(nil); err != nil {
+		return err
+	}
 	if err := bpf.Remove(node, a.Paths.BPF); err != nil {
 		return err
 	}

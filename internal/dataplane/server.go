@@ -86,6 +86,10 @@ func (a *Agent) listenSocket(listen func(network, address string, h http.Handler
 		s, err := a.observe()
 		reply(w, s, err)
 	})
+	mux.HandleFunc("GET /v1/services", func(w http.ResponseWriter, r *http.Request) {
+		s, err := a.proxy.State(r.Context())
+		reply(w, s, err)
+	})
 	mux.HandleFunc("GET /v1/pods/{namespace}/{name}", a.answerPod)
 	if err := listen("unix", path, mux); err != nil {
 		return err

@@ -28,6 +28,7 @@ const (
 	layerPlugin  = "flannel-cni" // flannel's CNI plugin
 	layerPause   = "pause"
 	layerAgent   = "fathom-agent"
+	layerDNS     = "fathom-dns"
 )
 
 // Tags of Kubernetes' end-to-end tests that the kit does not know, from test/utils/image/manifest.go
@@ -51,8 +52,8 @@ const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 // kubePrograms are the names by which the multi-call binary is called inside an image.
 var kubePrograms = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-proxy", "kube-scheduler", "kubeadm", "kubectl", "kubelet"}
 
-// ownPrograms are what the agent's image holds: the agent, and the plugin that it puts on the node.
-var ownPrograms = []string{"fathom-agent", "fathom-cni"}
+// ownPrograms are what the agent's image holds: the agent, the plugin that it puts on the node, and the controller.
+var ownPrograms = []string{"fathom-agent", "fathom-cni", "fathom-controller"}
 
 // recipes returns all images, for the versions of the kit and the machine's busybox.
 func recipes(k kit.Kit, b busybox) []recipe {
@@ -116,6 +117,11 @@ func recipes(k kit.Kit, b busybox) []recipe {
 			config: run("/fathom-agent"),
 		},
 		recipe{
+			names:  []string{deploy.DNSImage},
+			layers: []string{layerDNS},
+			config: run("/fathom-dns"),
+		},
+		recipe{
 			names:  []string{"ghcr.io/flannel-io/flannel:" + k.Flannel},
 			layers: on(layerFlannel),
 			config: run("/opt/bin/flanneld"),
@@ -172,7 +178,7 @@ func Names(k kit.Kit) ([]string, error) {
 // trees returns what each layer holds.
 func trees(k kit.Kit, b busybox) (map[string]tree, error) {
 	needed := []string{k.Bin("kube")}
-	for _, name := range []string{"agnhost", "coredns", "flannel", "flanneld", "pause"} {
+	for _, name := range []string{"agnhost", "coredns", "fathom-dns", "flannel", "flanneld", "pause"} {
 		needed = append(needed, k.Program(name))
 	}
 	for _, name := range ownPrograms {
@@ -240,6 +246,10 @@ func trees(k kit.Kit, b busybox) (map[string]tree, error) {
 		agent.copy("/"+name, k.Own(name), 0o755)
 	}
 	all[layerAgent] = agent
+
+	nodeDNS := tree{}
+	nodeDNS.copy("/fathom-dns", k.Program("fathom-dns"), 0o755)
+	all[layerDNS] = nodeDNS
 
 	flanneld := tree{}
 	flanneld.copy("/opt/bin/flanneld", k.Program("flanneld"), 0o755)

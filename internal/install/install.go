@@ -5,7 +5,6 @@ package install
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -26,8 +25,9 @@ const Owner = "fathom-install"
 
 // Options are what an installation chooses. The zero value is deploy/fathom.yaml as it is.
 type Options struct {
-	Image string // of the agent
-	// APIServer is the address, HOST:PORT, at which agents reach the API server. Empty is the Service
+	Image    string // of the agent and the controller
+	DNSImage string // of the DNS cache on nodes, if the setting dns asks for it
+	// APIServer is the address, HOST:PORT, at which agents and the controller reach the API server. Empty is the Service
 	// kubernetes, which works once a Service proxy runs on the node.
 	APIServer string
 	// Nodes are labels of the nodes that get the network; empty is every node. Another network is replaced node by
@@ -39,7 +39,8 @@ type Options struct {
 
 // Objects returns what is to be installed, in the order in which it should be made.
 func Objects(o Options) ([]*unstructured.Unstructured, error) {
-	if _, err := netconf.Parse(o.Config); err != nil {
+	config, err := netconf.Parse(o.Config)
+	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
 	var env []any
@@ -60,6 +61,13 @@ func Objects(o Options) ([]*unstructured.Unstructured, error) {
 	if err != nil {
 		return nil, err
 	}
+	if config.DNS == netconf.DNSNodeCache {
+		cache, err := dnsObjects()
+		if err != nil {
+			return nil, err
+		}
+		objects = append(objects, cache...)
+	}
 	for _, object := range objects {
 		switch object.GetKind() {
 		case "ConfigMap":
@@ -69,39 +77,54 @@ func Objects(o Options) ([]*unstructured.Unstructured, error) {
 				}
 			}
 		case "DaemonSet":
-			if err := setAgent(object, o, env); err != nil {
-				return nil, fmt.Errorf("deploy/fathom.yaml: %w", err)
+			image, env := o.Image, env
+			if object.GetName() != daemonSet {
+				image, env = o.DNSImage, nil
+			}
+			if err := setPods(object, o.Nodes, image, env); err != nil {
+				return nil, fmt.Errorf("DaemonSet %s of deploy: %w", object.GetName(), err)
+			}
+		case "Deployment":
+			if err := setPods(object, nil, o.Image, env); err != nil {
+				return nil, fmt.Errorf("%s of deploy/fathom.yaml: %w", object.GetName(), err)
 			}
 		}
 	}
 	return objects, nil
 }
 
-// setAgent changes where agents run, and their container.
-func setAgent(daemonSet *unstructured.Unstructured, o Options, env []any) error {
-	for label, value := range o.Nodes {
-		if err := unstructured.SetNestedField(daemonSet.Object, value, "spec", "template", "spec", "nodeSelector", label); err != nil {
+// dnsObjects are those of the DNS cache on nodes.
+func dnsObjects() ([]*unstructured.Unstructured, error) {
+	return kube.Decode(bytes.NewReader(deploy.DNS))
+}
+
+// setPods changes where pods of a DaemonSet or a Deployment run, and their container.
+func setPods(object *unstructured.Unstructured, nodes map[string]string, image string, env []any) error {
+	for label, value := range nodes {
+		if err := unstructured.SetNestedField(object.Object, value, "spec", "template", "spec", "nodeSelector", label); err != nil {
 			return err
 		}
 	}
 	path := []string{"spec", "template", "spec", "containers"}
-	containers, _, err := unstructured.NestedSlice(daemonSet.Object, path...)
+	containers, _, err := unstructured.NestedSlice(object.Object, path...)
 	if err != nil {
 		return err
 	}
 	if len(containers) != 1 {
-		return errors.New("the DaemonSet has not one container")
+		return fmt.Errorf("%s %s has not one container", object.GetKind(), object.GetName())
 	}
-	agent := containers[0].(map[string]any)
-	if o.Image != "" {
-		agent["image"] = o.Image
+	container := containers[0].(map[string]any)
+	if image != "" {
+		container["image"] = image
 	}
-	have, _, err := unstructured.NestedSlice(agent, "env")
-	if err != nil {
-		return err
+	if len(env) > 0 {
+		have, _, err := unstructured.NestedSlice(container, "env")
+		if err != nil {
+			return err
+		}
+		container["env"] = append(have, env...)
 	}
-	agent["env"] = append(have, env...)
-	return unstructured.SetNestedSlice(daemonSet.Object, containers, path...)
+	return unstructured.SetNestedSlice(object.Object, containers, path...)
 }
 
 // YAML writes objects as `kubectl apply -f` takes them.
@@ -136,5 +159,16 @@ func Apply(ctx context.Context, client *kube.Client, o Options) error {
 	if err != nil {
 		return err
 	}
-	return client.Apply(ctx, Owner, objects)
+	if err := client.Apply(ctx, Owner, objects); err != nil {
+		return err
+	}
+	if o.Config["dns"] == string(netconf.DNSNodeCache) {
+		return nil
+	}
+	// The agents lead nobody to it any more, or do so no longer when it ends.
+	cache, err := dnsObjects()
+	if err != nil {
+		return err
+	}
+	return client.Delete(ctx, cache)
 }

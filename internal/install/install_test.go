@@ -90,6 +90,32 @@ func TestManifests(t *testing.T) {
 	}
 }
 
+func TestDNS(t *testing.T) {
+	objects, err := install.Objects(install.Options{
+		DNSImage: "registry.example/dns:1", APIServer: "10.0.0.1:6443", Nodes: map[string]string{"a": "b"},
+		Config: map[string]string{"dns": "node-cache", "serviceProxy": "auto"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]*unstructured.Unstructured{}
+	for _, o := range objects {
+		if o.GetNamespace() == "kube-system" {
+			found[o.GetKind()] = o
+		}
+	}
+	if len(found) != 2 || found["Service"].GetName() != "kube-dns-upstream" {
+		t.Fatalf("the objects in kube-system are %v", found)
+	}
+	containers, _, _ := unstructured.NestedSlice(found["DaemonSet"].Object, "spec", "template", "spec", "containers")
+	if c := containers[0].(map[string]any); c["image"] != "registry.example/dns:1" || c["env"] != nil {
+		t.Errorf("the container is %v", c)
+	}
+	if nodes, _, _ := unstructured.NestedStringMap(found["DaemonSet"].Object, "spec", "template", "spec", "nodeSelector"); nodes["a"] != "b" {
+		t.Errorf("it runs on nodes %v", nodes)
+	}
+}
+
 func TestObjectsRefuses(t *testing.T) {
 	for name, o := range map[string]install.Options{
 		"a setting that is wrong":       {Config: map[string]string{"mode": "overlay"}},

@@ -14,6 +14,7 @@ import (
 	"github.com/fathom-network/fathom/deploy"
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/vip"
 )
 
 const daemonSet = "fathom-agent"
@@ -64,14 +65,54 @@ func Remove(ctx context.Context, client *kube.Client, force bool, progress func(
 			return err
 		}
 	}
+	if err := takeBackAddresses(ctx, client); err != nil {
+		return err
+	}
 	objects, err := kube.Decode(bytes.NewReader(deploy.Manifests()))
 	if err != nil {
 		return err
 	}
-	if err := client.Delete(ctx, objects); err != nil {
+	cache, err := dnsObjects()
+	if err != nil {
+		return err
+	}
+	if err := client.Delete(ctx, append(objects, cache...)); err != nil {
 		return err
 	}
 	return waitGone(ctx, client)
+}
+
+// takeBackAddresses leaves no Service with an address that nobody answers for. First the pools go, or a controller that
+// is about to end would give the addresses out again.
+func takeBackAddresses(ctx context.Context, client *kube.Client) error {
+	if err := client.DeleteAddressPools(ctx); err != nil {
+		return err
+	}
+	for {
+		services, err := client.CoreV1().Services("").List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return fmt.Errorf("look for addresses of Services: %w", err)
+		}
+		left := 0
+		for i := range services.Items {
+			s := &services.Items[i]
+			if !vip.Wrote(s) {
+				continue
+			}
+			left++
+			if err := client.SetIngress(ctx, s, vip.Owner, nil); err != nil && !apierrors.IsConflict(err) {
+				return err
+			}
+		}
+		if left == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("take back the addresses of %d Services: %w", left, context.Cause(ctx))
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 }
 
 // waitGone returns when what is being deleted is gone: until then nothing can be made in the namespace.

@@ -18,7 +18,7 @@ import (
 type Kit struct {
 	// Dir is the kit's directory, absolute.
 	Dir string
-	// OwnDir is where Fathom's own programs are, fathom-init, fathom-agent and fathom-cni.
+	// OwnDir is where Fathom's own programs are: fathom-init, fathom-agent, fathom-cni and fathom-controller.
 	OwnDir string
 	Versions
 }
@@ -116,7 +116,7 @@ func (k Kit) CNIDir() string { return filepath.Join(k.Dir, "cni") }
 // Program returns the path of a program that runs inside a container: coredns, pause, agnhost, ...
 func (k Kit) Program(name string) string { return filepath.Join(k.Dir, "programs", name) }
 
-// Own returns the path of a program of Fathom's own: fathom-init, fathom-agent, fathom-cni.
+// Own returns the path of a program of Fathom's own: fathom-init, fathom-agent, fathom-cni, fathom-controller.
 func (k Kit) Own(name string) string { return filepath.Join(k.OwnDir, name) }
 
 // ImagesDir returns the directory of the local images, an OCI image layout.

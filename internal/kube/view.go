@@ -38,10 +38,10 @@ func ConnectInCluster() (*Client, error) {
 type View struct {
 	nodes, pods, config, namespaces cache.Indexer
 	// What a cluster may not know at all.
-	pools, blocks, services cache.Indexer
-	synced                  []func() bool
-	bgp                     peerView
-	problem                 atomic.Pointer[error]
+	pools, blocks, services, addresses cache.Indexer
+	synced                             []func() bool
+	bgp                                peerView
+	problem                            atomic.Pointer[error]
 }
 
 // ViewOptions says what a View shows.
@@ -68,6 +68,7 @@ func (c *Client) View(ctx context.Context, o ViewOptions) (*View, error) {
 		{&v.pools, &v1alpha1.IPPool{}, cache.NewListWatchFromClient(c.fathom, "ippools", "", fields.Everything()), true},
 		{&v.blocks, &v1alpha1.IPBlock{}, cache.NewListWatchFromClient(c.fathom, "ipblocks", "", fields.Everything()), true},
 		{&v.services, &networkingv1.ServiceCIDR{}, cache.NewListWatchFromClient(c.NetworkingV1().RESTClient(), "servicecidrs", "", fields.Everything()), true},
+		{&v.addresses, &v1alpha1.AddressPool{}, cache.NewListWatchFromClient(c.fathom, "addresspools", "", fields.Everything()), true},
 	}
 	changed := cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { o.Changed() },
@@ -139,6 +140,15 @@ func (v *View) Problem() error {
 // Nodes returns the cluster's nodes, in no order.
 func (v *View) Nodes() []*corev1.Node { return all[*corev1.Node](v.nodes) }
 
+// Node returns a node, or an empty one and false if there is none of the name.
+func (v *View) Node(name string) (*corev1.Node, bool) {
+	o, found, err := v.nodes.GetByKey(name)
+	if err != nil || !found {
+		return &corev1.Node{}, false
+	}
+	return o.(*corev1.Node), true
+}
+
 // Pods returns the node's pods, in no order.
 func (v *View) Pods() []*corev1.Pod { return all[*corev1.Pod](v.pods) }
 
@@ -160,6 +170,11 @@ func (v *View) Blocks() []*v1alpha1.IPBlock { return all[*v1alpha1.IPBlock](v.bl
 // ServiceCIDRs returns the ranges of Services, in no order.
 func (v *View) ServiceCIDRs() []*networkingv1.ServiceCIDR {
 	return all[*networkingv1.ServiceCIDR](v.services)
+}
+
+// AddressPools returns the pools of load balancers' addresses, in no order.
+func (v *View) AddressPools() []*v1alpha1.AddressPool {
+	return all[*v1alpha1.AddressPool](v.addresses)
 }
 
 // Namespace returns a namespace.
@@ -202,7 +217,7 @@ func shrink(o any) (any, error) {
 		small.Spec.PodCIDR, small.Spec.PodCIDRs = o.Spec.PodCIDR, o.Spec.PodCIDRs
 		small.Status.Addresses = o.Status.Addresses
 		for _, c := range o.Status.Conditions {
-			if c.Type == corev1.NodeNetworkUnavailable { // the one that is ours to set; the rest changes every few minutes
+			if c.Type == corev1.NodeNetworkUnavailable || c.Type == corev1.NodeReady { // the one is ours to set; times change every few minutes
 				small.Status.Conditions = append(small.Status.Conditions, corev1.NodeCondition{Type: c.Type, Status: c.Status})
 			}
 		}
@@ -223,6 +238,10 @@ func shrink(o any) (any, error) {
 		small.Labels = o.Labels
 		return small, nil
 	case *v1alpha1.IPPool:
+		small := *o
+		small.ManagedFields, small.Annotations = nil, nil
+		return &small, nil
+	case *v1alpha1.AddressPool:
 		small := *o
 		small.ManagedFields, small.Annotations = nil, nil
 		return &small, nil
@@ -265,6 +284,11 @@ type Event struct {
 // NodeReference names a node as kubelet does in its events, so that `kubectl describe node` shows both.
 func NodeReference(name string) corev1.ObjectReference {
 	return corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: name, UID: types.UID(name)}
+}
+
+// ServiceReference names a Service.
+func ServiceReference(name types.NamespacedName) corev1.ObjectReference {
+	return corev1.ObjectReference{Kind: "Service", APIVersion: "v1", Namespace: name.Namespace, Name: name.Name}
 }
 
 // Record makes an event of a component.

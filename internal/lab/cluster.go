@@ -22,6 +22,7 @@ import (
 	"github.com/fathom-network/fathom/internal/install"
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/machine"
+	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/topology"
 )
 
@@ -178,8 +179,12 @@ func (l *Lab) installAddOns(ctx context.Context, c *topology.Cluster, client *ku
 			if err != nil {
 				return err
 			}
+		}
+		if l.proxied(c) || c.Proxy.Kind == topology.ProxyFathom {
+			// Fathom's agent has a node become Ready when it carries the node's Services.
+			//
 			// The scheduler would put both of CoreDNS's pods on the first node that is Ready, for good.
-			err = t.step(c.Name, "nodes are Ready", func() error { return client.WaitNodes(ctx, names(c), nil) })
+			err := t.step(c.Name, "nodes are Ready", func() error { return client.WaitNodes(ctx, names(c), nil) })
 			if err != nil {
 				return err
 			}
@@ -302,8 +307,24 @@ func (l *Lab) nodeObject(c *topology.Cluster, n *topology.Node) *corev1.Node {
 func (l *Lab) installOptions(c *topology.Cluster) install.Options {
 	return install.Options{
 		APIServer: netip.AddrPortFrom(l.APIAddr(c), apiPort).String(),
-		Config:    map[string]string{"mode": c.Network.Mode, "vni": strconv.Itoa(c.Network.VNI), "port": strconv.Itoa(c.Network.Port)},
+		Config: map[string]string{"mode": c.Network.Mode, "vni": strconv.Itoa(c.Network.VNI), "port": strconv.Itoa(c.Network.Port),
+			"serviceProxy": serviceProxy(c.Proxy), "dns": dnsSetting(c.DNS)},
 	}
+}
+
+func serviceProxy(p topology.Proxy) string {
+	if p.Kind != topology.ProxyFathom {
+		return string(netconf.ProxyOff)
+	}
+	return p.Mode
+}
+
+// dnsSetting is the setting of a cluster, or of one that was described before there was a choice.
+func dnsSetting(d topology.DNS) string {
+	if d == "" {
+		d = topology.DNSCluster
+	}
+	return string(d)
 }
 
 // capacity is what kubelet finds out of this machine, with its default limit of pods.

@@ -68,7 +68,7 @@ func (l *Lab) Status(ctx context.Context, cluster string, wait time.Duration) ([
 			Name: c.Name, API: l.apiURL(c), Network: string(c.Network.Kind), Proxy: string(c.Proxy.Kind),
 			PodCIDR: join(c.PodCIDRs), Service: join(c.ServiceCIDRs), State: "ready",
 		}
-		if c.Proxy.Kind == topology.ProxyKubeProxy {
+		if c.Proxy.Mode != "" {
 			s.Proxy += " (" + c.Proxy.Mode + ")"
 		}
 		nodes, err := l.Nodes(c.Name)

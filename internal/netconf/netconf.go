@@ -39,13 +39,51 @@ type Config struct {
 	NonMasqueradeCIDRs []netip.Prefix
 	// CoolDown is how long an address rests before another pod gets it.
 	CoolDown time.Duration
+	// ServiceProxy says how the agent carries Services, if it does.
+	ServiceProxy ServiceProxy
+	// NodePortAddresses are the ranges of the node's addresses at which NodePorts answer; empty is the addresses that
+	// its Node has (kube-proxy's `primary`).
+	NodePortAddresses []netip.Prefix
 	// FastPath has packets of pods skip what nothing on the node needs to see, where the kernel can.
 	FastPath bool
+	// DNS says who answers when something on a node asks the cluster's DNS.
+	DNS DNS
 }
+
+// DNS is a way to answer what is asked at the cluster DNS address.
+type DNS string
+
+// The ways.
+const (
+	// DNSCluster has the cluster's servers answer, as for any Service.
+	DNSCluster DNS = "cluster"
+	// DNSNodeCache has a cache on the node answer, and the cluster's servers while it does not.
+	DNSNodeCache DNS = "node-cache"
+)
+
+// NodeCacheAddrs are the addresses that a node's DNS cache has, the same on every node: they are not known outside of it.
+// IPv4's is the one that Kubernetes' own documentation has for such a cache; IPv6 has no link-local addresses that go
+// without a device, so there it is one of a range made for this (RFC 4193, "fathom" in ASCII).
+func NodeCacheAddrs() []netip.Addr {
+	return []netip.Addr{netip.AddrFrom4([4]byte{169, 254, 20, 10}), netip.MustParseAddr("fd66:6174:686f:6d::a")}
+}
+
+// ServiceProxy is a way to carry Services.
+type ServiceProxy string
+
+// The ways. Off leaves them to another, such as kube-proxy.
+const (
+	ProxyOff ServiceProxy = "off"
+	// ProxyAuto has what starts on the node balanced when it connects, where the kernel can, and the rest by nftables.
+	ProxyAuto ServiceProxy = "auto"
+	// ProxyNFTables has all balanced by nftables.
+	ProxyNFTables ServiceProxy = "nftables"
+)
 
 // Default is the configuration of an empty ConfigMap.
 func Default() Config {
-	return Config{Mode: podnet.Auto, VNI: podnet.DefaultVNI, Port: podnet.DefaultPort, Masquerade: true, CoolDown: 30 * time.Second, FastPath: true}
+	return Config{Mode: podnet.Auto, VNI: podnet.DefaultVNI, Port: podnet.DefaultPort, Masquerade: true, CoolDown: 30 * time.Second,
+		ServiceProxy: ProxyOff, FastPath: true, DNS: DNSCluster}
 }
 
 // Problem is what is wrong with one setting.
@@ -84,6 +122,23 @@ var settings = map[string]func(c *Config, value string) error{
 		c.CoolDown = d
 		return nil
 	},
+	"serviceProxy": func(c *Config, v string) error {
+		c.ServiceProxy = ServiceProxy(v)
+		return oneOf(v, string(ProxyOff), string(ProxyAuto), string(ProxyNFTables))
+	},
+	"nodePortAddresses": func(c *Config, v string) error {
+		c.NodePortAddresses = nil
+		if v == "primary" {
+			return nil
+		}
+		var err error
+		c.NodePortAddresses, err = prefixes(v)
+		return err
+	},
+	"dns": func(c *Config, v string) error {
+		c.DNS = DNS(v)
+		return oneOf(v, string(DNSCluster), string(DNSNodeCache))
+	},
 	"fastPath": func(c *Config, v string) error {
 		c.FastPath = v == "auto"
 		return oneOf(v, "auto", "off")
@@ -115,6 +170,9 @@ func Parse(data map[string]string) (Config, error) {
 		if err := set(&c, value); err != nil {
 			problems = append(problems, &Problem{key, value, err.Error()})
 		}
+	}
+	if len(problems) == 0 && c.DNS == DNSNodeCache && c.ServiceProxy == ProxyOff {
+		problems = append(problems, &Problem{"dns", string(c.DNS), "it is Fathom's Service proxy that leads pods to it, and serviceProxy is off; want serviceProxy auto, or dns cluster"})
 	}
 	if len(problems) > 0 {
 		return Config{}, errors.Join(problems...)

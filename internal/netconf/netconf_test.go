@@ -24,9 +24,12 @@ func TestParse(t *testing.T) {
 		"nothing": {nil, netconf.Default()},
 		"all": {map[string]string{"mode": "vxlan", "vni": "7", "port": "8472", "mtu": "1400", "masquerade": "false",
 			"nonMasqueradeCIDRs": "192.0.2.0/24, 2001:db8::/32\n198.51.100.0/24", "coolDown": "5s", "fastPath": "off"},
-			netconf.Config{Mode: podnet.VXLAN, VNI: 7, Port: 8472, MTU: 1400, CoolDown: 5 * time.Second, NonMasqueradeCIDRs: []netip.Prefix{
+			netconf.Config{DNS: netconf.DNSCluster, ServiceProxy: netconf.ProxyOff, Mode: podnet.VXLAN, VNI: 7, Port: 8472, MTU: 1400, CoolDown: 5 * time.Second, NonMasqueradeCIDRs: []netip.Prefix{
 				netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("198.51.100.0/24")}}},
-		"white space":   {map[string]string{"mode": " direct\n"}, with(func(c *netconf.Config) { c.Mode = podnet.Direct })},
+		"white space": {map[string]string{"mode": " direct\n"}, with(func(c *netconf.Config) { c.Mode = podnet.Direct })},
+		"DNS": {map[string]string{"dns": "node-cache", "serviceProxy": "auto"}, with(func(c *netconf.Config) {
+			c.DNS, c.ServiceProxy = netconf.DNSNodeCache, netconf.ProxyAuto
+		})},
 		"MTU by itself": {map[string]string{"mtu": "0"}, netconf.Default()},
 	} {
 		got, err := netconf.Parse(tt.data)
@@ -36,13 +39,21 @@ func TestParse(t *testing.T) {
 	}
 }
 
+func TestNodeCacheNeedsProxy(t *testing.T) {
+	_, err := netconf.Parse(map[string]string{"dns": "node-cache"})
+	var p *netconf.Problem
+	if !errors.As(err, &p) || p.Key != "dns" {
+		t.Errorf("got %v, want a problem of dns", err)
+	}
+}
+
 func TestParseTellsAllProblems(t *testing.T) {
 	_, err := netconf.Parse(map[string]string{"mode": "overlay", "vni": "0", "port": "65536", "mtu": "1279", "masquerade": "yes",
 		"nonMasqueradeCIDRs": "192.0.2.1/24", "coolDown": "soon", "fastPath": "on", "mod": "auto"})
 	const want = `coolDown: "soon": want a duration from 0s to 1h0m0s, such as 30s
 fastPath: "on": want auto or off
 masquerade: "yes": want true or false
-mod: "auto": there is no such setting; want one of coolDown, fastPath, masquerade, mode, mtu, nonMasqueradeCIDRs, port, vni
+mod: "auto": there is no such setting; want one of coolDown, dns, fastPath, masquerade, mode, mtu, nodePortAddresses, nonMasqueradeCIDRs, port, serviceProxy, vni
 mode: "overlay": want auto or direct or vxlan
 mtu: "1279": want a number from 1280 to 65535
 nonMasqueradeCIDRs: "192.0.2.1/24": 192.0.2.1/24 has bits set below its mask; want 192.0.2.0/24

@@ -187,7 +187,7 @@ func TestDefault(t *testing.T) {
 	if !slices.Equal(names, want) {
 		t.Errorf("got nodes %q, want %q", names, want)
 	}
-	if c := lab.Clusters[1]; c.Network != (Network{NetworkFathom, "auto", 4242, 4789}) || c.Proxy != (Proxy{ProxyKubeProxy, "nftables"}) ||
+	if c := lab.Clusters[1]; c.Network != (Network{NetworkFathom, "auto", 4242, 4789}) || c.Proxy != (Proxy{ProxyFathom, "auto"}) ||
 		c.ServiceCIDRs[0].String() != "10.96.0.0/16" || c.DNSDomain != "cluster.local" {
 		t.Errorf("got %+v", c)
 	}

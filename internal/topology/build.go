@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/podnet"
 )
 
@@ -21,7 +22,6 @@ const (
 	defaultControlPlanes = 1
 	defaultWorkers       = 2
 	defaultDNSDomain     = "cluster.local"
-	defaultMode          = "nftables"
 )
 
 // builder turns a spec into a Lab. It goes on after a problem with the default in the place of the bad
@@ -73,7 +73,7 @@ func build(s *labSpec, o Overrides, ps *problems) (*Lab, error) {
 // checkDefaults looks at the sections of defaults even when every cluster replaces them.
 func (b *builder) checkDefaults(d *clusterSpec) {
 	b.network(d)
-	b.proxy(d)
+	b.proxy(d, NetworkFathom)
 }
 
 func (b *builder) clusterName(c *clusterSpec, names map[string]source) {
@@ -96,13 +96,14 @@ func (b *builder) cluster(s *clusterSpec, index int, lab *Lab) Cluster {
 		Index:                 index,
 		DNSDomain:             defaultDNSDomain,
 		Network:               b.network(s),
-		Proxy:                 b.proxy(s),
 		FeatureGates:          b.featureGates(s.featureGates),
 		APIServerArgs:         b.args(s.apiServerArgs, apiServerOwned),
 		ControllerManagerArgs: b.args(s.controllerManagerArgs, controllerManagerOwned),
 		SchedulerArgs:         b.args(s.schedulerArgs, schedulerOwned),
 		KubeletArgs:           b.args(s.kubeletArgs, kubeletOwned),
 	}
+	c.Proxy = b.proxy(s, c.Network.Kind)
+	c.DNS = b.dns(s, c.Proxy.Kind)
 	if s.dnsDomain.set {
 		c.DNSDomain = s.dnsDomain.value
 		if !isDNSName(c.DNSDomain) {
@@ -246,32 +247,62 @@ var settings = map[NetworkKind]struct {
 	NetworkFlannel: {vni: 1, port: 8472},
 }
 
-func (b *builder) proxy(s *clusterSpec) Proxy {
+// proxyModes are the modes of the proxies that have some, the default first.
+var proxyModes = map[ProxyKind][]string{
+	ProxyFathom:    {string(netconf.ProxyAuto), string(netconf.ProxyNFTables)},
+	ProxyKubeProxy: {"nftables", "iptables", "ipvs"},
+}
+
+func (b *builder) proxy(s *clusterSpec, network NetworkKind) Proxy {
 	p := Proxy{Kind: ProxyKubeProxy}
 	kind, mode := s.proxy.name, s.proxy.mode
+	// A mode that is not Fathom's says as much as the name of the proxy.
+	if network == NetworkFathom && (!mode.set || slices.Contains(proxyModes[ProxyFathom], mode.value)) {
+		p.Kind = ProxyFathom
+	}
 	if kind.set {
-		kinds := []string{string(ProxyKubeProxy), string(ProxyNone)}
+		kinds := []string{string(ProxyFathom), string(ProxyKubeProxy), string(ProxyNone)}
 		p.Kind = ProxyKind(kind.value)
 		if !slices.Contains(kinds, kind.value) {
 			b.add(kind.at, kind.value, "unknown proxy; %s", didYouMean(kind.value, kinds))
 			return p
 		}
+		if p.Kind == ProxyFathom && network != NetworkFathom {
+			b.add(kind.at, kind.value, "it is a part of the network fathom, and the network is %s; want kube-proxy or none", network)
+			return p
+		}
 	}
-	if p.Kind != ProxyKubeProxy {
+	modes := proxyModes[p.Kind]
+	if len(modes) == 0 {
 		if mode.set {
-			b.add(mode.at, mode.value, "only kube-proxy has a mode, and the proxy is %s; leave it out", p.Kind)
+			b.add(mode.at, mode.value, "the proxy %s has no modes; leave it out", p.Kind)
 		}
 		return p
 	}
-	p.Mode = defaultMode
+	p.Mode = modes[0]
 	if mode.set {
-		modes := []string{"iptables", "nftables", "ipvs"}
 		p.Mode = mode.value
 		if !slices.Contains(modes, mode.value) {
 			b.add(mode.at, mode.value, "unknown mode; %s", didYouMean(mode.value, modes))
 		}
 	}
 	return p
+}
+
+func (b *builder) dns(s *clusterSpec, proxy ProxyKind) DNS {
+	if !s.dns.set {
+		return DNSCluster
+	}
+	kinds := []string{string(DNSCluster), string(DNSNodeCache)}
+	switch kind := DNS(s.dns.value); {
+	case !slices.Contains(kinds, s.dns.value):
+		b.add(s.dns.at, s.dns.value, "unknown way to answer; %s", didYouMean(s.dns.value, kinds))
+	case kind == DNSNodeCache && proxy != ProxyFathom:
+		b.add(s.dns.at, s.dns.value, "it is the proxy fathom that leads pods to it, and the proxy is %s; want cluster", proxy)
+	default:
+		return kind
+	}
+	return DNSCluster
 }
 
 // sortedKeys makes the order of problems, and with it every message, the same each time.

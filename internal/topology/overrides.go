@@ -15,6 +15,7 @@ type Overrides struct {
 	Network       string   // --network
 	Proxy         string   // --proxy
 	ProxyMode     string   // --proxy-mode
+	DNS           string   // --dns
 	IPFamily      string   // --ip-family
 	PodCIDR       string   // --pod-cidr
 	ServiceCIDR   string   // --service-cidr
@@ -123,6 +124,7 @@ func (o Overrides) apply(c *clusterSpec) {
 	if o.Proxy != "" && c.proxy.name.value != o.Proxy {
 		c.proxy = proxySpec{name: override(text{}, "--proxy", o.Proxy)}
 	}
+	c.dns = override(c.dns, "--dns", o.DNS)
 	c.proxy.mode = override(c.proxy.mode, "--proxy-mode", o.ProxyMode)
 }
 

@@ -101,6 +101,7 @@ func (r *reader) cluster(n *yaml.Node, at source, c *clusterSpec, named bool) {
 		"dnsDomain":             r.textInto(&c.dnsDomain),
 		"network":               func(n *yaml.Node, at source) { r.network(n, at, &c.network) },
 		"proxy":                 func(n *yaml.Node, at source) { r.proxy(n, at, &c.proxy) },
+		"dns":                   r.textInto(&c.dns),
 		"featureGates":          r.boolsInto(&c.featureGates),
 		"apiServerArgs":         r.textsInto(&c.apiServerArgs),
 		"controllerManagerArgs": r.textsInto(&c.controllerManagerArgs),

@@ -74,10 +74,10 @@ clusters:
 		{"even", Overrides{ControlPlanes: ptr(2)},
 			`--control-planes: "2": an even number loses etcd's majority as easily as one less; want 1, 3, 5 or 7`},
 		{"network", Overrides{Network: "flanel"}, `--network: "flanel": unknown network; did you mean flannel?`},
-		{"proxy", Overrides{Proxy: "envoy"}, `--proxy: "envoy": unknown proxy; want kube-proxy or none`},
-		{"mode", Overrides{Clusters: []string{"east"}, ProxyMode: "nft"}, `--proxy-mode: "nft": unknown mode; want iptables, nftables or ipvs`},
+		{"proxy", Overrides{Proxy: "envoy"}, `--proxy: "envoy": unknown proxy; want fathom, kube-proxy or none`},
+		{"mode", Overrides{Clusters: []string{"east"}, ProxyMode: "nft"}, `--proxy-mode: "nft": unknown mode; want nftables, iptables or ipvs`},
 		{"mode without proxy", Overrides{ProxyMode: "ipvs"},
-			`--proxy-mode: "ipvs": only kube-proxy has a mode, and the proxy is none; leave it out`},
+			`--proxy-mode: "ipvs": the proxy none has no modes; leave it out`},
 		{"family", Overrides{Clusters: []string{"west"}, IPFamily: "ipv5"}, `--ip-family: "ipv5": unknown IP family; did you mean ipv4?`},
 		{"family of file", Overrides{IPFamily: "ipv6"},
 			`lab.yaml:5:12: clusters[0].podCIDR: "10.1.0.0/16": want one IPv6 prefix, because --ip-family is ipv6`},
@@ -95,6 +95,35 @@ clusters:
 				t.Errorf("got  %v\nwant %s", err, test.want)
 			}
 		})
+	}
+}
+
+func TestDNS(t *testing.T) {
+	const file = `apiVersion: fathom.network/v1alpha1
+kind: Lab
+defaults: {proxy: fathom, dns: node-cache}
+clusters:
+- name: east
+- name: west
+  dns: cluster
+`
+	lab, err := Parse([]byte(file), "lab.yaml", Overrides{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if east, west := lab.Clusters[0].DNS, lab.Clusters[1].DNS; east != DNSNodeCache || west != DNSCluster {
+		t.Errorf("east has %s, west %s", east, west)
+	}
+	for _, tc := range []struct {
+		o    Overrides
+		want string
+	}{
+		{Overrides{DNS: "node-cache", Proxy: "kube-proxy"}, "want cluster"},
+		{Overrides{DNS: "node"}, "unknown way to answer"},
+	} {
+		if _, err := Default(tc.o); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%+v: %v, want %q", tc.o, err, tc.want)
+		}
 	}
 }
 

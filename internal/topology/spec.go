@@ -33,6 +33,7 @@ type clusterSpec struct {
 	dnsDomain              text
 	network                networkSpec
 	proxy                  proxySpec
+	dns                    text
 	featureGates           map[string]item[bool]
 	apiServerArgs          map[string]text
 	controllerManagerArgs  map[string]text
@@ -104,6 +105,7 @@ func (c clusterSpec) inherit(d clusterSpec) clusterSpec {
 	if c.proxy == (proxySpec{}) {
 		c.proxy = d.proxy
 	}
+	c.dns = c.dns.or(d.dns)
 	if !c.wire.set {
 		c.wire = d.wire
 	}

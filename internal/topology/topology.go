@@ -32,6 +32,7 @@ type Cluster struct {
 	DNSDomain    string // cluster.local
 	Network      Network
 	Proxy        Proxy
+	DNS          DNS
 	FeatureGates map[string]bool
 	// APIServerArgs, ControllerManagerArgs, SchedulerArgs and KubeletArgs are extra command-line
 	// arguments, by flag name without dashes.
@@ -117,6 +118,7 @@ type ProxyKind string
 
 // The Service proxies that a cluster can have.
 const (
+	ProxyFathom    ProxyKind = "fathom" // with Fathom's network alone, whose agent it is a part of
 	ProxyKubeProxy ProxyKind = "kube-proxy"
 	ProxyNone      ProxyKind = "none"
 )
@@ -124,8 +126,19 @@ const (
 // Proxy is what carries the Services of a cluster.
 type Proxy struct {
 	Kind ProxyKind
-	Mode string // of kube-proxy: iptables, nftables (default) or ipvs
+	// Mode is how: kube-proxy's is nftables (default), iptables or ipvs, Fathom's is auto (default: balanced at connect
+	// where the kernel can) or nftables.
+	Mode string
 }
+
+// DNS says who answers pods that ask at the cluster DNS address.
+type DNS string
+
+// The ways.
+const (
+	DNSCluster   DNS = "cluster"    // CoreDNS's pods
+	DNSNodeCache DNS = "node-cache" // a cache on the pod's node, with Fathom's network and proxy alone
+)
 
 // ControlPlanes returns the control-plane nodes of the cluster.
 func (c *Cluster) ControlPlanes() []Node {

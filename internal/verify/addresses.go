@@ -70,7 +70,7 @@ func ReadAddresses(ctx context.Context, client *kube.Client) (Addresses, error) 
 	if err != nil {
 		return a, err
 	}
-	states, failed := States(ctx, client, agents)
+	states, failed := ask[nodestate.State](ctx, client, agents, stateVerb)
 	for node, err := range failed {
 		a.Problems = append(a.Problems, fmt.Sprintf("node %s: %s", node, oneLine(err)))
 	}
@@ -191,12 +191,12 @@ func Release(ctx context.Context, client *kube.Client, address netip.Addr, force
 // CheckAddresses returns what is wrong with addresses: two pods that have one, pods that have others than they
 // hold, addresses that are held for nobody.
 func CheckAddresses(ctx context.Context, client *kube.Client) ([]string, error) {
-	r, err := readTwice(ctx, client, func(c Cluster, node string, s nodestate.State) []podnet.Difference {
+	r, err := readTwice(ctx, client, podsQuestion(func(c Cluster, node string, s nodestate.State) []podnet.Difference {
 		d := differ{node: node}
 		d.addresses(c.Pods, s)
 		d.blocks(c.pools(), s)
 		return d.found
-	})
+	}))
 	if err != nil {
 		return nil, err
 	}

@@ -31,6 +31,8 @@ type NodeReport struct {
 	Mode        string   `json:"mode,omitempty"`
 	Pods        int      `json:"pods"`
 	Routes      int      `json:"routes"`
+	Frontends   int      `json:"frontends,omitempty"` // of Services, in nftables
+	Connect     int      `json:"connect,omitempty"`   // of Services, balanced when something connects
 	Differences []string `json:"differences"`
 }
 
@@ -45,37 +47,52 @@ const agentsAtOnce = 16
 // Run reads every node's kernel by its agent and compares it with the API. A cluster changes while it is read: a
 // difference counts if a second reading finds it too.
 func Run(ctx context.Context, client *kube.Client) (Report, error) {
-	r, err := readTwice(ctx, client, Pods)
+	r, err := readTwice(ctx, client, podsQuestion(Pods))
 	if err != nil {
 		return Report{}, err
 	}
-	return r.report(), nil
+	return r.report(func(n *NodeReport, s nodestate.State) {
+		n.Mode, n.Pods, n.Routes = string(s.Plan.Mode), len(s.Leases), len(s.Kernel.Routes)
+	}), nil
 }
 
-// compare tells how what a node holds differs from what the cluster's objects imply.
-type compare func(c Cluster, node string, s nodestate.State) []podnet.Difference
+// question is what an agent is asked for, and how it is compared with what the cluster's objects imply.
+type question[S any] struct {
+	verb    string // of fathom-agent, which answers with an S
+	objects func(ctx context.Context, client *kube.Client) (Cluster, error)
+	compare func(c Cluster, node string, s S) []podnet.Difference
+	// whole, if set, tells what the objects alone show to be wrong.
+	whole func(c Cluster) []podnet.Difference
+}
+
+func podsQuestion(compare func(c Cluster, node string, s nodestate.State) []podnet.Difference) question[nodestate.State] {
+	return question[nodestate.State]{
+		verb: stateVerb, objects: readCluster, compare: compare,
+		whole: func(c Cluster) []podnet.Difference { return append(Doubles(c.Pods), Blocks(c)...) },
+	}
+}
 
 // readTwice reads, and if there is anything to tell once more: what was only on its way is not there again.
-func readTwice(ctx context.Context, client *kube.Client, f compare) (reading, error) {
-	first, err := read(ctx, client, f)
+func readTwice[S any](ctx context.Context, client *kube.Client, q question[S]) (reading[S], error) {
+	first, err := read(ctx, client, q)
 	if err != nil || len(first.differences)+len(first.unread) == 0 {
 		return first, err
 	}
-	second, err := read(ctx, client, f)
+	second, err := read(ctx, client, q)
 	return second.confirming(first), err
 }
 
 // reading is what was found at one time.
-type reading struct {
+type reading[S any] struct {
 	nodes       []string
-	states      map[string]nodestate.State
+	states      map[string]S
 	differences map[string][]string
 	// unread says of nodes whose kernels are not known why. In which words may change from reading to reading.
 	unread map[string]string
 }
 
 // confirming leaves of the reading what another one has found as well, and what could not be read.
-func (r reading) confirming(other reading) reading {
+func (r reading[S]) confirming(other reading[S]) reading[S] {
 	confirmed := map[string][]string{}
 	for node, differences := range r.differences {
 		for _, d := range differences {
@@ -88,31 +105,32 @@ func (r reading) confirming(other reading) reading {
 	return r
 }
 
-func (r reading) report() Report {
+// report tells of each node what was found, or why nothing is known of it; tell adds what else there is to say.
+func (r reading[S]) report(tell func(*NodeReport, S)) Report {
 	report := Report{Nodes: []NodeReport{}}
 	for _, n := range r.nodes {
-		s := r.states[n]
 		differences := append([]string{}, r.differences[n]...)
 		if why, unread := r.unread[n]; unread {
 			differences = append(differences, why)
 		}
-		report.Nodes = append(report.Nodes, NodeReport{Node: n, Mode: string(s.Plan.Mode), Pods: len(s.Leases), Routes: len(s.Kernel.Routes),
-			Differences: differences})
+		node := NodeReport{Node: n, Differences: differences}
+		tell(&node, r.states[n])
+		report.Nodes = append(report.Nodes, node)
 	}
 	return report
 }
 
-func read(ctx context.Context, client *kube.Client, f compare) (reading, error) {
-	r := reading{differences: map[string][]string{}, unread: map[string]string{}}
+func read[S any](ctx context.Context, client *kube.Client, q question[S]) (reading[S], error) {
+	r := reading[S]{differences: map[string][]string{}, unread: map[string]string{}}
 	agents, err := findAgents(ctx, client)
 	if err != nil {
 		return r, err
 	}
 	// Kernels before the API: what a pod that comes meanwhile brings is then seen in the second reading only.
-	states, failed := States(ctx, client, agents)
+	states, failed := ask[S](ctx, client, agents, q.verb)
 	r.states = states
 	var c Cluster
-	if c, err = readCluster(ctx, client); err != nil {
+	if c, err = q.objects(ctx, client); err != nil {
 		return r, err
 	}
 	for _, n := range c.Nodes {
@@ -124,13 +142,15 @@ func read(ctx context.Context, client *kube.Client, f compare) (reading, error) 
 		case !found:
 			r.unread[n.Name] = "no agent runs on it"
 		default:
-			for _, d := range f(c, n.Name, s) {
+			for _, d := range q.compare(c, n.Name, s) {
 				r.differences[n.Name] = append(r.differences[n.Name], d.Text)
 			}
 		}
 	}
-	for _, d := range append(Doubles(c.Pods), Blocks(c)...) {
-		r.differences[d.Node] = append(r.differences[d.Node], d.Text)
+	if q.whole != nil {
+		for _, d := range q.whole(c) {
+			r.differences[d.Node] = append(r.differences[d.Node], d.Text)
+		}
 	}
 	slices.Sort(r.nodes)
 	return r, nil
@@ -150,12 +170,15 @@ func findAgents(ctx context.Context, client *kube.Client) (map[string]*corev1.Po
 // agentPatience is how long an agent may take to answer, be it that it or its kubelet hangs.
 const agentPatience = 15 * time.Second
 
-// States asks the agents of all nodes. What one of them cannot answer is in failed.
-func States(ctx context.Context, client *kube.Client, agents map[string]*corev1.Pod) (states map[string]nodestate.State, failed map[string]error) {
-	states, failed = map[string]nodestate.State{}, map[string]error{}
+// stateVerb has an agent tell all of its node but Services.
+const stateVerb = "state"
+
+// ask asks the agents of all nodes. What one of them cannot answer is in failed.
+func ask[S any](ctx context.Context, client *kube.Client, agents map[string]*corev1.Pod, verb string) (states map[string]S, failed map[string]error) {
+	states, failed = map[string]S{}, map[string]error{}
 	type answer struct {
 		node  string
-		state nodestate.State
+		state S
 		err   error
 	}
 	answers := make(chan answer, len(agents))
@@ -167,7 +190,7 @@ func States(ctx context.Context, client *kube.Client, agents map[string]*corev1.
 			var out, stderr bytes.Buffer
 			ctx, cancel := context.WithTimeoutCause(ctx, agentPatience, fmt.Errorf("no answer within %v", agentPatience))
 			defer cancel()
-			if a.err = client.Exec(ctx, pod, kube.AgentContainer, nil, &out, &stderr, kube.AgentProgram, "state"); a.err != nil {
+			if a.err = client.Exec(ctx, pod, kube.AgentContainer, nil, &out, &stderr, kube.AgentProgram, verb); a.err != nil {
 				a.err = fmt.Errorf("%w: %s", a.err, strings.TrimSpace(stderr.String()))
 			} else if err := json.Unmarshal(out.Bytes(), &a.state); err != nil {
 				a.err = fmt.Errorf("read the answer of the agent on node %s: %w", node, err)

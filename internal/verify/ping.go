@@ -61,7 +61,7 @@ func Ping(ctx context.Context, client *kube.Client, from, to func(name string) b
 		return Matrix{}, err
 	}
 	var m Matrix
-	states, failed := States(ctx, client, agents)
+	states, failed := ask[nodestate.State](ctx, client, agents, stateVerb)
 	for node, err := range failed {
 		m.Problems = append(m.Problems, fmt.Sprintf("node %s: its agent does not answer: %s", node, oneLine(err)))
 	}

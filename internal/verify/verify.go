@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/ippool"
@@ -25,6 +26,9 @@ type Cluster struct {
 	Config map[string]string
 	Pools  []*v1alpha1.IPPool
 	Blocks []*v1alpha1.IPBlock
+	// For Services alone.
+	Services []*corev1.Service
+	Slices   []*discoveryv1.EndpointSlice
 }
 
 // pools are the facts of the cluster's address pools.

@@ -1,0 +1,80 @@
+// Command fathom-controller gives Services of type LoadBalancer their addresses. One runs in a cluster, as a Deployment,
+// deploy/fathom.yaml.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/lb"
+)
+
+// version is set by the build.
+var version = "devel"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	root := &cobra.Command{
+		Use:           "fathom-controller",
+		Short:         "Give Services of a Kubernetes cluster addresses outside of it",
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(run())
+	if err := root.ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "fathom-controller:", err)
+		os.Exit(1)
+	}
+}
+
+func run() *cobra.Command {
+	var o lb.Options
+	var kubeconfig, level string
+	host, _ := os.Hostname() // one without a name is nobody else's, either
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Wait until no other controller leads, and give out addresses",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var l slog.Level
+			if err := l.UnmarshalText([]byte(level)); err != nil {
+				return fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
+			}
+			o.Log = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: l}))
+			var err error
+			if kubeconfig != "" {
+				o.Client, err = kube.Connect(kubeconfig)
+			} else {
+				o.Client, err = kube.ConnectInCluster()
+			}
+			if err != nil {
+				return err
+			}
+			o.Log.Info("fathom-controller", "version", version)
+			return lb.Run(cmd.Context(), o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&kubeconfig, "kubeconfig", "", "`file` with credentials, outside of a pod")
+	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&o.Identity, "identity", envOr("POD_NAME", fmt.Sprintf("%s-%d", host, os.Getpid())), "this process's `name` among controllers")
+	f.DurationVar(&o.Resync, "resync", 30*time.Second, "how often to compare everything without an event")
+	return cmd
+}
+
+func envOr(name, otherwise string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return otherwise
+}

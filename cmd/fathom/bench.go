@@ -1,0 +1,105 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fathom-network/fathom/internal/kit"
+	"github.com/fathom-network/fathom/internal/svcbench"
+)
+
+func (a *app) bench() *cobra.Command {
+	cmd := &cobra.Command{Use: "bench", Short: "Measure on this machine, without a cluster"}
+	cmd.AddCommand(a.benchServices())
+	return cmd
+}
+
+func (a *app) benchServices() *cobra.Command {
+	var o output
+	var sizes []string
+	b := svcbench.Options{Part: []string{"/proc/self/exe", benchPart}}
+	cmd := &cobra.Command{
+		Use:   "services",
+		Short: "Measure how fast Services are, by Fathom and by kube-proxy, in one run",
+		Long: `Makes namespaces with nodes, pods and a real API server, has each proxy carry the same Services there, and tells:
+
+  CRR, RR      connections with a request and an answer, and requests on one connection, by a Service, as a ratio to
+               the endpoint itself on the same node; measured in short turns, medians
+  BARE         connections to the endpoint itself, as a ratio to a node without any proxy
+  START        from the start of the proxy until a sample of the Services answers
+  PROGRAM      the part of it that the proxy itself counts as work on the kernel
+  CHANGE       from another watch's being told of new endpoints until a connection meets them
+  CPU          of one processor, under 100 changes a second
+  MEMORY       anonymous memory of the proxy's process; what the kernel holds is not in it
+
+Fathom's proxy runs twice: connect balances what starts on the node when it connects, nftables all by packets.
+Nothing stays, and nothing outside these namespaces is touched. It wants the machine for itself.`,
+		Example: "sudo fathom bench services\nsudo fathom bench services --sizes 10000x10,50000x5 --proxies connect,nftables",
+		Args:    cobra.NoArgs,
+		PreRunE: requireRoot,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if b.Sizes, err = svcbench.ParseSizes(sizes); err != nil {
+				return err
+			}
+			for _, p := range b.Proxies {
+				if !slices.Contains(svcbench.Proxies, p) {
+					return fmt.Errorf("--proxies: %q: want some of %s", p, strings.Join(svcbench.Proxies, ", "))
+				}
+			}
+			// Who has no kit measures Fathom alone.
+			if k, err := kit.Find(); err != nil {
+				fmt.Fprintln(a.err, "without kube-proxy and a real API server:", err)
+			} else if err := k.Require(k.Bin("etcd"), k.Bin("kube-apiserver"), k.Bin("kube-proxy")); err != nil {
+				fmt.Fprintln(a.err, "without kube-proxy and a real API server:", err)
+			} else {
+				b.KitDir = k.Dir
+			}
+			report, err := svcbench.Run(cmd.Context(), b, a.err)
+			if err != nil {
+				return err
+			}
+			if err := o.print(a, report, svcbench.Header, report.Rows()); err != nil || o.format != "" {
+				return err
+			}
+			fmt.Fprintln(a.out)
+			for _, note := range report.Notes() {
+				fmt.Fprintln(a.out, note)
+			}
+			for _, missed := range report.Missed() {
+				fmt.Fprintln(a.out, "missed:", missed)
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&sizes, "sizes", []string{"10x10", "1000x10", "10000x10"}, "`SERVICESxENDPOINTS` of each round")
+	f.StringSliceVar(&b.Proxies, "proxies", svcbench.Proxies, "which `proxies` take part")
+	f.IntVar(&b.PeersUpTo, "peers-up-to", 10_000, "the largest `number` of Services that kube-proxy takes part with")
+	f.IntVar(&b.Rounds, "rounds", 20, "how many `rounds` of connections")
+	f.IntVar(&b.Changes, "changes", 100, "how many `changes` of endpoints are followed, at most")
+	f.DurationVar(&b.Patience, "patience", 2*time.Minute, "what `duration` a proxy may take from nothing")
+	f.DurationVar(&b.Load, "load", 5*time.Second, "for what `duration` there are 100 changes a second")
+	_ = cmd.RegisterFlagCompletionFunc("proxies", cobra.FixedCompletions(svcbench.Proxies, cobra.ShellCompDirectiveNoFileComp))
+	o.register(cmd)
+	return cmd
+}
+
+// benchPart is the command by which a measurement starts its processes.
+const benchPart = "bench-part"
+
+func (a *app) benchPart() *cobra.Command {
+	return &cobra.Command{
+		Use:    benchPart + " PART ARGUMENT",
+		Short:  "Be a part of a measurement",
+		Hidden: true,
+		Args:   cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return svcbench.Part(cmd.Context(), args[0], args[1])
+		},
+	}
+}

@@ -1,0 +1,392 @@
+package dataplane
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/announce"
+	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/membership"
+	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/netfacts"
+	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/service"
+	"github.com/fathom-network/fathom/internal/vip"
+)
+
+// balancer has the node answer for the load balancers' addresses that are its to answer for: docs/design/load-balancer.md.
+// It has a loop of its own: when a node has died there is no time to wait for an API server that may have died with it,
+// as a pass of the agent's does.
+type balancer struct {
+	node    string
+	log     *slog.Logger
+	resync  time.Duration
+	source  balancerSource
+	changed func() // when Routed is something else
+	kick    chan struct{}
+	speaker *announce.Speaker
+	count   *prometheus.GaugeVec
+
+	mu     sync.Mutex
+	place  balancerPlace
+	routed []netip.Prefix
+	known  bool // that routed is as it should be
+
+	// What follows belongs to the loop.
+	member    *membership.Member
+	as        membership.Options
+	keys      chan foundKey
+	isAsked   bool // for the key, and answered
+	keyAt     time.Time
+	joinAt    time.Time
+	joining   chan struct{} // closed when the attempt is over; nil before the first
+	seen      answerFacts
+	answers   []netip.Addr
+	complaint string
+}
+
+// balancerSource is whom a balancer asks.
+type balancerSource interface {
+	Nodes() []*corev1.Node
+	AddressPools() []*v1alpha1.AddressPool
+	LoadBalancers() ([]service.LoadBalanced, bool)
+	Key(context.Context) ([]byte, error)
+}
+
+// foundKey is what is known of the key. Until it is asked for, nothing is.
+type foundKey struct {
+	key []byte
+	err error
+}
+
+// balancerPlace is where the node is.
+type balancerPlace struct {
+	addrs    []netip.Addr // its own
+	segments []announce.Segment
+}
+
+// answerFacts are what it follows from which addresses a node answers for.
+type answerFacts struct {
+	node      string
+	pools     []vip.Range
+	balancers []service.LoadBalanced
+	nodes     []answerNode
+	segments  []announce.Segment
+}
+
+type answerNode struct {
+	vip.Node
+	addrs []netip.Addr
+}
+
+func (a *Agent) newBalancer(node *link.Namespace) *balancer {
+	b := &balancer{
+		node: a.Node, log: a.Log, resync: a.Resync, source: agentSource{a}, changed: a.Wake, kick: make(chan struct{}, 1), keys: make(chan foundKey, 1), speaker: announce.New(node, a.Log),
+		count: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "fathom_loadbalancer_addresses", ConstLabels: prometheus.Labels{"node": a.Node},
+			Help: "Addresses of load balancers that the node answers for on its segments (l2), and that it tells routers of if they ask for it (routed)."}, []string{"how"}),
+	}
+	a.metrics.registry.MustRegister(b.count)
+	return b
+}
+
+// agentSource asks the agent's parts.
+type agentSource struct{ a *Agent }
+
+func (s agentSource) Nodes() []*corev1.Node                 { return s.a.view.Nodes() }
+func (s agentSource) AddressPools() []*v1alpha1.AddressPool { return s.a.view.AddressPools() }
+func (s agentSource) LoadBalancers() ([]service.LoadBalanced, bool) {
+	return s.a.proxy.LoadBalancers()
+}
+
+func (s agentSource) Key(ctx context.Context) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, apiPatience)
+	defer cancel()
+	data, err := s.a.Client.Secret(ctx, netconf.Namespace, membership.Secret)
+	return data[membership.SecretKey], err
+}
+
+// set tells where the node is, and that something may have changed. It does not wait.
+func (b *balancer) set(own podnet.Node, interfaces []podnet.Interface) {
+	place := balancerPlace{addrs: own.Addrs}
+	for _, i := range interfaces {
+		for _, p := range i.Addrs {
+			place.segments = append(place.segments, announce.Segment{Device: i.Name, Prefix: p})
+		}
+	}
+	b.mu.Lock()
+	b.place = place
+	b.mu.Unlock()
+	b.wake()
+}
+
+// Routed are the addresses that routers may send here, and whether they are known yet.
+func (b *balancer) Routed() ([]netip.Prefix, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.routed, b.known
+}
+
+func (b *balancer) wake() {
+	select {
+	case b.kick <- struct{}{}:
+	default:
+	}
+}
+
+// joinInterval is how often those who are not heard of are looked for.
+const joinInterval = 5 * time.Second
+
+// run answers until the context ends, and then says goodbye, so that other nodes take over at once.
+func (b *balancer) run(ctx context.Context) {
+	tick := time.NewTicker(joinInterval)
+	defer tick.Stop()
+	defer func() {
+		b.speaker.Close()
+		if b.member != nil {
+			b.member.Leave()
+		}
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-b.kick:
+		case <-tick.C:
+		}
+		b.step(ctx)
+	}
+}
+
+// step brings what the node answers for from what it was to what it should be.
+func (b *balancer) step(ctx context.Context) {
+	b.mu.Lock()
+	place := b.place
+	b.mu.Unlock()
+	if len(place.addrs) == 0 {
+		return // nothing is known yet
+	}
+	pools := b.source.AddressPools()
+	nodes := b.source.Nodes()
+	if len(pools) > 0 {
+		// Who has just come and has not heard of the others would answer for all that they answer for.
+		if heard := b.keepMember(ctx, place, nodes); !heard && b.answers == nil {
+			return
+		}
+	}
+	balancers, known := b.source.LoadBalancers()
+	if !known && len(pools) > 0 {
+		return // what is answered stays so
+	}
+	f := answerFacts{node: b.node, balancers: balancers, segments: place.segments}
+	for _, p := range vip.Read(vip.Objects{Pools: pools}) {
+		f.pools = append(f.pools, p.Ranges...)
+	}
+	for _, n := range nodes {
+		if _, hasAgent := n.Annotations[netfacts.ModeAnnotation]; hasAgent || n.Name == b.node {
+			f.nodes = append(f.nodes, b.readNode(n))
+		}
+	}
+	slices.SortFunc(f.nodes, func(a, b answerNode) int { return strings.Compare(a.Name, b.Name) })
+	if b.answers == nil || !reflect.DeepEqual(f, b.seen) {
+		answers, routed := f.answers()
+		b.tell(answers)
+		b.seen, b.answers = f, answers
+		b.mu.Lock()
+		differs := !b.known || !slices.Equal(b.routed, routed)
+		b.routed, b.known = routed, true
+		b.mu.Unlock()
+		b.count.WithLabelValues("l2").Set(float64(len(answers)))
+		b.count.WithLabelValues("routed").Set(float64(len(routed)))
+		if differs {
+			b.changed()
+		}
+	}
+	_, err := b.speaker.Set(b.answers, place.segments)
+	complaint := ""
+	if err != nil {
+		complaint = oneLine(err)
+	}
+	if complaint != "" && complaint != b.complaint {
+		b.log.Warn("addresses of load balancers are not answered for", "error", complaint)
+	}
+	b.complaint = complaint
+}
+
+// tell logs what has come and gone.
+func (b *balancer) tell(now []netip.Addr) {
+	for _, a := range now {
+		if !slices.Contains(b.answers, a) {
+			b.log.Info("answering for an address of a load balancer", "address", a)
+		}
+	}
+	for _, a := range b.answers {
+		if !slices.Contains(now, a) {
+			b.log.Info("no longer answering for an address of a load balancer", "address", a)
+		}
+	}
+}
+
+// readNode says what is known of a node: what the agents know of each other before what its kubelet last said.
+func (b *balancer) readNode(n *corev1.Node) answerNode {
+	_, excluded := n.Labels[vip.Exclude]
+	read := answerNode{Node: vip.Node{Name: n.Name, Alive: kube.NodeReady(n), Excluded: excluded}, addrs: service.NodeOf(n).Addrs}
+	if b.member != nil {
+		switch b.member.State(n.Name) {
+		case membership.Alive:
+			read.Alive = true
+		case membership.Dead:
+			read.Alive = false
+		case membership.Unknown:
+		}
+	}
+	return read
+}
+
+// answers are the addresses that the node answers for on its segments, and those that routers may send to it.
+func (f answerFacts) answers() (answers []netip.Addr, routed []netip.Prefix) {
+	targets := map[netip.Addr][]vip.Target{}
+	for _, l := range f.balancers {
+		for _, addr := range l.Addrs {
+			// An address of no pool is another controller's.
+			if slices.ContainsFunc(f.pools, func(r vip.Range) bool { return r.Contains(addr) }) {
+				targets[addr] = append(targets[addr], vip.Target{Service: l.Service, Addrs: l.Addrs, Local: l.Local, Nodes: l.Nodes})
+			}
+		}
+	}
+	nodes := make([]vip.Node, 0, len(f.nodes))
+	for _, n := range f.nodes {
+		nodes = append(nodes, n.Node)
+	}
+	near := map[string]map[string]bool{} // nodes on the segments of a device
+	for addr, of := range targets {
+		eligible := vip.Eligible(addr, of, nodes)
+		if slices.Contains(eligible, f.node) {
+			routed = append(routed, netip.PrefixFrom(addr, addr.BitLen()))
+		}
+		devices := announce.On(addr, f.segments)
+		if len(devices) == 0 {
+			continue
+		}
+		on := near[devices[0]]
+		if on == nil {
+			on = f.near(devices[0])
+			near[devices[0]] = on
+		}
+		eligible = vip.Eligible(addr, of, slices.DeleteFunc(slices.Clone(nodes), func(n vip.Node) bool { return !on[n.Name] }))
+		if vip.Announcer(addr, eligible) == f.node {
+			answers = append(answers, addr)
+		}
+	}
+	slices.SortFunc(answers, netip.Addr.Compare)
+	slices.SortFunc(routed, netip.Prefix.Compare)
+	if answers == nil {
+		answers = []netip.Addr{}
+	}
+	return answers, routed
+}
+
+// near are the nodes that are on a segment of a device, this one among them. An IPv6 segment is that of the nodes' IPv4
+// addresses, too, if it is the same device: a Node may have addresses of one family alone.
+func (f answerFacts) near(device string) map[string]bool {
+	on := map[string]bool{f.node: true}
+	for _, n := range f.nodes {
+		for _, s := range f.segments {
+			if s.Device == device && slices.ContainsFunc(n.addrs, s.Prefix.Contains) {
+				on[n.Name] = true
+			}
+		}
+	}
+	return on
+}
+
+// keepMember has the node known to the other agents once there is a key, and looks for those who are not heard of. It
+// says whether that was tried once: to wait for an API server or a node that does not answer is left to others.
+func (b *balancer) keepMember(ctx context.Context, place balancerPlace, nodes []*corev1.Node) (heard bool) {
+	if time.Since(b.keyAt) >= b.resync {
+		b.keyAt = time.Now()
+		go func() {
+			key, err := b.source.Key(ctx)
+			b.keys <- foundKey{key, err}
+			b.wake()
+		}()
+	}
+	select {
+	case found := <-b.keys:
+		b.isAsked = true
+		if found.err == nil {
+			b.startMember(membership.Options{Name: b.node, Addr: place.addrs[0], Port: membership.Port, Key: found.key})
+		} else if b.member == nil {
+			b.log.Info("nodes are taken for alive while they are Ready: there is no key by which agents know each other", "error", found.err)
+			b.keyAt = time.Now().Add(joinInterval - b.resync) // the controller may be about to make one
+		}
+	default:
+	}
+	if b.member == nil {
+		return b.isAsked
+	}
+	joined := false
+	select {
+	case <-b.joining: // never of a nil channel
+		joined = true
+	default:
+	}
+	if b.joining == nil || joined && time.Since(b.joinAt) >= joinInterval {
+		b.join(ctx, place, nodes)
+	}
+	return joined
+}
+
+// join looks for some of those who are not heard of.
+func (b *balancer) join(ctx context.Context, place balancerPlace, nodes []*corev1.Node) {
+	b.joinAt = time.Now()
+	var missing []netip.Addr
+	for _, n := range nodes {
+		addrs := service.NodeOf(n).Addrs
+		i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Is4() == place.addrs[0].Is4() })
+		if i >= 0 && n.Name != b.node && b.member.State(n.Name) != membership.Alive {
+			missing = append(missing, addrs[i])
+		}
+	}
+	// A few at a time: who hears of one hears of all that one knows.
+	rand.Shuffle(len(missing), func(i, j int) { missing[i], missing[j] = missing[j], missing[i] })
+	const most = 5
+	missing = missing[:min(len(missing), most)]
+	done, member := make(chan struct{}), b.member
+	b.joining = done
+	go func() {
+		defer b.wake()
+		defer close(done)
+		member.Join(ctx, missing)
+	}()
+}
+
+// startMember makes the node a member, or another one if what it is has changed.
+func (b *balancer) startMember(o membership.Options) {
+	if b.member != nil {
+		if b.as.Addr == o.Addr && bytes.Equal(b.as.Key, o.Key) {
+			return
+		}
+		b.member.Leave()
+		b.member = nil
+	}
+	o.Log, o.Changed = b.log, b.wake
+	member, err := membership.Start(o)
+	if err != nil {
+		b.log.Warn("nodes are taken for alive while they are Ready", "error", err)
+		return
+	}
+	b.member, b.as, b.joining = member, o, nil
+}

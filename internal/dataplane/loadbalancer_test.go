@@ -1,0 +1,151 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/announce"
+	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/netfacts"
+	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/service"
+	"github.com/fathom-network/fathom/internal/vip"
+)
+
+// TestAnswers: n1 and n2 are on one segment, n3 is behind a router.
+func TestAnswers(t *testing.T) {
+	segments := map[string][]announce.Segment{
+		"n1": {{Device: "eth0", Prefix: netip.MustParsePrefix("192.0.2.1/24")}, {Device: "eth0", Prefix: netip.MustParsePrefix("2001:db8::1/64")}},
+		"n2": {{Device: "ens3", Prefix: netip.MustParsePrefix("192.0.2.2/24")}, {Device: "ens3", Prefix: netip.MustParsePrefix("2001:db8::2/64")}},
+		"n3": {{Device: "eth0", Prefix: netip.MustParsePrefix("198.51.100.3/24")}},
+	}
+	node := func(name, addr string, alive bool) answerNode {
+		return answerNode{vip.Node{Name: name, Alive: alive}, []netip.Addr{netip.MustParseAddr(addr)}}
+	}
+	all := func(n2 bool) []answerNode {
+		return []answerNode{node("n1", "192.0.2.1", true), node("n2", "192.0.2.2", n2), node("n3", "198.51.100.3", true)}
+	}
+	pools, _ := vip.ParseRange("192.0.2.64/26")
+	pools6, _ := vip.ParseRange("2001:db8::/64")
+	balanced := func(local bool, nodes []string, addrs ...string) service.LoadBalanced {
+		l := service.LoadBalanced{Service: types.NamespacedName{Name: "web"}, Local: local, Nodes: nodes}
+		for _, a := range addrs {
+			l.Addrs = append(l.Addrs, netip.MustParseAddr(a))
+		}
+		return l
+	}
+	for name, tc := range map[string]struct {
+		nodes     []answerNode
+		balancers []service.LoadBalanced
+		answer    int // how many nodes answer for each address, together
+		routed    []string
+		by        string // who answers, if it is to be one
+	}{
+		"one of those on the segment":    {all(true), []service.LoadBalanced{balanced(false, nil, "192.0.2.80")}, 1, []string{"n1", "n2", "n3"}, ""},
+		"IPv6 of nodes with IPv4 alone":  {all(true), []service.LoadBalanced{balanced(false, nil, "2001:db8::80")}, 1, []string{"n1", "n2", "n3"}, ""},
+		"the one that is left":           {all(false), []service.LoadBalanced{balanced(false, nil, "192.0.2.80")}, 1, []string{"n1", "n3"}, "n1"},
+		"the one with an endpoint":       {all(true), []service.LoadBalanced{balanced(true, []string{"n2", "n3"}, "192.0.2.80")}, 1, []string{"n2", "n3"}, "n2"},
+		"none of those with an endpoint": {all(true), []service.LoadBalanced{balanced(true, []string{"n3"}, "192.0.2.80")}, 0, []string{"n3"}, ""},
+		"no endpoint":                    {all(true), []service.LoadBalanced{balanced(true, nil, "192.0.2.80")}, 0, nil, ""},
+		"of no pool":                     {all(true), []service.LoadBalanced{balanced(false, nil, "192.0.2.9")}, 0, nil, ""},
+	} {
+		answered := 0
+		var routed []string
+		for self, on := range segments {
+			f := answerFacts{node: self, pools: []vip.Range{pools, pools6}, balancers: tc.balancers, nodes: tc.nodes, segments: on}
+			if self == "n2" && !tc.nodes[1].Alive {
+				continue
+			}
+			answers, prefixes := f.answers()
+			answered += len(answers)
+			if len(answers) > 0 && tc.by != "" && tc.by != self {
+				t.Errorf("%s: %s answers, and not %s", name, self, tc.by)
+			}
+			if len(prefixes) > 0 {
+				routed = append(routed, self)
+			}
+		}
+		slices.Sort(routed)
+		if answered != tc.answer || !slices.Equal(routed, tc.routed) {
+			t.Errorf("%s: %d nodes answer, and %v are routed to; want %d and %v", name, answered, routed, tc.answer, tc.routed)
+		}
+	}
+}
+
+// fakeSource is a cluster of which a balancer is told.
+type fakeSource struct {
+	nodes     []*corev1.Node
+	pools     []*v1alpha1.AddressPool
+	balancers []service.LoadBalanced
+	known     bool
+}
+
+func (s *fakeSource) Nodes() []*corev1.Node                         { return s.nodes }
+func (s *fakeSource) AddressPools() []*v1alpha1.AddressPool         { return s.pools }
+func (s *fakeSource) LoadBalancers() ([]service.LoadBalanced, bool) { return s.balancers, s.known }
+func (s *fakeSource) Key(context.Context) ([]byte, error)           { return nil, errors.New("there is none") }
+
+// TestBalancerWithoutKey goes by the nodes' conditions, and leaves what is said as it is while nothing is known.
+func TestBalancerWithoutKey(t *testing.T) {
+	here, err := link.Here()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	node := func(name, addr string, ready corev1.ConditionStatus) *corev1.Node {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{netfacts.ModeAnnotation: "auto"}}}
+		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: addr}}
+		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}}
+		return n
+	}
+	source := &fakeSource{pools: []*v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"192.0.2.64/26"}}}}}
+	changed := 0
+	b := &balancer{node: "n1", log: slog.New(slog.NewTextHandler(t.Output(), nil)), resync: time.Hour, source: source, changed: func() { changed++ }, kick: make(chan struct{}, 1),
+		keys: make(chan foundKey, 1), speaker: announce.New(here, slog.New(slog.DiscardHandler)), count: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "x"}, []string{"how"})}
+	defer b.speaker.Close()
+	says := func(step string, wantKnown bool, want string, wantChanged int) {
+		t.Helper()
+		routed, known := b.Routed()
+		if fmt.Sprint(routed) != want || known != wantKnown || changed != wantChanged {
+			t.Errorf("%s: %v, known %v, changed %d; want %s, %v, %d", step, routed, known, changed, want, wantKnown, wantChanged)
+		}
+	}
+	b.step(t.Context())
+	says("without a place", false, "[]", 0)
+	source.nodes = []*corev1.Node{node("n1", "198.51.100.1", corev1.ConditionTrue), node("n2", "198.51.100.2", corev1.ConditionTrue)}
+	b.set(podnet.Node{Addrs: []netip.Addr{netip.MustParseAddr("198.51.100.1")}}, nil)
+	b.step(t.Context())
+	says("before the key was asked for", false, "[]", 0)
+	for !b.isAsked {
+		b.step(t.Context())
+	}
+	says("before Services are known", false, "[]", 0)
+	source.balancers, source.known = []service.LoadBalanced{{Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.80")}}}, true
+	b.step(t.Context())
+	says("a Service", true, "[192.0.2.80/32]", 1)
+	b.step(t.Context())
+	says("again", true, "[192.0.2.80/32]", 1)
+	source.nodes[0] = node("n1", "198.51.100.1", corev1.ConditionUnknown)
+	b.step(t.Context())
+	says("not Ready", true, "[]", 2)
+	source.nodes[0] = node("n1", "198.51.100.1", corev1.ConditionTrue)
+	b.step(t.Context())
+	source.balancers, source.known = nil, false
+	b.step(t.Context())
+	says("nothing known any more", true, "[192.0.2.80/32]", 3)
+	source.pools = nil
+	b.step(t.Context())
+	says("no pools", true, "[]", 4)
+}

@@ -1,0 +1,246 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
+)
+
+// BalancerView is a live picture of what load balancers' addresses follow from: Services of type LoadBalancer and those
+// that were, pools, and what pools must not overlap.
+type BalancerView struct {
+	services, namespaces, nodes, ranges, pools, podPools cache.Indexer
+
+	synced []func() bool
+}
+
+// BalancerView begins to watch. The view is empty until Synced. owner is the field manager of statuses that are kept an
+// eye on whatever has become of their Service.
+func (c *Client) BalancerView(ctx context.Context, owner string, changed func()) (*BalancerView, error) {
+	v := &BalancerView{}
+	core := c.CoreV1().RESTClient()
+	all := fields.Everything()
+	for _, w := range []struct {
+		into     *cache.Indexer
+		object   runtime.Object
+		source   *cache.ListWatch
+		optional bool
+	}{
+		{&v.services, &corev1.Service{}, cache.NewListWatchFromClient(core, "services", "", all), false},
+		{&v.namespaces, &corev1.Namespace{}, cache.NewListWatchFromClient(core, "namespaces", "", all), false},
+		{&v.nodes, &corev1.Node{}, cache.NewListWatchFromClient(core, "nodes", "", all), false},
+		{&v.ranges, &networkingv1.ServiceCIDR{}, cache.NewListWatchFromClient(c.NetworkingV1().RESTClient(), "servicecidrs", "", all), true},
+		{&v.pools, &v1alpha1.AddressPool{}, cache.NewListWatchFromClient(c.fathom, "addresspools", "", all), false},
+		{&v.podPools, &v1alpha1.IPPool{}, cache.NewListWatchFromClient(c.fathom, "ippools", "", all), true},
+	} {
+		informer, synced, err := inform(w.source, w.object, w.optional, func(o any) (any, error) { return shrinkBalancer(o, owner) }, changed)
+		if err != nil {
+			return nil, err
+		}
+		*w.into = informer.GetIndexer()
+		v.synced = append(v.synced, synced)
+		go informer.RunWithContext(ctx)
+		go func() { // a list without objects is no event
+			if cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
+				changed()
+			}
+		}()
+	}
+	return v, nil
+}
+
+// inform makes an informer that tells of every change. synced says whether all objects were told, or, of an optional
+// kind, that the API server does not know it.
+func inform(source *cache.ListWatch, object runtime.Object, optional bool, shrink cache.TransformFunc, changed func()) (cache.SharedIndexInformer, func() bool, error) {
+	informer := cache.NewSharedIndexInformer(source, object, 0, cache.Indexers{})
+	if err := informer.SetTransform(shrink); err != nil {
+		return nil, nil, err
+	}
+	absent := make(chan struct{}, 1)
+	if err := informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, r *cache.Reflector, err error) {
+		if !optional || !isAbsent(err) {
+			cache.DefaultWatchErrorHandler(ctx, r, err)
+			return
+		}
+		select {
+		case absent <- struct{}{}:
+			changed()
+		default:
+		}
+	}); err != nil {
+		return nil, nil, err
+	}
+	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { changed() },
+		UpdateFunc: func(any, any) { changed() },
+		DeleteFunc: func(any) { changed() },
+	}); err != nil {
+		return nil, nil, err
+	}
+	return informer, func() bool { return informer.HasSynced() || len(absent) > 0 }, nil
+}
+
+// shrinkBalancer keeps of a Service what says whose address it is. A Service that has nothing to do with load balancers
+// keeps its name.
+func shrinkBalancer(o any, owner string) (any, error) {
+	s, ok := o.(*corev1.Service)
+	if !ok {
+		return shrink(o)
+	}
+	small := &corev1.Service{ObjectMeta: shrinkMeta(&s.ObjectMeta)}
+	small.Spec.Type = s.Spec.Type
+	if s.Spec.Type != corev1.ServiceTypeLoadBalancer && len(s.Status.LoadBalancer.Ingress) == 0 {
+		return small, nil
+	}
+	small.Labels, small.Spec, small.Status.LoadBalancer = s.Labels, s.Spec, s.Status.LoadBalancer
+	for _, m := range s.ManagedFields {
+		if m.Manager == owner {
+			small.ManagedFields = append(small.ManagedFields, metav1.ManagedFieldsEntry{Manager: m.Manager, Subresource: m.Subresource, Operation: m.Operation})
+		}
+	}
+	return small, nil
+}
+
+// Synced says whether everything was seen at least once.
+func (v *BalancerView) Synced() bool {
+	for _, synced := range v.synced {
+		if !synced() {
+			return false
+		}
+	}
+	return true
+}
+
+// Services returns the cluster's Services, in no order.
+func (v *BalancerView) Services() []*corev1.Service { return all[*corev1.Service](v.services) }
+
+// Namespaces returns the cluster's namespaces, in no order.
+func (v *BalancerView) Namespaces() []*corev1.Namespace { return all[*corev1.Namespace](v.namespaces) }
+
+// Nodes returns the cluster's nodes, in no order.
+func (v *BalancerView) Nodes() []*corev1.Node { return all[*corev1.Node](v.nodes) }
+
+// ServiceCIDRs returns the ranges of Services, in no order.
+func (v *BalancerView) ServiceCIDRs() []*networkingv1.ServiceCIDR {
+	return all[*networkingv1.ServiceCIDR](v.ranges)
+}
+
+// AddressPools returns the pools of load balancers' addresses, in no order.
+func (v *BalancerView) AddressPools() []*v1alpha1.AddressPool {
+	return all[*v1alpha1.AddressPool](v.pools)
+}
+
+// PodPools returns the pools of pods' addresses, in no order.
+func (v *BalancerView) PodPools() []*v1alpha1.IPPool { return all[*v1alpha1.IPPool](v.podPools) }
+
+// SetIngress writes the load balancer's addresses into the status of a Service as it was seen: if it has changed since,
+// the error is one that apierrors.IsConflict knows. A Service that is gone is not an error.
+func (c *Client) SetIngress(ctx context.Context, s *corev1.Service, owner string, ingress []corev1.LoadBalancerIngress) error {
+	if ingress == nil {
+		ingress = []corev1.LoadBalancerIngress{}
+	}
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"uid": s.UID, "resourceVersion": s.ResourceVersion},
+		"status":   map[string]any{"loadBalancer": map[string]any{"ingress": ingress}},
+	})
+	if err != nil {
+		return err
+	}
+	_, err = c.CoreV1().Services(s.Namespace).Patch(ctx, s.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: owner}, "status")
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("write the status of Service %s/%s: %w", s.Namespace, s.Name, err)
+	}
+	return nil
+}
+
+// SetAddressPoolStatus writes the status of a pool. One that is gone is not an error.
+func (c *Client) SetAddressPoolStatus(ctx context.Context, name string, status v1alpha1.AddressPoolStatus) error {
+	patch, err := json.Marshal(map[string]any{"status": status})
+	if err != nil {
+		return err
+	}
+	err = c.fathom.Patch(types.MergePatchType).Resource("addresspools").Name(name).SubResource("status").Body(patch).Do(ctx).Error()
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("write the status of AddressPool %s: %w", name, err)
+	}
+	return nil
+}
+
+// DeleteAddressPools deletes all pools. Without the kind, there are none.
+func (c *Client) DeleteAddressPools(ctx context.Context) error {
+	err := c.fathom.Delete().Resource("addresspools").Do(ctx).Error()
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("delete the address pools: %w", err)
+	}
+	return nil
+}
+
+// AddressPoolReference names a pool in events.
+func AddressPoolReference(p *v1alpha1.AddressPool) corev1.ObjectReference {
+	return corev1.ObjectReference{Kind: "AddressPool", APIVersion: v1alpha1.GroupVersion.String(), Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion}
+}
+
+// EnsureSecret makes a Secret with this data, unless there is one of the name.
+func (c *Client) EnsureSecret(ctx context.Context, namespace, name string, data map[string][]byte) error {
+	_, err := c.CoreV1().Secrets(namespace).Create(ctx, &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: map[string]string{"app.kubernetes.io/part-of": "fathom"}}, Data: data,
+	}, metav1.CreateOptions{})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("create Secret %s/%s: %w", namespace, name, err)
+	}
+	return nil
+}
+
+// Lead waits until the process is the one that leads, of all that ask for the Lease of the name, and runs lead, until the
+// context ends. If the Lease is lost meanwhile, lead's context ends, and then so does Lead, with an error.
+func (c *Client) Lead(ctx context.Context, namespace, name, identity string, lead func(context.Context) error) error {
+	lock, err := resourcelock.New(resourcelock.LeasesResourceLock, namespace, name, c.CoreV1(), c.CoordinationV1(), resourcelock.ResourceLockConfig{Identity: identity})
+	if err != nil {
+		return fmt.Errorf("lead by Lease %s/%s: %w", namespace, name, err)
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	result := make(chan error, 1)
+	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Lock: lock, Name: name, ReleaseOnCancel: true,
+		// A node that lost power is not waited for long. The API server's own load is one request in two seconds.
+		LeaseDuration: 10 * time.Second, RenewDeadline: 7 * time.Second, RetryPeriod: 2 * time.Second,
+		Callbacks: leaderelection.LeaderCallbacks{
+			OnStartedLeading: func(ctx context.Context) {
+				result <- lead(ctx)
+				stop()
+			},
+			OnStoppedLeading: func() {},
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("lead by Lease %s/%s: %w", namespace, name, err)
+	}
+	elector.Run(ctx)
+	if ctx.Err() == nil {
+		return fmt.Errorf("lead by Lease %s/%s: %w", namespace, name, errLostLease)
+	}
+	select {
+	case err := <-result:
+		return err
+	default:
+		return nil
+	}
+}
+
+var errLostLease = errors.New("another has it, or the API server did not answer in time")

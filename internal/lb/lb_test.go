@@ -1,0 +1,266 @@
+package lb_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/fathom-network/fathom/deploy"
+	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/lb"
+	"github.com/fathom-network/fathom/internal/membership"
+	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/testenv"
+)
+
+// cluster is an API server with a controller.
+type cluster struct {
+	*testing.T
+	client *kube.Client
+	own    *kube.Client // with the rights that the controller has
+}
+
+func start(t *testing.T) cluster {
+	path := testenv.APIServer(t)
+	client, err := kube.Connect(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	as := strings.Replace(string(config), "user: {", `user: {as: "system:serviceaccount:fathom-system:fathom-controller", `, 1)
+	path = filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(path, []byte(as), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	own, err := kube.Connect(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := cluster{t, client, own}
+	objects, err := kube.Decode(bytes.NewReader(deploy.Manifests()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects = slices.DeleteFunc(objects, func(o *unstructured.Unstructured) bool {
+		return o.GetKind() == "DaemonSet" || o.GetKind() == "Deployment"
+	})
+	if err := client.Apply(t.Context(), "test", objects); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// run runs a controller until the function that it returns is called.
+func (c cluster) run(identity string) (stop func()) {
+	ctx, cancel := context.WithCancel(c.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := lb.Run(ctx, lb.Options{Client: c.own, Log: slog.New(slog.NewTextHandler(c.Output(), nil)), Identity: identity, Resync: time.Second}); err != nil && ctx.Err() == nil {
+			c.Error(err)
+		}
+	}()
+	stop = func() {
+		cancel()
+		<-ended
+	}
+	c.Cleanup(stop)
+	return stop
+}
+
+func (c cluster) apply(manifest string) error {
+	objects, err := kube.Decode(strings.NewReader(manifest))
+	if err != nil {
+		c.Fatal(err)
+	}
+	return c.client.Apply(c.Context(), "test", objects)
+}
+
+func (c cluster) must(err error) {
+	c.Helper()
+	if err != nil {
+		c.Fatal(err)
+	}
+}
+
+func (c cluster) service(name, more string) {
+	c.Helper()
+	c.must(c.apply(fmt.Sprintf(`{apiVersion: v1, kind: Service, metadata: {name: %s, namespace: default}, spec: {type: LoadBalancer, ports: [{port: 80}]%s}}`, name, more)))
+}
+
+func (c cluster) pool(name, addresses string) error {
+	return c.apply(fmt.Sprintf(`{apiVersion: fathom.network/v1alpha1, kind: AddressPool, metadata: {name: %s}, spec: {addresses: %s}}`, name, addresses))
+}
+
+// addresses waits until a Service has these.
+func (c cluster) addresses(name string, want ...string) {
+	c.Helper()
+	var got []string
+	c.await(func() bool {
+		s, err := c.client.CoreV1().Services("default").Get(c.Context(), name, metav1.GetOptions{})
+		c.must(err)
+		got = nil
+		for _, in := range s.Status.LoadBalancer.Ingress {
+			if in.IPMode == nil || *in.IPMode != corev1.LoadBalancerIPModeVIP {
+				c.Fatalf("%s has mode %v", in.IP, in.IPMode)
+			}
+			got = append(got, in.IP)
+		}
+		return slices.Equal(got, want)
+	}, func() string { return fmt.Sprintf("Service %s has %q, want %q", name, got, want) })
+}
+
+// event waits for an event of a Service.
+func (c cluster) event(name, reason, text string) {
+	c.Helper()
+	c.await(func() bool {
+		l, err := c.client.CoreV1().Events("default").List(c.Context(), metav1.ListOptions{FieldSelector: "involvedObject.kind=Service,involvedObject.name=" + name})
+		c.must(err)
+		return slices.ContainsFunc(l.Items, func(e corev1.Event) bool { return e.Reason == reason && strings.Contains(e.Message, text) })
+	}, func() string { return fmt.Sprintf("there is no event %s %q of Service %s", reason, text, name) })
+}
+
+func (c cluster) await(done func() bool, what func() string) {
+	c.Helper()
+	for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			c.Fatal(what())
+		}
+	}
+}
+
+func TestController(t *testing.T) {
+	c := start(t)
+	stop := c.run("one")
+	c.service("a", "")
+	c.event("a", "NoAddressPool", "create one")
+	c.await(func() bool {
+		s, err := c.client.Secret(t.Context(), netconf.Namespace, membership.Secret)
+		return err == nil && len(s[membership.SecretKey]) == membership.KeySize
+	}, func() string { return "there is no key for agents" })
+
+	c.must(c.pool("p", "[192.0.2.8/30, 'fd00:80::10-fd00:80::20']"))
+	c.addresses("a", "192.0.2.8")
+	c.event("a", "AddressAssigned", "192.0.2.8 of AddressPool p")
+	c.service("b", ", loadBalancerClass: fathom.network/pool")
+	c.addresses("b", "192.0.2.9")
+
+	// Somebody else's hand.
+	services := c.client.CoreV1().Services("default")
+	patch := func(name, p string, sub ...string) {
+		t.Helper()
+		_, err := services.Patch(t.Context(), name, types.MergePatchType, []byte(p), metav1.PatchOptions{FieldManager: "somebody"}, sub...)
+		c.must(err)
+	}
+	patch("a", `{"status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.1"}]}}}`, "status")
+	c.addresses("a", "192.0.2.8")
+
+	// A Service that is no load balancer's any more, and one that is gone, leave their addresses to others.
+	patch("a", `{"spec": {"type": "ClusterIP"}}`)
+	c.addresses("a")
+	c.must(services.Delete(t.Context(), "b", metav1.DeleteOptions{}))
+	c.service("c", ", loadBalancerIP: 192.0.2.9")
+	c.addresses("c", "192.0.2.9")
+
+	// What cannot be given is told, and given as soon as it can be.
+	c.service("d", ", loadBalancerIP: 192.0.2.9")
+	c.event("d", "AddressInUse", "Service default/c has it")
+	c.must(services.Delete(t.Context(), "c", metav1.DeleteOptions{}))
+	c.addresses("d", "192.0.2.9")
+
+	// Others' Services are left alone.
+	c.service("e", ", loadBalancerClass: example.com/other")
+	patch("e", `{"status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.1", "ipMode": "VIP"}]}}}`, "status")
+
+	// Another controller goes on where this one ends, and says no different.
+	stop()
+	c.run("two")
+	c.service("f", "")
+	c.addresses("f", "192.0.2.8")
+	c.addresses("d", "192.0.2.9")
+	c.addresses("e", "198.51.100.1")
+	c.usage("p", `"Valid" True services 2 ipv4 2/4 ipv6 0/17`)
+
+	c.must(c.pool("q", "[192.0.2.0/24]"))
+	c.usage("q", `"Overlap" False services 0 ipv4 0/256`)
+
+	// With the pool goes what it gave.
+	_, err := c.client.CoreV1().RESTClient().Delete().AbsPath("/apis/fathom.network/v1alpha1/addresspools").DoRaw(t.Context())
+	c.must(err)
+	c.addresses("d")
+	c.addresses("f")
+	c.addresses("e", "198.51.100.1")
+}
+
+// usage waits for a pool's status.
+func (c cluster) usage(pool, want string) {
+	c.Helper()
+	var got string
+	c.await(func() bool {
+		data, err := c.client.CoreV1().RESTClient().Get().AbsPath("/apis/fathom.network/v1alpha1/addresspools/" + pool).DoRaw(c.Context())
+		c.must(err)
+		var o struct {
+			Status struct {
+				Conditions []metav1.Condition
+				Services   int
+				IPv4, IPv6 *struct{ Addresses, Assigned int }
+			}
+		}
+		c.must(json.Unmarshal(data, &o))
+		got = ""
+		for _, x := range o.Status.Conditions {
+			got = fmt.Sprintf("%q %s services %d", x.Reason, x.Status, o.Status.Services)
+		}
+		if u := o.Status.IPv4; u != nil {
+			got += fmt.Sprintf(" ipv4 %d/%d", u.Assigned, u.Addresses)
+		}
+		if u := o.Status.IPv6; u != nil {
+			got += fmt.Sprintf(" ipv6 %d/%d", u.Assigned, u.Addresses)
+		}
+		return got == want
+	}, func() string { return fmt.Sprintf("pool %s: %s, want %s", pool, got, want) })
+}
+
+// TestCRD: what makes no sense is refused by the API server.
+func TestCRD(t *testing.T) {
+	c := start(t)
+	tried := 0
+	for addresses, want := range map[string]string{
+		"[192.0.2.8/29, 'fd00::/64', '192.0.2.20-192.0.2.30', 'fd00:1::1 - fd00:1::9']": "",
+		"[192.0.2.8]":                  "want a CIDR such as",
+		"[192.0.2.9/29]":               "has bits behind the prefix",
+		"['192.0.2.9-fd00::1']":        "a range begins and ends in one family",
+		"['192.0.2.9-any']":            "want a CIDR such as",
+		"['127.0.0.0/30']":             "holds addresses that no Service can have",
+		"['224.0.0.0/30']":             "holds addresses that no Service can have",
+		"[]":                           "at least 1",
+		"['fe80::/120']":               "holds addresses that no Service can have",
+		"[192.0.2.8/29, 192.0.2.8/29]": "uplicate",
+	} {
+		tried++
+		err := c.pool(fmt.Sprint("p", tried), addresses)
+		switch {
+		case want == "" && err != nil:
+			t.Errorf("%s: %v", addresses, err)
+		case want != "" && (!apierrors.IsInvalid(err) && err == nil || !strings.Contains(fmt.Sprint(err), want)):
+			t.Errorf("%s: %v, want %q", addresses, err, want)
+		}
+	}
+}

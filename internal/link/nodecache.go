@@ -1,0 +1,62 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// nodeCacheLabel marks IPv4 addresses of the loopback device as ours; `ip address` shows it. IPv6 addresses have no
+// labels; nodeCacheRange, which is nobody's else, marks them.
+const nodeCacheLabel = "lo:fathom"
+
+var nodeCacheRange = netip.MustParsePrefix("fd66:6174:686f::/48")
+
+// SetNodeCacheAddrs gives the loopback device the addresses of the node's DNS cache, in this order, and takes others
+// with our mark away. Their scope is the host: they are no source of packets to anywhere else. Of a family that the
+// kernel has switched off there are none. It returns how many addresses it added and removed.
+func (n *Namespace) SetNodeCacheAddrs(want []netip.Addr) (changed int, err error) {
+	l, err := n.nl.LinkByName("lo")
+	if err != nil {
+		return 0, fmt.Errorf("give the node the addresses of its DNS cache: find lo: %w", err)
+	}
+	have, err := dump(func() ([]netlink.Addr, error) { return n.nl.AddrList(l, netlink.FAMILY_ALL) })
+	if err != nil {
+		return 0, fmt.Errorf("list the addresses of lo: %w", err)
+	}
+	for _, addr := range want {
+		if slices.ContainsFunc(have, func(a netlink.Addr) bool { return prefixOf(a.IPNet).Addr() == addr }) {
+			continue
+		}
+		a := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, addr.BitLen())), Scope: unix.RT_SCOPE_HOST}
+		if addr.Is4() {
+			a.Label = nodeCacheLabel
+		} else {
+			a.Flags = unix.IFA_F_NODAD
+		}
+		err := n.nl.AddrAdd(l, a)
+		// EACCES is what an interface with disable_ipv6 says, EOPNOTSUPP a kernel without.
+		if addr.Is6() && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT)) {
+			continue
+		}
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return changed, fmt.Errorf("add address %s to lo: %w", addr, err)
+		}
+		changed++
+	}
+	for i, a := range have {
+		addr := prefixOf(a.IPNet).Addr()
+		if ours := a.Label == nodeCacheLabel || nodeCacheRange.Contains(addr); !ours || slices.Contains(want, addr) {
+			continue
+		}
+		if err := n.nl.AddrDel(l, &have[i]); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return changed, fmt.Errorf("remove address %s from lo: %w", addr, err)
+		}
+		changed++
+	}
+	return changed, nil
+}

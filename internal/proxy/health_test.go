@@ -1,0 +1,65 @@
+package proxy
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"testing"
+
+	"github.com/fathom-network/fathom/internal/netconf"
+)
+
+// TestHealth asks as load balancers do.
+func TestHealth(t *testing.T) {
+	paths, ok := inside(t)
+	if !ok {
+		return
+	}
+	get := func(port int) (status, local int) {
+		t.Helper()
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		resp, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/healthz", port))
+		if err != nil {
+			return 0, 0
+		}
+		defer resp.Body.Close()
+		var body struct{ LocalEndpoints int }
+		must(t, json.NewDecoder(resp.Body).Decode(&body))
+		return resp.StatusCode, body.LocalEndpoints
+	}
+	is := func(when string, port, status, local int) {
+		t.Helper()
+		if s, l := get(port); s != status || l != local {
+			t.Errorf("%s: port %d answers %d with %d endpoints, want %d with %d", when, port, s, l, status, local)
+		}
+	}
+	taken, err := net.Listen("tcp", ":32001") // somebody else's
+	must(t, err)
+	n := newNode(t, paths, netconf.ProxyNFTables)
+	is("before it begins", nodeHealthPort, 0, 0)
+	n.set(web("web", vip, localOnly(32000)), endpoints("web", "10.0.0.1", "10.0.0.2"), web("late", "172.16.0.2", localOnly(32001)))
+	n.follows(t)
+	is("two endpoints", 32000, http.StatusOK, 2)
+	is("the node", nodeHealthPort, http.StatusOK, 0)
+	elsewhere := endpoints("web", "10.0.0.1", "10.0.0.2")
+	for i := range elsewhere.Endpoints {
+		elsewhere.Endpoints[i].NodeName = new("node-2")
+	}
+	n.set(elsewhere)
+	n.follows(t)
+	is("none here", 32000, http.StatusServiceUnavailable, 0)
+	taken.Close()
+	n.set(web("web", vip, localOnly(32002)))
+	n.follows(t)
+	is("another port", 32000, 0, 0)
+	is("another port", 32002, http.StatusServiceUnavailable, 0)
+	is("the port is free now", 32001, http.StatusServiceUnavailable, 0)
+	n.delete(web("web", ""))
+	n.follows(t)
+	is("no such Service", 32002, 0, 0)
+	n.mode(netconf.ProxyOff)
+	n.step(t.Context(), false)
+	is("off", nodeHealthPort, 0, 0)
+	is("off", 32001, 0, 0)
+}

@@ -1,0 +1,164 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/bpf"
+	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/ruleset"
+	"github.com/fathom-network/fathom/internal/service"
+)
+
+// kernel is the two ways in which the kernel balances. The zero value with paths is one that was not opened yet.
+type kernel struct {
+	paths   Paths
+	log     *slog.Logger
+	counts  *metrics
+	rules   *ruleset.Ruleset
+	connect *bpf.Connect
+	// missing is why nothing is balanced at connect(), if that is so.
+	missing string
+	// untracked are the addresses that were set so, nil if that is not known.
+	untracked []netip.Addr
+	// failed says that the last attempt did, so that what the kernel holds is not certain.
+	failed bool
+}
+
+// set makes the kernel hold the plan, whatever it held, and returns how many entries it changed. plain is the plan without
+// redirection, see change, and caches where it may lead.
+func (k *kernel) set(mode netconf.ServiceProxy, plan, plain service.Plan, caches []netip.Addr) (changed int, err error) {
+	if err := k.open(mode); err != nil {
+		return 0, err
+	}
+	if k.connect == nil {
+		plain = plan
+	}
+	// nftables first: it alone answers for all addresses, and must not be found without a Service that connect() has.
+	count, err := k.rules.SetServices(plain)
+	if err != nil {
+		return 0, err
+	}
+	changed = count.Added + count.Removed + count.Corrected
+	if k.connect == nil {
+		caches = nil // packets to them are translated, for which they have to be tracked
+	}
+	if len(caches) > 0 || k.untracked == nil || len(k.untracked) > 0 { // to look for nothing costs a transaction
+		count, err := k.rules.SetUntracked(caches)
+		if err != nil {
+			return changed, err
+		}
+		changed += count.Added + count.Removed + count.Corrected
+		k.untracked = append([]netip.Addr{}, caches...)
+	}
+	if k.connect != nil {
+		n, err := k.connect.Set(plan)
+		if err != nil {
+			return changed, fmt.Errorf("balance at connect(): %w", err)
+		}
+		changed += n
+	}
+	return changed, nil
+}
+
+// change does the same for what has changed since. plain are the changes without redirection: what is not balanced when
+// it connects, while nearly all is, goes to the Services' own endpoints. So packets to the node's DNS cache and back are
+// never translated, and need not be tracked.
+func (k *kernel) change(changes, plain []service.Change) error {
+	// Connections of the node's own pods are most of them, and first.
+	if k.connect != nil {
+		if err := k.connect.Change(changes); err != nil {
+			return fmt.Errorf("balance at connect(): %w", err)
+		}
+	}
+	if k.connect == nil {
+		plain = changes
+	}
+	return k.rules.ChangeServices(plain)
+}
+
+// open opens what is not open yet, and removes what the mode does not use.
+func (k *kernel) open(mode netconf.ServiceProxy) error {
+	var err error
+	if k.rules == nil {
+		if k.rules, err = ruleset.Open(ownNetNS); err != nil {
+			return err
+		}
+	}
+	if mode == netconf.ProxyNFTables {
+		if k.connect != nil {
+			k.connect.Close()
+			k.connect = nil
+		}
+		k.missing = ""
+		return bpf.RemoveConnect(k.paths.BPF)
+	}
+	if k.connect != nil {
+		return nil
+	}
+	cgroup, err := cgroup2(k.paths.Cgroup)
+	if err == nil {
+		k.connect, err = bpf.OpenConnect(bpf.ConnectOptions{Dir: k.paths.BPF, Cgroup: cgroup})
+	}
+	var unsupported *bpf.UnsupportedError
+	if errors.As(err, &unsupported) || errors.Is(err, errNoCgroup2) {
+		if k.missing != err.Error() {
+			k.log.Info("all is balanced by nftables", "because", err)
+		}
+		k.missing = err.Error()
+		return nil
+	}
+	if err == nil {
+		k.missing = ""
+	}
+	return err
+}
+
+// remove takes out of the kernel what set put there.
+func (k *kernel) remove() error {
+	var err error
+	if k.rules == nil {
+		if k.rules, err = ruleset.Open(ownNetNS); err != nil {
+			return err
+		}
+	}
+	k.untracked = nil
+	if k.connect != nil {
+		k.connect.Close()
+		k.connect = nil
+	}
+	return errors.Join(bpf.RemoveConnect(k.paths.BPF), k.rules.DeleteServices(), k.rules.Delete(ruleset.DNSTable))
+}
+
+func (k *kernel) close() {
+	if k.rules != nil {
+		k.rules.Close()
+		k.rules = nil
+	}
+	if k.connect != nil {
+		k.connect.Close()
+		k.connect = nil
+	}
+}
+
+// ownNetNS is the namespace that the proxy is in: the node's.
+const ownNetNS = "/proc/self/ns/net"
+
+var errNoCgroup2 = errors.New("there is no cgroup v2 file system")
+
+// cgroup2 finds the v2 file system where cgroups are mounted: it is all of it, or, on a machine that has controllers
+// on v1, beside those.
+func cgroup2(dir string) (string, error) {
+	for _, path := range []string{dir, filepath.Join(dir, "unified")} {
+		var s unix.Statfs_t
+		if err := unix.Statfs(path, &s); err == nil && s.Type == unix.CGROUP2_SUPER_MAGIC {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%w at %s", errNoCgroup2, dir)
+}

@@ -1,0 +1,261 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/fathom-network/fathom/internal/bpf"
+	"github.com/fathom-network/fathom/internal/flow"
+	"github.com/fathom-network/fathom/internal/service"
+)
+
+// reaper ends flows that lead to what is no endpoint any more, so that their clients begin anew: entries of connection
+// tracking, which would send a client's next packet to the old endpoint for as long as it goes on sending, and sockets
+// that were connected to an endpoint in its Service's place, whose programs would wait for an answer.
+//
+// It compares all flows with the endpoints, at each change and each second. To act on what has just gone alone would
+// miss what went while no agent ran, and what came about by a rule a moment before that was changed.
+type reaper struct {
+	paths  Paths
+	log    *slog.Logger
+	counts *metrics
+	kick   chan struct{}
+
+	mu      sync.Mutex
+	index   *service.Index // nil while nothing is known
+	connect *bpf.Connect
+	lives   lives
+
+	conntrack *flow.Conntrack
+	complaint string
+}
+
+// lives says what is known of an endpoint of a Service: whether it is one, in whatever condition, and whether it serves.
+type lives func(service types.NamespacedName, endpoint netip.AddrPort) (present, serving bool)
+
+func newReaper(paths Paths, log *slog.Logger, counts *metrics) *reaper {
+	return &reaper{paths: paths, log: log, counts: counts, kick: make(chan struct{}, 1)}
+}
+
+// replace tells of a new plan.
+func (r *reaper) replace(plan service.Plan, ranges []netip.Prefix, others []netip.Addr, connect *bpf.Connect, lives lives) {
+	r.mu.Lock()
+	if r.index == nil {
+		r.index = service.NewIndex(plan, ranges, others)
+	} else {
+		r.index.Replace(plan, ranges, others)
+	}
+	r.connect, r.lives = connect, lives
+	r.mu.Unlock()
+	r.wake()
+}
+
+// apply tells of changes to it.
+func (r *reaper) apply(changes []service.Change) {
+	r.mu.Lock()
+	for _, c := range changes {
+		r.index.Apply(c)
+	}
+	r.mu.Unlock()
+	r.wake()
+}
+
+// forget has it do nothing.
+func (r *reaper) forget() {
+	r.mu.Lock()
+	r.index, r.connect = nil, nil
+	r.mu.Unlock()
+}
+
+func (r *reaper) wake() {
+	select {
+	case r.kick <- struct{}{}:
+	default:
+	}
+}
+
+const (
+	// sweepInterval is how often flows are compared without a change, unless that takes long: then it is done in one
+	// sweepShare of the time. 100,000 flows take a quarter of a second.
+	sweepInterval = time.Second
+	sweepShare    = 100
+	// sweepPause is the least time between two sweeps, each of which looks at all flows.
+	sweepPause = 100 * time.Millisecond
+)
+
+func (r *reaper) run(ctx context.Context) {
+	for next := time.Duration(0); ; {
+		select {
+		case <-ctx.Done():
+			if r.conntrack != nil {
+				r.conntrack.Close()
+			}
+			return
+		case <-r.kick:
+		case <-time.After(next):
+		}
+		began := time.Now()
+		err := errors.Join(r.sweepEntries(ctx), r.sweepSockets(ctx))
+		complaint := ""
+		if err != nil && ctx.Err() == nil {
+			complaint = oneLine(err)
+		}
+		if complaint != "" && complaint != r.complaint { // said once, not each second
+			r.log.Warn("stale flows are not ended", "error", complaint)
+		}
+		r.complaint = complaint
+		took := time.Since(began)
+		// While Services change all the time, not all the time.
+		select {
+		case <-ctx.Done():
+		case <-time.After(max(sweepPause, took)):
+		}
+		next = max(sweepInterval, sweepShare*took)
+	}
+}
+
+// sweepEntries ends entries of connection tracking.
+func (r *reaper) sweepEntries(ctx context.Context) error {
+	r.mu.Lock()
+	idle := r.index == nil
+	r.mu.Unlock()
+	if idle {
+		return nil
+	}
+	if r.conntrack == nil {
+		var err error
+		if r.conntrack, err = flow.OpenConntrack(ownNetNS); err != nil {
+			return err
+		}
+	}
+	deleted, err := r.conntrack.Sweep(ctx, []service.Protocol{service.UDP, service.SCTP}, r.staleEntry)
+	r.counts.ended.WithLabelValues("entry").Add(float64(deleted))
+	if deleted > 0 {
+		r.log.Info("ended stale flows of connection tracking", "number", deleted)
+	}
+	if err != nil {
+		r.conntrack.Close()
+		r.conntrack = nil
+		return err
+	}
+	r.mu.Lock()
+	if r.index != nil {
+		r.index.Swept()
+	}
+	r.mu.Unlock()
+	return nil
+}
+
+func (r *reaper) staleEntry(e flow.Entry) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.index == nil {
+		return false
+	}
+	to, answers := e.Original.Destination, e.Reply.Source
+	if !r.index.Stale(e.Protocol, to, answers, e.Status&flow.DNAT != 0) {
+		return false
+	}
+	// One that new flows do not get, since it terminates or others are nearer, keeps those that it has.
+	if f, found := r.index.Find(e.Protocol, to); found {
+		if _, serving := r.lives(f.Service, answers); serving {
+			return false
+		}
+	}
+	return true
+}
+
+// sweepSockets ends sockets.
+func (r *reaper) sweepSockets(ctx context.Context) error {
+	r.mu.Lock()
+	connect := r.connect
+	r.mu.Unlock()
+	if connect == nil {
+		return nil
+	}
+	all, err := connect.Translations()
+	if err != nil {
+		return err
+	}
+	stale := map[uint64]bool{}
+	remotes := map[service.Protocol][]netip.AddrPort{}
+	for _, t := range all {
+		if r.staleTranslation(t) {
+			stale[t.Cookie] = true
+			remotes[t.Protocol] = append(remotes[t.Protocol], t.Backend)
+		}
+	}
+	if len(stale) == 0 {
+		return nil
+	}
+	namespaces, err := r.namespaces()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	ended := 0
+	for _, path := range namespaces {
+		n, err := endSockets(ctx, path, remotes, stale)
+		ended += n
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // a pod that has gone took its sockets with it
+			errs = append(errs, err)
+		}
+	}
+	r.counts.ended.WithLabelValues("socket").Add(float64(ended))
+	if ended > 0 {
+		r.log.Info("ended sockets of endpoints that are gone", "number", ended)
+	}
+	return errors.Join(errs...)
+}
+
+func (r *reaper) staleTranslation(t bpf.Translation) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.index == nil {
+		return false
+	}
+	f, found := r.index.Find(t.Protocol, t.Frontend)
+	if !found {
+		return true
+	}
+	present, _ := r.lives(f.Service, t.Backend)
+	return !present
+}
+
+// namespaces are those of the node and of its pods.
+func (r *reaper) namespaces() ([]string, error) {
+	entries, err := os.ReadDir(r.paths.NetNS)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	paths := []string{ownNetNS}
+	for _, e := range entries {
+		paths = append(paths, filepath.Join(r.paths.NetNS, e.Name()))
+	}
+	return paths, nil
+}
+
+func endSockets(ctx context.Context, path string, remotes map[service.Protocol][]netip.AddrPort, stale map[uint64]bool) (int, error) {
+	sockets, err := flow.OpenSockets(path)
+	if err != nil {
+		return 0, err
+	}
+	defer sockets.Close()
+	ended := 0
+	for protocol, of := range remotes {
+		n, err := sockets.Sweep(ctx, protocol, of, func(s flow.Socket) bool { return stale[s.Cookie] })
+		ended += n
+		if err != nil {
+			return ended, err
+		}
+	}
+	return ended, nil
+}

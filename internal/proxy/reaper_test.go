@@ -1,0 +1,124 @@
+package proxy
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/netconf"
+)
+
+// TestFlows has connection tracking remember flows to an endpoint that terminates, and then is gone.
+func TestFlows(t *testing.T) {
+	paths, ok := inside(t)
+	if !ok {
+		return
+	}
+	serve(t, "10.0.0.1", "10.0.0.2", "10.0.0.3")
+	n := newNode(t, paths, netconf.ProxyNFTables)
+	n.set(web("web", vip), endpoints("web", "10.0.0.1"), web("other", "172.16.0.2"), endpoints("other", "10.0.0.3"))
+	n.follows(t)
+	flow, other, direct := dial(t, "udp", at), dial(t, "udp", "172.16.0.2:80"), dial(t, "udp", "10.0.0.1:8080")
+	expect := func(when, want string, ended float64) {
+		t.Helper()
+		n.follows(t)
+		n.sweep(t)
+		if who := ask(t, flow); who != want {
+			t.Errorf("%s: %s answers, want %s", when, who, want)
+		}
+		if who := ask(t, other); who != "10.0.0.3" {
+			t.Errorf("%s: %s answers for the other Service", when, who)
+		}
+		if who := ask(t, direct); who != "10.0.0.1" {
+			t.Errorf("%s: %s answers who was asked directly", when, who)
+		}
+		if got := n.counted(t, "fathom_service_flows_ended_total")["entry"]; got != ended {
+			t.Errorf("%s: %v entries were ended, want %v", when, got, ended)
+		}
+	}
+	expect("at first", "10.0.0.1", 0)
+	n.set(endpoints("web", "10.0.0.2", "-10.0.0.1"))
+	expect("its endpoint terminates and serves", "10.0.0.1", 0)
+	n.set(endpoints("web", "10.0.0.2"))
+	expect("its endpoint is gone", "10.0.0.2", 1)
+	s, err := n.State(t.Context())
+	must(t, err)
+	to := netip.MustParseAddrPort("10.0.0.2:8080")
+	found := false
+	for _, f := range s.Flows {
+		found = found || f.Answers == to && f.Translated && f.Number == 1
+	}
+	if !found {
+		t.Errorf("the flow is not told of: %+v", s.Flows)
+	}
+	// An agent that was away when it happened.
+	n.stop()
+	n.set(endpoints("web", "10.0.0.3"))
+	n.start(t, paths, netconf.ProxyNFTables)
+	expect("it went while no proxy ran", "10.0.0.3", 1)
+	n.delete(web("other", ""), endpoints("other"))
+	n.set(endpoints("web", "10.0.0.3"))
+	n.follows(t)
+	n.sweep(t)
+	if got := n.counted(t, "fathom_service_flows_ended_total")["entry"]; got != 2 {
+		t.Errorf("its Service is gone: %v entries were ended, want 2", got)
+	}
+}
+
+// TestSockets has sockets be connected to an endpoint in a Service's place, and others to the endpoint itself.
+func TestSockets(t *testing.T) {
+	paths, ok := inside(t)
+	if !ok {
+		return
+	}
+	serve(t, "10.0.0.1", "10.0.0.2")
+	n := newNode(t, paths, netconf.ProxyAuto)
+	n.set(web("web", vip), endpoints("web", "10.0.0.1"))
+	if s := n.follows(t); s.ConnectMissing != "" {
+		t.Skip(s.ConnectMissing)
+	}
+	for _, network := range []string{"tcp", "udp"} {
+		n.set(web("web", vip), endpoints("web", "10.0.0.1"))
+		n.follows(t)
+		n.sweep(t)
+		before := n.counted(t, "fathom_service_flows_ended_total")["socket"]
+		translated, direct := dial(t, network, at), dial(t, network, "10.0.0.1:8080")
+		for _, c := range []string{"is there", "terminates", "is gone"} {
+			switch c {
+			case "terminates":
+				n.set(endpoints("web", "10.0.0.2", "-10.0.0.1"))
+			case "is gone":
+				n.set(endpoints("web", "10.0.0.2"))
+			}
+			n.follows(t)
+			n.sweep(t)
+			if who := ask(t, direct); who != "10.0.0.1" {
+				t.Errorf("%s: the endpoint %s: %s answers on a direct connection", network, c, who)
+			}
+			who, err := try(translated)
+			if c != "is gone" && (err != nil || who != "10.0.0.1") {
+				t.Errorf("%s: the endpoint %s: %s answers, %v", network, c, who, err)
+			}
+			// What writes to a UDP socket that was destroyed hears that it is not connected; what reads, as with TCP.
+			if c == "is gone" && !errors.Is(err, unix.ECONNABORTED) && !errors.Is(err, unix.EDESTADDRREQ) {
+				t.Errorf("%s: the endpoint %s: %s answers, %v, want %v", network, c, who, err, unix.ECONNABORTED)
+			}
+		}
+		if who := ask(t, dial(t, network, at)); who != "10.0.0.2" {
+			t.Errorf("%s: %s answers on a new connection", network, who)
+		}
+		if ended := n.counted(t, "fathom_service_flows_ended_total")["socket"] - before; ended != 1 {
+			t.Errorf("%s: %v sockets were ended, want 1", network, ended)
+		}
+	}
+	last := dial(t, "tcp", at)
+	ask(t, last)
+	n.delete(web("web", ""))
+	n.follows(t)
+	n.sweep(t)
+	if _, err := try(last); !errors.Is(err, unix.ECONNABORTED) {
+		t.Errorf("the Service is gone: %v, want %v", err, unix.ECONNABORTED)
+	}
+}

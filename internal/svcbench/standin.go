@@ -1,0 +1,175 @@
+package svcbench
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// standIn is as much of an API server as Fathom's proxy asks of one, for machines without the kit. It speaks JSON alone
+// and keeps what it is told in memory.
+type standIn struct {
+	server *http.Server
+
+	mu      sync.Mutex
+	version int
+	lists   map[string]*list // by resource
+	more    chan struct{}    // closed when there is another event
+}
+
+type list struct {
+	kind, group string
+	items       map[string]object
+	events      []event
+}
+
+type event struct {
+	version    int
+	name, kind string
+	item       object
+}
+
+func newStandIn() (*standIn, error) {
+	s := &standIn{more: make(chan struct{}), lists: map[string]*list{
+		"services":       {kind: "Service", group: "v1", items: map[string]object{}},
+		"endpointslices": {kind: "EndpointSlice", group: "discovery.k8s.io/v1", items: map[string]object{}},
+	}}
+	listener, err := net.Listen("tcp", standInAddr)
+	if err != nil {
+		return nil, fmt.Errorf("stand in for an API server: %w", err)
+	}
+	s.server = &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}
+	go func() { _ = s.server.Serve(listener) }()
+	return s, nil
+}
+
+// ServeHTTP implements http.Handler.
+func (s *standIn) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	words := strings.Split(strings.Trim(req.URL.Path, "/"), "/")
+	for i, word := range words {
+		l := s.lists[word]
+		if l == nil {
+			continue
+		}
+		name := ""
+		if i+1 < len(words) {
+			name = words[i+1]
+		}
+		q := req.URL.Query()
+		watch := q.Get("watch") == "1" || q.Get("watch") == "true"
+		switch {
+		case req.Method != http.MethodGet:
+			s.write(w, req, l, name)
+		case q.Get("sendInitialEvents") != "": // client-go lists instead
+			w.Header().Set("Content-Type", ofJSON)
+			w.WriteHeader(http.StatusUnprocessableEntity)
+			_ = json.NewEncoder(w).Encode(object{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Invalid", "code": http.StatusUnprocessableEntity})
+		case watch:
+			s.watch(w, req, l)
+		default:
+			s.list(w, l)
+		}
+		return
+	}
+	if req.URL.Path != "/readyz" {
+		http.NotFound(w, req)
+	}
+}
+
+// write takes a new object, or a merge patch of one.
+func (s *standIn) write(w http.ResponseWriter, req *http.Request, l *list, name string) {
+	var body object
+	if err := json.NewDecoder(req.Body).Decode(&body); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	kind, item := "ADDED", body
+	meta := object{"namespace": "default", "creationTimestamp": "2026-01-01T00:00:00Z"}
+	if name != "" {
+		kind, item = "MODIFIED", object{}
+		for key, value := range l.items[name] {
+			item[key] = value
+		}
+		for key, value := range body {
+			item[key] = value
+		}
+	}
+	if old, ok := item["metadata"].(object); ok { // one of ours
+		for key, value := range old {
+			meta[key] = value
+		}
+	} else if sent, ok := item["metadata"].(map[string]any); ok {
+		for key, value := range sent {
+			meta[key] = value
+		}
+	}
+	s.version++
+	meta["resourceVersion"] = strconv.Itoa(s.version)
+	item["metadata"] = meta
+	if spec, ok := item["spec"].(map[string]any); ok {
+		spec["clusterIPs"], spec["type"] = []any{spec["clusterIP"]}, "ClusterIP"
+	}
+	name = meta["name"].(string)
+	l.items[name] = item
+	l.events = append(l.events, event{s.version, name, kind, item})
+	close(s.more)
+	s.more = make(chan struct{})
+}
+
+func (s *standIn) list(w http.ResponseWriter, l *list) {
+	s.mu.Lock()
+	items := make([]object, 0, len(l.items))
+	for _, item := range l.items {
+		items = append(items, item)
+	}
+	version := s.version
+	l.events = slices.DeleteFunc(l.events, func(e event) bool { return e.kind == "ADDED" })
+	s.mu.Unlock()
+	w.Header().Set("Content-Type", ofJSON)
+	_ = json.NewEncoder(w).Encode(object{"kind": l.kind + "List", "apiVersion": l.group, "metadata": object{"resourceVersion": strconv.Itoa(version)}, "items": items})
+}
+
+func (s *standIn) watch(w http.ResponseWriter, req *http.Request, l *list) {
+	only, _ := strings.CutPrefix(req.URL.Query().Get("fieldSelector"), "metadata.name=")
+	s.mu.Lock()
+	since, err := strconv.Atoi(req.URL.Query().Get("resourceVersion"))
+	if err != nil {
+		since = s.version
+	}
+	s.mu.Unlock()
+	w.Header().Set("Content-Type", ofJSON)
+	w.WriteHeader(http.StatusOK)
+	flush := http.NewResponseController(w)
+	for enc := json.NewEncoder(w); ; {
+		s.mu.Lock()
+		more := s.more
+		at, _ := slices.BinarySearchFunc(l.events, since+1, func(e event, v int) int { return e.version - v })
+		news := slices.Clone(l.events[at:])
+		s.mu.Unlock()
+		for _, e := range news {
+			since = e.version
+			if only != "" && e.name != only {
+				continue
+			}
+			if enc.Encode(object{"type": e.kind, "object": e.item}) != nil {
+				return
+			}
+		}
+		if flush.Flush() != nil {
+			return
+		}
+		select {
+		case <-more:
+		case <-req.Context().Done():
+			return
+		}
+	}
+}

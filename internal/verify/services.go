@@ -1,0 +1,230 @@
+package verify
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fathom-network/fathom/internal/bpf"
+	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/proxy"
+	"github.com/fathom-network/fathom/internal/ruleset"
+	"github.com/fathom-network/fathom/internal/service"
+)
+
+// servicesVerb has an agent tell what its kernel does with Services.
+const servicesVerb = "services"
+
+// RunServices reads by its agent what every node's kernel does with Services, and compares it with the API.
+func RunServices(ctx context.Context, client *kube.Client) (Report, error) {
+	r, err := readTwice(ctx, client, question[proxy.State]{verb: servicesVerb, objects: readServices, compare: Services})
+	if err != nil {
+		return Report{}, err
+	}
+	return r.report(func(n *NodeReport, s proxy.State) {
+		n.Mode, n.Frontends, n.Connect = string(s.Config.Mode), len(s.NFTables.Frontends), len(s.Connect)
+	}), nil
+}
+
+// ServiceStates asks every node's agent what its kernel does with Services, and says what could not be asked.
+func ServiceStates(ctx context.Context, client *kube.Client) (states map[string]proxy.State, failed map[string]error, err error) {
+	agents, err := findAgents(ctx, client)
+	if err != nil {
+		return nil, nil, err
+	}
+	states, failed = ask[proxy.State](ctx, client, agents, servicesVerb)
+	return states, failed, nil
+}
+
+// Services compares what one node's kernel does with Services with what the cluster's objects imply. Which of the
+// node's addresses and which pods are its own is taken from the agent: Pods proves that.
+func Services(c Cluster, node string, s proxy.State) []podnet.Difference {
+	d := differ{node: node}
+	switch {
+	case s.Config.Mode == netconf.ProxyOff:
+		if len(s.NFTables.Frontends)+len(s.Connect) > 0 {
+			d.add("it is not to carry Services, and its kernel balances %d frontends", len(s.NFTables.Frontends)+len(s.Connect))
+		}
+		return d.found
+	case s.Problem != "":
+		d.add("the agent says: %s", s.Problem)
+	}
+	i := slices.IndexFunc(c.Nodes, func(n *corev1.Node) bool { return n.Name == node })
+	if i < 0 {
+		return d.found
+	}
+	model := service.NewModel(service.NodeOf(c.Nodes[i]))
+	model.Replace(c.Services, c.Slices)
+	plan := service.Plan{Frontends: model.Frontends(), NodePortAddrs: s.Config.NodePortAddrs, OwnPods: s.Config.OwnPods}
+	for _, p := range model.Problems() {
+		d.add("%s", p)
+	}
+	plain := plan
+	plan.Frontends = s.Redirect().Frontends(plan.Frontends)
+	if s.Config.Mode == netconf.ProxyAuto && s.ConnectMissing == "" {
+		d.nftables(plain, s)
+	} else {
+		d.nftables(plan, s)
+	}
+	d.connect(plan, s)
+	d.flows(plan, model, s)
+	slices.SortFunc(d.found, func(a, b podnet.Difference) int { return cmp.Compare(a.Text, b.Text) })
+	return slices.Compact(d.found)
+}
+
+func (d *differ) nftables(plan service.Plan, s proxy.State) {
+	want, err := ruleset.AsHeld(plan)
+	if err != nil {
+		d.add("%v", err)
+		return
+	}
+	d.frontends("nftables", describeAll(want.Frontends, describeFrontend), describeAll(s.NFTables.Frontends, describeFrontend), plan)
+	for _, list := range []struct{ what, want, have string }{
+		{"addresses of NodePorts", fmt.Sprint(want.NodePortAddrs), fmt.Sprint(s.NFTables.NodePortAddrs)},
+		{"this node's pods", fmt.Sprint(want.OwnPods), fmt.Sprint(s.NFTables.OwnPods)},
+	} {
+		if list.want != list.have {
+			d.add("nftables: %s are %s, want %s", list.what, list.have, list.want)
+		}
+	}
+}
+
+func (d *differ) connect(plan service.Plan, s proxy.State) {
+	if s.Config.Mode != netconf.ProxyAuto || s.ConnectMissing != "" {
+		return
+	}
+	for _, name := range s.Detached {
+		d.add("connect: program %s is not attached to the node's cgroup", name)
+	}
+	d.frontends("connect", describeAll(bpf.BalancedOf(plan), describeBalanced), describeAll(s.Connect, describeBalanced), plan)
+}
+
+// flows tells of what connection tracking remembers and no client should meet.
+func (d *differ) flows(plan service.Plan, model *service.Model, s proxy.State) {
+	var others []string
+	index := service.NewIndex(plan, nil, nil)
+	for _, f := range s.Flows {
+		if !index.Stale(f.Protocol, f.To, f.Answers, f.Translated) {
+			continue
+		}
+		if frontend, found := index.Find(f.Protocol, f.To); found {
+			if _, serving := model.Lives(frontend.Service, f.Answers); serving {
+				continue
+			}
+		}
+		others = append(others, fmt.Sprintf("conntrack: %d flows of %s to %s are answered by %s, which is no endpoint of it", f.Number, f.Protocol, f.To, f.Answers))
+	}
+	for _, text := range others {
+		d.add("%s", text)
+	}
+}
+
+// frontends compares descriptions by their keys.
+func (d *differ) frontends(where string, want, have map[service.Key]string, plan service.Plan) {
+	owner := map[service.Key]string{}
+	for _, f := range plan.Frontends {
+		owner[f.Key] = " of Service " + f.Service.String()
+	}
+	for key, text := range want {
+		switch got, found := have[key]; {
+		case !found:
+			d.add("%s: %s%s is missing", where, key, owner[key])
+		case got != text:
+			d.add("%s: %s%s: %s, want %s", where, key, owner[key], got, text)
+		}
+	}
+	for key := range have {
+		if _, found := want[key]; !found {
+			d.add("%s: %s is of no Service", where, key)
+		}
+	}
+}
+
+func describeAll[T any](all []T, describe func(T) (service.Key, string)) map[service.Key]string {
+	m := make(map[service.Key]string, len(all))
+	for _, x := range all {
+		key, text := describe(x)
+		m[key] = text
+	}
+	return m
+}
+
+func describeFrontend(f service.Frontend) (service.Key, string) {
+	var b strings.Builder
+	describeBackends(&b, f.Inside)
+	if f.Split() {
+		b.WriteString(", from outside ")
+		describeBackends(&b, f.Outside)
+	}
+	if f.Affinity > 0 {
+		fmt.Fprintf(&b, ", affinity %v", f.Affinity)
+	}
+	if f.Sources != nil {
+		fmt.Fprintf(&b, ", from %v", f.Sources)
+	}
+	return f.Key, b.String()
+}
+
+func describeBackends(b *strings.Builder, x service.Backends) {
+	switch {
+	case len(x.Endpoints) > 0:
+		fmt.Fprintf(b, "to %v", x.Endpoints)
+	case x.Drop:
+		b.WriteString("dropped")
+	default:
+		b.WriteString("rejected")
+	}
+}
+
+func describeBalanced(f bpf.Balanced) (service.Key, string) {
+	text := "refused"
+	if len(f.Endpoints) > 0 {
+		text = fmt.Sprintf("to %v", f.Endpoints)
+	}
+	if f.Affinity > 0 {
+		text += fmt.Sprintf(", affinity %v", f.Affinity)
+	}
+	return f.Key, text
+}
+
+func readServices(ctx context.Context, client *kube.Client) (Cluster, error) {
+	var c Cluster
+	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return c, fmt.Errorf("list nodes: %w", err)
+	}
+	for i := range nodes.Items {
+		c.Nodes = append(c.Nodes, &nodes.Items[i])
+	}
+	c.Services, c.Slices, err = ReadServices(ctx, client, metav1.NamespaceAll)
+	return c, err
+}
+
+// ReadServices returns the Services and EndpointSlices of a namespace, or of all.
+func ReadServices(ctx context.Context, client *kube.Client, namespace string) ([]*corev1.Service, []*discoveryv1.EndpointSlice, error) {
+	services, err := client.CoreV1().Services(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, nil, fmt.Errorf("list Services: %w", err)
+	}
+	slices, err := client.DiscoveryV1().EndpointSlices(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, nil, fmt.Errorf("list EndpointSlices: %w", err)
+	}
+	var s []*corev1.Service
+	for i := range services.Items {
+		s = append(s, &services.Items[i])
+	}
+	var e []*discoveryv1.EndpointSlice
+	for i := range slices.Items {
+		e = append(e, &slices.Items[i])
+	}
+	return s, e, nil
+}
