@@ -73,10 +73,14 @@ func leftOut(spec string, s setting, m machine) string {
 	switch {
 	case has("[Feature:KubeProxyDaemonSetMigration]"):
 		return "exchanges kube-proxy with the scripts of a cluster on Google Cloud"
+	case has("should check kube-proxy urls") && s.Proxy != "kube-proxy":
+		return "asks kube-proxy for its mode, and it is not there"
 	case has("[Feature:SCTPConnectivity]") && !m.sctp:
 		return "this kernel has no SCTP"
-	case has("[Feature:LoadBalancer]") && plain:
+	case has("[Feature:LoadBalancer]") && plain && s.Network != "fathom":
 		return "nothing in this lab gives a Service of type LoadBalancer an address"
+	case has("[Feature:LoadBalancer] [Slow] should work for type=LoadBalancer"):
+		return "takes a client of the nodes' /16 for a node, and there is the lab's host; the scenario balancer looks at the same"
 	case has("[Feature:NetworkPolicy]") && plain:
 		return "the network " + s.Network + " has no NetworkPolicy"
 	case has("[Feature:IPv6DualStack]") && s.Family != "dual":

@@ -179,9 +179,10 @@ func TestChoose(t *testing.T) {
 	}{
 		{nil, 2, 0, ""},
 		{[]string{"--focus", ""}, 2, 0, ""},
-		{[]string{"--focus", "."}, 4, 1, ""},
+		{[]string{"--focus", "."}, 5, 0, ""},
+		{[]string{"--focus", ".", "--network", "bridge"}, 4, 1, ""},
 		{[]string{"--focus", ".", "--all"}, 5, 0, ""},
-		{[]string{"--focus", ".", "--skip", "^DNS"}, 2, 1, ""},
+		{[]string{"--focus", ".", "--skip", "^DNS"}, 3, 0, ""},
 		{[]string{"--focus", "no such spec"}, 0, 0, "no spec matches"},
 		{[]string{"--short"}, 0, 0, "the short list has"},
 	} {
@@ -206,7 +207,9 @@ func TestSettings(t *testing.T) {
 		s         setting
 		name, dir string
 	}{
-		{setting{}, "fathom, kube-proxy nftables, ipv4", "fathom-kube-proxy-nftables-ipv4"},
+		{setting{}, "fathom, fathom auto, ipv4", "fathom-fathom-auto-ipv4"},
+		{setting{Proxy: "kube-proxy"}, "fathom, kube-proxy nftables, ipv4", "fathom-kube-proxy-nftables-ipv4"},
+		{setting{Mode: "ipvs"}, "fathom, kube-proxy ipvs, ipv4", "fathom-kube-proxy-ipvs-ipv4"},
 		{setting{Network: "flannel", Mode: "iptables", Family: "dual"}, "flannel, kube-proxy iptables, dual", "flannel-kube-proxy-iptables-dual"},
 		{setting{Network: "none", Proxy: "none", Mode: "iptables"}, "no network, no proxy, ipv4", "none-none-ipv4"},
 	} {

@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -86,8 +88,9 @@ func (l *lab) run(ctx context.Context, args ...string) error {
 
 // cluster is the first cluster of a lab.
 type cluster struct {
-	kubeconfig string   // a file with which this cluster is reached, and no other
-	workers    []string // on which pods are scheduled
+	kubeconfig string     // a file with which this cluster is reached, and no other
+	workers    []string   // on which pods are scheduled
+	addrs      [][]string // of nodes
 }
 
 func (l *lab) cluster(ctx context.Context) (cluster, error) {
@@ -100,7 +103,43 @@ func (l *lab) cluster(ctx context.Context) (cluster, error) {
 	for _, n := range first.Workers() {
 		c.workers = append(c.workers, n.Name)
 	}
+	for i := range first.Nodes {
+		var addrs []string
+		for _, a := range found.NodeAddrs(first, &first.Nodes[i]) {
+			addrs = append(addrs, a.String())
+		}
+		c.addrs = append(c.addrs, addrs)
+	}
 	return c, l.run(ctx, "kubeconfig", "--name", l.name, "--cluster", first.Name, "--to", c.kubeconfig)
+}
+
+// addressPool is for Services of type LoadBalancer: addresses of the nodes' own segment that no node has, of each family.
+func addressPool(addrs []string) string {
+	var ranges []string
+	for _, a := range addrs {
+		addr := netip.MustParseAddr(a)
+		if addr.Is4() {
+			b := addr.As4()
+			ranges = append(ranges, fmt.Sprintf("%d.%d.%d.210-%d.%d.%d.250", b[0], b[1], b[2], b[0], b[1], b[2]))
+			continue
+		}
+		p, _ := addr.Prefix(64)
+		first := p.Addr().As16()
+		first[14] = 0xf0
+		ranges = append(ranges, netip.PrefixFrom(netip.AddrFrom16(first), 120).String())
+	}
+	list, _ := json.Marshal(ranges) // of strings it cannot fail
+	return fmt.Sprintf("apiVersion: fathom.network/v1alpha1\nkind: AddressPool\nmetadata: {name: conformance}\nspec: {addresses: %s}\n", list)
+}
+
+// give gives the cluster addresses for Services of type LoadBalancer.
+func (l *lab) give(ctx context.Context, c cluster) error {
+	cmd := command(ctx, filepath.Join(l.kit, "bin", "kubectl"), "--kubeconfig", c.kubeconfig, "apply", "-f", "-")
+	cmd.Stdin = strings.NewReader(addressPool(c.addrs[0]))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("make an AddressPool: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return nil
 }
 
 // spread puts workers into zones, if there are enough of them: some specs want three zones, or three zones of two.

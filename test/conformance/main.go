@@ -68,8 +68,8 @@ func parse(args []string, out io.Writer) (options, error) {
 	f.StringVar(&o.board, "board", "docs/conformance.md", "`file` with the scoreboard; \"none\" to leave it alone")
 	f.StringVar(&o.lab, "name", "", "use this `lab`, which is up, and leave it up; its first cluster says what is tested")
 	f.StringVar(&o.Network, "network", "", "pod network of the lab (default fathom)")
-	f.StringVar(&o.Proxy, "proxy", "", "Service proxy of the lab (default kube-proxy)")
-	f.StringVar(&o.Mode, "proxy-mode", "", "mode of kube-proxy (default nftables)")
+	f.StringVar(&o.Proxy, "proxy", "", "Service proxy of the lab (default as of `fathom up`)")
+	f.StringVar(&o.Mode, "proxy-mode", "", "mode of the proxy (default its own)")
 	f.StringVar(&o.Family, "ip-family", "", "ipv4, ipv6 or dual (default ipv4)")
 	f.IntVar(&o.workers, "workers", 2, "workers of the lab; three and more are spread over three zones")
 	f.IntVar(&o.procs, "procs", 6, "how many specs run at the same time")
@@ -196,6 +196,11 @@ func inLab(ctx context.Context, out io.Writer, o options, dir string, s suite, s
 	if own {
 		if err := l.spread(ctx, c); err != nil {
 			return nil, err
+		}
+		if o.Network == "fathom" {
+			if err := l.give(ctx, c); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if err := l.load(ctx, s, specs); err != nil {

@@ -7,8 +7,8 @@ import (
 // A setting is what makes one run differ from another: a section of the scoreboard.
 type setting struct {
 	Network string // bridge, flannel, none, …
-	Proxy   string // kube-proxy, none, …
-	Mode    string // of kube-proxy: nftables, iptables or ipvs
+	Proxy   string // fathom, kube-proxy, none, …
+	Mode    string // of kube-proxy: nftables, iptables or ipvs; of fathom: auto or nftables
 	Family  string // ipv4, ipv6 or dual
 }
 
@@ -19,11 +19,17 @@ func (s setting) withDefaults() setting {
 		}
 	}
 	def(&s.Network, "fathom")
+	if s.Network == "fathom" && s.Mode != "iptables" && s.Mode != "ipvs" { // as `fathom up` has it
+		def(&s.Proxy, "fathom")
+	}
 	def(&s.Proxy, "kube-proxy")
 	def(&s.Family, "ipv4")
-	if s.Proxy == "kube-proxy" {
+	switch s.Proxy {
+	case "fathom":
+		def(&s.Mode, "auto")
+	case "kube-proxy":
 		def(&s.Mode, "nftables")
-	} else {
+	default:
 		s.Mode = ""
 	}
 	return s

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -12,8 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -22,151 +19,15 @@ import (
 
 // Commands about the pod network of the lab's only cluster.
 //
-//	talk FROM TO N        N TCP connections from one pod to another, on each of which a few bytes go there and
-//	                      back all the time, until the scenario ends; the test does so itself, in the pods' network
-//	                      namespaces, so that it depends on nothing but the network
-//	talk-lives PAUSE      all of them live, moved on since the last time, and none waited longer than PAUSE
 //	break-agents ROUNDS   agents of random nodes are killed, and their pods deleted; each time the agents
 //	                      come back and are ready
 //	docs FILE NAME…       write the blocks of a page of docs that <!-- run: NAME --> precedes into files of these names
 //	churn PODS            pods come and go on the workers, while agents, kubelets and containerds of random
 //	                      workers are killed; at the end no pod is left
 func init() {
-	commands["talk"] = cmdTalk
-	commands["talk-lives"] = cmdTalkLives
 	commands["break-agents"] = cmdBreakAgents
 	commands["churn"] = cmdChurn
 	commands["docs"] = cmdDocs
-}
-
-// talk is a number of connections between two pods.
-type talk struct {
-	rounds  []atomic.Int64
-	seen    []int64 // of rounds, at the last look
-	longest atomic.Int64
-	failed  atomic.Pointer[error]
-	stopped atomic.Bool
-	close   []func()
-	done    sync.WaitGroup
-}
-
-// silence is when a connection is given up that nobody has closed.
-const silence = 2 * time.Minute
-
-func cmdTalk(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 3 {
-		ts.Fatalf("usage: talk FROM TO N")
-	}
-	n, err := strconv.Atoi(args[2])
-	ts.Check(err)
-	from, _ := podNamespace(ts, args[0])
-	to, address := podNamespace(ts, args[1])
-	t := &talk{rounds: make([]atomic.Int64, n), seen: make([]int64, n)}
-	s := sessionOf(ts)
-	s.talks = append(s.talks, t)
-	var listener net.Listener
-	ts.Check(inside(to, func() (err error) {
-		listener, err = net.Listen("tcp", net.JoinHostPort(address, "0"))
-		return err
-	}))
-	t.close = append(t.close, func() { listener.Close() })
-	go func() {
-		for {
-			c, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				_, _ = io.Copy(c, c)
-			}()
-		}
-	}()
-	ts.Check(inside(from, func() error {
-		for i := range n {
-			c, err := net.DialTimeout("tcp", listener.Addr().String(), 10*time.Second)
-			if err != nil {
-				return err
-			}
-			t.close = append(t.close, func() { c.Close() })
-			t.done.Add(1)
-			go t.converse(c, &t.rounds[i])
-		}
-		return nil
-	}))
-}
-
-func (t *talk) converse(c net.Conn, rounds *atomic.Int64) {
-	defer t.done.Done()
-	b := make([]byte, 64)
-	for !t.stopped.Load() {
-		began := time.Now()
-		_ = c.SetDeadline(began.Add(silence))
-		_, err := c.Write(b)
-		if err == nil {
-			_, err = io.ReadFull(c, b)
-		}
-		if err != nil {
-			if !t.stopped.Load() {
-				t.failed.CompareAndSwap(nil, &err)
-			}
-			return
-		}
-		took := int64(time.Since(began))
-		for longest := t.longest.Load(); took > longest && !t.longest.CompareAndSwap(longest, took); {
-			longest = t.longest.Load()
-		}
-		rounds.Add(1)
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
-func (t *talk) end() {
-	if t.stopped.Swap(true) {
-		return
-	}
-	for _, f := range t.close {
-		f()
-	}
-	t.done.Wait()
-}
-
-func cmdTalkLives(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: talk-lives PAUSE")
-	}
-	pause := duration(ts, args[0])
-	s := sessionOf(ts)
-	for _, t := range s.talks {
-		still := func() int {
-			n := 0
-			for i := range t.rounds {
-				if t.rounds[i].Load() == t.seen[i] {
-					n++
-				}
-			}
-			return n
-		}
-		for began := time.Now(); still() > 0 && t.failed.Load() == nil && time.Since(began) < pause; {
-			time.Sleep(20 * time.Millisecond)
-		}
-		if err := t.failed.Load(); err != nil {
-			ts.Fatalf("a connection is lost: %v", *err)
-		}
-		if n := still(); n > 0 {
-			ts.Fatalf("%d of %d connections are silent", n, len(t.rounds))
-		}
-		var rounds int64
-		for i := range t.rounds {
-			t.seen[i] = t.rounds[i].Load()
-			rounds += t.seen[i]
-		}
-		longest := time.Duration(t.longest.Swap(0))
-		ts.Logf("%d connections, %d times there and back, the longest took %v", len(t.rounds), rounds, longest.Round(time.Microsecond))
-		if longest > pause {
-			ts.Fatalf("a connection was silent for %v", longest)
-		}
-	}
 }
 
 func cmdDocs(ts *testscript.TestScript, neg bool, args []string) {

@@ -119,6 +119,7 @@ type session struct {
 	before snapshot                 // the host before the scenario
 	took   map[string]time.Duration // what `up` takes undisturbed, by its arguments
 	talks  []*talk                  // connections between pods
+	asker  *asker                   // somebody outside
 	closer []func()
 }
 
