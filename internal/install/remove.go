@@ -100,7 +100,7 @@ func takeBackAddresses(ctx context.Context, client *kube.Client) error {
 				continue
 			}
 			left++
-			if err := client.SetIngress(ctx, s, vip.Owner, nil); err != nil && !apierrors.IsConflict(err) {
+			if err := client.SetIngress(ctx, s, vip.Owner, nil, vip.Finalizers(s, false)); err != nil && !apierrors.IsConflict(err) {
 				return err
 			}
 		}

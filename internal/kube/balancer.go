@@ -103,8 +103,8 @@ func shrinkBalancer(o any, owner string) (any, error) {
 		return shrink(o)
 	}
 	small := &corev1.Service{ObjectMeta: shrinkMeta(&s.ObjectMeta)}
-	small.Spec.Type = s.Spec.Type
-	if s.Spec.Type != corev1.ServiceTypeLoadBalancer && len(s.Status.LoadBalancer.Ingress) == 0 {
+	small.Spec.Type, small.Finalizers = s.Spec.Type, s.Finalizers
+	if s.Spec.Type != corev1.ServiceTypeLoadBalancer && len(s.Status.LoadBalancer.Ingress)+len(s.Finalizers) == 0 {
 		return small, nil
 	}
 	small.Labels, small.Spec, small.Status.LoadBalancer = s.Labels, s.Spec, s.Status.LoadBalancer
@@ -148,14 +148,18 @@ func (v *BalancerView) AddressPools() []*v1alpha1.AddressPool {
 // PodPools returns the pools of pods' addresses, in no order.
 func (v *BalancerView) PodPools() []*v1alpha1.IPPool { return all[*v1alpha1.IPPool](v.podPools) }
 
-// SetIngress writes the load balancer's addresses into the status of a Service as it was seen: if it has changed since,
+// SetIngress writes the load balancer's addresses into the status of a Service as it was seen, and with them its
+// finalizers, which the subresource takes, too: if it has changed since,
 // the error is one that apierrors.IsConflict knows. A Service that is gone is not an error.
-func (c *Client) SetIngress(ctx context.Context, s *corev1.Service, owner string, ingress []corev1.LoadBalancerIngress) error {
+func (c *Client) SetIngress(ctx context.Context, s *corev1.Service, owner string, ingress []corev1.LoadBalancerIngress, finalizers []string) error {
 	if ingress == nil {
 		ingress = []corev1.LoadBalancerIngress{}
 	}
+	if finalizers == nil {
+		finalizers = []string{}
+	}
 	patch, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"uid": s.UID, "resourceVersion": s.ResourceVersion},
+		"metadata": map[string]any{"uid": s.UID, "resourceVersion": s.ResourceVersion, "finalizers": finalizers},
 		"status":   map[string]any{"loadBalancer": map[string]any{"ingress": ingress}},
 	})
 	if err != nil {

@@ -155,12 +155,13 @@ func loses(s *corev1.Service, want []netip.Addr) bool {
 // assign writes what a Service has, and tells of it.
 func (a *allocator) assign(ctx context.Context, s *corev1.Service, x vip.Assignment, anyPools bool) error {
 	want := vip.Ingress(x.Addresses)
-	if !slices.EqualFunc(s.Status.LoadBalancer.Ingress, want, sameIngress) {
+	finalizers := vip.Finalizers(s, len(want) > 0)
+	if !slices.EqualFunc(s.Status.LoadBalancer.Ingress, want, sameIngress) || len(finalizers) != len(s.Finalizers) && (len(want) > 0 || vip.Wrote(s)) {
 		// A cluster without pools may have another's controller for Services without a class.
 		if len(want) == 0 && !anyPools && !vip.Wrote(s) {
 			return nil
 		}
-		if err := a.Client.SetIngress(ctx, s, Component, want); err != nil {
+		if err := a.Client.SetIngress(ctx, s, Component, want, finalizers); err != nil {
 			if apierrors.IsConflict(err) {
 				return nil // what has changed is on its way here, and wakes the loop
 			}
@@ -193,7 +194,7 @@ func (a *allocator) takeBack(ctx context.Context, all []*corev1.Service) error {
 		if vip.Ours(s) || !vip.Wrote(s) {
 			continue
 		}
-		if err := a.Client.SetIngress(ctx, s, Component, nil); err != nil && !apierrors.IsConflict(err) {
+		if err := a.Client.SetIngress(ctx, s, Component, nil, vip.Finalizers(s, false)); err != nil && !apierrors.IsConflict(err) {
 			errs = append(errs, err)
 		}
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/fathom-network/fathom/internal/membership"
 	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/testenv"
+	"github.com/fathom-network/fathom/internal/vip"
 )
 
 // cluster is an API server with a controller.
@@ -172,10 +173,26 @@ func TestController(t *testing.T) {
 	patch("a", `{"status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.1"}]}}}`, "status")
 	c.addresses("a", "192.0.2.8")
 
+	// A Service with an address is kept until the address is taken back: by its finalizer, which is there no longer.
+	finalized := func(name string) bool {
+		t.Helper()
+		s, err := services.Get(t.Context(), name, metav1.GetOptions{})
+		c.must(err)
+		return slices.Contains(s.Finalizers, vip.Finalizer)
+	}
+	if !finalized("a") || !finalized("b") {
+		t.Error("a Service with an address has no finalizer")
+	}
+
 	// A Service that is no load balancer's any more, and one that is gone, leave their addresses to others.
 	patch("a", `{"spec": {"type": "ClusterIP"}}`)
 	c.addresses("a")
+	c.await(func() bool { return !finalized("a") }, func() string { return "a Service that has no address any more has the finalizer" })
 	c.must(services.Delete(t.Context(), "b", metav1.DeleteOptions{}))
+	c.await(func() bool {
+		_, err := services.Get(t.Context(), "b", metav1.GetOptions{})
+		return apierrors.IsNotFound(err)
+	}, func() string { return "a Service that was deleted is kept" })
 	c.service("c", ", loadBalancerIP: 192.0.2.9")
 	c.addresses("c", "192.0.2.9")
 

@@ -30,14 +30,27 @@ const (
 	AddressInUse   = "AddressInUse"
 )
 
-// Ours says whether a Service gets its addresses from the pools.
+// Ours says whether a Service gets its addresses from the pools. One that is being deleted gets none any more.
 func Ours(s *corev1.Service) bool {
-	return s.Spec.Type == corev1.ServiceTypeLoadBalancer && (s.Spec.LoadBalancerClass == nil || *s.Spec.LoadBalancerClass == Class)
+	return s.DeletionTimestamp == nil && s.Spec.Type == corev1.ServiceTypeLoadBalancer && (s.Spec.LoadBalancerClass == nil || *s.Spec.LoadBalancerClass == Class)
+}
+
+// Finalizer keeps a Service that has addresses until they are taken back. It is that of all who give out load balancers'
+// addresses: https://kubernetes.io/docs/tasks/access-application-cluster/create-external-load-balancer/
+const Finalizer = "service.kubernetes.io/load-balancer-cleanup"
+
+// Finalizers are those of a Service when it has addresses of ours, or none.
+func Finalizers(s *corev1.Service, addresses bool) []string {
+	list := slices.DeleteFunc(slices.Clone(s.Finalizers), func(f string) bool { return f == Finalizer })
+	if addresses {
+		list = append(list, Finalizer)
+	}
+	return list
 }
 
 // Wrote says whether it was us who wrote a Service's status.
 func Wrote(s *corev1.Service) bool {
-	return len(s.Status.LoadBalancer.Ingress) > 0 && slices.ContainsFunc(s.ManagedFields, func(e metav1.ManagedFieldsEntry) bool {
+	return (len(s.Status.LoadBalancer.Ingress) > 0 || slices.Contains(s.Finalizers, Finalizer)) && slices.ContainsFunc(s.ManagedFields, func(e metav1.ManagedFieldsEntry) bool {
 		return e.Manager == Owner && e.Subresource == "status"
 	})
 }
