@@ -326,7 +326,9 @@ func (r run) race(c *cluster, empty *node, nodes []*node, results []Result) erro
 	}
 	for _, n := range nodes {
 		i := slices.IndexFunc(results, func(r Result) bool { return r.Proxy == n.proxy })
-		results[i].CRR, results[i].RR, results[i].Bare = ratio(ratios[n][0]), ratio(ratios[n][1]), ratio(ratios[n][2])
+		x := &results[i]
+		x.CRR, x.RR, x.Bare = ratio(ratios[n][0]), ratio(ratios[n][1]), ratio(ratios[n][2])
+		say("  %-20s CRR %.2f (%.2f to %.2f), RR %.2f (%.2f to %.2f) of direct", n.proxy, x.CRR.Median, x.CRR.Low, x.CRR.High, x.RR.Median, x.RR.Low, x.RR.High)
 	}
 	return nil
 }

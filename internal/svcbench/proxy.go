@@ -230,7 +230,7 @@ func (t *tail) Write(b []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.text = append(t.text, b...)
-	t.text = t.text[max(0, len(t.text)-2000):]
+	t.text = t.text[max(0, len(t.text)-500):]
 	return len(b), nil
 }
 

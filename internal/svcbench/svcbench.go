@@ -103,7 +103,12 @@ func Run(ctx context.Context, o Options, progress io.Writer) (report Report, err
 	}
 	defer os.RemoveAll(dir)
 	r := run{Options: o, Dir: dir, Group: fmt.Sprintf("fathom-bench-%d", os.Getpid())}
-	defer func() { err = errors.Join(err, cgroup.Remove(r.Group)) }()
+	defer func() {
+		// Processes of a run that was interrupted may still be on their way out.
+		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		err = errors.Join(err, cgroup.Kill(ending, r.Group), cgroup.Remove(r.Group))
+	}()
 	for _, name := range append([]string{bare}, o.Proxies...) {
 		if err := cgroup.Create(filepath.Join(r.Group, name)); err != nil {
 			return report, err
