@@ -14,6 +14,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -97,17 +99,20 @@ type Load struct {
 
 // Run measures. It says on progress what it is at.
 func Run(ctx context.Context, o Options, progress io.Writer) (report Report, err error) {
-	dir, err := os.MkdirTemp("", "fathom-bench-")
+	if err := sweep(); err != nil {
+		return report, err
+	}
+	dir, err := os.MkdirTemp("", fmt.Sprintf("%s-%d-", mark, os.Getpid()))
 	if err != nil {
 		return report, err
 	}
 	defer os.RemoveAll(dir)
-	r := run{Options: o, Dir: dir, Group: fmt.Sprintf("fathom-bench-%d", os.Getpid())}
+	r := run{Options: o, Dir: dir, Group: fmt.Sprintf("%s/%d", mark, os.Getpid())}
 	defer func() {
 		// Processes of a run that was interrupted may still be on their way out.
 		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		err = errors.Join(err, cgroup.Kill(ending, r.Group), cgroup.Remove(r.Group))
+		err = errors.Join(err, cgroup.Kill(ending, r.Group), cgroup.Remove(r.Group), cgroup.Prune(mark))
 	}()
 	for _, name := range append([]string{bare}, o.Proxies...) {
 		if err := cgroup.Create(filepath.Join(r.Group, name)); err != nil {
@@ -128,6 +133,44 @@ func Run(ctx context.Context, o Options, progress io.Writer) (report Report, err
 		return report, fmt.Errorf("measure Services: %w", errors.Join(ctx.Err(), err))
 	}
 	return report, json.Unmarshal(out.Bytes(), &report)
+}
+
+// mark is the group of all runs, in which each has one with its process's number as its name, and how the names of their
+// directories begin.
+const mark = "fathom-bench"
+
+// sweep takes away what runs have left that were killed: a group and a directory, of which both tell whose they are.
+func sweep() error {
+	groups, err := cgroup.List(mark)
+	if err != nil {
+		return err
+	}
+	for _, name := range groups {
+		if hasEnded(name) {
+			if err := cgroup.Remove(filepath.Join(mark, name)); err != nil {
+				return err
+			}
+		}
+	}
+	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), mark+"-*-*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), mark+"-"), "-")
+		if hasEnded(pid) {
+			if err := os.RemoveAll(dir); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// hasEnded says whether there is no process of that number. What is no number is nobody's of ours.
+func hasEnded(pid string) bool {
+	n, err := strconv.Atoi(pid)
+	return err == nil && errors.Is(syscall.Kill(n, 0), syscall.ESRCH)
 }
 
 // The parts of a run, each of which is a process.
