@@ -2,12 +2,16 @@ package kube
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"testing"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/client-go/rest"
 )
 
@@ -66,5 +70,19 @@ func TestCreate(t *testing.T) {
 		if err := c.Create(t.Context(), []byte(bad)); err == nil {
 			t.Errorf("%q gives no error", bad)
 		}
+	}
+}
+
+// An address of a Service that is refused is asked for again, what else is invalid is not.
+func TestNoRangeYet(t *testing.T) {
+	refused := func(name string) error {
+		return fmt.Errorf("create: %w", apierrors.NewInvalid(schema.GroupKind{Kind: "Service"}, "dns",
+			field.ErrorList{field.Invalid(field.NewPath("spec", name), []string{"10.96.0.10"}, "the provided network does not match the current range")}))
+	}
+	if !startsYet(refused("clusterIPs")) {
+		t.Error("a Service without a range is not asked for again")
+	}
+	if startsYet(refused("ports")) {
+		t.Error("a Service that is invalid is asked for again")
 	}
 }
