@@ -39,7 +39,7 @@ func run() error {
 	port := flag.Int("port", 53, "the port to answer at")
 	up := flag.String("upstream", "", "HOST:PORT of the cluster's servers (default: from the environment, of Service kube-dns-upstream)")
 	resolv := flag.String("resolv-conf", "/etc/resolv.conf", "file with the search list of a pod")
-	health := flag.String("health", "127.0.0.1:10472", "HOST:PORT of the health check")
+	health := flag.String("health", "127.0.0.1:10474", "HOST:PORT of the health check")
 	metrics := flag.String("metrics", ":10473", "HOST:PORT of metrics for Prometheus")
 	show := flag.Bool("show", false, "print the Corefile and end")
 	flag.Parse()

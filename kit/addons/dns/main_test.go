@@ -179,7 +179,7 @@ func TestProgram(t *testing.T) {
 			t.Fatal("the servers are back, and not asked")
 		}
 	}
-	for url, want := range map[string]string{"http://127.0.0.1:10472/health": "OK", "http://127.0.0.1:10473/metrics": "coredns_nodecache_answers_total"} {
+	for url, want := range map[string]string{"http://127.0.0.1:10474/health": "OK", "http://127.0.0.1:10473/metrics": "coredns_nodecache_answers_total"} {
 		r, err := http.Get(url)
 		if err != nil {
 			t.Fatal(err)
