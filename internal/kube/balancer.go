@@ -12,7 +12,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/leaderelection"
@@ -35,12 +34,12 @@ func (c *Client) BalancerView(ctx context.Context, owner string, changed func())
 	v := &BalancerView{}
 	core := c.CoreV1().RESTClient()
 	all := fields.Everything()
-	for _, w := range []struct {
-		into     *cache.Indexer
-		object   runtime.Object
-		source   *cache.ListWatch
-		optional bool
-	}{
+	o := informing{
+		shrink:  func(o any) (any, error) { return shrinkBalancer(o, owner) },
+		changed: changed,
+		refused: cache.DefaultWatchErrorHandler,
+	}
+	for _, w := range []watched{
 		{&v.services, &corev1.Service{}, cache.NewListWatchFromClient(core, "services", "", all), false},
 		{&v.namespaces, &corev1.Namespace{}, cache.NewListWatchFromClient(core, "namespaces", "", all), false},
 		{&v.nodes, &corev1.Node{}, cache.NewListWatchFromClient(core, "nodes", "", all), false},
@@ -48,13 +47,11 @@ func (c *Client) BalancerView(ctx context.Context, owner string, changed func())
 		{&v.pools, &v1alpha1.AddressPool{}, cache.NewListWatchFromClient(c.fathom, "addresspools", "", all), false},
 		{&v.podPools, &v1alpha1.IPPool{}, cache.NewListWatchFromClient(c.fathom, "ippools", "", all), true},
 	} {
-		informer, synced, err := inform(w.source, w.object, w.optional, func(o any) (any, error) { return shrinkBalancer(o, owner) }, changed)
+		informer, synced, err := inform(ctx, w, o)
 		if err != nil {
 			return nil, err
 		}
-		*w.into = informer.GetIndexer()
 		v.synced = append(v.synced, synced)
-		go informer.RunWithContext(ctx)
 		go func() { // a list without objects is no event
 			if cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
 				changed()
@@ -62,37 +59,6 @@ func (c *Client) BalancerView(ctx context.Context, owner string, changed func())
 		}()
 	}
 	return v, nil
-}
-
-// inform makes an informer that tells of every change. synced says whether all objects were told, or, of an optional
-// kind, that the API server does not know it.
-func inform(source *cache.ListWatch, object runtime.Object, optional bool, shrink cache.TransformFunc, changed func()) (cache.SharedIndexInformer, func() bool, error) {
-	informer := cache.NewSharedIndexInformer(source, object, 0, cache.Indexers{})
-	if err := informer.SetTransform(shrink); err != nil {
-		return nil, nil, err
-	}
-	absent := make(chan struct{}, 1)
-	if err := informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, r *cache.Reflector, err error) {
-		if !optional || !isAbsent(err) {
-			cache.DefaultWatchErrorHandler(ctx, r, err)
-			return
-		}
-		select {
-		case absent <- struct{}{}:
-			changed()
-		default:
-		}
-	}); err != nil {
-		return nil, nil, err
-	}
-	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { changed() },
-		UpdateFunc: func(any, any) { changed() },
-		DeleteFunc: func(any) { changed() },
-	}); err != nil {
-		return nil, nil, err
-	}
-	return informer, func() bool { return informer.HasSynced() || len(absent) > 0 }, nil
 }
 
 // shrinkBalancer keeps of a Service what says whose address it is. A Service that has nothing to do with load balancers
@@ -117,14 +83,7 @@ func shrinkBalancer(o any, owner string) (any, error) {
 }
 
 // Synced says whether everything was seen at least once.
-func (v *BalancerView) Synced() bool {
-	for _, synced := range v.synced {
-		if !synced() {
-			return false
-		}
-	}
-	return true
-}
+func (v *BalancerView) Synced() bool { return allTrue(v.synced) }
 
 // Services returns the cluster's Services, in no order.
 func (v *BalancerView) Services() []*corev1.Service { return all[*corev1.Service](v.services) }

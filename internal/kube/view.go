@@ -13,7 +13,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -55,12 +54,15 @@ type ViewOptions struct {
 // View begins to watch. The view is empty until Synced.
 func (c *Client) View(ctx context.Context, o ViewOptions) (*View, error) {
 	v := &View{}
-	watched := []struct {
-		into     *cache.Indexer
-		object   runtime.Object
-		source   *cache.ListWatch
-		optional bool // a cluster without this kind has none
-	}{
+	kinds := informing{
+		shrink:  shrink,
+		changed: o.Changed,
+		refused: func(_ context.Context, _ *cache.Reflector, err error) {
+			v.problem.Store(&err)
+			o.Changed()
+		},
+	}
+	for _, w := range []watched{
 		{&v.nodes, &corev1.Node{}, cache.NewListWatchFromClient(c.CoreV1().RESTClient(), "nodes", "", fields.Everything()), false},
 		{&v.pods, &corev1.Pod{}, cache.NewListWatchFromClient(c.CoreV1().RESTClient(), "pods", "", fields.OneTermEqualSelector("spec.nodeName", o.Node)), false},
 		{&v.config, &corev1.ConfigMap{}, cache.NewListWatchFromClient(c.CoreV1().RESTClient(), "configmaps", o.Namespace, fields.OneTermEqualSelector("metadata.name", o.ConfigMap)), false},
@@ -69,37 +71,12 @@ func (c *Client) View(ctx context.Context, o ViewOptions) (*View, error) {
 		{&v.blocks, &v1alpha1.IPBlock{}, cache.NewListWatchFromClient(c.fathom, "ipblocks", "", fields.Everything()), true},
 		{&v.services, &networkingv1.ServiceCIDR{}, cache.NewListWatchFromClient(c.NetworkingV1().RESTClient(), "servicecidrs", "", fields.Everything()), true},
 		{&v.addresses, &v1alpha1.AddressPool{}, cache.NewListWatchFromClient(c.fathom, "addresspools", "", fields.Everything()), true},
-	}
-	changed := cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { o.Changed() },
-		UpdateFunc: func(any, any) { o.Changed() },
-		DeleteFunc: func(any) { o.Changed() },
-	}
-	for _, w := range watched {
-		informer := cache.NewSharedIndexInformer(w.source, w.object, 0, cache.Indexers{})
-		if err := informer.SetTransform(shrink); err != nil {
+	} {
+		_, synced, err := inform(ctx, w, kinds)
+		if err != nil {
 			return nil, err
 		}
-		var absent atomic.Bool
-		if err := informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
-			if w.optional && isAbsent(err) {
-				// It is looked for again and again, so that what is installed later is found.
-				if !absent.Swap(true) {
-					o.Changed()
-				}
-				return
-			}
-			v.problem.Store(&err)
-			o.Changed()
-		}); err != nil {
-			return nil, err
-		}
-		if _, err := informer.AddEventHandler(changed); err != nil {
-			return nil, err
-		}
-		*w.into = informer.GetIndexer()
-		v.synced = append(v.synced, func() bool { return informer.HasSynced() || absent.Load() })
-		go informer.RunWithContext(ctx)
+		v.synced = append(v.synced, synced)
 	}
 	if err := v.watchPeers(ctx, c, o); err != nil {
 		return nil, err
@@ -120,14 +97,7 @@ func (c *Client) View(ctx context.Context, o ViewOptions) (*View, error) {
 }
 
 // Synced says whether everything was seen at least once.
-func (v *View) Synced() bool {
-	for _, synced := range v.synced {
-		if !synced() {
-			return false
-		}
-	}
-	return true
-}
+func (v *View) Synced() bool { return allTrue(v.synced) }
 
 // Problem returns what the last watch that failed said, or nil. It is of interest while the view is not Synced.
 func (v *View) Problem() error {

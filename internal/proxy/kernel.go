@@ -19,7 +19,6 @@ import (
 type kernel struct {
 	paths   Paths
 	log     *slog.Logger
-	counts  *metrics
 	rules   *ruleset.Ruleset
 	connect *bpf.Connect
 	// missing is why nothing is balanced at connect(), if that is so.

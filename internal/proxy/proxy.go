@@ -108,7 +108,7 @@ type Proxy struct {
 // New makes a proxy, which does nothing until Run, and nothing to the kernel until Set.
 func New(o Options) *Proxy {
 	p := &Proxy{Options: o, kick: make(chan struct{}, 1), told: map[service.Problem]bool{}, counts: newMetrics()}
-	p.kernel = kernel{paths: o.Paths, log: o.Log, counts: p.counts}
+	p.kernel = kernel{paths: o.Paths, log: o.Log}
 	p.reaper = newReaper(o.Paths, o.Log, p.counts)
 	p.caches = nodeCaches{log: o.Log, changed: p.wake, port: dnsPort}
 	p.dns = service.Redirect{Service: clusterDNS, Port: dnsPort}
@@ -322,7 +322,7 @@ func (p *Proxy) noteRedirect(to []netip.Addr) {
 }
 
 // lives says what is known of an endpoint of a Service, be it one of its own or the node's DNS cache.
-func (p *Proxy) lives(in *inbox) lives {
+func (p *Proxy) lives(in *inbox) service.Lives {
 	return func(name types.NamespacedName, endpoint netip.AddrPort) (present, serving bool) {
 		if r := p.redirected.Load(); r != nil && r.Includes(name, endpoint) {
 			return true, true
@@ -365,7 +365,7 @@ func (p *Proxy) off(ctx context.Context, announce bool) {
 
 // Remove takes what a proxy has put into the kernel out of it, for a node that Fathom leaves.
 func Remove(paths Paths) error {
-	k := kernel{paths: paths, log: slog.New(slog.DiscardHandler), counts: newMetrics()}
+	k := kernel{paths: paths, log: slog.New(slog.DiscardHandler)}
 	defer k.close()
 	return k.remove()
 }

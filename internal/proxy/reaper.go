@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"k8s.io/apimachinery/pkg/types"
-
 	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/flow"
 	"github.com/fathom-network/fathom/internal/service"
@@ -32,21 +30,18 @@ type reaper struct {
 	mu      sync.Mutex
 	index   *service.Index // nil while nothing is known
 	connect *bpf.Connect
-	lives   lives
+	lives   service.Lives
 
 	conntrack *flow.Conntrack
 	complaint string
 }
-
-// lives says what is known of an endpoint of a Service: whether it is one, in whatever condition, and whether it serves.
-type lives func(service types.NamespacedName, endpoint netip.AddrPort) (present, serving bool)
 
 func newReaper(paths Paths, log *slog.Logger, counts *metrics) *reaper {
 	return &reaper{paths: paths, log: log, counts: counts, kick: make(chan struct{}, 1)}
 }
 
 // replace tells of a new plan.
-func (r *reaper) replace(plan service.Plan, ranges []netip.Prefix, others []netip.Addr, connect *bpf.Connect, lives lives) {
+func (r *reaper) replace(plan service.Plan, ranges []netip.Prefix, others []netip.Addr, connect *bpf.Connect, lives service.Lives) {
 	r.mu.Lock()
 	if r.index == nil {
 		r.index = service.NewIndex(plan, ranges, others)
@@ -160,17 +155,7 @@ func (r *reaper) staleEntry(e flow.Entry) bool {
 	if r.index == nil {
 		return false
 	}
-	to, answers := e.Original.Destination, e.Reply.Source
-	if !r.index.Stale(e.Protocol, to, answers, e.Status&flow.DNAT != 0) {
-		return false
-	}
-	// One that new flows do not get, since it terminates or others are nearer, keeps those that it has.
-	if f, found := r.index.Find(e.Protocol, to); found {
-		if _, serving := r.lives(f.Service, answers); serving {
-			return false
-		}
-	}
-	return true
+	return r.index.Ended(e.Protocol, e.Original.Destination, e.Reply.Source, e.Status&flow.DNAT != 0, r.lives)
 }
 
 // sweepSockets ends sockets.

@@ -122,6 +122,23 @@ func (x *Index) Stale(protocol Protocol, to, answers netip.AddrPort, translated 
 	return x.hasGone(key) || x.inRanges(to.Addr())
 }
 
+// Lives says what is known of an endpoint of a Service: whether it is one, in whatever condition, and whether it serves.
+type Lives func(service Name, endpoint netip.AddrPort) (present, serving bool)
+
+// Ended is Stale for who knows of endpoints more than where new flows go: one that new flows do not get, since it
+// terminates or others are nearer, keeps those that it has.
+func (x *Index) Ended(protocol Protocol, to, answers netip.AddrPort, translated bool, lives Lives) bool {
+	if !x.Stale(protocol, to, answers, translated) {
+		return false
+	}
+	f, found := x.Find(protocol, to)
+	if !found {
+		return true
+	}
+	_, serving := lives(f.Service, answers)
+	return !serving
+}
+
 func (x *Index) hasGone(key Key) bool {
 	if len(x.gone) == 0 {
 		return false

@@ -211,14 +211,23 @@ func ask[S any](ctx context.Context, client *kube.Client, agents map[string]*cor
 	return states, failed
 }
 
+func readNodes(ctx context.Context, client *kube.Client) ([]*corev1.Node, error) {
+	list, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("list nodes: %w", err)
+	}
+	nodes := make([]*corev1.Node, 0, len(list.Items))
+	for i := range list.Items {
+		nodes = append(nodes, &list.Items[i])
+	}
+	return nodes, nil
+}
+
 func readCluster(ctx context.Context, client *kube.Client) (Cluster, error) {
 	var c Cluster
-	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return c, fmt.Errorf("list nodes: %w", err)
-	}
-	for i := range nodes.Items {
-		c.Nodes = append(c.Nodes, &nodes.Items[i])
+	var err error
+	if c.Nodes, err = readNodes(ctx, client); err != nil {
+		return c, err
 	}
 	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
 	if err != nil {

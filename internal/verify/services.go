@@ -109,21 +109,11 @@ func (d *differ) connect(plan service.Plan, s proxy.State) {
 
 // flows tells of what connection tracking remembers and no client should meet.
 func (d *differ) flows(plan service.Plan, model *service.Model, s proxy.State) {
-	var others []string
 	index := service.NewIndex(plan, nil, nil)
 	for _, f := range s.Flows {
-		if !index.Stale(f.Protocol, f.To, f.Answers, f.Translated) {
-			continue
+		if index.Ended(f.Protocol, f.To, f.Answers, f.Translated, model.Lives) {
+			d.add("conntrack: %d flows of %s to %s are answered by %s, which is no endpoint of it", f.Number, f.Protocol, f.To, f.Answers)
 		}
-		if frontend, found := index.Find(f.Protocol, f.To); found {
-			if _, serving := model.Lives(frontend.Service, f.Answers); serving {
-				continue
-			}
-		}
-		others = append(others, fmt.Sprintf("conntrack: %d flows of %s to %s are answered by %s, which is no endpoint of it", f.Number, f.Protocol, f.To, f.Answers))
-	}
-	for _, text := range others {
-		d.add("%s", text)
 	}
 }
 
@@ -197,12 +187,9 @@ func describeBalanced(f bpf.Balanced) (service.Key, string) {
 
 func readServices(ctx context.Context, client *kube.Client) (Cluster, error) {
 	var c Cluster
-	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return c, fmt.Errorf("list nodes: %w", err)
-	}
-	for i := range nodes.Items {
-		c.Nodes = append(c.Nodes, &nodes.Items[i])
+	var err error
+	if c.Nodes, err = readNodes(ctx, client); err != nil {
+		return c, err
 	}
 	c.Services, c.Slices, err = ReadServices(ctx, client, metav1.NamespaceAll)
 	return c, err
