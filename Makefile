@@ -108,6 +108,7 @@ test: build lint ## all tests: units, the kernel's namespaces, the kit, whole la
 	internal/bpf/c/compile check
 	go test $(TESTFLAGS) ./...
 	cd kit/addons/dns && go test $(TESTFLAGS) ./...
+	cd kit/kubernetes && go test $(TESTFLAGS) ./start ./await
 	kit/check $(KIT)
 	@$(MAKE) --no-print-directory e2e conformance-short
 

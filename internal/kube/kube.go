@@ -164,8 +164,8 @@ func (s Since) has(node string, t time.Time) bool {
 	return !t.Before(s[node].Truncate(time.Second))
 }
 
-// WaitNodes returns when every one of the named nodes is Ready.
-func (c *Client) WaitNodes(ctx context.Context, names []string, since Since) error {
+// WaitNodes returns when enough of the named nodes are Ready.
+func (c *Client) WaitNodes(ctx context.Context, names []string, enough int, since Since) error {
 	waiting := map[string]bool{}
 	for _, n := range names {
 		waiting[n] = true
@@ -178,10 +178,10 @@ func (c *Client) WaitNodes(ctx context.Context, names []string, since Since) err
 					delete(waiting, n.Name)
 				}
 			}
-			return len(waiting) == 0
+			return len(names)-len(waiting) >= enough
 		})
 	if err != nil {
-		return fmt.Errorf("wait for nodes to become Ready (%d are not): %w", len(waiting), err)
+		return fmt.Errorf("wait for %d of %d nodes to become Ready (%d are not): %w", enough, len(names), len(waiting), err)
 	}
 	return nil
 }

@@ -65,7 +65,7 @@ func TestWaitNodes(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := &Client{Interface: fake.NewClientset(node("a", corev1.ConditionTrue, before), tc.b)}
-			got := waits(t, tc.waits, func(ctx context.Context) error { return c.WaitNodes(ctx, []string{"a", "b"}, since) })
+			got := waits(t, tc.waits, func(ctx context.Context) error { return c.WaitNodes(ctx, []string{"a", "b"}, 2, since) })
 			if got != tc.waits {
 				t.Errorf("waits %v, want %v", got, tc.waits)
 			}
@@ -106,7 +106,7 @@ func TestWaitFollowsChanges(t *testing.T) {
 	set := fake.NewClientset(node("a", corev1.ConditionFalse, epoch))
 	c := &Client{Interface: set}
 	done := make(chan error, 1)
-	go func() { done <- c.WaitNodes(t.Context(), []string{"a"}, nil) }()
+	go func() { done <- c.WaitNodes(t.Context(), []string{"a"}, 1, nil) }()
 	// Whether the change comes before the list, between list and watch, or after, it is seen.
 	if _, err := set.CoreV1().Nodes().Update(t.Context(), node("a", corev1.ConditionTrue, epoch), metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)

@@ -155,7 +155,7 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 	if l.proxied(c) {
 		g.Go(func() error { return l.waitProxy(gctx, c, t) })
 	}
-	g.Go(func() error { return l.waitUsable(gctx, c, client, names(c), nil, t) })
+	g.Go(func() error { return l.waitUsable(gctx, c, client, names(c.Nodes), nil, t) })
 	return g.Wait()
 }
 
@@ -184,7 +184,14 @@ func (l *Lab) installAddOns(ctx context.Context, c *topology.Cluster, client *ku
 			// Fathom's agent has a node become Ready when it carries the node's Services.
 			//
 			// The scheduler would put both of CoreDNS's pods on the first node that is Ready, for good.
-			err := t.step(c.Name, "nodes are Ready", func() error { return client.WaitNodes(ctx, names(c), nil) })
+			hosts := names(c.Workers())
+			if len(hosts) == 0 {
+				hosts = names(c.Nodes)
+			}
+			some := min(len(hosts), 2)
+			err := t.step(c.Name, fmt.Sprintf("%d node%s for CoreDNS Ready", some, plural(some)), func() error {
+				return client.WaitNodes(ctx, hosts, some, nil)
+			})
 			if err != nil {
 				return err
 			}
@@ -193,9 +200,9 @@ func (l *Lab) installAddOns(ctx context.Context, c *topology.Cluster, client *ku
 	}))
 }
 
-func names(c *topology.Cluster) []string {
+func names(nodes []topology.Node) []string {
 	var all []string
-	for _, n := range c.Nodes {
+	for _, n := range nodes {
 		all = append(all, n.Name)
 	}
 	return all
@@ -255,7 +262,7 @@ func (l *Lab) waitUsable(ctx context.Context, c *topology.Cluster, client *kube.
 		return nil
 	}
 	err := t.step(c.Name, fmt.Sprintf("%d node%s Ready", len(names), plural(len(names))), func() error {
-		return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error { return client.WaitNodes(ctx, names, since) }))
+		return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error { return client.WaitNodes(ctx, names, len(names), since) }))
 	})
 	if err != nil {
 		return err

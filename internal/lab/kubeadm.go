@@ -168,7 +168,7 @@ var (
 
 // Two static pods need an API server to start with, and are held until there is one. Without it they wait in
 // ever longer steps, or end and are started again 10 s later, and take processor time from the API server that
-// they wait for. The controller manager asks every second whether the server is healthy, and so can start as
+// they wait for. The controller manager waits until the server is healthy (kit/kubernetes/await), and so can start as
 // soon as it serves at all. The scheduler needs its role, which the server makes a second later: it waits for a
 // second before it begins with roles, and is ready when it has made all.
 const (

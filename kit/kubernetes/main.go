@@ -14,8 +14,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 	_ "time/tzdata" // CronJobs have time zones, and a node's root file system need not
 
+	"github.com/fathom-network/fathom/kit/kubernetes/await"
 	_ "github.com/fathom-network/fathom/kit/kubernetes/start" // before what follows: its import path decides
 	"go.etcd.io/etcd/server/v3/etcdmain"
 	_ "k8s.io/client-go/plugin/pkg/client/auth" // kubectl's client auth plugins
@@ -39,7 +41,7 @@ import (
 var programs = map[string]func(){
 	"etcd":                    func() { etcdmain.Main(os.Args) },
 	"kube-apiserver":          func() { os.Exit(cli.Run(apiserver.NewAPIServerCommand())) },
-	"kube-controller-manager": func() { os.Exit(cli.Run(controllermanager.NewControllerManagerCommand())) },
+	"kube-controller-manager": runControllerManager,
 	"kube-proxy":              func() { os.Exit(cli.Run(proxy.NewProxyCommand())) },
 	"kube-scheduler":          func() { os.Exit(cli.Run(scheduler.NewSchedulerCommand())) },
 	"kubeadm":                 runKubeadm,
@@ -71,6 +73,12 @@ func main() {
 func runKubeadm() {
 	flag.CommandLine = flag.NewFlagSet(os.Args[0], flag.ExitOnError)
 	kubeadmerrors.HandleError(kubeadm.Run())
+}
+
+// runControllerManager first waits as upstream's code will, in smaller steps and up to the same limit.
+func runControllerManager() {
+	await.Healthy(os.Args[1:], 10*time.Second, 25*time.Millisecond)
+	os.Exit(cli.Run(controllermanager.NewControllerManagerCommand()))
 }
 
 func runKubectl() {

@@ -189,7 +189,10 @@ func (b *bench) startUp(ctx context.Context, rounds int, about string) ([]sectio
 		cost = append(cost, figure{"control plane: " + name, "MB", 0, r[name]})
 	}
 	cost = append(cost, figure{"the cluster: all processes of its 3 nodes", "MB", 0, r["all"]})
-	disk := []figure{{"a worker's directory, after its start", "MB", 5, r["disk"]}}
+	disk := []figure{
+		{"a worker's directory, after its start", "MB", 0, r["disk"]},
+		{"… without the CNI plugin that the agent's pod installs", "MB", 5, r["diskOwn"]},
+	}
 	return []section{
 		{"machine", about},
 		{"time", figureTable(times)},
@@ -232,7 +235,12 @@ func (b *bench) oneCluster(ctx context.Context, r results) (timeline string, err
 	if err != nil {
 		return "", err
 	}
+	plugin, err := pluginMB(l.dir(workers[0].Name))
+	if err != nil {
+		return "", err
+	}
 	r.add("disk", disk)
+	r.add("diskOwn", disk-plugin)
 	if err := pause(ctx, settle); err != nil {
 		return "", err
 	}

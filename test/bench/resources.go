@@ -151,3 +151,23 @@ func diskMB(dir string) (float64, error) {
 	})
 	return float64(blocks) * 512 / 1e6, err
 }
+
+// pluginMB is what the CNI plugin takes that the agent's pod has copied to a node: each node has it for itself.
+func pluginMB(dir string) (float64, error) {
+	copies, err := filepath.Glob(filepath.Join(dir, "overlays/*/upper/bin/fathom-cni"))
+	if err != nil {
+		return 0, err
+	}
+	if len(copies) == 0 {
+		return 0, fmt.Errorf("no CNI plugin among what pods have written below %s: is the network Fathom's?", dir)
+	}
+	var sum float64
+	for _, path := range copies {
+		mb, err := diskMB(path)
+		if err != nil {
+			return 0, err
+		}
+		sum += mb
+	}
+	return sum, nil
+}
