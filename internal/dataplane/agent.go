@@ -244,6 +244,11 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	if plan.Node == "" {
 		return nodestate.Status{Reason: "no Node " + a.Node + " yet"}, problems, nil
 	}
+	// The rules come first: with them the kernel loads what follows connections, and that has settings of the plan.
+	masquerade, err := a.rules.SetMasquerade(plan.Masquerade)
+	if err != nil {
+		return nodestate.Status{}, problems, err
+	}
 	if err := a.rememberSettings(plan.Sysctls); err != nil {
 		return nodestate.Status{}, problems, fmt.Errorf("write down the node's settings: %w", err)
 	}
@@ -253,9 +258,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 		// Packets have a way, if not ours. While a network is replaced that is as it should be.
 		problems = append(problems, f.Error())
 	}
-	if err == nil {
-		changes.Masquerade, err = a.rules.SetMasquerade(plan.Masquerade)
-	}
+	changes.Masquerade = masquerade
 	a.metrics.changed(changes)
 	if err != nil {
 		return nodestate.Status{}, problems, err

@@ -110,6 +110,9 @@ func (p *planner) plan(self string, nodes []Node, config Config) Plan {
 	}
 	plan.Sysctls = p.sysctls(plan.State, me)
 	plan.Masquerade = p.masquerade(me, members)
+	if len(plan.Masquerade.Sources) > 0 {
+		plan.Sysctls = append(plan.Sysctls, halfClosed)
+	}
 	plan.sort()
 	return plan
 }
@@ -489,6 +492,11 @@ var unroutable = []netip.Prefix{
 	netip.MustParsePrefix("fe80::/10"),
 	netip.MustParsePrefix("ff00::/8"),
 }
+
+// halfClosed is kube-proxy's setting (kubernetes/kubernetes#32551), needed where the rules are that have the kernel
+// follow connections. What an administrator has chosen stays.
+var halfClosed = Sysctl{Name: "netfilter/nf_conntrack_tcp_timeout_close_wait", Value: "3600", Instead: "60",
+	Why: "a connection that one side has closed may send for longer than the kernel's minute, with its address rewritten"}
 
 // sysctls lists the settings without which the kernel would not forward as planned.
 func (p *planner) sysctls(s State, me *member) []Sysctl {

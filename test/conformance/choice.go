@@ -73,7 +73,7 @@ func leftOut(spec string, s setting, m machine) string {
 	switch {
 	case has("[Feature:KubeProxyDaemonSetMigration]"):
 		return "exchanges kube-proxy with the scripts of a cluster on Google Cloud"
-	case has("should check kube-proxy urls") && s.Proxy != "kube-proxy":
+	case (has("should check kube-proxy urls") || has("[Feature:KubeProxyNFAcct]")) && s.Proxy != "kube-proxy":
 		return "asks kube-proxy for its mode, and it is not there"
 	case has("[Feature:SCTPConnectivity]") && !m.sctp:
 		return "this kernel has no SCTP"
