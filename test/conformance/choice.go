@@ -81,6 +81,10 @@ func leftOut(spec string, s setting, m machine) string {
 		return "nothing in this lab gives a Service of type LoadBalancer an address"
 	case has("[Feature:LoadBalancer] [Slow] should work for type=LoadBalancer"):
 		return "takes a client of the nodes' /16 for a node, and there is the lab's host; the scenario balancer looks at the same"
+	case has("should only allow access from service loadbalancer source ranges") && s.Family == "ipv6":
+		return "the spec gives wget an IPv6 address without brackets"
+	case has("ExternalTrafficPolicy: Local [Feature:LoadBalancer] [Slow] should work from pods") && s.Family == "ipv6":
+		return "the spec takes what is before the first colon for the client's address"
 	case has("[Feature:NetworkPolicy]") && plain:
 		return "the network " + s.Network + " has no NetworkPolicy"
 	case has("[Feature:IPv6DualStack]") && s.Family != "dual":
