@@ -44,7 +44,7 @@ status is 0 if nothing differs.
 			}
 			var rows [][]string
 			for _, n := range report.Nodes {
-				rows = append(rows, []string{n.Node, n.Mode, strconv.Itoa(n.Pods), strconv.Itoa(n.Routes), verdict(n)})
+				rows = append(rows, []string{n.Node, cmp.Or(n.Mode, "-"), strconv.Itoa(n.Pods), strconv.Itoa(n.Routes), verdict(n)})
 			}
 			return a.printReport(o, report, "NODE MODE PODS ROUTES KERNEL", rows)
 		},
@@ -107,7 +107,7 @@ func (a *app) printReport(o output, report verify.Report, header string, rows []
 		fmt.Fprintln(a.out)
 		for _, n := range report.Nodes {
 			for _, d := range n.Differences {
-				fmt.Fprintf(a.out, "%s: %s\n", n.Node, d)
+				fmt.Fprintf(a.out, "%s: %s\n", cmp.Or(n.Node, "cluster"), d)
 			}
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -105,10 +106,13 @@ func (r reading[S]) confirming(other reading[S]) reading[S] {
 	return r
 }
 
-// report tells of each node what was found, or why nothing is known of it; tell adds what else there is to say.
+// report tells of each node what was found, or why nothing is known of it; tell adds what else there is to say. There
+// may be something of nodes that are gone, such as their blocks.
 func (r reading[S]) report(tell func(*NodeReport, S)) Report {
 	report := Report{Nodes: []NodeReport{}}
-	for _, n := range r.nodes {
+	names := slices.AppendSeq(slices.Clone(r.nodes), maps.Keys(r.differences))
+	slices.Sort(names)
+	for _, n := range slices.Compact(names) {
 		differences := append([]string{}, r.differences[n]...)
 		if why, unread := r.unread[n]; unread {
 			differences = append(differences, why)

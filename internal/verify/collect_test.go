@@ -24,3 +24,19 @@ func TestConfirming(t *testing.T) {
 		t.Error("all is well")
 	}
 }
+
+// What is found of nodes that are gone, or of no node, is told, too.
+func TestReportOfNodesThatAreGone(t *testing.T) {
+	r := reading[nodestate.State]{nodes: []string{"a", "c"}, differences: map[string][]string{"b": {"block 10.50.1.0/26 of pool p is of a node that is not there"}, "": {"IPBlock x: no CIDR"}}}
+	report := r.report(func(*NodeReport, nodestate.State) {})
+	var nodes []string
+	for _, n := range report.Nodes {
+		nodes = append(nodes, n.Node)
+	}
+	if want := []string{"", "a", "b", "c"}; !slices.Equal(nodes, want) || report.OK() {
+		t.Errorf("told of %q, want %q; all is well: %v", nodes, want, report.OK())
+	}
+	if got := report.Nodes[2].Differences; len(got) != 1 {
+		t.Errorf("of a node that is gone: %q", got)
+	}
+}

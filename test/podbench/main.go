@@ -1,0 +1,149 @@
+// Command podbench measures the pod network beside others, in one run: in namespaces that it makes there are for each
+// way one node with two pods, and two nodes with a pod each. Fathom's ways, the reference plugins' and flannel's take
+// turns of some milliseconds, and what counts are ratios to a plain pair of devices between two namespaces, measured
+// in between. The peers are the real programs of the kit, with the same rules on every node as a small kube-proxy has.
+//
+//	go run ./test/podbench                           # all, some minutes
+//	go run ./test/podbench -rounds 3 -adds 10        # a look
+//
+// Nothing stays: all is in mount, network and PID namespaces that end with the program.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// options are what to measure.
+type options struct {
+	kit    string
+	bin    string
+	rounds int
+	slice  time.Duration
+	adds   int
+	only   string
+}
+
+// inside is in the environment of the process that runs in namespaces of its own, and is their directory.
+const inside = "FATHOM_PODBENCH_DIR"
+
+func main() {
+	var o options
+	flag.StringVar(&o.kit, "kit", "bin/kit", "the kit's `directory`")
+	flag.StringVar(&o.bin, "bin", "bin", "the `directory` of Fathom's programs")
+	flag.IntVar(&o.rounds, "rounds", 60, "how many `rounds` of packets")
+	flag.DurationVar(&o.slice, "slice", 25*time.Millisecond, "for what `duration` each way is measured at a time")
+	flag.IntVar(&o.adds, "adds", 150, "how many `pods` come and go by each plugin; 0 leaves that out")
+	flag.StringVar(&o.only, "only", "", "measure these `ways` alone, with commas between; veth is always there")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	run := enter
+	if os.Getenv(inside) != "" {
+		run = measure
+	}
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "podbench:", err)
+		os.Exit(1)
+	}
+}
+
+// enter runs the program again in namespaces. The end of the first process of a PID namespace is the end of all of
+// them, and then nobody holds the other namespaces, the mounts and what is pinned there.
+func enter(ctx context.Context, o options) error {
+	dir, err := os.MkdirTemp("", "fathom-podbench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), inside+"="+dir)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	return cmd.Run()
+}
+
+func measure(ctx context.Context, o options) error {
+	// Nothing is to stop the threads that measure: they sit in system calls of which Go's scheduler knows nothing.
+	debug.SetGCPercent(-1)
+	runtime.GOMAXPROCS(64)
+	var err error
+	if o.kit, err = filepath.Abs(o.kit); err != nil {
+		return err
+	}
+	if o.bin, err = filepath.Abs(o.bin); err != nil {
+		return err
+	}
+	for _, m := range []struct{ what, at, kind string }{{"none", "/", ""}, {"proc", "/proc", "proc"}, {"bpf", "/sys/fs/bpf", "bpf"}} {
+		flags := uintptr(0)
+		if m.kind == "" {
+			flags = unix.MS_REC | unix.MS_PRIVATE
+		}
+		if err := unix.Mount(m.what, m.at, m.kind, flags, ""); err != nil {
+			return fmt.Errorf("mount %s at %s: %w", m.what, m.at, err)
+		}
+	}
+	load, _ := os.ReadFile("/proc/loadavg")
+	b := &bench{options: o, dir: os.Getenv(inside)}
+	var rows [][]string
+	if err := b.measureWays(ctx); err != nil {
+		return err
+	}
+	rows, missed := b.pathRows()
+	print([]string{"WHERE", "WAY", "RR", "CRR", "STREAM", "8-STREAMS"}, rows)
+	if o.adds > 0 {
+		fmt.Println()
+		kinds, err := b.measureAdds(ctx)
+		if err != nil {
+			return err
+		}
+		rows, more := addRows(kinds)
+		missed = append(missed, more...)
+		print([]string{"PLUGIN", "ADD-P50", "ADD-P99", "DEL-P50", "DEL-P99", "ADD-CPU"}, rows)
+	}
+	var name unix.Utsname
+	_ = unix.Uname(&name)
+	kernel, _, _ := strings.Cut(unix.ByteSliceToString(name.Release[:]), "-")
+	fmt.Printf("\n%s, Linux %s, %d processors, a load of %s when it began, %d rounds of %v\n", time.Now().UTC().Format(time.DateOnly), kernel,
+		runtime.NumCPU(), strings.Fields(string(load) + " ?")[0], o.rounds, o.slice)
+	for _, m := range missed {
+		fmt.Println("missed:", m)
+	}
+	return nil
+}
+
+// print writes a table as the other commands do.
+func print(header []string, rows [][]string) {
+	width := make([]int, len(header))
+	for _, row := range append([][]string{header}, rows...) {
+		for i, cell := range row {
+			width[i] = max(width[i], len(cell))
+		}
+	}
+	for _, row := range append([][]string{header}, rows...) {
+		var line strings.Builder
+		for i, cell := range row {
+			fmt.Fprintf(&line, "%-*s   ", width[i], cell)
+		}
+		fmt.Println(strings.TrimRight(line.String(), " "))
+	}
+}
+
+// percentile is that of what was measured, the nearest that was.
+func percentile[T float64 | time.Duration](all []T, p int) T {
+	all = slices.Sorted(slices.Values(all))
+	return all[(len(all)-1)*p/100]
+}
