@@ -38,6 +38,18 @@ func services() *cobra.Command {
 	}
 }
 
+// balancers is the same for load balancers' addresses.
+func balancers() *cobra.Command {
+	return &cobra.Command{
+		Use:   "balancers",
+		Short: "Tell which load balancers' addresses this node answers for and tells routers of, as JSON",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return ask(cmd.Context(), cmd.OutOrStdout(), "/v1/balancers")
+		},
+	}
+}
+
 // ask copies what the agent answers.
 func ask(ctx context.Context, out io.Writer, path string) error {
 	socket := dataplane.NodePaths().Socket

@@ -112,8 +112,9 @@ func (a *app) serviceShow() *cobra.Command {
 		Use:   "show NAME",
 		Short: "Tell of a Service where it is met, by whom, where it leads, and what nodes' kernels have of it",
 		Long: `Tells of a Service at which addresses and ports it is met and where a node sends what comes to them; of its
-endpoints in which state, on which node and in which zone they are, and why one is not used; and what the nodes'
-kernels have of it: the entries of nftables, those that are used when something on the node connects, and the flows
+endpoints in which state, on which node and in which zone they are, and why one is not used; of a load balancer's
+addresses which node answers for them and which nodes routers are told of, as the agents say, or why none; and what the
+nodes' kernels have of it: the entries of nftables, those that are used when something on the node connects, and the flows
 that connection tracking remembers. What is used depends on the node: --node chooses it.
 
 ` + targetHelp,
@@ -173,6 +174,11 @@ func (a *app) printService(d verify.ServiceDetail) error {
 	if err := new(output).print(a, nil, "ENDPOINT PORT POD NODE ZONE STATE USED", rows); err != nil {
 		return err
 	}
+	if len(d.Announced) > 0 {
+		if err := a.printAnnounced(d.Announced); err != nil {
+			return err
+		}
+	}
 	for _, n := range slices.Sorted(maps.Keys(d.Kernels)) {
 		k := d.Kernels[n]
 		fmt.Fprintf(a.out, "\nKernel of %s:\n", n)
@@ -187,6 +193,28 @@ func (a *app) printService(d verify.ServiceDetail) error {
 	}
 	for _, n := range slices.Sorted(maps.Keys(d.Unread)) {
 		fmt.Fprintf(a.out, "\nKernel of %s: not known: %s\n", n, d.Unread[n])
+	}
+	return nil
+}
+
+// printAnnounced tells how packets for a load balancer's addresses come to nodes.
+func (a *app) printAnnounced(all []verify.Announced) error {
+	fmt.Fprint(a.out, "\nHow its load balancer's addresses lead to nodes:\n\n")
+	var rows [][]string
+	for _, x := range all {
+		var routers []string
+		for _, r := range x.Routers {
+			routers = append(routers, r.String())
+		}
+		rows = append(rows, []string{cmp.Or(x.Address, "<pending>"), cmp.Or(x.Pool, "-"), dash(x.Answered), cmp.Or(strings.Join(routers, "; "), "-")})
+	}
+	if err := new(output).print(a, nil, "ADDRESS POOL ANSWERED-BY ROUTED-TO", rows); err != nil {
+		return err
+	}
+	for _, x := range all {
+		for _, why := range x.Why {
+			fmt.Fprintf(a.out, "%s: %s\n", cmp.Or(x.Address, "<pending>"), why)
+		}
 	}
 	return nil
 }

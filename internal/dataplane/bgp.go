@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,6 +20,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/vip"
 )
 
 // announcer has routers know what is behind the node: docs/design/bgp.md. It belongs to the loop.
@@ -27,6 +30,9 @@ type announcer struct {
 	up       map[string]bool // by peer, as it was told last
 	sessions *prometheus.GaugeVec
 	prefixes *prometheus.GaugeVec
+
+	mu      sync.Mutex
+	routers []vip.Router
 }
 
 // secret is what was read of one, and when.
@@ -80,12 +86,44 @@ func (a *Agent) announce(ctx context.Context, own podnet.Node) []string {
 		problems = append(problems, p.String())
 	}
 	a.tellSessions(ctx, peers, sessions)
+	b.note(a.Node, addresses, want, peers, sessions, found)
 	for _, p := range peers {
 		if err := a.publishSession(ctx, p, nodes, entry(p, a.Node, sessions, found)); err != nil {
 			a.Log.Warn("the state of a BGP session was not published", "error", err) // the next pass tries again
 		}
 	}
 	return problems
+}
+
+// note keeps what routers are told of load balancers' addresses, for who asks.
+func (b *announcer) note(node string, addresses []netip.Prefix, want bgpconf.Speaker, peers []*v1alpha1.BGPPeer, sessions []bgp.Session, found []bgpconf.Problem) {
+	var routers []vip.Router
+	for _, p := range peers {
+		e := entry(p, node, sessions, found)
+		if e == nil || !slices.Contains(p.Spec.Advertise, v1alpha1.AdvertiseServiceAddresses) {
+			continue
+		}
+		r := vip.Router{Peer: p.Name, State: e.State, Message: e.Message}
+		if i := slices.IndexFunc(want.Peers, func(w bgpconf.Peer) bool { return w.Name == p.Name }); i >= 0 && e.State == string(bgp.Established) {
+			for _, route := range want.Peers[i].Routes {
+				if slices.Contains(addresses, route.Prefix) {
+					r.Told = append(r.Told, route.Prefix.Addr())
+				}
+			}
+		}
+		routers = append(routers, r)
+	}
+	slices.SortFunc(routers, func(a, b vip.Router) int { return cmp.Compare(a.Peer, b.Peer) })
+	b.mu.Lock()
+	b.routers = routers
+	b.mu.Unlock()
+}
+
+// Routers are what routers are told of load balancers' addresses.
+func (b *announcer) Routers() []vip.Router {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.routers
 }
 
 // secret reads a Secret once in a resync. Agents have no right to watch Secrets, for that is one to list them.

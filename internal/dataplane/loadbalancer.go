@@ -44,6 +44,7 @@ type balancer struct {
 	place  balancerPlace
 	routed []netip.Prefix
 	known  bool // that routed is as it should be
+	told   vip.Account
 
 	// What follows belongs to the loop.
 	member    *membership.Member
@@ -55,6 +56,7 @@ type balancer struct {
 	joining   chan struct{} // closed when the attempt is over; nil before the first
 	seen      answerFacts
 	answers   []netip.Addr
+	verdicts  []vip.Verdict
 	complaint string
 }
 
@@ -76,20 +78,6 @@ type foundKey struct {
 type balancerPlace struct {
 	addrs    []netip.Addr // its own
 	segments []announce.Segment
-}
-
-// answerFacts are what it follows from which addresses a node answers for.
-type answerFacts struct {
-	node      string
-	pools     []vip.Range
-	balancers []service.LoadBalanced
-	nodes     []answerNode
-	segments  []announce.Segment
-}
-
-type answerNode struct {
-	vip.Node
-	addrs []netip.Addr
 }
 
 func (a *Agent) newBalancer(node *link.Namespace) *balancer {
@@ -176,18 +164,21 @@ func (b *balancer) step(ctx context.Context) {
 	place := b.place
 	b.mu.Unlock()
 	if len(place.addrs) == 0 {
-		return // nothing is known yet
+		b.waits("the node's network is not known yet")
+		return
 	}
 	pools := b.source.AddressPools()
 	nodes := b.source.Nodes()
 	if len(pools) > 0 {
 		// Who has just come and has not heard of the others would answer for all that they answer for.
 		if heard := b.keepMember(ctx, place, nodes); !heard && b.answers == nil {
+			b.waits("it was not tried yet to hear of the other nodes' agents")
 			return
 		}
 	}
 	balancers, known := b.source.LoadBalancers()
 	if !known && len(pools) > 0 {
+		b.waits("Services are not known yet")
 		return // what is answered stays so
 	}
 	f := answerFacts{node: b.node, balancers: balancers, segments: place.segments}
@@ -201,9 +192,10 @@ func (b *balancer) step(ctx context.Context) {
 	}
 	slices.SortFunc(f.nodes, func(a, b answerNode) int { return strings.Compare(a.Name, b.Name) })
 	if b.answers == nil || !reflect.DeepEqual(f, b.seen) {
-		answers, routed := f.answers()
+		verdicts := f.judge()
+		answers, routed := mine(verdicts)
 		b.tell(answers)
-		b.seen, b.answers = f, answers
+		b.seen, b.answers, b.verdicts = f, answers, verdicts
 		b.mu.Lock()
 		differs := !b.known || !slices.Equal(b.routed, routed)
 		b.routed, b.known = routed, true
@@ -223,6 +215,23 @@ func (b *balancer) step(ctx context.Context) {
 		b.log.Warn("addresses of load balancers are not answered for", "error", complaint)
 	}
 	b.complaint = complaint
+	b.mu.Lock()
+	b.told = vip.Account{Addresses: b.verdicts, Problem: complaint}
+	b.mu.Unlock()
+}
+
+// waits notes why nothing is decided. What was decided before stays.
+func (b *balancer) waits(why string) {
+	b.mu.Lock()
+	b.told.Waiting = why
+	b.mu.Unlock()
+}
+
+// Account is what the node does about load balancers' addresses, and what it takes others to do.
+func (b *balancer) Account() vip.Account {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.told
 }
 
 // tell logs what has come and gone.
@@ -253,63 +262,6 @@ func (b *balancer) readNode(n *corev1.Node) answerNode {
 		}
 	}
 	return read
-}
-
-// answers are the addresses that the node answers for on its segments, and those that routers may send to it.
-func (f answerFacts) answers() (answers []netip.Addr, routed []netip.Prefix) {
-	targets := map[netip.Addr][]vip.Target{}
-	for _, l := range f.balancers {
-		for _, addr := range l.Addrs {
-			// An address of no pool is another controller's.
-			if slices.ContainsFunc(f.pools, func(r vip.Range) bool { return r.Contains(addr) }) {
-				targets[addr] = append(targets[addr], vip.Target{Service: l.Service, Addrs: l.Addrs, Local: l.Local, Nodes: l.Nodes})
-			}
-		}
-	}
-	nodes := make([]vip.Node, 0, len(f.nodes))
-	for _, n := range f.nodes {
-		nodes = append(nodes, n.Node)
-	}
-	near := map[string]map[string]bool{} // nodes on the segments of a device
-	for addr, of := range targets {
-		eligible := vip.Eligible(addr, of, nodes)
-		if slices.Contains(eligible, f.node) {
-			routed = append(routed, netip.PrefixFrom(addr, addr.BitLen()))
-		}
-		devices := announce.On(addr, f.segments)
-		if len(devices) == 0 {
-			continue
-		}
-		on := near[devices[0]]
-		if on == nil {
-			on = f.near(devices[0])
-			near[devices[0]] = on
-		}
-		eligible = vip.Eligible(addr, of, slices.DeleteFunc(slices.Clone(nodes), func(n vip.Node) bool { return !on[n.Name] }))
-		if vip.Announcer(addr, eligible) == f.node {
-			answers = append(answers, addr)
-		}
-	}
-	slices.SortFunc(answers, netip.Addr.Compare)
-	slices.SortFunc(routed, netip.Prefix.Compare)
-	if answers == nil {
-		answers = []netip.Addr{}
-	}
-	return answers, routed
-}
-
-// near are the nodes that are on a segment of a device, this one among them. An IPv6 segment is that of the nodes' IPv4
-// addresses, too, if it is the same device: a Node may have addresses of one family alone.
-func (f answerFacts) near(device string) map[string]bool {
-	on := map[string]bool{f.node: true}
-	for _, n := range f.nodes {
-		for _, s := range f.segments {
-			if s.Device == device && slices.ContainsFunc(n.addrs, s.Prefix.Contains) {
-				on[n.Name] = true
-			}
-		}
-	}
-	return on
 }
 
 // keepMember has the node known to the other agents once there is a key, and looks for those who are not heard of. It

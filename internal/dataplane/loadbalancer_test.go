@@ -68,7 +68,7 @@ func TestAnswers(t *testing.T) {
 			if self == "n2" && !tc.nodes[1].Alive {
 				continue
 			}
-			answers, prefixes := f.answers()
+			answers, prefixes := mine(f.judge())
 			answered += len(answers)
 			if len(answers) > 0 && tc.by != "" && tc.by != self {
 				t.Errorf("%s: %s answers, and not %s", name, self, tc.by)

@@ -90,6 +90,11 @@ func (a *Agent) listenSocket(listen func(network, address string, h http.Handler
 		s, err := a.proxy.State(r.Context())
 		reply(w, s, err)
 	})
+	mux.HandleFunc("GET /v1/balancers", func(w http.ResponseWriter, _ *http.Request) {
+		account := a.lb.Account()
+		account.Routers = a.bgp.Routers()
+		reply(w, account, nil)
+	})
 	mux.HandleFunc("GET /v1/pods/{namespace}/{name}", a.answerPod)
 	if err := listen("unix", path, mux); err != nil {
 		return err

@@ -144,6 +144,39 @@ func (c *Client) SetAddressPoolStatus(ctx context.Context, name string, status v
 	return nil
 }
 
+// BalancerObjects are what load balancers' addresses follow from beside the Services, as they are now.
+type BalancerObjects struct {
+	AddressPools []*v1alpha1.AddressPool
+	PodPools     []*v1alpha1.IPPool
+	ServiceCIDRs []*networkingv1.ServiceCIDR
+	Namespaces   []*corev1.Namespace
+}
+
+// BalancerObjects reads what a BalancerView watches, once. Kinds that the cluster does not have are empty.
+func (c *Client) BalancerObjects(ctx context.Context) (BalancerObjects, error) {
+	var o BalancerObjects
+	var list v1alpha1.AddressPoolList
+	if err := c.fathom.Get().Resource("addresspools").Do(ctx).Into(&list); err != nil && !isAbsent(err) {
+		return o, fmt.Errorf("list AddressPools: %w", err)
+	}
+	o.AddressPools = pointers(list.Items)
+	var err error
+	if o.PodPools, err = c.Pools(ctx); err != nil {
+		return o, err
+	}
+	ranges, err := c.NetworkingV1().ServiceCIDRs().List(ctx, metav1.ListOptions{})
+	if err != nil && !isAbsent(err) {
+		return o, fmt.Errorf("list ServiceCIDRs: %w", err)
+	}
+	o.ServiceCIDRs = pointers(ranges.Items)
+	namespaces, err := c.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return o, fmt.Errorf("list namespaces: %w", err)
+	}
+	o.Namespaces = pointers(namespaces.Items)
+	return o, nil
+}
+
 // DeleteAddressPools deletes all pools. Without the kind, there are none.
 func (c *Client) DeleteAddressPools(ctx context.Context) error {
 	err := c.fathom.Delete().Resource("addresspools").Do(ctx).Error()

@@ -34,16 +34,6 @@ func RunServices(ctx context.Context, client *kube.Client) (Report, error) {
 	}), nil
 }
 
-// ServiceStates asks every node's agent what its kernel does with Services, and says what could not be asked.
-func ServiceStates(ctx context.Context, client *kube.Client) (states map[string]proxy.State, failed map[string]error, err error) {
-	agents, err := findAgents(ctx, client)
-	if err != nil {
-		return nil, nil, err
-	}
-	states, failed = ask[proxy.State](ctx, client, agents, servicesVerb)
-	return states, failed, nil
-}
-
 // Services compares what one node's kernel does with Services with what the cluster's objects imply. Which of the
 // node's addresses and which pods are its own is taken from the agent: Pods proves that.
 func Services(c Cluster, node string, s proxy.State) []podnet.Difference {

@@ -31,6 +31,8 @@ type ServiceDetail struct {
 	// Kernels are what nodes' kernels have of it, by node.
 	Kernels map[string]KernelService `json:"kernels,omitempty"`
 	Unread  map[string]string        `json:"unread,omitempty"` // nodes that could not be asked, and why
+	// Announced are the addresses of a load balancer, in the order of the Service's status.
+	Announced []Announced `json:"announced,omitempty"`
 }
 
 // KernelService is what a kernel has of a Service.
@@ -76,13 +78,19 @@ func ShowService(ctx context.Context, client *kube.Client, name types.Namespaced
 	if !kernels {
 		return d, nil
 	}
-	states, failed, err := ServiceStates(ctx, client)
-	if errors.Is(err, errNoAgents) {
-		return d, nil
-	}
-	if err != nil {
+	agents, err := findAgents(ctx, client)
+	if err != nil && !errors.Is(err, errNoAgents) {
 		return d, err
 	}
+	if svc.Spec.Type == corev1.ServiceTypeLoadBalancer {
+		if d.Announced, err = announcements(ctx, client, svc, c, agents); err != nil {
+			return d, err
+		}
+	}
+	if len(agents) == 0 {
+		return d, nil
+	}
+	states, failed := ask[proxy.State](ctx, client, agents, servicesVerb)
 	d.Kernels, d.Unread = map[string]KernelService{}, map[string]string{}
 	for n, err := range failed {
 		d.Unread[n] = oneLine(err)

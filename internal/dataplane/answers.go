@@ -1,0 +1,89 @@
+package dataplane
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/fathom-network/fathom/internal/announce"
+	"github.com/fathom-network/fathom/internal/service"
+	"github.com/fathom-network/fathom/internal/vip"
+)
+
+// answerFacts are what it follows from which addresses a node answers for.
+type answerFacts struct {
+	node      string
+	pools     []vip.Range
+	balancers []service.LoadBalanced
+	nodes     []answerNode
+	segments  []announce.Segment
+}
+
+type answerNode struct {
+	vip.Node
+	addrs []netip.Addr
+}
+
+// judge says of each address of a load balancer who answers for it on this node's segments, and whether routers may send
+// it to this node; sorted by address.
+func (f answerFacts) judge() []vip.Verdict {
+	targets := map[netip.Addr][]vip.Target{}
+	for _, l := range f.balancers {
+		for _, addr := range l.Addrs {
+			// An address of no pool is another controller's.
+			if slices.ContainsFunc(f.pools, func(r vip.Range) bool { return r.Contains(addr) }) {
+				targets[addr] = append(targets[addr], vip.Target{Service: l.Service, Addrs: l.Addrs, Local: l.Local, Nodes: l.Nodes})
+			}
+		}
+	}
+	nodes := make([]vip.Node, 0, len(f.nodes))
+	for _, n := range f.nodes {
+		nodes = append(nodes, n.Node)
+	}
+	near := map[string]map[string]bool{} // nodes on the segments of a device
+	verdicts := make([]vip.Verdict, 0, len(targets))
+	for _, addr := range slices.SortedFunc(maps.Keys(targets), netip.Addr.Compare) {
+		v := vip.Verdict{Address: addr, Devices: announce.On(addr, f.segments)}
+		v.Eligible = vip.Eligible(addr, targets[addr], nodes)
+		v.Routed = slices.Contains(v.Eligible, f.node)
+		if len(v.Devices) > 0 {
+			device := v.Devices[0]
+			if near[device] == nil {
+				near[device] = f.near(device)
+			}
+			here := slices.DeleteFunc(slices.Clone(nodes), func(n vip.Node) bool { return !near[device][n.Name] })
+			v.Announcer = vip.Announcer(addr, vip.Eligible(addr, targets[addr], here))
+			v.Answers = v.Announcer == f.node
+		}
+		verdicts = append(verdicts, v)
+	}
+	return verdicts
+}
+
+// mine are the addresses that the node answers for on its segments, and those that routers may send to it.
+func mine(verdicts []vip.Verdict) (answers []netip.Addr, routed []netip.Prefix) {
+	answers = []netip.Addr{}
+	for _, v := range verdicts {
+		if v.Answers {
+			answers = append(answers, v.Address)
+		}
+		if v.Routed {
+			routed = append(routed, netip.PrefixFrom(v.Address, v.Address.BitLen()))
+		}
+	}
+	return answers, routed
+}
+
+// near are the nodes that are on a segment of a device, this one among them. An IPv6 segment is that of the nodes' IPv4
+// addresses, too, if it is the same device: a Node may have addresses of one family alone.
+func (f answerFacts) near(device string) map[string]bool {
+	on := map[string]bool{f.node: true}
+	for _, n := range f.nodes {
+		for _, s := range f.segments {
+			if s.Device == device && slices.ContainsFunc(n.addrs, s.Prefix.Contains) {
+				on[n.Name] = true
+			}
+		}
+	}
+	return on
+}

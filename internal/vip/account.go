@@ -1,0 +1,37 @@
+package vip
+
+import "net/netip"
+
+// Account is what a node's agent says of load balancers' addresses: what it does, and what it takes others to do. Nobody
+// else can know: it follows from what agents hear of each other, and two who cannot hear each other differ.
+type Account struct {
+	// Waiting says what has to be known before anything is decided; what was decided before stays.
+	Waiting string `json:"waiting,omitempty"`
+	// Problem is why addresses that it should answer for are not answered for.
+	Problem   string    `json:"problem,omitempty"`
+	Addresses []Verdict `json:"addresses"`
+	Routers   []Router  `json:"routers,omitempty"`
+}
+
+// Verdict is what a node makes of an address.
+type Verdict struct {
+	Address netip.Addr `json:"address"`
+	// Devices are those of its own on whose segments the address is.
+	Devices []string `json:"devices,omitempty"`
+	// Eligible are all nodes that may take packets for the address.
+	Eligible []string `json:"eligible,omitempty"`
+	// Announcer is the node that it takes to answer for the address on these segments. Empty if nobody does.
+	Announcer string `json:"announcer,omitempty"`
+	// Answers says whether that is itself.
+	Answers bool `json:"answers,omitempty"`
+	// Routed says whether it is told to routers that ask for such addresses.
+	Routed bool `json:"routed,omitempty"`
+}
+
+// Router is one that is told of load balancers' addresses by a node.
+type Router struct {
+	Peer    string       `json:"peer"` // the BGPPeer
+	State   string       `json:"state"`
+	Message string       `json:"message,omitempty"`
+	Told    []netip.Addr `json:"told,omitempty"` // none without a session
+}
