@@ -43,7 +43,7 @@ func must(t testing.TB, err error) {
 // inside runs the test once more, in a process that is a node: it has a network namespace, a cgroup and a bpffs of its
 // own. All of 10.0.0.0/8 is local to it, so that any address can be an endpoint's, and 172.16.0.0/12 are Services'. In
 // the first process it says no, after the second one has ended.
-func inside(t *testing.T) (Paths, bool) {
+func inside(t testing.TB) (Paths, bool) {
 	t.Helper()
 	if dir := os.Getenv("FATHOM_TEST_BPFFS"); dir != "" {
 		return Paths{BPF: filepath.Join(dir, "services"), Cgroup: os.Getenv("FATHOM_TEST_CGROUP"), NetNS: t.TempDir()}, true
@@ -82,7 +82,15 @@ func inside(t *testing.T) (Paths, bool) {
 	bpffs := t.TempDir()
 	must(t, unix.Mount("bpf", bpffs, "bpf", 0, ""))
 	t.Cleanup(func() { must(t, unix.Unmount(bpffs, unix.MNT_DETACH)) })
-	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.v", "-test.run=^"+t.Name()+"$")
+	args := []string{"-test.v", "-test.run=^" + t.Name() + "$"}
+	_, bench := t.(*testing.B)
+	if bench {
+		args = []string{"-test.run=^$", "-test.bench=^" + t.Name() + "$", "-test.benchtime=1x"}
+		if profile := os.Getenv("FATHOM_BENCH_PROFILE"); profile != "" {
+			args = append(args, "-test.cpuprofile="+profile)
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)
 	cmd.Env = append(os.Environ(), "FATHOM_TEST_BPFFS="+bpffs, "FATHOM_TEST_CGROUP="+dir.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	var out strings.Builder
@@ -93,6 +101,8 @@ func inside(t *testing.T) (Paths, bool) {
 		t.Errorf("%v\n%s", err, out.String())
 	case strings.Contains(out.String(), "--- SKIP"):
 		t.Skip(out.String())
+	case bench:
+		fmt.Print(out.String()) // what a benchmark logs is cut
 	}
 	return Paths{}, false
 }
@@ -108,14 +118,14 @@ type node struct {
 
 var self = service.Node{Name: "node-1"}
 
-func newNode(t *testing.T, paths Paths, mode netconf.ServiceProxy) *node {
+func newNode(t testing.TB, paths Paths, mode netconf.ServiceProxy) *node {
 	n := &node{services: map[types.NamespacedName]*corev1.Service{}, slices: map[types.NamespacedName]*discoveryv1.EndpointSlice{}}
 	n.start(t, paths, mode)
 	return n
 }
 
 // start makes a proxy, the first or another of the same node, and tells it what the API server knows.
-func (n *node) start(t *testing.T, paths Paths, mode netconf.ServiceProxy) {
+func (n *node) start(t testing.TB, paths Paths, mode netconf.ServiceProxy) {
 	t.Helper()
 	if n.Proxy != nil {
 		n.stop()

@@ -6,17 +6,19 @@ package ruleset
 import (
 	"fmt"
 	"os"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 )
 
-// Ruleset is the nftables of a network namespace. It is for one goroutine at a time.
+// Ruleset is the nftables of a network namespace. It is for one goroutine at a time, and HoldsServices for another.
 type Ruleset struct {
 	file     *os.File
 	conn     *nftables.Conn
 	socket   *socket
 	known    map[string]known // by table
+	mu       sync.Mutex       // of services
 	services heldServices
 }
 

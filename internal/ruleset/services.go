@@ -25,6 +25,8 @@ type heldServices struct {
 // that is damaged is made anew. Connections that are there stay with their endpoints in any case: conntrack knows them.
 // But clients with affinity that come anew after that may meet another.
 func (r *Ruleset) SetServices(p service.Plan) (podnet.Count, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	count, err := r.setServices(p)
 	if err != nil {
 		r.services.holding = nil
@@ -66,6 +68,8 @@ func (r *Ruleset) setServices(p service.Plan) (podnet.Count, error) {
 // Where it makes a chain, for the first frontend with so many endpoints or for a Service with affinity, the kernel goes
 // through the whole map of endpoints that the chain is to use: some milliseconds if they are a hundred thousand.
 func (r *Ruleset) ChangeServices(changes []service.Change) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.services.holding == nil {
 		return fmt.Errorf("change nftables table inet %s: it was not set before", ServicesTable)
 	}
@@ -127,6 +131,8 @@ func (r *Ruleset) changeServices(changes []service.Change) error {
 // Services reads back what SetServices set, as AsHeld says it. A table that is not there, or that does something else, is
 // as good as one that holds nothing.
 func (r *Ruleset) Services() (service.Plan, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	h, _, err := r.readServices()
 	if errors.Is(err, errStrange) {
 		return service.Plan{}, nil
@@ -140,6 +146,8 @@ func (r *Ruleset) Services() (service.Plan, error) {
 // DeleteServices takes the table away. One that is not there is not an error. Connections to Services then last only if
 // another table has chains for NAT at the same hooks, for without any the kernel translates nothing.
 func (r *Ruleset) DeleteServices() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.services.holding = nil
 	return r.Delete(ServicesTable)
 }
@@ -233,25 +241,29 @@ func (r *Ruleset) readServicesOnce() (*holding, error) {
 	return h, r.compareChains(h)
 }
 
-func (r *Ruleset) readElements(set string) ([]element, error) {
-	var list []element
+func (r *Ruleset) readElements(set string) (list []element, err error) {
+	err = r.eachElementOf(set, func(e element) { list = append(list, e) })
+	return list, err
+}
+
+func (r *Ruleset) eachElementOf(set string, f func(element)) error {
 	err := r.socket.dump(unix.NFT_MSG_GETSETELEM, func(t *transaction) {
 		t.text(unix.NFTA_SET_ELEM_LIST_TABLE, ServicesTable)
 		t.text(unix.NFTA_SET_ELEM_LIST_SET, set)
 	}, func(b []byte) {
 		eachAttribute(b, func(kind uint16, data []byte) {
 			if kind == unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-				eachAttribute(data, func(_ uint16, e []byte) { list = append(list, elementOf(e)) })
+				eachAttribute(data, func(_ uint16, e []byte) { f(elementOf(e)) })
 			}
 		})
 	})
 	if errors.Is(err, unix.ENOENT) {
-		return nil, errStrange
+		return errStrange
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the set %s: %w", set, err)
+		return fmt.Errorf("read the set %s: %w", set, err)
 	}
-	return list, nil
+	return nil
 }
 
 func sameElements(a, b []element) bool {

@@ -329,14 +329,33 @@ func decode(sets map[string][]element) (service.Plan, bool) {
 	return p, complete
 }
 
-// prefixElements are those of a set of prefixes.
-func prefixElements(list []netip.Prefix) []element {
+// prefixElements are those of a set of prefixes of one family.
+func prefixElements(family podnet.Family, list []netip.Prefix) []element {
 	var all []element
 	for _, p := range list {
+		if podnet.FamilyOf(p.Addr()) != family {
+			continue
+		}
 		all = append(all, element{key: string(p.Addr().AsSlice())})
 		if end := last(p).Next(); end.IsValid() { // what reaches to the last address of all has no end
 			all = append(all, element{key: string(end.AsSlice()), end: true})
 		}
 	}
 	return all
+}
+
+// addrElements are those of a set of addresses.
+func addrElements(family podnet.Family, list []netip.Addr) []element {
+	var all []element
+	for _, a := range list {
+		if podnet.FamilyOf(a) == family {
+			all = append(all, element{key: string(a.AsSlice())})
+		}
+	}
+	return all
+}
+
+// meetElement says that who is at an address may meet himself there.
+func meetElement(a netip.Addr) element {
+	return element{key: string(a.AsSlice()) + string(a.AsSlice())}
 }

@@ -44,20 +44,8 @@ func (h *holding) become(p service.Plan, w *writer) error {
 		}
 	}
 	for _, family := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
-		of := func(list []netip.Prefix) []element {
-			return prefixElements(slices.DeleteFunc(slices.Clone(list), func(p netip.Prefix) bool { return podnet.FamilyOf(p.Addr()) != family }))
-		}
-		addrs := func(list []netip.Addr) []element {
-			var all []element
-			for _, a := range list {
-				if podnet.FamilyOf(a) == family {
-					all = append(all, element{key: string(a.AsSlice())})
-				}
-			}
-			return all
-		}
-		w.replace(named(ownPods, family), of(h.ownPods), of(p.OwnPods))
-		w.replace(named(nodePortAddrs, family), addrs(h.nodePortAddrs), addrs(p.NodePortAddrs))
+		w.replace(named(ownPods, family), prefixElements(family, h.ownPods), prefixElements(family, p.OwnPods))
+		w.replace(named(nodePortAddrs, family), addrElements(family, h.nodePortAddrs), addrElements(family, p.NodePortAddrs))
 	}
 	h.nodePortAddrs, h.ownPods = p.NodePortAddrs, p.OwnPods
 	w.holding = h
@@ -83,6 +71,26 @@ func (h *holding) become(p service.Plan, w *writer) error {
 		}
 	}
 	return nil
+}
+
+// eachRest hands over all elements that are no frontend's.
+func (h *holding) eachRest(yield func(set string, e element)) {
+	for _, family := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		for _, e := range prefixElements(family, h.ownPods) {
+			yield(named(ownPods, family), e)
+		}
+		for _, e := range addrElements(family, h.nodePortAddrs) {
+			yield(named(nodePortAddrs, family), e)
+		}
+	}
+	for a := range h.meets {
+		yield(named(ownEndpoints, podnet.FamilyOf(a)), meetElement(a))
+	}
+	for t := range h.targets {
+		if t.seconds == 0 {
+			yield(t.chains(), t.element())
+		}
+	}
 }
 
 // change makes a frontend what it is now, or nil.
@@ -234,7 +242,7 @@ func (w *writer) settle() (come, gone []target) {
 		w.add = map[string][]element{}
 	}
 	for a, before := range w.meets {
-		e := element{key: string(a.AsSlice()) + string(a.AsSlice())}
+		e := meetElement(a)
 		set := named(ownEndpoints, podnet.FamilyOf(a))
 		switch now := w.holding.meets[a]; {
 		case before == 0 && now > 0:

@@ -179,6 +179,9 @@ func TestServicesDrift(t *testing.T) {
 	} {
 		t.Run(drift, func(t *testing.T) {
 			nft(t, n, strings.Fields(strings.ReplaceAll(drift, " T", " "+ruleset.ServicesTable))...)
+			if same, err := r.HoldsServices(t.Context()); same || err != nil {
+				t.Errorf("a comparison finds nothing: %v", err)
+			}
 			if have, err := r.Services(); err != nil || len(have.Frontends) == len(p.Frontends) && strings.Contains(drift, "chain") {
 				t.Errorf("passes for what it should be: %v", err)
 			}
@@ -191,6 +194,11 @@ func TestServicesDrift(t *testing.T) {
 
 	// What clients have affinity to is no drift, whoever changes the rest of the rule set.
 	nft(t, n, "add", "element", "inet", ruleset.ServicesTable, "affinity4", "{ 203.0.113.1 . 7 : 9 }")
+	for range 2 {
+		if same, err := r.HoldsServices(t.Context()); !same || err != nil {
+			t.Errorf("a comparison finds a difference, %v", err)
+		}
+	}
 	if got := set(t, r, p); got != (podnet.Count{}) {
 		t.Errorf("affinity counts as %+v", got)
 	}
@@ -205,6 +213,9 @@ func TestServicesDrift(t *testing.T) {
 	}
 	if err := r.ChangeServices(nil); err == nil {
 		t.Error("a table that was not set is changed")
+	}
+	if same, err := r.HoldsServices(t.Context()); same || err != nil {
+		t.Errorf("a table that was not set is as it should be, %v", err)
 	}
 }
 
