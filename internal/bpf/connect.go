@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -27,11 +28,12 @@ type ConnectOptions struct {
 }
 
 // Connect is the balancing of Services at connect() on one node: docs/design/connect.md. Set and Change are for one
-// goroutine at a time; what reads may be called by any.
+// goroutine at a time, and Holds for another; what else reads may be called by any.
 type Connect struct {
 	ConnectOptions
 	cgroup  uint64 // its id
 	objects connectObjects
+	mu      sync.Mutex    // of state, and held while what it says of the maps may not be so
 	state   *connectState // what the maps hold; nil if that is not certain
 }
 

@@ -149,7 +149,22 @@ func (c *Connect) isAttached(l ebpflink.Link, program *ebpf.Program) (here, same
 // setNode tells the programs which network namespace is the node's own. Before Linux 5.14 it cannot be asked for, and
 // node ports do not answer at loopback addresses.
 func (c *Connect) setNode() (changed bool, err error) {
-	cookie, have := uint64(0), uint64(0)
+	cookie, err := c.nodeCookie()
+	if err != nil {
+		return false, err
+	}
+	var have uint64
+	if err := c.objects.FathomNode.Lookup(nodeNetns, &have); err == nil && have == cookie {
+		return false, nil
+	}
+	if err := c.objects.FathomNode.Update(nodeNetns, cookie, ebpf.UpdateAny); err != nil {
+		return false, fmt.Errorf("write the map %s: %w", pin.Node, err)
+	}
+	return true, nil
+}
+
+// nodeCookie asks for the node's network namespace; 0 if it cannot be asked for.
+func (c *Connect) nodeCookie() (cookie uint64, err error) {
 	ask := func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
@@ -166,14 +181,5 @@ func (c *Connect) setNode() (changed bool, err error) {
 	} else {
 		err = c.Node.Do(ask)
 	}
-	if err != nil {
-		return false, err
-	}
-	if err := c.objects.FathomNode.Lookup(nodeNetns, &have); err == nil && have == cookie {
-		return false, nil
-	}
-	if err := c.objects.FathomNode.Update(nodeNetns, cookie, ebpf.UpdateAny); err != nil {
-		return false, fmt.Errorf("write the map %s: %w", pin.Node, err)
-	}
-	return true, nil
+	return cookie, err
 }

@@ -36,6 +36,8 @@ type endpointSet struct {
 // Set makes the kernel hold what the plan says, attaches the programs, and may be repeated. It reads what is there and
 // says how much of it was changed.
 func (c *Connect) Set(p service.Plan) (changed int, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.state = nil
 	s, err := c.read()
 	if err != nil {
@@ -70,6 +72,8 @@ var errUncertain = errors.New("what the kernel balances at connect() is not cert
 // Change makes the kernel hold what has changed of Services since the last Set or Change, and does not look at others.
 // After an error all has to be Set.
 func (c *Connect) Change(changes []service.Change) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	s := c.state
 	if s == nil {
 		return errUncertain
@@ -310,7 +314,16 @@ func deleteAll[K any](m *ebpf.Map, keys []K) error {
 
 // readAll reads all entries of a map, many with one system call.
 func readAll[K, V any](m *ebpf.Map, each func(K, V)) error {
-	const portion = 8192
+	return readPortions(m, 8192, func(keys []K, values []V) error {
+		for i := range keys {
+			each(keys[i], values[i])
+		}
+		return nil
+	})
+}
+
+// readPortions does so, and hands over what one system call gave.
+func readPortions[K, V any](m *ebpf.Map, portion int, each func([]K, []V) error) error {
 	keys, values := make([]K, portion), make([]V, portion)
 	var at ebpf.MapBatchCursor
 	for {
@@ -321,8 +334,8 @@ func readAll[K, V any](m *ebpf.Map, each func(K, V)) error {
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return err
 		}
-		for i := range n {
-			each(keys[i], values[i])
+		if wrong := each(keys[:n], values[:n]); wrong != nil {
+			return wrong
 		}
 		if err != nil {
 			return nil
@@ -330,7 +343,9 @@ func readAll[K, V any](m *ebpf.Map, each func(K, V)) error {
 	}
 	i := m.Iterate()
 	for i.Next(&keys[0], &values[0]) {
-		each(keys[0], values[0])
+		if err := each(keys[:1], values[:1]); err != nil {
+			return err
+		}
 	}
 	return i.Err()
 }
