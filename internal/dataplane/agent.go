@@ -87,6 +87,7 @@ type Agent struct {
 	// What follows belongs to the loop.
 	config   *netconf.Config // the last one that made sense
 	problems []string        // as they were told last
+	held     podnet.Plan     // what the kernel holds since the last pass, or the zero value if that is not certain
 	// Of the last look at the node's own pods.
 	podMTU      int
 	podProblems []string
@@ -158,6 +159,7 @@ func Run(ctx context.Context, o Options) error {
 			if !open && ctx.Err() == nil {
 				return errors.New("the kernel tells of changes no more") // and the pod is started anew
 			}
+			a.held = podnet.Plan{} // it may have been one of the plan's
 			if settled == nil {
 				settled = time.After(settling)
 			}
@@ -252,7 +254,14 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	if err := a.rememberSettings(plan.Sysctls); err != nil {
 		return nodestate.Status{}, problems, fmt.Errorf("write down the node's settings: %w", err)
 	}
+	atOnce, err := a.node.FollowPodNetwork(a.held, plan)
+	if err != nil {
+		return nodestate.Status{}, problems, err
+	}
+	a.held = podnet.Plan{}
 	changes, err := a.node.SetPodNetwork(plan)
+	changes.Routes.Added += atOnce.Routes.Added
+	changes.Routes.Corrected += atOnce.Routes.Corrected
 	foreign, err := link.ForeignRoutes(err)
 	for _, f := range foreign {
 		// Packets have a way, if not ours. While a network is replaced that is as it should be.
@@ -262,6 +271,9 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	a.metrics.changed(changes)
 	if err != nil {
 		return nodestate.Status{}, problems, err
+	}
+	if len(foreign) == 0 {
+		a.held = plan
 	}
 	if changes.Total() > 0 {
 		a.Log.Info("changed the kernel", "what", changes.String())

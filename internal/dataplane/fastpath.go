@@ -74,6 +74,11 @@ func (f *fastPath) set(node *link.Namespace, dir string, plan bpf.Plan, look boo
 		}
 		f.path = path
 	}
+	if !look && f.was == nil && len(f.plan.Devices) > 0 {
+		if changes, followed, err := f.path.Follow(f.plan, plan); followed {
+			return changes, err
+		}
+	}
 	f.reason = ""
 	if possible, why := f.path.Fast(); !plan.Fast {
 		f.reason = "it is switched off"

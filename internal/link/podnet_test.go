@@ -319,3 +319,49 @@ func BenchmarkPodNetwork(b *testing.B) {
 		}
 	})
 }
+
+// TestFollowPodNetwork moves a node and adds one: the routes are there before anything is compared, and what is left of
+// the ways that are not wanted any more is for SetPodNetwork.
+func TestFollowPodNetwork(t *testing.T) {
+	n := loneNode(t)
+	config := podnet.Config{Mode: podnet.Direct}
+	nodes := manyNodes(8)
+	from := planOf(t, n, nodes[:6], config)
+	set(t, n, from)
+	nodes[2].Addrs[0] = netip.MustParseAddr("10.200.9.9")
+	nodes = append(nodes[:4], nodes[6:]...) // n4 goes, n6 comes
+	to := planOf(t, n, nodes, config)
+	changes, err := n.FollowPodNetwork(from, to)
+	must(t, err)
+	if want := (podnet.Count{Added: 2, Corrected: 1}); changes.Routes != want {
+		t.Errorf("followed %v, want %v", changes.Routes, want)
+	}
+	have, err := n.PodNetwork(nil)
+	must(t, err)
+	for _, r := range to.Routes {
+		if !slices.Contains(have.Routes, r) {
+			t.Errorf("route %s is missing", r)
+		}
+	}
+	if changes := set(t, n, to); changes.Routes != (podnet.Count{Removed: 2}) {
+		t.Errorf("afterwards %v", changes.Routes)
+	}
+	holds(t, n, to)
+
+	// A plan of which nothing is known to hold, and one whose tunnel changes, are SetPodNetwork's alone.
+	for what, from := range map[string]podnet.Plan{"nothing": {}, "another tunnel": planOf(t, n, nodes, podnet.Config{Mode: podnet.VXLAN})} {
+		if changes, err := n.FollowPodNetwork(from, to); err != nil || changes.Total() != 0 {
+			t.Errorf("from %s: %v, %v", what, changes, err)
+		}
+	}
+	// A route of somebody else's in the place of a new one stays.
+	run(t, n, "ip", "route", "add", "10.100.50.0/24", "via", "10.200.7.7", "proto", "99")
+	more := to
+	more.Routes = append(slices.Clone(to.Routes), podnet.Route{To: netip.MustParsePrefix("10.100.50.0/24"), Via: netip.MustParseAddr("10.200.9.9"), Device: "eth0"})
+	if changes, err := n.FollowPodNetwork(to, more); err != nil || changes.Total() != 0 {
+		t.Errorf("followed %v, %v", changes, err)
+	}
+	if out := run(t, n, "ip", "route", "show", "10.100.50.0/24"); !strings.Contains(out, "via 10.200.7.7") || strings.Contains(out, "9.9") {
+		t.Errorf("%s", out)
+	}
+}

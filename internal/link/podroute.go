@@ -162,6 +162,7 @@ func (s *podSetter) readRoutes(state *podnet.State) error {
 		}
 	}
 	names := map[uint32]string{}
+	state.Routes = make([]podnet.Route, 0, len(all))
 	for _, r := range all {
 		if r.device != 0 && names[r.device] == "" {
 			l, err := s.n.nl.LinkByIndex(int(r.device))
@@ -178,7 +179,10 @@ func (s *podSetter) readRoutes(state *podnet.State) error {
 		state.Routes = append(state.Routes, r.Route)
 	}
 	slices.SortFunc(state.Routes, func(a, b podnet.Route) int {
-		return cmp.Or(a.To.Addr().Compare(b.To.Addr()), cmp.Compare(a.To.Bits(), b.To.Bits()), cmp.Compare(a.Metric, b.Metric))
+		if c := a.To.Addr().Compare(b.To.Addr()); c != 0 {
+			return c
+		}
+		return cmp.Or(cmp.Compare(a.To.Bits(), b.To.Bits()), cmp.Compare(a.Metric, b.Metric))
 	})
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,8 +24,11 @@ const (
 	receiveBytes = 4 << 20
 )
 
+// receiveBuffers are as large as the kernel makes the datagrams of a dump, or larger.
+var receiveBuffers = sync.Pool{New: func() any { return make([]byte, 256<<10) }}
+
 func (n *Namespace) rtnl() (*rtnl, error) {
-	c := &rtnl{fd: -1, buf: make([]byte, 256<<10)}
+	c := &rtnl{fd: -1, buf: receiveBuffers.Get().([]byte)}
 	err := n.do(func() error {
 		var err error
 		c.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
@@ -51,7 +55,11 @@ func (n *Namespace) rtnl() (*rtnl, error) {
 	return nil, fmt.Errorf("open a route netlink socket: %w", err)
 }
 
-func (c *rtnl) close() { unix.Close(c.fd) }
+func (c *rtnl) close() {
+	unix.Close(c.fd)
+	receiveBuffers.Put(c.buf) //nolint:staticcheck // a slice's header is nothing beside what it spares
+	c.buf = nil
+}
 
 // request is a netlink message, without its sequence number.
 type request []byte

@@ -159,14 +159,20 @@ func (p *planner) checked(c Config) Config {
 
 // members returns what is valid of the nodes, the oldest first: on every node of the cluster the same.
 func (p *planner) members(nodes []Node) []*member {
-	nodes = slices.Clone(nodes)
-	slices.SortStableFunc(nodes, func(a, b Node) int {
-		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Name, b.Name))
+	byAge := make([]*Node, len(nodes))
+	for i := range nodes {
+		byAge[i] = &nodes[i]
+	}
+	slices.SortStableFunc(byAge, func(a, b *Node) int {
+		if c := a.Created.Compare(b.Created); c != 0 {
+			return c
+		}
+		return cmp.Compare(a.Name, b.Name)
 	})
 	members := make([]*member, 0, len(nodes))
 	names := make(map[string]bool, len(nodes))
 	owner := make(map[netip.Addr]string, len(nodes))
-	for _, n := range nodes {
+	for _, n := range byAge {
 		if n.Name == "" || names[n.Name] {
 			p.add(n.Name, DuplicateName, "there is an older node of this name")
 			continue

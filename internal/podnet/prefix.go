@@ -9,7 +9,10 @@ import (
 
 // comparePrefixes orders by family, then by address; of nested prefixes the greater one is first.
 func comparePrefixes(a, b netip.Prefix) int {
-	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	if c := a.Addr().Compare(b.Addr()); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.Bits(), b.Bits())
 }
 
 // disjoint sorts prefixes and leaves out those that lie within others.
