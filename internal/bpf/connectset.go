@@ -36,6 +36,12 @@ type endpointSet struct {
 // Set makes the kernel hold what the plan says, attaches the programs, and may be repeated. It reads what is there and
 // says how much of it was changed.
 func (c *Connect) Set(p service.Plan) (changed int, err error) {
+	return c.SetAfter(p, func() error { return nil })
+}
+
+// SetAfter is Set beside somebody who does his part meanwhile: before sockets meet anything else than now, it calls done,
+// which waits for him. If that returns an error, they do not. Most of the work comes before.
+func (c *Connect) SetAfter(p service.Plan, done func() error) (changed int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.state = nil
@@ -55,8 +61,12 @@ func (c *Connect) Set(p service.Plan) (changed int, err error) {
 	for _, b := range want {
 		delete(unwanted, keyOf(b.Key))
 	}
-	n, err := c.apply(s, want, slices.Collect(maps.Keys(unwanted)))
+	n, err := c.apply(s, want, slices.Collect(maps.Keys(unwanted)), done)
 	changed += n
+	var notDone *notDoneError
+	if errors.As(err, &notDone) {
+		return changed, notDone.error
+	}
 	if err == nil {
 		s.frontends, s.nodePorts = byKey(p.Frontends), slices.Clone(p.NodePortAddrs)
 		c.state = s
@@ -65,6 +75,9 @@ func (c *Connect) Set(p service.Plan) (changed int, err error) {
 	count, attachErr := c.attach()
 	return changed + count.Added + count.Corrected, errors.Join(err, attachErr)
 }
+
+// notDoneError is what keeps sockets from meeting anything else.
+type notDoneError struct{ error }
 
 // errUncertain says that what the maps hold is not known.
 var errUncertain = errors.New("what the kernel balances at connect() is not certain: set all of it")
@@ -110,7 +123,7 @@ func (c *Connect) Change(changes []service.Change) error {
 		}
 	}
 	c.state = nil
-	if _, err := c.apply(s, want, gone); err != nil {
+	if _, err := c.apply(s, want, gone, func() error { return nil }); err != nil {
 		return err
 	}
 	c.state = s
@@ -119,8 +132,8 @@ func (c *Connect) Change(changes []service.Change) error {
 
 // apply changes the maps, and what is known of them. A frontend gets new endpoints in one write, after these are there
 // under a number that no frontend has had; what no frontend has any more is deleted after that. The programs look whether
-// their frontend still has the same number when they have read its endpoint.
-func (c *Connect) apply(s *connectState, want []Balanced, gone []frontendKey) (changed int, err error) {
+// their frontend still has the same number when they have read its endpoint. done is called before any frontend changes.
+func (c *Connect) apply(s *connectState, want []Balanced, gone []frontendKey, done func() error) (changed int, err error) {
 	var slots []slotKey
 	var endpoints []endpoint
 	var keys []frontendKey
@@ -157,6 +170,9 @@ func (c *Connect) apply(s *connectState, want []Balanced, gone []frontendKey) (c
 	}
 	if err := updateAll(c.objects.FathomBackends, slots, endpoints); err != nil {
 		return 0, fmt.Errorf("write the map %s: %w", pin.Backends, err)
+	}
+	if err := done(); err != nil {
+		return 0, &notDoneError{err}
 	}
 	if err := updateAll(c.objects.FathomServices, keys, values); err != nil {
 		return 0, fmt.Errorf("write the map %s: %w", pin.Services, err)

@@ -16,7 +16,10 @@ import (
 // health answers load balancers outside the cluster that ask whether to send a Service's traffic to this node: at the
 // Service's healthCheckNodePort. The answer is that of kube-proxy, which cloud load balancers are made for.
 type health struct {
-	ports map[uint16]*healthPort
+	checks []service.HealthCheck
+	ports  map[uint16]*healthPort
+	// taken are the ports that another program had when they were tried last.
+	taken map[uint16]bool
 	// node is where load balancers ask about Services without a port of their own (externalTrafficPolicy: Cluster).
 	node *http.Server
 	// updated is when the kernel was last known to hold all Services, in nanoseconds since 1970.
@@ -31,43 +34,76 @@ type healthPort struct {
 	check  atomic.Pointer[service.HealthCheck]
 }
 
-// set makes it answer these. A port that another program has is tried again at each call.
+// set makes it answer these, for the kernel holds all Services now. A port that another program has is tried again by
+// retry alone: changes may be many.
 func (h *health) set(checks []service.HealthCheck, log *slog.Logger) {
 	h.updated.Store(time.Now().UnixNano())
-	h.answerForNode()
+	if h.ports != nil && slices.Equal(checks, h.checks) {
+		return
+	}
+	if h.ports == nil {
+		h.ports, h.taken = map[uint16]*healthPort{}, map[uint16]bool{}
+		h.answerForNode()
+	}
+	h.checks = checks
+	has := func(port uint16) bool {
+		return slices.ContainsFunc(checks, func(c service.HealthCheck) bool { return c.Port == port })
+	}
 	for port, p := range h.ports {
-		if !slices.ContainsFunc(checks, func(c service.HealthCheck) bool { return c.Port == port }) {
+		if !has(port) {
 			_ = p.server.Close()
 			delete(h.ports, port)
 		}
 	}
-	for _, c := range checks {
-		p, found := h.ports[c.Port]
-		if !found {
-			listener, err := net.Listen("tcp", ":"+strconv.Itoa(int(c.Port)))
-			if err != nil {
-				log.Warn("a Service's health check port is not answered", "service", c.Service.String(), "port", c.Port, "error", err)
-				continue
-			}
-			p = &healthPort{}
-			p.server = &http.Server{Handler: p, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
-			go func() { _ = p.server.Serve(listener) }()
-			if h.ports == nil {
-				h.ports = map[uint16]*healthPort{}
-			}
-			h.ports[c.Port] = p
+	for port := range h.taken {
+		if !has(port) && port != nodeHealthPort {
+			delete(h.taken, port)
 		}
-		p.check.Store(&c)
 	}
+	for _, c := range checks {
+		if h.ports[c.Port] == nil && !h.taken[c.Port] {
+			h.answer(c, log)
+		}
+		if p := h.ports[c.Port]; p != nil {
+			p.check.Store(&c)
+		}
+	}
+}
+
+// retry tries the ports again that another program had.
+func (h *health) retry(log *slog.Logger) {
+	if h.taken[nodeHealthPort] {
+		h.answerForNode()
+	}
+	for _, c := range h.checks {
+		if h.taken[c.Port] && h.ports[c.Port] == nil {
+			h.answer(c, log)
+		}
+	}
+}
+
+// answer begins to answer at a Service's port.
+func (h *health) answer(c service.HealthCheck, log *slog.Logger) {
+	listener, err := net.Listen("tcp", ":"+strconv.Itoa(int(c.Port)))
+	if err != nil {
+		if !h.taken[c.Port] { // said once
+			log.Warn("a Service's health check port is not answered", "service", c.Service.String(), "port", c.Port, "error", err)
+		}
+		h.taken[c.Port] = true
+		return
+	}
+	delete(h.taken, c.Port)
+	p := &healthPort{}
+	p.check.Store(&c)
+	p.server = &http.Server{Handler: p, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	go func() { _ = p.server.Serve(listener) }()
+	h.ports[c.Port] = p
 }
 
 // answerForNode begins to say that the node carries Services. While kube-proxy is there, it is kube-proxy that says so.
 func (h *health) answerForNode() {
-	if h.node != nil {
-		return
-	}
 	listener, err := net.Listen("tcp", ":"+strconv.Itoa(nodeHealthPort))
-	if err != nil {
+	if h.taken[nodeHealthPort] = err != nil; err != nil {
 		return
 	}
 	mux := http.NewServeMux()
@@ -90,6 +126,7 @@ func (h *health) close() {
 		_ = p.server.Close()
 		delete(h.ports, port)
 	}
+	h.ports, h.checks, h.taken = nil, nil, nil
 }
 
 // ServeHTTP implements http.Handler.

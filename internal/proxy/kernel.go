@@ -1,11 +1,13 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -38,31 +40,63 @@ func (k *kernel) set(mode netconf.ServiceProxy, plan, plain service.Plan, caches
 	if k.connect == nil {
 		plain = plan
 	}
-	// nftables first: it alone answers for all addresses, and must not be found without a Service that connect() has.
-	count, err := k.rules.SetServices(plain)
-	if err != nil {
-		return 0, err
-	}
-	changed = count.Added + count.Removed + count.Corrected
-	if k.connect == nil {
-		caches = nil // packets to them are translated, for which they have to be tracked
-	}
-	if len(caches) > 0 || k.untracked == nil || len(k.untracked) > 0 { // to look for nothing costs a transaction
-		count, err := k.rules.SetUntracked(caches)
-		if err != nil {
-			return changed, err
-		}
+	byRules := func() error {
+		count, err := k.rules.SetServices(plain)
 		changed += count.Added + count.Removed + count.Corrected
-		k.untracked = append([]netip.Addr{}, caches...)
+		return err
 	}
-	if k.connect != nil {
-		n, err := k.connect.Set(plan)
-		if err != nil {
-			return changed, fmt.Errorf("balance at connect(): %w", err)
+	if k.connect == nil {
+		if err := byRules(); err != nil {
+			return 0, err
 		}
-		changed += n
+		// Packets to the caches are translated, for which they have to be tracked.
+		err := k.setUntracked(nil, &changed)
+		return changed, err
 	}
-	return changed, nil
+	// nftables first: it alone answers for all addresses, and must not be found without a Service that connect() has. Each
+	// is a second's work at 50,000 Services; what sockets do not meet yet is written at the same time.
+	ended := make(chan error, 1)
+	go func() { ended <- byRules() }()
+	done := sync.OnceValue(func() error {
+		if err := <-ended; err != nil {
+			return err
+		}
+		return k.setUntracked(caches, &changed)
+	})
+	n, err := k.connect.SetAfter(plan, done)
+	if err := done(); err != nil {
+		return changed, err
+	}
+	if err != nil {
+		return changed, fmt.Errorf("balance at connect(): %w", err)
+	}
+	return changed + n, nil
+}
+
+func (k *kernel) setUntracked(caches []netip.Addr, changed *int) error {
+	if len(caches) == 0 && k.untracked != nil && len(k.untracked) == 0 {
+		return nil // to look for nothing costs a transaction
+	}
+	count, err := k.rules.SetUntracked(caches)
+	if err != nil {
+		return err
+	}
+	*changed += count.Added + count.Removed + count.Corrected
+	k.untracked = append([]netip.Addr{}, caches...)
+	return nil
+}
+
+// holds says whether the kernel holds what set and change left there, while change goes on: set, open, remove and close
+// wait for it.
+func (k *kernel) holds(ctx context.Context) (bool, error) {
+	same, err := k.rules.HoldsServices(ctx)
+	if err == nil && same && len(k.untracked) > 0 {
+		same, err = k.rules.HoldsUntracked(k.untracked)
+	}
+	if err == nil && same && k.connect != nil {
+		same, err = k.connect.Holds(ctx)
+	}
+	return same, err
 }
 
 // change does the same for what has changed since. plain are the changes without redirection: what is not balanced when

@@ -22,7 +22,7 @@ func newMetrics() *metrics {
 		frontends: prometheus.NewGauge(prometheus.GaugeOpts{Name: "fathom_service_frontends",
 			Help: "Addresses and ports of Services that the kernel balances."}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "fathom_service_apply_seconds", Buckets: buckets,
-			Help: "Time to put Services into the kernel: what has changed, or the whole."}, []string{"what"}),
+			Help: "Time to put Services into the kernel, what has changed or the whole; or to compare them (compare), beside that."}, []string{"what"}),
 		behind: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "fathom_service_behind_seconds", Buckets: buckets,
 			Help: "Time from a change that the API server told of to its effect on connections."}),
 		entries: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fathom_service_changes_total",

@@ -2,8 +2,9 @@
 // balance what is for them. What starts on the node is balanced when it connects (package bpf), what arrives by
 // nftables (package ruleset); where the kernel cannot do the first, all of it by nftables.
 //
-// A change is in the kernel as soon as it is heard of: nothing waits for a tick. What the kernel holds is compared with
-// what it should as a whole at the beginning, after an error, and now and then. docs/design/services.md.
+// A change is in the kernel as soon as it is heard of: nothing waits for a tick. Everything is set at the beginning, after
+// an error, and when a comparison finds that the kernel holds something else: these go on beside changes.
+// docs/design/services.md.
 package proxy
 
 import (
@@ -37,8 +38,8 @@ type Options struct {
 	// Problem is told of what is wrong with a Service, once for each.
 	Problem func(service.Problem)
 	Paths   Paths
-	// Resync is how often the kernel is compared without an event to ask for it, unless that takes long: then it is done
-	// in one hundredth of the time. To read 100,000 endpoints back takes seconds.
+	// Resync is how often the kernel is compared, unless that takes long: then it is done in one hundredth of the time. To
+	// read 100,000 endpoints back takes a second, in which changes go on.
 	Resync time.Duration
 }
 
@@ -96,13 +97,13 @@ type Proxy struct {
 	// redirected is where dns leads to, for the reaper.
 	redirected atomic.Pointer[service.Redirect]
 	told       map[service.Problem]bool
-	// whole asks for a comparison of everything.
-	whole   bool
-	wholes  int           // how many have succeeded
-	took    time.Duration // the last of them
-	applied Config        // what the kernel was last set by
-	tried   Config        // or was attempted to be
-	counts  *metrics
+	// whole asks for everything to be set, whatever the kernel holds.
+	whole     bool
+	wholes    int        // how often that has succeeded
+	comparing *comparing // nil while none goes on
+	applied   Config     // what the kernel was last set by
+	tried     Config     // or was attempted to be
+	counts    *metrics
 }
 
 // New makes a proxy, which does nothing until Run, and nothing to the kernel until Set.
@@ -155,18 +156,19 @@ func (p *Proxy) wake() {
 const (
 	// retry is how long after an error the whole is tried again.
 	retry = time.Second
-	// wholeShare is how much of the time, as its inverse, comparisons of everything may take.
-	wholeShare = 100
+	// compareShare is how much of the time, as its inverse, comparisons may take.
+	compareShare = 100
 )
 
-// untilWhole is how long after a comparison of everything the next one comes, if none is asked for.
-func untilWhole(resync, took time.Duration) time.Duration { return max(resync, wholeShare*took) }
+// untilCompared is how long after a comparison the next one begins.
+func untilCompared(resync, took time.Duration) time.Duration { return max(resync, compareShare*took) }
 
 // Run follows Services until the context ends. What is in the kernel stays.
 func (p *Proxy) Run(ctx context.Context) {
 	defer p.health.close()
 	defer p.caches.close()
 	defer p.kernel.close()
+	defer p.stopComparing()
 	defer func() {
 		if p.inbox != nil {
 			p.inbox.stop()
@@ -188,12 +190,18 @@ func (p *Proxy) Run(ctx context.Context) {
 		case <-second.C:
 			tick = true
 		case <-resync.C:
-			p.whole = true
+			if p.compare(ctx); p.comparing == nil {
+				resync.Reset(p.Resync)
+			}
+			continue
+		case c := <-p.results():
+			p.conclude(c)
+			resync.Reset(untilCompared(p.Resync, c.took))
 		}
-		before := p.wholes
+		comparing := p.comparing != nil
 		p.step(ctx, tick)
-		if p.wholes != before {
-			resync.Reset(untilWhole(p.Resync, p.took))
+		if comparing && p.comparing == nil {
+			resync.Reset(p.Resync) // it was ended
 		}
 	}
 }
@@ -233,6 +241,9 @@ func (p *Proxy) step(ctx context.Context, tick bool) {
 	if tick || p.wholes != before {
 		p.tell()
 	}
+	if tick {
+		p.health.retry(p.Log)
+	}
 	p.setStatus(Status{Ready: true})
 	p.tellBalancers()
 }
@@ -263,6 +274,7 @@ func (p *Proxy) apply(c Config) error {
 	began := time.Now()
 	plan := service.Plan{NodePortAddrs: c.NodePortAddrs, OwnPods: c.OwnPods}
 	if p.whole || p.kernel.failed {
+		p.stopComparing()
 		heard, checks := p.inbox.whole(c.Node, &plan)
 		p.redirect()
 		plain := plan
@@ -273,7 +285,7 @@ func (p *Proxy) apply(c Config) error {
 		if err != nil {
 			return fmt.Errorf("put all Services into the kernel: %w", err)
 		}
-		p.applied, p.took = c, time.Since(began)
+		p.applied = c
 		p.wholes++
 		p.mu.Lock()
 		p.connect, p.missing = p.kernel.connect, p.kernel.missing
@@ -346,6 +358,7 @@ func (p *Proxy) off(ctx context.Context, announce bool) {
 		p.balancers = nil
 		p.mu.Unlock()
 	}
+	p.stopComparing()
 	p.health.close()
 	p.caches.close()
 	p.reaper.forget()

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -219,13 +220,67 @@ func TestDamage(t *testing.T) {
 	if _, differences := n.differs(t); len(differences) == 0 {
 		t.Error("what was destroyed is there")
 	}
-	n.whole = true
+	n.compared(t)
+	if !n.whole {
+		t.Error("a comparison does not find what was destroyed")
+	}
 	n.follows(t)
+	if n.compared(t); n.whole {
+		t.Error("a comparison finds something after that")
+	}
 	ask(t, dial(t, "tcp", at))
 	destroy()
 	n.set(web("other", "172.16.0.2")) // a change meets what is not as it was
 	n.follows(t)
 	if errs := n.counted(t, "fathom_service_errors_total"); errs["change"] != 1 || errs["whole"] != 0 {
+		t.Errorf("%v", errs)
+	}
+}
+
+// TestMends has the loop run while somebody else takes away what the proxy made, and Services change all the time.
+func TestMends(t *testing.T) {
+	paths, ok := inside(t)
+	if !ok {
+		return
+	}
+	n := newNode(t, paths, netconf.ProxyAuto)
+	n.Resync = 20 * time.Millisecond
+	for i := range 50 {
+		n.set(web(fmt.Sprintf("web-%d", i), fmt.Sprintf("172.16.1.%d", i)), endpoints(fmt.Sprintf("web-%d", i), "10.0.0.1", "10.0.0.2"))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		n.Run(ctx)
+		close(ended)
+	}()
+	wholes := func() uint64 { return n.observed(t, "whole") }
+	changing := 0
+	until := func(what string, so func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); !so(); changing++ {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: not so after a minute", what)
+			}
+			n.set(endpoints(fmt.Sprintf("web-%d", changing%50), "10.0.0.1", fmt.Sprintf("10.0.1.%d", changing%200)))
+			time.Sleep(time.Millisecond)
+		}
+	}
+	until("the first", func() bool { return wholes() > 0 })
+	compared := n.observed(t, "compare")
+	until("comparisons", func() bool { return n.observed(t, "compare") >= compared+2 })
+	if got := wholes(); got != 1 {
+		t.Errorf("all was set %d times, though nothing was wrong", got)
+	}
+	for i := range 2 {
+		nft(t, "flush", "map", "inet", ruleset.ServicesTable, "endpoints4")
+		until("mended", func() bool { return wholes() >= uint64(i)+2 })
+	}
+	cancel()
+	<-ended
+	n.whole = true
+	n.follows(t)
+	if errs := n.counted(t, "fathom_service_errors_total"); errs["whole"] > 0 {
 		t.Errorf("%v", errs)
 	}
 }
@@ -319,7 +374,7 @@ func TestProblems(t *testing.T) {
 // TestCompareInterval keeps comparisons of everything from taking the processor.
 func TestCompareInterval(t *testing.T) {
 	for took, want := range map[time.Duration]time.Duration{0: 30 * time.Second, 100 * time.Millisecond: 30 * time.Second, 3 * time.Second: 5 * time.Minute} {
-		if got := untilWhole(30*time.Second, took); got != want {
+		if got := untilCompared(30*time.Second, took); got != want {
 			t.Errorf("after one of %v the next comes in %v, want %v", took, got, want)
 		}
 	}

@@ -140,6 +140,7 @@ func (n *node) start(t testing.TB, paths Paths, mode netconf.ServiceProxy) {
 }
 
 func (n *node) stop() {
+	n.stopComparing()
 	n.health.close()
 	n.kernel.close()
 	if n.reaper.conntrack != nil {
@@ -266,6 +267,30 @@ func (n *node) counted(t *testing.T, name string) map[string]float64 {
 		}
 	}
 	return values
+}
+
+// compared has a comparison be made.
+func (n *node) compared(t *testing.T) {
+	t.Helper()
+	n.compare(t.Context())
+	n.conclude(<-n.results())
+}
+
+// observed returns how often something was done.
+func (n *node) observed(t *testing.T, what string) uint64 {
+	t.Helper()
+	r := prometheus.NewRegistry()
+	r.MustRegister(n.counts.seconds)
+	families, err := r.Gather()
+	must(t, err)
+	for _, f := range families {
+		for _, m := range f.Metric {
+			if m.Label[0].GetValue() == what {
+				return m.GetHistogram().GetSampleCount()
+			}
+		}
+	}
+	return 0
 }
 
 // web is a Service of port 80, TCP and UDP.

@@ -12,7 +12,7 @@ import (
 	"github.com/mdlayher/netlink"
 )
 
-// Ruleset is the nftables of a network namespace. It is for one goroutine at a time, and HoldsServices for another.
+// Ruleset is the nftables of a network namespace. It is for one goroutine at a time, and what begins with Holds for another.
 type Ruleset struct {
 	file     *os.File
 	conn     *nftables.Conn
@@ -50,6 +50,11 @@ func Open(path string) (*Ruleset, error) {
 		return nil, fmt.Errorf("open nftables of %s: %w", path, err)
 	}
 	return r, nil
+}
+
+// beside opens the same rule set once more, to read it while another goroutine uses this one.
+func (r *Ruleset) beside() (*Ruleset, error) {
+	return Open(fmt.Sprintf("/proc/self/fd/%d", r.file.Fd()))
 }
 
 // Close closes the rule set. The tables stay.

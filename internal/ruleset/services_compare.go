@@ -23,7 +23,7 @@ const comparePortion = 256
 // takes the kernel a second. What a change meets half-way seems to differ, and the kernel then lists some elements twice
 // and others not at all. So whatever seems to differ is asked for again by its key, while changes wait.
 func (r *Ruleset) HoldsServices(ctx context.Context) (bool, error) {
-	by, err := Open(fmt.Sprintf("/proc/self/fd/%d", r.file.Fd()))
+	by, err := r.beside()
 	if err != nil {
 		return false, err
 	}

@@ -22,12 +22,38 @@ func (r *Ruleset) SetUntracked(addrs []netip.Addr) (podnet.Count, error) {
 	if len(addrs) == 0 {
 		return podnet.Count{}, r.Delete(DNSTable)
 	}
+	return r.set(dnsTable(), untrackedElements(addrs))
+}
+
+func untrackedElements(addrs []netip.Addr) elements {
 	want := elements{}
 	for _, a := range addrs {
 		name := named(untracked, podnet.FamilyOf(a))
 		want[name] = append(want[name], netip.PrefixFrom(a, a.BitLen()))
 	}
-	return r.set(dnsTable(), want)
+	return want
+}
+
+// HoldsUntracked says whether the kernel has what SetUntracked made of these addresses. Another goroutine may use the rule
+// set meanwhile.
+func (r *Ruleset) HoldsUntracked(addrs []netip.Addr) (bool, error) {
+	by, err := r.beside()
+	if err != nil {
+		return false, err
+	}
+	defer by.Close()
+	have, _, err := by.read(dnsTable())
+	if err != nil {
+		return false, ignoreStrange(err)
+	}
+	want := untrackedElements(addrs)
+	for _, s := range dnsTable().sets {
+		d := podnet.Compare(want[s.name], have[s.name], func(p netip.Prefix) netip.Prefix { return p })
+		if len(d.Add)+len(d.Remove) > 0 {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 func dnsTable() table {

@@ -22,6 +22,8 @@ type Model struct {
 	services map[types.NamespacedName]*entry
 	slices   map[types.NamespacedName]*entry // by the slice's own name
 	health   map[*entry]HealthCheck
+	// checks are what HealthChecks returned last; nil if health has changed since.
+	checks   []HealthCheck
 	balanced map[*entry]LoadBalanced
 	// differs says that balanced has changed since LoadBalancers was last called.
 	differs bool
@@ -220,10 +222,15 @@ func (m *Model) Frontends() []Frontend {
 	return all
 }
 
-// HealthChecks returns the health checks that the node is to answer, sorted by Service.
+// HealthChecks returns the health checks that the node is to answer, sorted by Service. The list is for reading; it is the
+// same one as long as nothing has changed.
 func (m *Model) HealthChecks() []HealthCheck {
 	m.update()
-	return slices.SortedFunc(maps.Values(m.health), func(a, b HealthCheck) int { return compareNames(a.Service, b.Service) })
+	if m.checks == nil {
+		m.checks = slices.AppendSeq([]HealthCheck{}, maps.Values(m.health))
+		slices.SortFunc(m.checks, func(a, b HealthCheck) int { return compareNames(a.Service, b.Service) })
+	}
+	return m.checks
 }
 
 // Lives says what is known of an endpoint of a Service: whether it is one, in whatever condition, and whether it serves,
@@ -301,14 +308,11 @@ func (m *Model) update() {
 
 func (m *Model) recompute(e *entry) {
 	var claimed []Frontend
-	delete(m.health, e)
 	r := e.rank
 	m.balance(e)
+	m.check(e)
 	if e.service != nil {
 		claimed = e.service.frontends(e.slices, m.place)
-		if check, ok := e.service.healthCheck(e.slices, m.place); ok {
-			m.health[e] = check
-		}
 		r = rank{e.service.created, e.name}
 	}
 	same := func(a, b Frontend) bool { return a.Key == b.Key && a.Kind == b.Kind }
@@ -319,6 +323,25 @@ func (m *Model) recompute(e *entry) {
 	m.claims.release(e)
 	e.claimed, e.rank = claimed, r
 	m.claims.claim(e)
+}
+
+// check works out a Service's health check.
+func (m *Model) check(e *entry) {
+	before, had := m.health[e]
+	var now HealthCheck
+	has := false
+	if e.service != nil {
+		now, has = e.service.healthCheck(e.slices, m.place)
+	}
+	if has == had && now == before {
+		return
+	}
+	m.checks = nil
+	if has {
+		m.health[e] = now
+	} else {
+		delete(m.health, e)
+	}
 }
 
 // tell notes that a Service's changes were given out.
