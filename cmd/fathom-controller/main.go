@@ -69,6 +69,8 @@ func run() *cobra.Command {
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.Identity, "identity", envOr("POD_NAME", fmt.Sprintf("%s-%d", host, os.Getpid())), "this process's `name` among controllers")
 	f.DurationVar(&o.Resync, "resync", 30*time.Second, "how often to compare everything without an event")
+	f.StringVar(&o.Health, "health", "127.0.0.1:10475", "`HOST:PORT` of the kubelet's probes, /healthz and /readyz; empty for none")
+	f.StringVar(&o.Metrics, "metrics", ":10476", "`HOST:PORT` of metrics for Prometheus, /metrics; empty for none")
 	return cmd
 }
 

@@ -39,26 +39,39 @@ type Options struct {
 	Identity string
 	// Resync is how often everything is compared without an event to ask for it.
 	Resync time.Duration
+	// Health and Metrics are HOST:PORT to listen at for probes and for Prometheus; empty does not listen.
+	Health, Metrics string
 }
 
 // Run waits until it leads, and then gives out addresses until the context ends. An error means that it leads no more,
 // or has never begun to.
 func Run(ctx context.Context, o Options) error {
-	return o.Client.Lead(ctx, netconf.Namespace, Component, o.Identity, func(ctx context.Context) error { return allocate(ctx, o) })
+	m := newMonitor(o.Resync)
+	stop, err := m.serve(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	return o.Client.Lead(ctx, netconf.Namespace, Component, o.Identity, func(ctx context.Context) error {
+		m.lead(true)
+		defer m.lead(false)
+		return allocate(ctx, o, m)
+	})
 }
 
 // allocator is a controller that leads.
 type allocator struct {
 	Options
+	*monitor
 	view *kube.BalancerView
 	told map[types.NamespacedName]string // what was said of a Service last
 	key  time.Time                       // when it was last seen to be there
 }
 
-func allocate(ctx context.Context, o Options) error {
+func allocate(ctx context.Context, o Options, m *monitor) error {
 	o.Log.Info("this controller leads", "identity", o.Identity)
 	wake := make(chan struct{}, 1)
-	a := &allocator{Options: o, told: map[types.NamespacedName]string{}}
+	a := &allocator{Options: o, monitor: m, told: map[types.NamespacedName]string{}}
 	var err error
 	if a.view, err = o.Client.BalancerView(ctx, Component, func() {
 		select {
@@ -80,7 +93,9 @@ func allocate(ctx context.Context, o Options) error {
 		case <-again:
 		}
 		again = nil
-		if err := a.pass(ctx); err != nil && ctx.Err() == nil {
+		err := a.pass(ctx)
+		a.passed(a.view.Synced(), err)
+		if err != nil && ctx.Err() == nil {
 			o.Log.Warn("not all is as it should be; it is tried again", "error", err)
 			again = time.After(retry)
 		}
@@ -136,9 +151,13 @@ func (a *allocator) pass(ctx context.Context) error {
 			delete(a.told, name)
 		}
 	}
+	statuses := map[string]v1alpha1.AddressPoolStatus{}
 	for i := range pools {
-		errs = append(errs, a.tellPool(ctx, &pools[i], assignments))
+		status, err := a.tellPool(ctx, &pools[i], assignments)
+		statuses[pools[i].Name] = status
+		errs = append(errs, err)
 	}
+	a.see(assignments, statuses)
 	return errors.Join(errs...)
 }
 
@@ -202,21 +221,21 @@ func (a *allocator) takeBack(ctx context.Context, all []*corev1.Service) error {
 }
 
 // tellPool writes the status of a pool, and makes an event where it has become good or bad.
-func (a *allocator) tellPool(ctx context.Context, p *vip.Pool, assignments []vip.Assignment) error {
+func (a *allocator) tellPool(ctx context.Context, p *vip.Pool, assignments []vip.Assignment) (v1alpha1.AddressPoolStatus, error) {
 	status, differs := p.Status(assignments, time.Now())
 	if !differs {
-		return nil
+		return status, nil
 	}
 	if err := a.Client.SetAddressPoolStatus(ctx, p.Name, status); err != nil {
-		return err
+		return status, err
 	}
 	was := meta.FindStatusCondition(p.Object().Status.Conditions, v1alpha1.PoolValid)
 	is := meta.FindStatusCondition(status.Conditions, v1alpha1.PoolValid)
 	if was != nil && was.Status == is.Status && was.Message == is.Message {
-		return nil
+		return status, nil
 	}
 	a.send(ctx, kube.Event{Object: kube.AddressPoolReference(p.Object()), Warning: is.Status != metav1.ConditionTrue, Reason: is.Reason, Message: is.Message})
-	return nil
+	return status, nil
 }
 
 // ensureKey makes the key by which agents know each other, and without which they ask the API server which nodes live.

@@ -5,7 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -69,12 +72,14 @@ func start(t *testing.T) cluster {
 }
 
 // run runs a controller until the function that it returns is called.
-func (c cluster) run(identity string) (stop func()) {
+func (c cluster) run(identity string) (stop func()) { return c.runAt(identity, "", "") }
+
+func (c cluster) runAt(identity, health, metrics string) (stop func()) {
 	ctx, cancel := context.WithCancel(c.Context())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		if err := lb.Run(ctx, lb.Options{Client: c.own, Log: slog.New(slog.NewTextHandler(c.Output(), nil)), Identity: identity, Resync: time.Second}); err != nil && ctx.Err() == nil {
+		if err := lb.Run(ctx, lb.Options{Client: c.own, Log: slog.New(slog.NewTextHandler(c.Output(), nil)), Identity: identity, Resync: time.Second, Health: health, Metrics: metrics}); err != nil && ctx.Err() == nil {
 			c.Error(err)
 		}
 	}()
@@ -280,4 +285,61 @@ func TestCRD(t *testing.T) {
 			t.Errorf("%s: %v, want %q", addresses, err, want)
 		}
 	}
+}
+
+// TestMonitor: who gives out addresses tells of them, and who waits for its turn is as ready.
+func TestMonitor(t *testing.T) {
+	c := start(t)
+	var at [4]string
+	for i := range at {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		c.must(err)
+		at[i] = l.Addr().String()
+		l.Close()
+	}
+	get := func(address, path string) (int, string) {
+		r, err := http.Get("http://" + address + path)
+		if err != nil {
+			return 0, err.Error()
+		}
+		defer r.Body.Close()
+		body, err := io.ReadAll(r.Body)
+		c.must(err)
+		return r.StatusCode, string(body)
+	}
+	answers := func(address, path string, want int) {
+		t.Helper()
+		var code int
+		var body string
+		c.await(func() bool { code, body = get(address, path); return code == want }, func() string { return fmt.Sprint(path, ": ", code, " ", body) })
+	}
+	tells := func(address string, want ...string) {
+		t.Helper()
+		var body string
+		c.await(func() bool {
+			_, body = get(address, "/metrics")
+			return !slices.ContainsFunc(want, func(w string) bool { return !strings.Contains(body, w+"\n") })
+		}, func() string { return fmt.Sprintf("no %q in\n%s", want, body) })
+	}
+	stop := c.runAt("one", at[0], at[1])
+	tells(at[1], "fathom_controller_leading 1")
+	answers(at[0], "/healthz", 200)
+	answers(at[0], "/readyz", 200)
+	c.runAt("two", at[2], at[3])
+	answers(at[2], "/readyz", 200)
+	tells(at[3], "fathom_controller_leading 0")
+
+	c.service("a", "")
+	c.service("b", "")
+	c.service("c", ", loadBalancerIP: 198.51.100.1")
+	c.must(c.pool("p", "[192.0.2.9/32, 'fd00:80::10-fd00:80::1f']"))
+	want := []string{`fathom_addresspool_addresses{family="IPv4",pool="p"} 1`, `fathom_addresspool_assigned{family="IPv4",pool="p"} 1`,
+		`fathom_addresspool_addresses{family="IPv6",pool="p"} 16`, `fathom_addresspool_assigned{family="IPv6",pool="p"} 0`, `fathom_addresspool_valid{pool="p"} 1`,
+		`fathom_loadbalancer_services 1`, `fathom_loadbalancer_services_pending{reason="AddressPoolExhausted"} 1`, `fathom_loadbalancer_services_pending{reason="InvalidAddressRequest"} 1`}
+	tells(at[1], want...)
+	c.must(c.pool("q", "[192.0.2.0/24]"))
+	tells(at[1], `fathom_addresspool_valid{pool="q"} 0`)
+	stop()
+	tells(at[3], append(want, "fathom_controller_leading 1")...)
+	answers(at[2], "/readyz", 200)
 }
