@@ -143,19 +143,26 @@ bin/tools/conformance:
 bench: build ## measure start-up, memory and disk, into docs/benchmarks.md (4 minutes, as root, on an idle machine)
 	CGO_ENABLED=0 go run ./test/bench $(BENCHFLAGS)
 
+# A text in the place of the one between the marks of that name in docs/benchmarks.md.
+bench_section = awk -v table=$(2) '/<!-- end: $(1) -->/ { inside = 0 } !inside { print } \
+	/<!-- bench: $(1) -->/ { inside = 1; print "```"; while ((getline line <table) > 0) print line; print "```" }' \
+	docs/benchmarks.md >bin/benchmarks.md && cat bin/benchmarks.md >docs/benchmarks.md
+
 .PHONY: bench-pods
-bench-pods: build ## measure the pod network: ADD beside the reference plugins, ways between pods, 1,000 nodes (as root, idle)
-	go test ./internal/cni -run '^$$' -bench Add -benchtime 200x
-	go test ./internal/bpf -run '^$$' -bench Path -benchtime 60x -timeout 30m
+bench-pods: build ## measure the pod network beside flannel, bridge and ptp, into docs/benchmarks.md (5 minutes, as root, idle; BENCHFLAGS)
+	CGO_ENABLED=0 go run ./test/podbench $(BENCHFLAGS) >bin/bench-pods.txt
+	@cat bin/bench-pods.txt
+	@$(call bench_section,pods,bin/bench-pods.txt)
+
+.PHONY: bench-nodes
+bench-nodes: build ## measure an agent in a cluster of 1,000 nodes: its start, and one node that changes (as root, idle)
 	go test ./internal/dataplane -run '^$$' -bench ThousandNodes -benchtime 1x -v
 
 .PHONY: bench-services
 bench-services: build ## measure Services beside kube-proxy, into docs/benchmarks.md (5 minutes, as root, idle; BENCHFLAGS)
 	bin/fathom bench services $(BENCHFLAGS) >bin/bench-services.txt
 	@cat bin/bench-services.txt
-	@awk -v table=bin/bench-services.txt '/<!-- end: services -->/ { inside = 0 } !inside { print } \
-		/<!-- bench: services -->/ { inside = 1; print "```"; while ((getline line <table) > 0) print line; print "```" }' \
-		docs/benchmarks.md >bin/benchmarks.md && cat bin/benchmarks.md >docs/benchmarks.md
+	@$(call bench_section,services,bin/bench-services.txt)
 
 .PHONY: lint
 lint: bin/tools/golangci-lint ## static checks of all modules of ours
