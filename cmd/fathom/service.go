@@ -182,9 +182,12 @@ func (a *app) printService(d verify.ServiceDetail) error {
 	for _, n := range slices.Sorted(maps.Keys(d.Kernels)) {
 		k := d.Kernels[n]
 		fmt.Fprintf(a.out, "\nKernel of %s:\n", n)
-		for what, list := range map[string][]string{"nftables": k.NFTables, "connect": k.Connect, "conntrack": k.Flows} {
-			for _, line := range list {
-				fmt.Fprintf(a.out, "  %-9s  %s\n", what, line)
+		for _, of := range []struct {
+			what  string
+			lines []string
+		}{{"nftables", k.NFTables}, {"connect", k.Connect}, {"conntrack", k.Flows}} {
+			for _, line := range of.lines {
+				fmt.Fprintf(a.out, "  %-9s  %s\n", of.what, line)
 			}
 		}
 		if len(k.NFTables)+len(k.Connect) == 0 {

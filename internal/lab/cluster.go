@@ -450,6 +450,11 @@ func (l *Lab) StopNode(ctx context.Context, name string) error {
 // KillNode cuts a node's power.
 func (l *Lab) KillNode(ctx context.Context, name string) error {
 	return l.change(name, func(*topology.Cluster, *topology.Node) error {
+		// Its link first: the kernel ends the connections of processes that are killed, and a machine without power
+		// says no such last word. Routers take it for a restart.
+		if err := l.CutWire(name); err != nil && !errors.Is(err, machine.ErrNotRunning) {
+			return err
+		}
 		return machine.Kill(ctx, l.cgroup(name))
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -82,15 +83,23 @@ func ShowService(ctx context.Context, client *kube.Client, name types.Namespaced
 	if err != nil && !errors.Is(err, errNoAgents) {
 		return d, err
 	}
+	// Both at once: for one that does not answer there is patience.
+	var states map[string]proxy.State
+	var failed map[string]error
+	var asking errgroup.Group
+	asking.Go(func() error {
+		states, failed = ask[proxy.State](ctx, client, agents, servicesVerb)
+		return nil
+	})
 	if svc.Spec.Type == corev1.ServiceTypeLoadBalancer {
-		if d.Announced, err = announcements(ctx, client, svc, c, agents); err != nil {
-			return d, err
-		}
+		asking.Go(func() (err error) {
+			d.Announced, err = announcements(ctx, client, svc, c, agents)
+			return err
+		})
 	}
-	if len(agents) == 0 {
-		return d, nil
+	if err := asking.Wait(); err != nil || len(agents) == 0 {
+		return d, err
 	}
-	states, failed := ask[proxy.State](ctx, client, agents, servicesVerb)
 	d.Kernels, d.Unread = map[string]KernelService{}, map[string]string{}
 	for n, err := range failed {
 		d.Unread[n] = oneLine(err)

@@ -96,6 +96,9 @@ func resolve(ts *testscript.TestScript, argv []string) []string {
 		return argv
 	case "exec":
 		return args
+	case "in":
+		needOne("NAME")
+		return append([]string{"nsenter", "--net=" + ts.Getenv(args[0])}, args[1:]...)
 	case "on":
 		needOne("NODE")
 		return append(append(fathom, "node", "exec", args[0], "--"), args[1:]...)
