@@ -228,6 +228,8 @@ func (a *assigner) request(c *claim) {
 		}
 		pool := a.pools.of(want)
 		switch {
+		case len(a.pools) == 0:
+			c.deny(NoPool, noPoolText)
 		case pool == nil:
 			c.deny(InvalidRequest, "%s is of no AddressPool: ask for an address of one (kubectl get addresspools), or add it to one", want)
 		case pool.Problem != nil:
@@ -243,6 +245,8 @@ func (a *assigner) request(c *claim) {
 		}
 	}
 }
+
+const noPoolText = "there is no AddressPool to take an address from: create one (docs/load-balancer.md), or reach the Service by its NodePort"
 
 // needsAll says whether a Service is to have addresses of all its families, or none.
 func (c *claim) needsAll() bool {
@@ -327,7 +331,7 @@ func (a *assigner) candidates(c *claim) []*Pool {
 	switch {
 	case len(list) > 0:
 	case len(a.pools) == 0:
-		c.deny(NoPool, "there is no AddressPool to take an address from: create one (docs/load-balancer.md), or reach the Service by its NodePort")
+		c.deny(NoPool, noPoolText)
 	case named != "" && len(refusals) == 0:
 		c.deny(InvalidRequest, "there is no AddressPool %s, which annotation %s names: create it, or change the annotation", named, PoolAnnotation)
 	default:

@@ -112,6 +112,7 @@ func TestAssign(t *testing.T) {
 		want     []string // NAME ADDRESSES or NAME REASON: TEXT that is begun with
 	}{
 		{"no pool", nil, []string{"a"}, []string{"a NoAddressPool: there is no AddressPool"}},
+		{"no pool, and an address asked for", nil, []string{"a asks=192.0.2.1"}, []string{"a NoAddressPool: there is no AddressPool"}},
 		{"the oldest first, in order", []*v1alpha1.AddressPool{pool("p", 0, "192.0.2.8/29")}, []string{"b", "a"}, []string{"b 192.0.2.8", "a 192.0.2.9"}},
 		{"others' class", []*v1alpha1.AddressPool{pool("p", 0, "192.0.2.8/29")}, []string{"a class=cloud", "b class=fathom.network/pool"}, []string{"b 192.0.2.8"}},
 		{"keeps what it has", []*v1alpha1.AddressPool{pool("p", 0, "192.0.2.8/29")}, []string{"a", "b has=192.0.2.8"}, []string{"a 192.0.2.9", "b 192.0.2.8"}},
