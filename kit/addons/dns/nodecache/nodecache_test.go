@@ -37,6 +37,10 @@ func TestMain(m *testing.M) {
 	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
 		panic(string(out))
 	}
+	if os.Getenv(coldServer) != "" {
+		serveCold()
+		return
+	}
 	os.Exit(m.Run())
 }
 

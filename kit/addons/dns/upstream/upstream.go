@@ -4,10 +4,12 @@
 package upstream
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -132,9 +134,49 @@ func (u *Upstream) Ask(q Question, landed func(*dns.Msg)) *Flight {
 	return f
 }
 
-// fly asks until there is an answer.
+// fly asks until there is an answer. Nearly always one comes soon, on a connection that is there: what all else takes,
+// timers and goroutines, is made when it is needed.
 func (u *Upstream) fly(q Question) (*dns.Msg, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), flightTime)
+	m := q.msg()
+	var silent *conn
+	if c := u.take(); c != nil {
+		answer, pending := u.quick(c, q, m)
+		if answer != nil {
+			return answer, nil
+		}
+		if pending {
+			silent = c
+		}
+	}
+	return u.insist(q, m, silent)
+}
+
+// quick asks once, on a connection that is there. pending says that the question is asked and nothing has come yet; where
+// neither that is so nor there is an answer, the connection has ended.
+func (u *Upstream) quick(c *conn, q Question, m *dns.Msg) (answer *dns.Msg, pending bool) {
+	err := c.SetDeadline(time.Now().Add(hedgeAfter))
+	if err == nil {
+		err = c.WriteMsg(m)
+	}
+	if err == nil {
+		if _, err = c.reader.Peek(1); errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil, true
+		}
+	}
+	if err == nil {
+		answer, err = c.answer(q, m.Id)
+	}
+	if err != nil {
+		_ = c.Close()
+		return nil, false
+	}
+	u.put(c)
+	return answer, false
+}
+
+// insist asks until there is an answer, on several connections if need be. On silent, if there is one, m was asked already.
+func (u *Upstream) insist(q Question, m *dns.Msg, silent *conn) (*dns.Msg, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), flightTime-hedgeAfter)
 	defer cancel() // ends the attempts that were not needed, and their connections
 	type result struct {
 		answer *dns.Msg
@@ -143,17 +185,23 @@ func (u *Upstream) fly(q Question) (*dns.Msg, error) {
 	}
 	results := make(chan result)
 	running := 0
-	attempt := func(anew bool) {
+	try := func(anew bool, ask func() (*dns.Msg, error)) {
 		running++
 		go func() {
-			answer, err := u.exchange(ctx, q, anew)
+			answer, err := ask()
 			select {
 			case results <- result{answer, err, anew}:
 			case <-ctx.Done():
 			}
 		}()
 	}
-	attempt(false)
+	attempt := func(anew bool) {
+		try(anew, func() (*dns.Msg, error) { return u.exchange(ctx, q, m, anew) })
+	}
+	if silent != nil {
+		try(false, func() (*dns.Msg, error) { return u.over(ctx, silent, q, m, true) })
+	}
+	attempt(silent != nil)
 	hedge := time.NewTimer(hedgeAfter)
 	defer hedge.Stop()
 	err := errors.New("no answer")
@@ -210,14 +258,28 @@ func (u *Upstream) waitBack(ctx context.Context) bool {
 // conn is a connection to a server.
 type conn struct {
 	dns.Conn
+	reader     *bufio.Reader
 	made, used time.Time
 }
 
+func newConn(c net.Conn) *conn {
+	r := bufio.NewReaderSize(c, 2048)
+	return &conn{Conn: dns.Conn{Conn: buffered{c, r}}, reader: r, made: time.Now()}
+}
+
+// buffered has the length of a message and the message read at once.
+type buffered struct {
+	net.Conn
+	reader *bufio.Reader
+}
+
+func (b buffered) Read(p []byte) (int, error) { return b.reader.Read(p) }
+
 // exchange asks once: on a connection that is there, or, if that has ended meanwhile, on a new one.
-func (u *Upstream) exchange(ctx context.Context, q Question, anew bool) (*dns.Msg, error) {
+func (u *Upstream) exchange(ctx context.Context, q Question, m *dns.Msg, anew bool) (*dns.Msg, error) {
 	if !anew {
 		if c := u.take(); c != nil {
-			if answer, err := u.over(ctx, c, q); err == nil || ctx.Err() != nil {
+			if answer, err := u.over(ctx, c, q, m, false); err == nil || ctx.Err() != nil {
 				return answer, err
 			}
 		}
@@ -226,33 +288,39 @@ func (u *Upstream) exchange(ctx context.Context, q Question, anew bool) (*dns.Ms
 	if err != nil {
 		return nil, err
 	}
-	return u.over(ctx, c, q)
+	return u.over(ctx, c, q, m, false)
 }
 
-// over asks on a connection, which is kept if that went well.
-func (u *Upstream) over(ctx context.Context, c *conn, q Question) (*dns.Msg, error) {
+// over asks on a connection, unless that was done, and waits for the answer. If one comes the connection is kept.
+func (u *Upstream) over(ctx context.Context, c *conn, q Question, m *dns.Msg, isAsked bool) (*dns.Msg, error) {
+	err := c.SetDeadline(time.Time{})
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	m := q.msg()
-	err := c.WriteMsg(m)
-	for err == nil {
-		var answer *dns.Msg
-		answer, err = c.ReadMsg()
-		if err != nil || answer.Id != m.Id {
-			continue
-		}
-		if err = matches(q, answer); err != nil {
-			break
-		}
-		if stop() {
-			u.put(c)
-		} else {
-			_ = c.Close()
-		}
-		return answer, nil
+	if err == nil && !isAsked {
+		err = c.WriteMsg(m)
 	}
-	stop()
-	_ = c.Close()
-	return nil, err
+	var answer *dns.Msg
+	if err == nil {
+		answer, err = c.answer(q, m.Id)
+	}
+	if stop() && err == nil {
+		u.put(c)
+	} else {
+		_ = c.Close()
+	}
+	return answer, err
+}
+
+// answer reads the answer to a question.
+func (c *conn) answer(q Question, id uint16) (*dns.Msg, error) {
+	for {
+		answer, err := c.ReadMsg()
+		if err != nil {
+			return nil, err
+		}
+		if answer.Id == id {
+			return answer, matches(q, answer)
+		}
+	}
 }
 
 // matches says whether a message answers a question.
@@ -337,7 +405,7 @@ func (u *Upstream) dial(ctx context.Context) (*conn, error) {
 		return nil, err
 	}
 	u.found()
-	return &conn{Conn: dns.Conn{Conn: c}, made: time.Now()}, nil
+	return newConn(c), nil
 }
 
 // found notes that a server can be reached.
@@ -373,7 +441,7 @@ func (u *Upstream) probe() {
 		c, err := d.Dial("tcp", u.addr)
 		if err == nil {
 			u.found()
-			u.put(&conn{Conn: dns.Conn{Conn: c}, made: time.Now()})
+			u.put(newConn(c))
 			return
 		}
 		u.mu.Lock()
