@@ -64,10 +64,11 @@ func readSlices(name types.NamespacedName, all []*discoveryv1.EndpointSlice) []*
 type place struct {
 	node       unique.Handle[string]
 	name, zone string
+	addrs      []netip.Addr
 }
 
 func placeOf(n Node) place {
-	p := place{name: n.Name, zone: n.Zone}
+	p := place{name: n.Name, zone: n.Zone, addrs: n.Addrs}
 	if n.Name != "" {
 		p.node = unique.Make(n.Name)
 	}
@@ -102,7 +103,7 @@ func (s *service) frontends(own []*slice, at place) []Frontend {
 			}
 			f.Inside, f.Outside = s.backends(a.kind, chosen[family])
 			if a.kind == LoadBalancer {
-				f.Sources = s.sources[family]
+				f.Sources = s.sourcesAt(at, family)
 			}
 			all = append(all, f)
 		}
@@ -124,6 +125,27 @@ func (s *service) backends(k Kind, c choice) (in, out Backends) {
 		return c.cluster, c.local
 	}
 	return c.cluster, c.cluster
+}
+
+// sourcesAt are who may come to the Service's load balancer's addresses on a node. Where such an address is an interface's
+// of the node, as some load balancers do it, what the node sends there comes from that very address: it may come if the
+// node itself may, as kube-proxy has it.
+func (s *service) sourcesAt(at place, family int) []netip.Prefix {
+	ranges := s.sources[family]
+	contain := func(a netip.Addr) bool {
+		return slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	if !slices.ContainsFunc(at.addrs, contain) {
+		return ranges
+	}
+	all := slices.Clone(ranges)
+	for _, a := range s.addrs {
+		if a.kind == LoadBalancer && familyOf(a.addr) == family && !contain(a.addr) {
+			all = append(all, netip.PrefixFrom(a.addr, a.addr.BitLen()))
+		}
+	}
+	slices.SortFunc(all, netip.Prefix.Compare)
+	return slices.Compact(all)
 }
 
 // healthCheck says whether the Service has one, and what the node answers. Endpoints that terminate do not count,

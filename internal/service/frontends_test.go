@@ -1,6 +1,7 @@
 package service_test
 
 import (
+	"net/netip"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -277,6 +278,35 @@ func TestAffinityAndSources(t *testing.T) {
 			})
 		})
 	}
+	t.Run("a node that may come may do so from the load balancer's address", func(t *testing.T) {
+		svc := web(dual, lb, ports("http:80"), sources("192.0.2.0/24", "2001:db8:1::/48"))
+		for addr, want := range map[string][2]string{
+			"192.0.2.9":     {"[192.0.2.0/24 203.0.113.1/32]", "[2001:db8:1::/48]"},
+			"198.51.100.9":  {"[192.0.2.0/24]", "[2001:db8:1::/48]"},
+			"2001:db8:1::9": {"[192.0.2.0/24]", "[2001:db8::1/128 2001:db8:1::/48]"},
+		} {
+			node := nodeA
+			node.Addrs = []netip.Addr{netip.MustParseAddr("172.16.0.1"), netip.MustParseAddr(addr)}
+			m := service.NewModel(nodeA)
+			m.SetService(svc)
+			for _, es := range two {
+				m.SetSlice(es)
+			}
+			m.Changes()
+			m.SetNode(node)
+			if got := len(m.Changes()); got != map[bool]int{true: 1, false: 0}[addr != "198.51.100.9"] {
+				t.Errorf("%s: %d changes when the node gets the address", addr, got)
+			}
+			for _, frontends := range [][]service.Frontend{service.Frontends(svc, two, node), m.Frontends()} {
+				sameLines(t, "frontends of a node at "+addr, lines(frontends), []string{
+					"10.96.0.1:80/TCP ClusterIP http " + both,
+					"203.0.113.1:80/TCP LoadBalancer http " + both + " from " + want[0],
+					"[2001:db8::1]:80/TCP LoadBalancer http " + both6 + " from " + want[1],
+					"[fd00:96::1]:80/TCP ClusterIP http " + both6,
+				})
+			}
+		}
+	})
 	t.Run("sources are a load balancer's alone", func(t *testing.T) {
 		svc := web(nodePort, externalIPs("203.0.113.2"), sources("192.0.2.0/24"))
 		sameLines(t, "frontends", lines(service.Frontends(svc, one, nodeA)), []string{

@@ -24,6 +24,7 @@ type Model struct {
 	health   map[*entry]HealthCheck
 	// checks are what HealthChecks returned last; nil if health has changed since.
 	checks   []HealthCheck
+	wrong    map[*entry]struct{} // that have problems of their own
 	balanced map[*entry]LoadBalanced
 	// differs says that balanced has changed since LoadBalancers was last called.
 	differs bool
@@ -53,6 +54,7 @@ func NewModel(node Node) *Model {
 		services: map[types.NamespacedName]*entry{},
 		slices:   map[types.NamespacedName]*entry{},
 		health:   map[*entry]HealthCheck{},
+		wrong:    map[*entry]struct{}{},
 		balanced: map[*entry]LoadBalanced{},
 		claims:   newClaims(),
 	}
@@ -60,7 +62,7 @@ func NewModel(node Node) *Model {
 
 // SetNode says what has become of the node.
 func (m *Model) SetNode(node Node) {
-	if node.Name != m.node.Name || node.Zone != m.node.Zone {
+	if node.Name != m.node.Name || node.Zone != m.node.Zone || !slices.Equal(node.Addrs, m.node.Addrs) {
 		for _, e := range m.services {
 			m.touch(e)
 		}
@@ -265,11 +267,9 @@ func (p Problem) String() string { return fmt.Sprintf("Service %s: %s", p.Servic
 func (m *Model) Problems() []Problem {
 	m.update()
 	all := m.claims.problems()
-	for _, e := range m.services {
-		if e.service != nil {
-			for _, text := range e.service.problems {
-				all = append(all, Problem{e.name, text})
-			}
+	for e := range m.wrong {
+		for _, text := range e.service.problems {
+			all = append(all, Problem{e.name, text})
 		}
 	}
 	slices.SortFunc(all, func(a, b Problem) int {
@@ -311,6 +311,11 @@ func (m *Model) recompute(e *entry) {
 	r := e.rank
 	m.balance(e)
 	m.check(e)
+	if e.service != nil && len(e.service.problems) > 0 {
+		m.wrong[e] = struct{}{}
+	} else {
+		delete(m.wrong, e)
+	}
 	if e.service != nil {
 		claimed = e.service.frontends(e.slices, m.place)
 		r = rank{e.service.created, e.name}

@@ -89,6 +89,11 @@ func (s *standIn) write(w http.ResponseWriter, req *http.Request, l *list, name 
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
+	s.put(l, name, body)
+}
+
+// put takes a new object, or what changes of the one that has a name.
+func (s *standIn) put(l *list, name string, body object) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	kind, item := "ADDED", body
