@@ -118,6 +118,7 @@ func Run(ctx context.Context, o Options) error {
 	defer a.rules.Close()
 	defer a.fast.close()
 	a.metrics.registry.MustRegister(prometheus.WrapCollectorWith(prometheus.Labels{"node": o.Node}, &a.fast))
+	a.metrics.registry.MustRegister(prometheus.WrapCollectorWith(prometheus.Labels{"node": o.Node}, poolCollector{a.readPools}))
 	if a.leases, err = lease.Open(o.Paths.Leases, conflist.DefaultCoolDown); err != nil {
 		return err
 	}
