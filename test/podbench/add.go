@@ -28,7 +28,7 @@ func (b *bench) measureAdds(ctx context.Context) ([]*addKind, error) {
 		name string
 		set  func(context.Context, *bench, []*node) error
 	}{
-		{"fathom", fathom(podnet.Direct, true)},
+		{"fathom-cni", fathom(podnet.Direct, true)},
 		{"bridge, host-local", bridge("1")},
 		{"ptp, host-local", reference("ptp", nil)},
 		{"flannel", flannel("vxlan")},
@@ -117,7 +117,7 @@ func addRows(all []*addKind) (rows [][]string, missed []string) {
 		{"DEL p99", percentile(ours.del, 99), min(addP99, percentile(bridge.del, 99))},
 	} {
 		if g.is > g.limit {
-			missed = append(missed, fmt.Sprintf("fathom: %s is %s, the goal is at most %s: faster than bridge and host-local, and p50 %v, p99 %v", g.what, ms(g.is), ms(g.limit), addP50, addP99))
+			missed = append(missed, fmt.Sprintf("fathom-cni: %s is %s, the goal is at most %s: faster than bridge and host-local, and p50 %v, p99 %v", g.what, ms(g.is), ms(g.limit), addP50, addP99))
 		}
 	}
 	return rows, missed
