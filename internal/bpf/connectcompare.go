@@ -34,7 +34,7 @@ func (c *Connect) Holds(ctx context.Context) (bool, error) {
 		return false, nil // Set says why
 	}
 	if !c.held(func(s *connectState) {
-		if err = c.objects.FathomNode.Lookup(nodeLastSet, &last); err == nil && uint32(last) < s.last {
+		if err = c.objects.FathomNode.Lookup(nodeLastSet, &last); err == nil && uint32(last) != s.written {
 			err = errDiffers
 		}
 	}) {

@@ -113,9 +113,18 @@ func TestConnectComparedUnderChange(t *testing.T) {
 			b.check(t)
 		}
 	}
+	// A number that no set has had yet, in the place of a frontend's: what it leads to is written anew, and nothing else.
+	m := open(pin.Services)
+	k, v := first(m)
+	copy(v, []byte{0, 0, 0, 0x70})
+	must(t, m.Put(k, v))
+	b.set(t)
+	if same, err := b.Holds(t.Context()); !same || err != nil {
+		t.Errorf("a number too high, and mended: %v, %v", same, err)
+	}
 	// While changes go on, too.
 	end = churn()
-	m := open(pin.Backends)
+	m = open(pin.Backends)
 	must(t, m.Put([]byte{255, 255, 255, 255, 0, 0, 0, 0}, make([]byte, 20)))
 	if same, err := b.Holds(t.Context()); same || err != nil {
 		t.Errorf("a comparison while Services change finds nothing, %v", err)

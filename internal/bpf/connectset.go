@@ -21,6 +21,7 @@ type connectState struct {
 	byContent map[string]uint32
 	unused    map[uint32]bool // sets that have lost their last user, or have none yet
 	last      uint32          // the number that was given to a set last, also if that one is gone
+	written   uint32          // what the map pin.Node says of that at least
 	// What was wanted when they were written.
 	frontends map[service.Key]service.Frontend
 	nodePorts []netip.Addr
@@ -167,6 +168,7 @@ func (c *Connect) apply(s *connectState, want []Balanced, gone []frontendKey, do
 		if err := c.objects.FathomNode.Update(nodeLastSet, uint64(s.last), ebpf.UpdateAny); err != nil {
 			return 0, fmt.Errorf("write the map %s: %w", pin.Node, err)
 		}
+		s.written = s.last
 	}
 	if err := updateAll(c.objects.FathomBackends, slots, endpoints); err != nil {
 		return 0, fmt.Errorf("write the map %s: %w", pin.Backends, err)
@@ -287,7 +289,7 @@ func (c *Connect) read() (*connectState, error) {
 	if err := c.objects.FathomNode.Lookup(nodeLastSet, &last); err != nil {
 		return nil, fmt.Errorf("read the map %s: %w", pin.Node, err)
 	}
-	s.last = max(s.last, uint32(last))
+	s.last, s.written = max(s.last, uint32(last)), uint32(last)
 	for _, v := range s.services {
 		s.use(v.Set, 1)
 		s.last = max(s.last, v.Set) // somebody may have taken the set away

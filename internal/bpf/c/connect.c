@@ -198,17 +198,17 @@ static inline bool endpoint_of(__u32 set, __u32 number, struct endpoint *to)
 // Linux 6.3 hold every number for one that matters, and give up on the loop.
 static inline bool find(const struct service *s, const struct endpoint *want, struct endpoint *to)
 {
-	__u32 low = 0, high = s->count;
+	__u32 low = 0, count = s->count;
 	for (int i = 0; i < 16; i++) {
-		if (low >= high)
+		__u32 half = count / 2;
+		if (!count)
 			break;
-		__u32 middle = (low + high) / 2;
-		if (!endpoint_of(s->set, middle, to))
+		if (!endpoint_of(s->set, low + half, to))
 			return false;
-		if (is_before(to, want))
-			low = middle + 1;
-		else
-			high = middle;
+		// What is left are those above the middle, or those below it: without a branch, see is_before.
+		__u32 upper = -(__u32)is_before(to, want);
+		low += (half + 1) & upper;
+		count = half - (((count + 1) & 1) & upper);
 	}
 	return endpoint_of(s->set, low, to) && same_address(&to->address, &want->address) && (!want->port || to->port == want->port);
 }
