@@ -1,6 +1,7 @@
 package bpf_test
 
 import (
+	"errors"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -113,6 +114,20 @@ func TestConnectComparedUnderChange(t *testing.T) {
 			b.check(t)
 		}
 	}
+	// Who does his part meanwhile and fails keeps sockets from what is new.
+	old := b.plan
+	b.plan = plan(someOf(r, services)...)
+	failed := errors.New("failed")
+	if _, err := b.SetAfter(b.plan, func() error { return failed }); !errors.Is(err, failed) {
+		t.Errorf("the error is %v", err)
+	}
+	if same, err := b.Holds(t.Context()); same || err != nil {
+		t.Errorf("what is not certain is as it should be, %v", err)
+	}
+	if d, err := b.Check(old); err != nil || len(d) > 0 {
+		t.Errorf("sockets meet something else: %v, %v", d, err)
+	}
+	b.set(t)
 	// A number that no set has had yet, in the place of a frontend's: what it leads to is written anew, and nothing else.
 	m := open(pin.Services)
 	k, v := first(m)

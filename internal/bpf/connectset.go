@@ -21,7 +21,7 @@ type connectState struct {
 	byContent map[string]uint32
 	unused    map[uint32]bool // sets that have lost their last user, or have none yet
 	last      uint32          // the number that was given to a set last, also if that one is gone
-	written   uint32          // what the map pin.Node says of that at least
+	written   uint32          // what the map pin.Node says of that
 	// What was wanted when they were written.
 	frontends map[service.Key]service.Frontend
 	nodePorts []netip.Addr
