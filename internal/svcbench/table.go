@@ -64,6 +64,7 @@ func (r Report) Missed() (missed []string) {
 			{"seconds to program", "", Size{10_000, 10}, x.Program, 1, false},
 			{"seconds to program", "", Size{50_000, 5}, x.Program, 3, false},
 			{"ms from change to effect, p99", "", Size{10_000, 10}, x.P99, 10, false},
+			{"ms from change to effect, p99", "", Size{50_000, 5}, x.P99, 20, false},
 			{"MB of memory", "", Size{10_000, 10}, x.Memory, 150, false},
 		} {
 			if x.Start == 0 || isPeer(x.Proxy) || goal.of != "" && goal.of != x.Proxy || goal.size != (Size{}) && goal.size != x.Size {
