@@ -1,0 +1,31 @@
+package link
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+)
+
+// NeighbourMAC returns the Ethernet address that the kernel knows of a neighbour on a device, and nil if it knows none.
+func (n *Namespace) NeighbourMAC(device string, addr netip.Addr) (net.HardwareAddr, error) {
+	l, err := n.nl.LinkByName(device)
+	if err != nil {
+		return nil, fmt.Errorf("look up device %s: %w", device, err)
+	}
+	family := netlink.FAMILY_V4
+	if addr.Is6() {
+		family = netlink.FAMILY_V6
+	}
+	all, err := dump(func() ([]netlink.Neigh, error) { return n.nl.NeighList(l.Attrs().Index, family) })
+	if err != nil {
+		return nil, fmt.Errorf("list neighbours on %s: %w", device, err)
+	}
+	for _, x := range all {
+		if known, ok := netip.AddrFromSlice(x.IP); ok && known.Unmap() == addr && len(x.HardwareAddr) == 6 {
+			return x.HardwareAddr, nil
+		}
+	}
+	return nil, nil
+}
