@@ -30,7 +30,8 @@ var shortList = []string{
 type machine struct {
 	sctp     bool // the kernel has SCTP sockets
 	forwards bool // it forwards IPv4, so that a lab has a way out
-	internet bool // connections to the Internet are made
+	internet bool // connections to the Internet are made, by IPv4
+	ipv6     bool // and by IPv6
 	names    bool // its names are resolved
 	iperf    string
 }
@@ -49,6 +50,10 @@ func probe() machine {
 	if c, err := net.DialTimeout("tcp", "8.8.8.8:53", 2*time.Second); err == nil {
 		c.Close()
 		m.internet = true
+	}
+	if c, err := net.DialTimeout("tcp", "[2001:4860:4860::8888]:53", 2*time.Second); err == nil {
+		c.Close()
+		m.ipv6 = true
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
@@ -95,7 +100,7 @@ func leftOut(spec string, s setting, m machine) string {
 		return "needs a cluster with IPv6"
 	case (has("[Feature:Networking-IPv4]") || has("[Feature:Networking-DNS]")) && !m.forwards:
 		return "connects to the Internet, and this machine does not forward: net.ipv4.ip_forward is 0"
-	case (has("[Feature:Networking-IPv4]") || has("[Feature:Networking-IPv6]")) && !m.internet:
+	case has("[Feature:Networking-IPv4]") && !m.internet, has("[Feature:Networking-IPv6]") && !m.ipv6:
 		return "connects to the Internet, to which this machine has no way"
 	case has("[Feature:Networking-DNS]") && !m.names:
 		return "connects to google.com, and this machine does not resolve the Internet's names"
