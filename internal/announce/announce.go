@@ -25,6 +25,23 @@ type Segment struct {
 	Prefix netip.Prefix // an address of the device with the length of the prefix
 }
 
+// Answer is an address that the node answers for.
+type Answer struct {
+	Addr netip.Addr
+	// MAC is another node's, which is to go on getting the address's packets while it cannot answer itself; nil is the
+	// device's own.
+	MAC net.HardwareAddr
+}
+
+// Own are answers with the node's own Ethernet addresses.
+func Own(addrs []netip.Addr) []Answer {
+	var answers []Answer
+	for _, a := range addrs {
+		answers = append(answers, Answer{Addr: a})
+	}
+	return answers
+}
+
 // Changes counts what Set did.
 type Changes struct {
 	Taken, Left, Devices int
@@ -57,15 +74,18 @@ func On(addr netip.Addr, segments []Segment) []string {
 }
 
 // Set has the node answer for these addresses, each on the devices whose segments it is on, and for no others. Those
-// that are new are told to everybody. What goes wrong with one device leaves the others as they are.
-func (s *Speaker) Set(addrs []netip.Addr, segments []Segment) (Changes, error) {
-	want := map[string]map[netip.Addr]bool{}
-	for _, a := range addrs {
-		for _, name := range On(a, segments) {
+// that are new and its own are told to everybody. What goes wrong with one device leaves the others as they are.
+func (s *Speaker) Set(answers []Answer, segments []Segment) (Changes, error) {
+	want := map[string]map[netip.Addr]net.HardwareAddr{}
+	for _, a := range answers {
+		if a.MAC != nil && len(a.MAC) != 6 {
+			return Changes{}, fmt.Errorf("answer for %s with %v: it is no Ethernet address", a.Addr, a.MAC)
+		}
+		for _, name := range On(a.Addr, segments) {
 			if want[name] == nil {
-				want[name] = map[netip.Addr]bool{}
+				want[name] = map[netip.Addr]net.HardwareAddr{}
 			}
-			want[name][a] = true
+			want[name][a.Addr] = a.MAC
 		}
 	}
 	s.mu.Lock()
@@ -118,7 +138,7 @@ func (s *Speaker) open(name string) (*device, error) {
 		d.close()
 		delete(s.devices, name)
 	}
-	d := &device{name: name, index: index, mac: [6]byte(mac), log: s.log, node: s.node, owned: map[netip.Addr]time.Time{}, quit: make(chan struct{}), told: make(chan struct{}, 1)}
+	d := &device{name: name, index: index, mac: [6]byte(mac), log: s.log, node: s.node, owned: map[netip.Addr][6]byte{}, quit: make(chan struct{}), told: make(chan struct{}, 1)}
 	if err := d.listen(); err != nil {
 		return nil, err
 	}
@@ -154,8 +174,8 @@ type device struct {
 	told     chan struct{} // that there may be something to tell
 
 	mu     sync.Mutex
-	owned  map[netip.Addr]time.Time // since when
-	due    []announcement           // in the order of time
+	owned  map[netip.Addr][6]byte // where packets for an address are to go: to d.mac, or another node
+	due    []announcement         // in the order of time
 	broken bool
 	closed bool
 }
@@ -171,21 +191,28 @@ type announcement struct {
 var spacing = []time.Duration{0, 100 * time.Millisecond, 400 * time.Millisecond, 1500 * time.Millisecond, 5 * time.Second}
 
 // set changes what the node answers for.
-func (d *device) set(want map[netip.Addr]bool) (taken, left int, err error) {
+func (d *device) set(want map[netip.Addr]net.HardwareAddr) (taken, left int, err error) {
 	now := time.Now()
 	d.mu.Lock()
 	for a := range d.owned {
-		if !want[a] {
+		if _, wanted := want[a]; !wanted {
 			delete(d.owned, a)
 			left++
 		}
 	}
-	for a := range want {
-		if _, have := d.owned[a]; have {
+	for a, other := range want {
+		mac := d.mac
+		if other != nil {
+			mac = [6]byte(other)
+		}
+		if had, have := d.owned[a]; have && had == mac {
 			continue
 		}
-		d.owned[a] = now
+		d.owned[a] = mac
 		taken++
+		if mac != d.mac {
+			continue // it says nothing unasked of others
+		}
 		for _, after := range spacing {
 			d.due = append(d.due, announcement{now.Add(after), a})
 		}
@@ -201,11 +228,12 @@ func (d *device) set(want map[netip.Addr]bool) (taken, left int, err error) {
 	return taken, left, err
 }
 
-func (d *device) owns(a netip.Addr) bool {
+// where says where packets for an address are to go, if the device answers for it.
+func (d *device) where(a netip.Addr) (mac [6]byte, owned bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	_, owned := d.owned[a]
-	return owned && !d.closed
+	mac, owned = d.owned[a]
+	return mac, owned && !d.closed
 }
 
 func (d *device) failed() bool {
@@ -253,10 +281,16 @@ func (d *device) answer(socket *os.File) {
 			return
 		}
 		question, ok := parse(buffer[:n])
-		if !ok || !d.owns(question.target) || question.asker == d.mac {
+		if !ok || question.asker == d.mac {
 			continue
 		}
-		d.send(question.answer(d.mac))
+		mac, owned := d.where(question.target)
+		if !owned || question.asker == mac {
+			continue
+		}
+		frame := question.answer(mac)
+		copy(frame[6:], d.mac[:]) // the frame is from here, whatever it says, or switches would look for the other node here
+		d.send(frame)
 	}
 }
 
@@ -283,7 +317,7 @@ func (d *device) tell() {
 		}
 		d.mu.Unlock()
 		if addr.IsValid() {
-			if d.owns(addr) {
+			if mac, owned := d.where(addr); owned && mac == d.mac {
 				for _, frame := range gratuitous(addr, d.mac) {
 					d.send(frame)
 				}

@@ -3,6 +3,7 @@ package announce_test
 import (
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os/exec"
 	"path/filepath"
@@ -120,7 +121,7 @@ func TestTakeover(t *testing.T) {
 	run(t, client, "ip", "neigh", "flush", "dev", "eth0")
 
 	for i, want := range []announce.Changes{{Taken: 2, Devices: 1}, {Devices: 1}} {
-		if got, err := nodes[0].speaker.Set(both, nodes[0].segments); err != nil || got != want {
+		if got, err := nodes[0].speaker.Set(announce.Own(both), nodes[0].segments); err != nil || got != want {
 			t.Errorf("set the %d. time: %+v, %v, want %+v", i+1, got, err, want)
 		}
 	}
@@ -132,7 +133,7 @@ func TestTakeover(t *testing.T) {
 	// The second takes over from one that said nothing.
 	nodes[0].speaker.Close()
 	began := time.Now()
-	_, err := nodes[1].speaker.Set(both, nodes[1].segments)
+	_, err := nodes[1].speaker.Set(announce.Own(both), nodes[1].segments)
 	must(t, err)
 	for _, a := range []netip.Addr{vip4, vip6} {
 		knows(t, client, a, nodes[1].mac)
@@ -143,19 +144,48 @@ func TestTakeover(t *testing.T) {
 	// And back, while both live.
 	_, err = nodes[1].speaker.Set(nil, nodes[1].segments)
 	must(t, err)
-	_, err = nodes[0].speaker.Set(both, nodes[0].segments)
+	_, err = nodes[0].speaker.Set(announce.Own(both), nodes[0].segments)
 	must(t, err)
 	for _, a := range []netip.Addr{vip4, vip6} {
 		knows(t, client, a, nodes[0].mac)
 	}
 
 	// Nobody says anything of an address that was left, though there is more to say at the beginning.
-	must2(t)(nodes[0].speaker.Set([]netip.Addr{vip6}, nodes[0].segments))
+	must2(t)(nodes[0].speaker.Set(announce.Own([]netip.Addr{vip6}), nodes[0].segments))
 	run(t, client, "ip", "neigh", "flush", "dev", "eth0")
 	if out, err := try(client, "ping", "-c1", "-W1", vip4.String()); err == nil {
 		t.Errorf("an address that was left is answered:\n%s", out)
 	}
 	run(t, client, "ping", "-c1", "-W5", vip6.String())
+}
+
+// TestStandIn: a node answers for another, which goes on getting the packets.
+func TestStandIn(t *testing.T) {
+	client, nodes := segment(t, 2)
+	mac, err := net.ParseMAC(nodes[0].mac)
+	must(t, err)
+	var others []announce.Answer
+	for _, a := range both {
+		others = append(others, announce.Answer{Addr: a, MAC: mac})
+	}
+	must2(t)(nodes[1].speaker.Set(others, nodes[1].segments))
+	for _, a := range []netip.Addr{vip4, vip6} {
+		run(t, client, "ping", "-c3", "-i0.1", "-W5", a.String())
+		knows(t, client, a, nodes[0].mac)
+	}
+	// The node itself is still where it was for the switch.
+	run(t, client, "ping", "-c3", "-i0.1", "-W5", "192.0.2.1")
+	run(t, client, "ping", "-c3", "-i0.1", "-W5", "192.0.2.2")
+	// It takes over for good, and everybody hears of that.
+	if got, err := nodes[1].speaker.Set(announce.Own(both), nodes[1].segments); err != nil || got != (announce.Changes{Taken: 2, Devices: 1}) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, a := range []netip.Addr{vip4, vip6} {
+		knows(t, client, a, nodes[1].mac)
+	}
+	if _, err := nodes[1].speaker.Set([]announce.Answer{{Addr: vip4, MAC: mac[:3]}}, nodes[1].segments); err == nil {
+		t.Error("half an Ethernet address is taken")
+	}
 }
 
 func must2(t *testing.T) func(announce.Changes, error) {
@@ -169,17 +199,17 @@ func must2(t *testing.T) func(announce.Changes, error) {
 func TestDeviceMadeAnew(t *testing.T) {
 	client, nodes := segment(t, 1)
 	n := nodes[0]
-	must2(t)(n.speaker.Set(both, n.segments))
+	must2(t)(n.speaker.Set(announce.Own(both), n.segments))
 	run(t, client, "ping", "-c1", "-W5", vip4.String())
 	run(t, n.Namespace, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:99")
-	must2(t)(n.speaker.Set(both, n.segments))
+	must2(t)(n.speaker.Set(announce.Own(both), n.segments))
 	knows(t, client, vip4, "02:00:00:00:00:99")
 	must(t, n.SetUp("eth0", false))
 	must(t, n.SetUp("eth0", true))
-	must2(t)(n.speaker.Set(both, n.segments))
+	must2(t)(n.speaker.Set(announce.Own(both), n.segments))
 	run(t, client, "ip", "neigh", "flush", "dev", "eth0")
 	run(t, client, "ping", "-c1", "-W5", vip4.String())
-	if _, err := n.speaker.Set(both, []announce.Segment{{Device: "eth9", Prefix: n.segments[0].Prefix}}); err == nil {
+	if _, err := n.speaker.Set(announce.Own(both), []announce.Segment{{Device: "eth9", Prefix: n.segments[0].Prefix}}); err == nil {
 		t.Error("a device that is not there is no error")
 	}
 }
@@ -192,7 +222,7 @@ func TestManyGroups(t *testing.T) {
 	for range 1000 {
 		addrs, a = append(addrs, a), a.Next()
 	}
-	must2(t)(n.speaker.Set(addrs, n.segments))
+	must2(t)(n.speaker.Set(announce.Own(addrs), n.segments))
 	if got := strings.Count(run(t, n.Namespace, "ip", "-6", "maddr", "show", "dev", "eth0"), "ff02::1:ff00:"); got < 1000 {
 		t.Errorf("%d groups are joined, want 1001", got)
 	}

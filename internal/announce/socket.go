@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 
@@ -78,7 +79,7 @@ type groups struct {
 }
 
 // set joins the groups of these addresses, and leaves others.
-func (g *groups) set(node *link.Namespace, index int, addrs map[netip.Addr]bool) error {
+func (g *groups) set(node *link.Namespace, index int, addrs map[netip.Addr]net.HardwareAddr) error {
 	want := map[netip.Addr]bool{}
 	for a := range addrs {
 		if a.Is6() {

@@ -22,6 +22,7 @@ type answerFacts struct {
 type answerNode struct {
 	vip.Node
 	addrs []netip.Addr
+	away  bool // its agent is, and its kernel does what it was told
 }
 
 // judge says of each address of a load balancer who answers for it on this node's segments, and whether routers may send
@@ -54,10 +55,30 @@ func (f answerFacts) judge() []vip.Verdict {
 			here := slices.DeleteFunc(slices.Clone(nodes), func(n vip.Node) bool { return !near[device][n.Name] })
 			v.Announcer = vip.Announcer(addr, vip.Eligible(addr, targets[addr], here))
 			v.Answers = v.Announcer == f.node
+			v.StandIn = f.standIn(addr, v.Announcer, near[device])
 		}
 		verdicts = append(verdicts, v)
 	}
 	return verdicts
+}
+
+// standIn is the node that answers in place of one whose agent is away: any that is on the segment will do, since it gets
+// none of the packets.
+func (f answerFacts) standIn(addr netip.Addr, announcer string, near map[string]bool) string {
+	away := false
+	var others []string
+	for _, n := range f.nodes {
+		switch {
+		case n.Name == announcer:
+			away = n.away
+		case n.Alive && !n.away && near[n.Name]:
+			others = append(others, n.Name)
+		}
+	}
+	if !away {
+		return ""
+	}
+	return vip.Announcer(addr, others)
 }
 
 // mine are the addresses that the node answers for on its segments, and those that routers may send to it.

@@ -3,8 +3,10 @@ package dataplane
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -38,7 +40,9 @@ type balancer struct {
 	changed func() // when Routed is something else
 	kick    chan struct{}
 	speaker *announce.Speaker
-	count   *prometheus.GaugeVec
+	// neighbour is the Ethernet address of another node on a device, if the kernel knows it.
+	neighbour func(device string, addr netip.Addr) (net.HardwareAddr, error)
+	count     *prometheus.GaugeVec
 
 	mu     sync.Mutex
 	place  balancerPlace
@@ -82,7 +86,8 @@ type balancerPlace struct {
 
 func (a *Agent) newBalancer(node *link.Namespace) *balancer {
 	b := &balancer{
-		node: a.Node, log: a.Log, resync: a.Resync, source: agentSource{a}, changed: a.Wake, kick: make(chan struct{}, 1), keys: make(chan foundKey, 1), speaker: announce.New(node, a.Log),
+		node: a.Node, log: a.Log, resync: a.Resync, source: agentSource{a}, changed: a.Wake, kick: make(chan struct{}, 1), keys: make(chan foundKey, 1),
+		speaker: announce.New(node, a.Log), neighbour: node.NeighbourMAC,
 		count: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "fathom_loadbalancer_addresses", ConstLabels: prometheus.Labels{"node": a.Node},
 			Help: "Addresses of load balancers that the node answers for on its segments (l2), and that it tells routers of if they ask for it (routed)."}, []string{"how"}),
 	}
@@ -137,7 +142,7 @@ func (b *balancer) wake() {
 // joinInterval is how often those who are not heard of are looked for.
 const joinInterval = 5 * time.Second
 
-// run answers until the context ends, and then says goodbye, so that other nodes take over at once.
+// run answers until the context ends, and then says goodbye, so that another node answers in its place at once.
 func (b *balancer) run(ctx context.Context) {
 	tick := time.NewTicker(joinInterval)
 	defer tick.Stop()
@@ -206,9 +211,10 @@ func (b *balancer) step(ctx context.Context) {
 			b.changed()
 		}
 	}
-	_, err := b.speaker.Set(b.answers, place.segments)
+	answers, err := b.standIns(f)
+	_, failed := b.speaker.Set(append(answers, announce.Own(b.answers)...), place.segments)
 	complaint := ""
-	if err != nil {
+	if err := errors.Join(err, failed); err != nil {
 		complaint = oneLine(err)
 	}
 	if complaint != "" && complaint != b.complaint {
@@ -218,6 +224,29 @@ func (b *balancer) step(ctx context.Context) {
 	b.mu.Lock()
 	b.told = vip.Account{Addresses: b.verdicts, Problem: complaint}
 	b.mu.Unlock()
+}
+
+// standIns are what the node answers in place of others, whose agents are away. Of a node that is on several segments
+// with the address it is not known which of its Ethernet addresses is asked for.
+func (b *balancer) standIns(f answerFacts) (answers []announce.Answer, err error) {
+	for _, v := range b.verdicts {
+		if v.StandIn != b.node || len(v.Devices) != 1 {
+			continue
+		}
+		i := slices.IndexFunc(f.nodes, func(n answerNode) bool { return n.Name == v.Announcer })
+		var mac net.HardwareAddr
+		for _, addr := range f.nodes[i].addrs {
+			found, failed := b.neighbour(v.Devices[0], addr)
+			if mac = found; mac != nil {
+				break
+			}
+			err = errors.Join(err, failed)
+		}
+		if mac != nil {
+			answers = append(answers, announce.Answer{Addr: v.Address, MAC: mac})
+		}
+	}
+	return answers, err
 }
 
 // waits notes why nothing is decided. What was decided before stays.
@@ -256,6 +285,8 @@ func (b *balancer) readNode(n *corev1.Node) answerNode {
 		switch b.member.State(n.Name) {
 		case membership.Alive:
 			read.Alive = true
+		case membership.Away:
+			read.Alive, read.away = true, true
 		case membership.Dead:
 			read.Alive = false
 		case membership.Unknown:

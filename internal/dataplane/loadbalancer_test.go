@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
@@ -32,7 +33,7 @@ func TestAnswers(t *testing.T) {
 		"n3": {{Device: "eth0", Prefix: netip.MustParsePrefix("198.51.100.3/24")}},
 	}
 	node := func(name, addr string, alive bool) answerNode {
-		return answerNode{vip.Node{Name: name, Alive: alive}, []netip.Addr{netip.MustParseAddr(addr)}}
+		return answerNode{Node: vip.Node{Name: name, Alive: alive}, addrs: []netip.Addr{netip.MustParseAddr(addr)}}
 	}
 	all := func(n2 bool) []answerNode {
 		return []answerNode{node("n1", "192.0.2.1", true), node("n2", "192.0.2.2", n2), node("n3", "198.51.100.3", true)}
@@ -80,6 +81,59 @@ func TestAnswers(t *testing.T) {
 		slices.Sort(routed)
 		if answered != tc.answer || !slices.Equal(routed, tc.routed) {
 			t.Errorf("%s: %d nodes answer, and %v are routed to; want %d and %v", name, answered, routed, tc.answer, tc.routed)
+		}
+	}
+}
+
+// TestStandIn: while the agent of the node that answers is away, another one of the segment says so, endpoint or not.
+func TestStandIn(t *testing.T) {
+	segment := []announce.Segment{{Device: "eth0", Prefix: netip.MustParsePrefix("192.0.2.0/24")}}
+	addr := netip.MustParseAddr("192.0.2.80")
+	pool, _ := vip.ParseRange("192.0.2.64/26")
+	local := service.LoadBalanced{Service: types.NamespacedName{Name: "web"}, Local: true, Nodes: []string{"n2"}, Addrs: []netip.Addr{addr}}
+	for name, tc := range map[string]struct {
+		away, dead []string
+		answers    string // who answers as itself
+		by         string // who answers for another
+	}{
+		"there":         {nil, nil, "n2", ""},
+		"away":          {[]string{"n2"}, nil, "", "n1"},
+		"another away":  {[]string{"n1"}, nil, "n2", ""},
+		"all away":      {[]string{"n1", "n2"}, nil, "", ""},
+		"the rest dead": {[]string{"n2"}, []string{"n1"}, "", ""},
+		"dead":          {nil, []string{"n2"}, "", ""},
+	} {
+		f := answerFacts{pools: []vip.Range{pool}, balancers: []service.LoadBalanced{local}, segments: segment}
+		for i, n := range []string{"n1", "n2", "n3"} {
+			at := netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})
+			if n == "n3" { // behind a router
+				at = netip.MustParseAddr("198.51.100.3")
+			}
+			f.nodes = append(f.nodes, answerNode{Node: vip.Node{Name: n, Alive: !slices.Contains(tc.dead, n)}, addrs: []netip.Addr{at}, away: slices.Contains(tc.away, n)})
+		}
+		for _, self := range []string{"n1", "n2"} {
+			if slices.Contains(tc.away, self) || slices.Contains(tc.dead, self) {
+				continue
+			}
+			f.node = self
+			v := f.judge()[0]
+			if v.Answers != (tc.answers == self) || v.StandIn != tc.by {
+				t.Errorf("%s: to %s, it answers itself: %v, and %q answers for another; want %q and %q", name, self, v.Answers, v.StandIn, tc.answers, tc.by)
+			}
+		}
+	}
+	b := balancer{node: "n1", neighbour: func(device string, a netip.Addr) (net.HardwareAddr, error) {
+		if device != "eth0" || a.String() != "192.0.2.2" {
+			return nil, errors.New("asked for something else")
+		}
+		return net.HardwareAddr{2, 0, 0, 0, 0, 2}, nil
+	}}
+	facts := answerFacts{nodes: []answerNode{{Node: vip.Node{Name: "n2"}, addrs: []netip.Addr{netip.MustParseAddr("192.0.2.2")}}}}
+	for _, devices := range [][]string{{"eth0"}, {"eth0", "eth1"}, nil} {
+		b.verdicts = []vip.Verdict{{Address: addr, Devices: devices, Announcer: "n2", StandIn: "n1"}, {Address: addr, Devices: devices, Announcer: "n2", StandIn: "n4"}}
+		got, err := b.standIns(facts)
+		if want := len(devices) == 1; err != nil || (len(got) == 1) != want || want && got[0].MAC.String() != "02:00:00:00:00:02" {
+			t.Errorf("on %v: %v, %v", devices, got, err)
 		}
 	}
 }

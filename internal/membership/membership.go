@@ -38,15 +38,19 @@ type Options struct {
 	Log  *slog.Logger
 	// Changed is called when another has come or gone. It must not block.
 	Changed func()
+	// Lives says whether there is a kernel at an address where a member has ended; nil asks the port.
+	Lives func(context.Context, netip.AddrPort) bool
 }
 
 // State is what is known of a node.
 type State int
 
-// The states. Unknown is of a node that was never heard of.
+// The states. Unknown is of a node that was never heard of. Away is the agent, and its node lives: what it has told its
+// kernel to do is done.
 const (
 	Unknown State = iota
 	Alive
+	Away
 	Dead
 )
 
@@ -54,9 +58,13 @@ const (
 type Member struct {
 	options Options
 	list    *memberlist.Memberlist
+	ctx     context.Context // ends with the member
+	end     func()
 
-	mu     sync.Mutex
-	states map[string]State
+	mu        sync.Mutex
+	states    map[string]State
+	following map[string]int // nodes whose members have gone, and by which call of follow
+	followed  int            // calls of it
 }
 
 // How fast a node is taken for dead: it is asked in each interval by someone; the answer is waited for until the
@@ -75,7 +83,11 @@ func Start(o Options) (*Member, error) {
 	if len(o.Key) != KeySize {
 		return nil, fmt.Errorf("the key in Secret %s has %d bytes, want %d: delete the Secret, and the controller makes another", Secret, len(o.Key), KeySize)
 	}
-	m := &Member{options: o, states: map[string]State{}}
+	if o.Lives == nil {
+		o.Lives = kernelLives
+	}
+	m := &Member{options: o, states: map[string]State{}, following: map[string]int{}}
+	m.ctx, m.end = context.WithCancel(context.Background())
 	c := memberlist.DefaultLANConfig()
 	c.Name = o.Name
 	c.BindAddr, c.BindPort = o.Addr.String(), int(o.Port)
@@ -118,34 +130,49 @@ func (m *Member) State(node string) State {
 	return m.states[node]
 }
 
-// Stop goes without a word: others find out. An agent that ends to start again had better say so with Leave, for
-// others to take over at once what it answered for.
-func (m *Member) Stop() { _ = m.list.Shutdown() }
+// Stop goes without a word: others find out. An agent that ends had better say so with Leave, for others to know at once.
+func (m *Member) Stop() {
+	m.end()
+	_ = m.list.Shutdown()
+}
 
 // Leave tells the others, and goes.
 func (m *Member) Leave() {
+	m.end()
 	_ = m.list.Leave(200 * time.Millisecond)
 	_ = m.list.Shutdown()
 }
 
-func (m *Member) set(node string, s State) {
+// come notes that a member is there.
+func (m *Member) come(node string) {
 	m.mu.Lock()
-	same := m.states[node] == s
-	m.states[node] = s
+	same := m.states[node] == Alive
+	m.states[node] = Alive
+	delete(m.following, node)
 	m.mu.Unlock()
 	if !same {
 		m.options.Changed()
 	}
 }
 
+// leave notes that a member has gone. What becomes of its node is found out; until then nothing has changed.
+func (m *Member) leave(n *memberlist.Node) {
+	m.mu.Lock()
+	m.followed++
+	turn := m.followed
+	m.following[n.Name] = turn
+	m.mu.Unlock()
+	go m.follow(n, turn)
+}
+
 // events implements memberlist.EventDelegate.
 type events struct{ m *Member }
 
-func (e events) NotifyJoin(n *memberlist.Node)   { e.m.set(n.Name, Alive) }
-func (e events) NotifyUpdate(n *memberlist.Node) { e.m.set(n.Name, Alive) }
+func (e events) NotifyJoin(n *memberlist.Node)   { e.m.come(n.Name) }
+func (e events) NotifyUpdate(n *memberlist.Node) { e.m.come(n.Name) }
 func (e events) NotifyLeave(n *memberlist.Node) {
 	if n.Name != e.m.options.Name {
-		e.m.set(n.Name, Dead)
+		e.m.leave(n)
 	}
 }
 

@@ -2,9 +2,11 @@ package membership_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,16 +18,24 @@ func TestMembers(t *testing.T) {
 	key := bytes.Repeat([]byte{7}, membership.KeySize)
 	members := map[string]*membership.Member{}
 	var addrs []netip.Addr
-	for i := range 3 {
-		addr := netip.MustParseAddr(fmt.Sprintf("127.0.84.%d", i+1))
-		name := fmt.Sprint("n", i+1)
-		m, err := membership.Start(membership.Options{Name: name, Addr: addr, Port: 20472, Key: key, Log: slog.New(slog.DiscardHandler), Changed: func() {}})
+	var power sync.Map // addresses of nodes that have none
+	lives := func(_ context.Context, at netip.AddrPort) bool {
+		_, off := power.Load(at)
+		return !off
+	}
+	start := func(name string, addr netip.Addr) *membership.Member {
+		m, err := membership.Start(membership.Options{Name: name, Addr: addr, Port: 20472, Key: key, Log: slog.New(slog.DiscardHandler), Changed: func() {}, Lives: lives})
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(m.Stop)
 		m.Join(t.Context(), addrs)
-		members[name], addrs = m, append(addrs, addr)
+		return m
+	}
+	for i := range 3 {
+		addr := netip.MustParseAddr(fmt.Sprintf("127.0.84.%d", i+1))
+		name := fmt.Sprint("n", i+1)
+		members[name], addrs = start(name, addr), append(addrs, addr)
 	}
 	for _, m := range members {
 		for name := range members {
@@ -35,18 +45,49 @@ func TestMembers(t *testing.T) {
 	if s := members["n1"].State("n9"); s != membership.Unknown {
 		t.Errorf("a node that nobody has heard of is %v", s)
 	}
+	// An agent that ends, whether it says so or not, leaves its node behind, and comes back.
+	for _, end := range []func(*membership.Member){(*membership.Member).Stop, (*membership.Member).Leave} {
+		end(members["n3"])
+		await(t, members["n1"], "n3", membership.Away)
+		await(t, members["n2"], "n3", membership.Away)
+		members["n3"] = start("n3", addrs[2])
+		await(t, members["n1"], "n3", membership.Alive)
+		await(t, members["n2"], "n3", membership.Alive)
+	}
+	power.Store(netip.AddrPortFrom(addrs[2], 20472), true)
 	members["n3"].Stop()
 	began := time.Now()
 	await(t, members["n1"], "n3", membership.Dead)
 	await(t, members["n2"], "n3", membership.Dead)
 	t.Logf("known to be gone after %v", time.Since(began).Round(time.Millisecond))
+	// A node that is switched off first ends its agent.
 	members["n2"].Leave()
-	began = time.Now()
+	await(t, members["n1"], "n2", membership.Away)
+	power.Store(netip.AddrPortFrom(addrs[1], 20472), true)
 	await(t, members["n1"], "n2", membership.Dead)
-	t.Logf("has said goodbye %v ago", time.Since(began).Round(time.Millisecond))
 	if s := members["n1"].State("n1"); s != membership.Alive {
 		t.Errorf("a member is %v to itself", s)
 	}
+}
+
+// TestPort: a kernel refuses a connection to the port of an agent that has ended. That there is none takes a machine that
+// says nothing, and the scenario balancer has one.
+func TestPort(t *testing.T) {
+	key := bytes.Repeat([]byte{7}, membership.KeySize)
+	var members []*membership.Member
+	for i := range 2 {
+		addr := netip.AddrFrom4([4]byte{127, 0, 86, byte(i + 1)})
+		m, err := membership.Start(membership.Options{Name: fmt.Sprint("n", i+1), Addr: addr, Port: 20472, Key: key, Log: slog.New(slog.DiscardHandler), Changed: func() {}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(m.Stop)
+		members = append(members, m)
+	}
+	members[1].Join(t.Context(), []netip.Addr{netip.MustParseAddr("127.0.86.1")})
+	await(t, members[0], "n2", membership.Alive)
+	members[1].Stop()
+	await(t, members[0], "n2", membership.Away)
 }
 
 // TestKeys: who has another key is nobody.

@@ -161,6 +161,9 @@ func (v *views) hear(addr netip.Addr, node string, a vip.Account, x *Announced) 
 	if verdict.Answers && a.Problem == "" {
 		x.Answered = append(x.Answered, node)
 	}
+	if verdict.StandIn == node {
+		x.Why = append(x.Why, fmt.Sprintf("the agent of %s is away: %s says in its place that packets are to go to it", verdict.Announcer, node))
+	}
 	for _, r := range a.Routers {
 		told := v.routers[r.Peer]
 		if told == nil {

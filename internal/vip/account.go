@@ -24,6 +24,8 @@ type Verdict struct {
 	Announcer string `json:"announcer,omitempty"`
 	// Answers says whether that is itself.
 	Answers bool `json:"answers,omitempty"`
+	// StandIn is the node that says, while the announcer's agent is away, that packets are to go to the announcer.
+	StandIn string `json:"standIn,omitempty"`
 	// Routed says whether it is told to routers that ask for such addresses.
 	Routed bool `json:"routed,omitempty"`
 }
