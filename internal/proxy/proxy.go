@@ -8,6 +8,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -41,6 +42,9 @@ type Options struct {
 	// Resync is how often the kernel is compared, unless that takes long: then it is done in one hundredth of the time. To
 	// read 100,000 endpoints back takes a second, in which changes go on.
 	Resync time.Duration
+	// Renew is how often everything is worked out anew and set: comparisons trust what changes have come to. Changes wait
+	// for it. Zero is an hour.
+	Renew time.Duration
 }
 
 // Paths are where a proxy finds the node's directories.
@@ -100,6 +104,7 @@ type Proxy struct {
 	// whole asks for everything to be set, whatever the kernel holds.
 	whole     bool
 	wholes    int        // how often that has succeeded
+	wholeAt   time.Time  // the last time
 	comparing *comparing // nil while none goes on
 	applied   Config     // what the kernel was last set by
 	tried     Config     // or was attempted to be
@@ -156,6 +161,7 @@ func (p *Proxy) wake() {
 const (
 	// retry is how long after an error the whole is tried again.
 	retry = time.Second
+	renew = time.Hour
 	// compareShare is how much of the time, as its inverse, comparisons may take.
 	compareShare = 100
 )
@@ -190,10 +196,14 @@ func (p *Proxy) Run(ctx context.Context) {
 		case <-second.C:
 			tick = true
 		case <-resync.C:
-			if p.compare(ctx); p.comparing == nil {
-				resync.Reset(p.Resync)
+			if time.Since(p.wholeAt) < cmp.Or(p.Renew, renew) {
+				if p.compare(ctx); p.comparing == nil {
+					resync.Reset(p.Resync)
+				}
+				continue
 			}
-			continue
+			p.whole = true
+			resync.Reset(p.Resync)
 		case c := <-p.results():
 			p.conclude(c)
 			resync.Reset(untilCompared(p.Resync, c.took))
@@ -287,6 +297,7 @@ func (p *Proxy) apply(c Config) error {
 		}
 		p.applied = c
 		p.wholes++
+		p.wholeAt = time.Now()
 		p.mu.Lock()
 		p.connect, p.missing = p.kernel.connect, p.kernel.missing
 		p.mu.Unlock()

@@ -285,6 +285,32 @@ func TestMends(t *testing.T) {
 	}
 }
 
+// TestRenew: everything is set now and then, though comparisons find nothing wrong, and changes nothing.
+func TestRenew(t *testing.T) {
+	paths, ok := inside(t)
+	if !ok {
+		return
+	}
+	n := newNode(t, paths, netconf.ProxyAuto)
+	n.Resync, n.Renew = 10*time.Millisecond, 30*time.Millisecond
+	n.set(web("web", "172.16.1.1"), endpoints("web", "10.0.0.1", "10.0.0.2"))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		n.Run(ctx)
+		close(ended)
+	}()
+	for deadline := time.Now().Add(time.Minute); n.observed(t, "whole") < 3 || n.observed(t, "compare") < 2; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("set %d times and compared %d times in a minute", n.observed(t, "whole"), n.observed(t, "compare"))
+		}
+	}
+	cancel()
+	<-ended
+	n.whole = true
+	n.follows(t)
+}
+
 // TestStatus has the kernel refuse, at first and later.
 func TestStatus(t *testing.T) {
 	paths, ok := inside(t)
