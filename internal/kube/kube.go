@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -164,7 +165,8 @@ func (s Since) has(node string, t time.Time) bool {
 	return !t.Before(s[node].Truncate(time.Second))
 }
 
-// WaitNodes returns when enough of the named nodes are Ready.
+// WaitNodes returns when enough of the named nodes are Ready, and pods may be scheduled on them: the taint of a node that
+// is not goes a moment after its kubelet has said that it is.
 func (c *Client) WaitNodes(ctx context.Context, names []string, enough int, since Since) error {
 	waiting := map[string]bool{}
 	for _, n := range names {
@@ -173,6 +175,9 @@ func (c *Client) WaitNodes(ctx context.Context, names []string, enough int, sinc
 	err := follow(ctx, c.CoreV1().Nodes().List, c.CoreV1().Nodes().Watch, metav1.ListOptions{},
 		func(l *corev1.NodeList) []corev1.Node { return l.Items },
 		func(n *corev1.Node) bool {
+			if slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeNotReady }) {
+				return false
+			}
 			for _, cond := range n.Status.Conditions {
 				if cond.Type == corev1.NodeReady && cond.Status == corev1.ConditionTrue && since.has(n.Name, cond.LastHeartbeatTime.Time) {
 					delete(waiting, n.Name)

@@ -52,6 +52,8 @@ func waits(t *testing.T, should bool, f func(context.Context) error) bool {
 func TestWaitNodes(t *testing.T) {
 	since := Since{"b": epoch}
 	sameSecond, before := epoch.Truncate(time.Second), epoch.Add(-time.Second)
+	tainted := node("b", corev1.ConditionTrue, epoch.Add(time.Hour))
+	tainted.Spec.Taints = []corev1.Taint{{Key: corev1.TaintNodeNotReady, Effect: corev1.TaintEffectNoSchedule}}
 	for _, tc := range []struct {
 		name  string
 		b     *corev1.Node
@@ -62,6 +64,7 @@ func TestWaitNodes(t *testing.T) {
 		{"was ready before it booted", node("b", corev1.ConditionTrue, before), true},
 		{"not ready", node("b", corev1.ConditionFalse, epoch.Add(time.Hour)), true},
 		{"unknown", node("b", corev1.ConditionUnknown, epoch.Add(time.Hour)), true},
+		{"ready, and nothing may be scheduled yet", tainted, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := &Client{Interface: fake.NewClientset(node("a", corev1.ConditionTrue, before), tc.b)}
