@@ -166,7 +166,8 @@ func (s Since) has(node string, t time.Time) bool {
 }
 
 // WaitNodes returns when enough of the named nodes are Ready, and pods may be scheduled on them: the taint of a node that
-// is not goes a moment after its kubelet has said that it is.
+// is not goes a moment after its kubelet has said that it is. (Its other taint, which evicts, takes seconds more, and all
+// pods tolerate it for minutes.)
 func (c *Client) WaitNodes(ctx context.Context, names []string, enough int, since Since) error {
 	waiting := map[string]bool{}
 	for _, n := range names {
@@ -175,7 +176,9 @@ func (c *Client) WaitNodes(ctx context.Context, names []string, enough int, sinc
 	err := follow(ctx, c.CoreV1().Nodes().List, c.CoreV1().Nodes().Watch, metav1.ListOptions{},
 		func(l *corev1.NodeList) []corev1.Node { return l.Items },
 		func(n *corev1.Node) bool {
-			if slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeNotReady }) {
+			if slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool {
+				return t.Key == corev1.TaintNodeNotReady && t.Effect == corev1.TaintEffectNoSchedule
+			}) {
 				return false
 			}
 			for _, cond := range n.Status.Conditions {

@@ -54,6 +54,8 @@ func TestWaitNodes(t *testing.T) {
 	sameSecond, before := epoch.Truncate(time.Second), epoch.Add(-time.Second)
 	tainted := node("b", corev1.ConditionTrue, epoch.Add(time.Hour))
 	tainted.Spec.Taints = []corev1.Taint{{Key: corev1.TaintNodeNotReady, Effect: corev1.TaintEffectNoSchedule}}
+	evicting := node("b", corev1.ConditionTrue, epoch.Add(time.Hour))
+	evicting.Spec.Taints = []corev1.Taint{{Key: corev1.TaintNodeNotReady, Effect: corev1.TaintEffectNoExecute}}
 	for _, tc := range []struct {
 		name  string
 		b     *corev1.Node
@@ -65,6 +67,7 @@ func TestWaitNodes(t *testing.T) {
 		{"not ready", node("b", corev1.ConditionFalse, epoch.Add(time.Hour)), true},
 		{"unknown", node("b", corev1.ConditionUnknown, epoch.Add(time.Hour)), true},
 		{"ready, and nothing may be scheduled yet", tainted, true},
+		{"ready, and pods may be evicted", evicting, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := &Client{Interface: fake.NewClientset(node("a", corev1.ConditionTrue, before), tc.b)}
