@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"sync"
 	"text/template"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -91,6 +92,11 @@ func (l *Lab) startPlanes(ctx context.Context, c *topology.Cluster, machines []*
 	return g.Wait()
 }
 
+// relistPeriod is how often kubelet looks at its containers, from its own start on (GenericPLEG): a container that has
+// started is seen by the API up to so much later. The workers' kubelets begin at different moments of it, so that the first
+// of several pods that start together on several nodes is soon seen. They have nothing to do yet.
+const relistPeriod = time.Second
+
 // join makes the nodes known to an API server that has only begun to serve, starts their kubelets and the
 // scheduler, and installs the add-ons and the network meanwhile.
 func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client, machines []*machine.Machine, add addOns, t *timeline) error {
@@ -109,7 +115,14 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 			g.SetLimit(bootLimit)
 			for i := range c.Workers() {
 				m := machines[c.Workers()[i].Index]
-				g.Go(func() error { return startKubelet(gctx, m) })
+				g.Go(func() error {
+					select {
+					case <-gctx.Done():
+						return gctx.Err()
+					case <-time.After(relistPeriod * time.Duration(i) / time.Duration(len(c.Workers()))):
+						return startKubelet(gctx, m)
+					}
+				})
 			}
 			return g.Wait()
 		})
