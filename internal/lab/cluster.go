@@ -113,14 +113,15 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 		return t.step(c.Name, "start kubelet on the workers", func() error {
 			g, gctx := errgroup.WithContext(gctx)
 			g.SetLimit(bootLimit)
-			for i := range c.Workers() {
-				m := machines[c.Workers()[i].Index]
+			workers, began := c.Workers(), time.Now()
+			for i := range workers {
+				due := began.Add(relistPeriod * time.Duration(i) / time.Duration(len(workers)))
 				g.Go(func() error {
 					select {
 					case <-gctx.Done():
 						return gctx.Err()
-					case <-time.After(relistPeriod * time.Duration(i) / time.Duration(len(c.Workers()))):
-						return startKubelet(gctx, m)
+					case <-time.After(time.Until(due)):
+						return startKubelet(gctx, machines[workers[i].Index])
 					}
 				})
 			}
