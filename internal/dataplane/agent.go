@@ -248,10 +248,8 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 		return nodestate.Status{Reason: "no Node " + a.Node + " yet"}, problems, nil
 	}
 	// The rules come first: with them the kernel loads what follows connections, and that has settings of the plan.
-	masquerade, err := a.rules.SetMasquerade(plan.Masquerade)
-	if err != nil {
-		return nodestate.Status{}, problems, err
-	}
+	// Routes do not wait for them to be good.
+	masquerade, ruleErr := a.rules.SetMasquerade(plan.Masquerade)
 	if err := a.rememberSettings(plan.Sysctls); err != nil {
 		return nodestate.Status{}, problems, fmt.Errorf("write down the node's settings: %w", err)
 	}
@@ -270,7 +268,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	}
 	changes.Masquerade = masquerade
 	a.metrics.changed(changes)
-	if err != nil {
+	if err := errors.Join(err, ruleErr); err != nil {
 		return nodestate.Status{}, problems, err
 	}
 	if len(foreign) == 0 {
