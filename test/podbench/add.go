@@ -1,12 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
-	"os"
-	"os/exec"
 	"time"
 
 	"github.com/fathom-network/fathom/internal/bpf"
@@ -61,37 +57,18 @@ func (b *bench) measureAdds(ctx context.Context) ([]*addKind, error) {
 			}
 			ns.Close()
 			k := all[(i+j)%len(all)]
-			add, cpu, err := b.timed(k.node, "ADD", fmt.Sprintf("c%d", i), at)
+			_, add, err := b.plugin(k.node, "ADD", fmt.Sprintf("c%d", i), at)
 			if err != nil {
 				return nil, err
 			}
-			del, _, err := b.timed(k.node, "DEL", fmt.Sprintf("c%d", i), at)
+			_, del, err := b.plugin(k.node, "DEL", fmt.Sprintf("c%d", i), at)
 			if err != nil {
 				return nil, err
 			}
-			k.add, k.cpu, k.del = append(k.add, add), append(k.cpu, cpu), append(k.del, del)
+			k.add, k.cpu, k.del = append(k.add, add.wall), append(k.cpu, add.cpu), append(k.del, del.wall)
 		}
 	}
 	return all, nil
-}
-
-func (b *bench) timed(n *node, verb, id, at string) (wall, cpu time.Duration, err error) {
-	input, err := json.Marshal(n.conf)
-	if err != nil {
-		return 0, 0, err
-	}
-	var out bytes.Buffer
-	cmd := exec.Command(b.pluginPath(n.conf))
-	cmd.Env = append(os.Environ(), b.pluginEnv(verb, id, at)...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &out, &out
-	began := time.Now()
-	if err := n.Start(cmd); err != nil {
-		return 0, 0, err
-	}
-	if err := cmd.Wait(); err != nil {
-		return 0, 0, fmt.Errorf("%s %s: %w: %s", n.conf["type"], verb, err, &out)
-	}
-	return time.Since(began), cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), nil
 }
 
 // addGoals are those of Fathom's plugin on two processors.

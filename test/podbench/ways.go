@@ -144,27 +144,41 @@ func (b *bench) nodes(count int) (all []*node, err error) {
 }
 
 func command(n *link.Namespace, input string, env []string, argv ...string) (string, error) {
+	out, _, err := timed(n, input, env, argv...)
+	return out, err
+}
+
+// spent is the time that a program took, from before its start to after its end, and its processor time.
+type spent struct{ wall, cpu time.Duration }
+
+func timed(n *link.Namespace, input string, env []string, argv ...string) (string, spent, error) {
 	var out, problems bytes.Buffer
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &out, &problems
+	began := time.Now()
 	if err := n.Start(cmd); err != nil {
-		return "", err
+		return "", spent{}, err
 	}
 	if err := cmd.Wait(); err != nil {
-		return "", fmt.Errorf("%s: %w: %s%s", strings.Join(argv, " "), err, out.Bytes(), problems.Bytes())
+		return "", spent{}, fmt.Errorf("%s: %w: %s%s", strings.Join(argv, " "), err, out.Bytes(), problems.Bytes())
 	}
-	return out.String(), nil
+	return out.String(), spent{time.Since(began), cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}, nil
 }
 
-// plugin calls the node's CNI plugin for a pod and returns the pod's address.
-func (b *bench) plugin(n *node, verb, id, path string) (netip.Addr, error) {
+// plugin calls the node's CNI plugin for a pod.
+func (b *bench) plugin(n *node, verb, id, path string) (string, spent, error) {
 	input, err := json.Marshal(n.conf)
 	if err != nil {
-		return netip.Addr{}, err
+		return "", spent{}, err
 	}
-	out, err := command(n.Namespace, string(input), b.pluginEnv(verb, id, path), b.pluginPath(n.conf))
-	if err != nil || verb != "ADD" {
+	return timed(n.Namespace, string(input), b.pluginEnv(verb, id, path), b.pluginPath(n.conf))
+}
+
+// addPod has the plugin attach a pod and returns the pod's address.
+func (b *bench) addPod(n *node, id, path string) (netip.Addr, error) {
+	out, _, err := b.plugin(n, "ADD", id, path)
+	if err != nil {
 		return netip.Addr{}, err
 	}
 	var result struct {
@@ -368,7 +382,7 @@ func (b *bench) add(ctx context.Context, where, name string, set func(context.Co
 		if err != nil {
 			return err
 		}
-		addr, err := b.plugin(n, "ADD", fmt.Sprintf("pod-%d", i), path)
+		addr, err := b.addPod(n, fmt.Sprintf("pod-%d", i), path)
 		if err != nil {
 			return err
 		}
