@@ -31,7 +31,8 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(run(), clean(), state(), services(), balancers(), release(), probePackets())
+	root.AddCommand(run(), clean(), release(), probePackets())
+	root.AddCommand(questions()...)
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "fathom-agent:", err)
 		os.Exit(1)

@@ -14,39 +14,21 @@ import (
 	"github.com/fathom-network/fathom/internal/dataplane"
 )
 
-// state asks the agent that runs on this node; `fathom verify` runs it in the agent's pod.
-func state() *cobra.Command {
-	return &cobra.Command{
-		Use:   "state",
-		Short: "Tell what the agent of this node should hold in the kernel, and what it does, as JSON",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return ask(cmd.Context(), cmd.OutOrStdout(), "/v1/state")
-		},
+// questions are commands that ask the agent that runs on this node; `fathom verify` and `fathom service show` run them in
+// the agent's pod. There may be tens of thousands of Services, so that each is a question of its own.
+func questions() []*cobra.Command {
+	question := func(use, short, path string) *cobra.Command {
+		return &cobra.Command{
+			Use:   use,
+			Short: short,
+			Args:  cobra.NoArgs,
+			RunE:  func(cmd *cobra.Command, _ []string) error { return ask(cmd.Context(), cmd.OutOrStdout(), path) },
+		}
 	}
-}
-
-// services is the same for Services, of which there may be tens of thousands.
-func services() *cobra.Command {
-	return &cobra.Command{
-		Use:   "services",
-		Short: "Tell what the kernel of this node does with Services, as JSON",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return ask(cmd.Context(), cmd.OutOrStdout(), "/v1/services")
-		},
-	}
-}
-
-// balancers is the same for load balancers' addresses.
-func balancers() *cobra.Command {
-	return &cobra.Command{
-		Use:   "balancers",
-		Short: "Tell which load balancers' addresses this node answers for and tells routers of, as JSON",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return ask(cmd.Context(), cmd.OutOrStdout(), "/v1/balancers")
-		},
+	return []*cobra.Command{
+		question("state", "Tell what the agent of this node should hold in the kernel, and what it does, as JSON", "/v1/state"),
+		question("services", "Tell what the kernel of this node does with Services, as JSON", "/v1/services"),
+		question("balancers", "Tell which load balancers' addresses this node answers for and tells routers of, as JSON", "/v1/balancers"),
 	}
 }
 

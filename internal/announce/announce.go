@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -220,7 +221,7 @@ func (d *device) set(want map[netip.Addr]net.HardwareAddr) (taken, left int, err
 	slices.SortStableFunc(d.due, func(a, b announcement) int { return a.at.Compare(b.at) })
 	d.mu.Unlock()
 	// Questions about IPv6 addresses go to groups.
-	err = d.groups.set(d.node, d.index, want)
+	err = d.groups.set(d.node, d.index, maps.Keys(want))
 	select {
 	case d.told <- struct{}{}:
 	default:

@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
+	"iter"
 	"net/netip"
 	"os"
 
@@ -79,7 +79,7 @@ type groups struct {
 }
 
 // set joins the groups of these addresses, and leaves others.
-func (g *groups) set(node *link.Namespace, index int, addrs map[netip.Addr]net.HardwareAddr) error {
+func (g *groups) set(node *link.Namespace, index int, addrs iter.Seq[netip.Addr]) error {
 	want := map[netip.Addr]bool{}
 	for a := range addrs {
 		if a.Is6() {

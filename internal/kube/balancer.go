@@ -159,7 +159,7 @@ func (c *Client) BalancerObjects(ctx context.Context) (BalancerObjects, error) {
 	if err := c.fathom.Get().Resource("addresspools").Do(ctx).Into(&list); err != nil && !isAbsent(err) {
 		return o, fmt.Errorf("list AddressPools: %w", err)
 	}
-	o.AddressPools = pointers(list.Items)
+	o.AddressPools = Pointers(list.Items)
 	var err error
 	if o.PodPools, err = c.Pools(ctx); err != nil {
 		return o, err
@@ -168,12 +168,12 @@ func (c *Client) BalancerObjects(ctx context.Context) (BalancerObjects, error) {
 	if err != nil && !isAbsent(err) {
 		return o, fmt.Errorf("list ServiceCIDRs: %w", err)
 	}
-	o.ServiceCIDRs = pointers(ranges.Items)
+	o.ServiceCIDRs = Pointers(ranges.Items)
 	namespaces, err := c.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return o, fmt.Errorf("list namespaces: %w", err)
 	}
-	o.Namespaces = pointers(namespaces.Items)
+	o.Namespaces = Pointers(namespaces.Items)
 	return o, nil
 }
 

@@ -45,7 +45,7 @@ func (c *Client) Pools(ctx context.Context) ([]*v1alpha1.IPPool, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("list IPPools: %w", err)
 	}
-	return pointers(list.Items), nil
+	return Pointers(list.Items), nil
 }
 
 // Blocks lists the blocks as they are now: what was made before the call is among them, whoever made it.
@@ -58,10 +58,11 @@ func (c *Client) Blocks(ctx context.Context) ([]*v1alpha1.IPBlock, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("list IPBlocks: %w", err)
 	}
-	return pointers(list.Items), nil
+	return Pointers(list.Items), nil
 }
 
-func pointers[T any](items []T) []*T {
+// Pointers are those to a list's items, as informers give them out, too.
+func Pointers[T any](items []T) []*T {
 	list := make([]*T, 0, len(items))
 	for i := range items {
 		list = append(list, &items[i])

@@ -237,6 +237,20 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// run has the loop run until stop is called.
+func (n *node) run(t *testing.T) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		n.Run(ctx)
+		close(ended)
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
+}
+
 // TestMends has the loop run while somebody else takes away what the proxy made, and Services change all the time.
 func TestMends(t *testing.T) {
 	paths, ok := inside(t)
@@ -248,12 +262,7 @@ func TestMends(t *testing.T) {
 	for i := range 50 {
 		n.set(web(fmt.Sprintf("web-%d", i), fmt.Sprintf("172.16.1.%d", i)), endpoints(fmt.Sprintf("web-%d", i), "10.0.0.1", "10.0.0.2"))
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan struct{})
-	go func() {
-		n.Run(ctx)
-		close(ended)
-	}()
+	stop := n.run(t)
 	wholes := func() uint64 { return n.observed(t, "whole") }
 	changing := 0
 	until := func(what string, so func() bool) {
@@ -276,8 +285,7 @@ func TestMends(t *testing.T) {
 		nft(t, "flush", "map", "inet", ruleset.ServicesTable, "endpoints4")
 		until("mended", func() bool { return wholes() >= uint64(i)+2 })
 	}
-	cancel()
-	<-ended
+	stop()
 	n.whole = true
 	n.follows(t)
 	if errs := n.counted(t, "fathom_service_errors_total"); errs["whole"] > 0 {
@@ -294,19 +302,13 @@ func TestRenew(t *testing.T) {
 	n := newNode(t, paths, netconf.ProxyAuto)
 	n.Resync, n.Renew = 10*time.Millisecond, 30*time.Millisecond
 	n.set(web("web", "172.16.1.1"), endpoints("web", "10.0.0.1", "10.0.0.2"))
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan struct{})
-	go func() {
-		n.Run(ctx)
-		close(ended)
-	}()
+	stop := n.run(t)
 	for deadline := time.Now().Add(time.Minute); n.observed(t, "whole") < 3 || n.observed(t, "compare") < 2; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("set %d times and compared %d times in a minute", n.observed(t, "whole"), n.observed(t, "compare"))
 		}
 	}
-	cancel()
-	<-ended
+	stop()
 	n.whole = true
 	n.follows(t)
 }

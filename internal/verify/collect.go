@@ -220,11 +220,7 @@ func readNodes(ctx context.Context, client *kube.Client) ([]*corev1.Node, error)
 	if err != nil {
 		return nil, fmt.Errorf("list nodes: %w", err)
 	}
-	nodes := make([]*corev1.Node, 0, len(list.Items))
-	for i := range list.Items {
-		nodes = append(nodes, &list.Items[i])
-	}
-	return nodes, nil
+	return kube.Pointers(list.Items), nil
 }
 
 func readCluster(ctx context.Context, client *kube.Client) (Cluster, error) {
@@ -237,9 +233,7 @@ func readCluster(ctx context.Context, client *kube.Client) (Cluster, error) {
 	if err != nil {
 		return c, fmt.Errorf("list pods: %w", err)
 	}
-	for i := range pods.Items {
-		c.Pods = append(c.Pods, &pods.Items[i])
-	}
+	c.Pods = kube.Pointers(pods.Items)
 	config, err := client.CoreV1().ConfigMaps(netconf.Namespace).Get(ctx, netconf.ConfigMap, metav1.GetOptions{})
 	if err != nil {
 		return c, fmt.Errorf("read the network's configuration: %w", err)

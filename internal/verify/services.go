@@ -195,13 +195,5 @@ func ReadServices(ctx context.Context, client *kube.Client, namespace string) ([
 	if err != nil {
 		return nil, nil, fmt.Errorf("list EndpointSlices: %w", err)
 	}
-	var s []*corev1.Service
-	for i := range services.Items {
-		s = append(s, &services.Items[i])
-	}
-	var e []*discoveryv1.EndpointSlice
-	for i := range slices.Items {
-		e = append(e, &slices.Items[i])
-	}
-	return s, e, nil
+	return kube.Pointers(services.Items), kube.Pointers(slices.Items), nil
 }

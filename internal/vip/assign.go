@@ -193,7 +193,7 @@ func (c *claim) assignment(p Pools) Assignment {
 	for _, f := range c.families {
 		if addr, found := c.has[f]; found {
 			a.Addresses = append(a.Addresses, addr)
-			a.Pools = append(a.Pools, p.of(addr).Name)
+			a.Pools = append(a.Pools, p.Of(addr).Name)
 		}
 	}
 	return a
@@ -208,7 +208,7 @@ func (a *assigner) keep(c *claim) {
 		}
 		addr = addr.Unmap()
 		f := familyOf(addr)
-		pool := a.pools.of(addr)
+		pool := a.pools.Of(addr)
 		want, asked := c.wants[f]
 		_, has := c.has[f]
 		switch {
@@ -226,7 +226,7 @@ func (a *assigner) request(c *claim) {
 		if _, has := c.has[f]; has || !asked {
 			continue
 		}
-		pool := a.pools.of(want)
+		pool := a.pools.Of(want)
 		switch {
 		case len(a.pools) == 0:
 			c.deny(NoPool, noPoolText)
@@ -411,7 +411,7 @@ func (a *assigner) give(c *claim, addr netip.Addr) {
 // find looks for an address of a pool: one that others of the same key have, or one that nobody has.
 func (a *assigner) find(p *Pool, c *claim, f corev1.IPFamily) (netip.Addr, bool) {
 	for _, addr := range a.groups[c.share] {
-		if c.share != "" && familyOf(addr) == f && a.pools.of(addr) == p && a.held(addr, c) == "" {
+		if c.share != "" && familyOf(addr) == f && a.pools.Of(addr) == p && a.held(addr, c) == "" {
 			return addr, true
 		}
 	}

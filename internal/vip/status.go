@@ -2,7 +2,6 @@ package vip
 
 import (
 	"math"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -16,9 +15,6 @@ import (
 
 // Object is what the pool was read of.
 func (p *Pool) Object() *v1alpha1.AddressPool { return p.object }
-
-// Of returns the pool that an address is of, or nil.
-func (p Pools) Of(addr netip.Addr) *Pool { return p.of(addr) }
 
 // Status is what a pool's status should be, and whether it is something else.
 func (p *Pool) Status(assignments []Assignment, now time.Time) (status v1alpha1.AddressPoolStatus, differs bool) {

@@ -290,10 +290,10 @@ func rangeOf(p netip.Prefix) Range {
 }
 
 // Contains says whether an address is of one of the pools, whatever is wrong with it.
-func (p Pools) Contains(a netip.Addr) bool { return p.of(a) != nil }
+func (p Pools) Contains(a netip.Addr) bool { return p.Of(a) != nil }
 
-// of returns the pool that an address belongs to, or nil: the oldest that has it.
-func (p Pools) of(a netip.Addr) *Pool {
+// Of returns the pool that an address belongs to, or nil: the oldest that has it.
+func (p Pools) Of(a netip.Addr) *Pool {
 	for i := range p {
 		if p[i].contains(a) {
 			return &p[i]
