@@ -28,7 +28,7 @@ var layers = []struct {
 	// What needs nothing but the standard library, and may read files.
 	{name: "ground", packages: []string{"kit", "testenv"}},
 	// The kernel's things. They know nothing of Kubernetes.
-	{name: "kernel", packages: []string{"announce", "bpf", "bpf/pin", "cgroup", "flow", "lease", "link", "machine", "machine/boot", "probe", "ruleset"}, below: []string{"facts"}, within: true},
+	{name: "kernel", packages: []string{"affinity", "announce", "bpf", "bpf/pin", "cgroup", "flow", "lease", "link", "machine", "machine/boot", "probe", "ruleset"}, below: []string{"facts"}, within: true},
 	// What other programs say of themselves: the API server, the container runtime. They change no kernel.
 	{name: "watch", packages: []string{"kube", "cri"}, below: []string{"facts"}},
 	// Parts of programs, each of use alone.

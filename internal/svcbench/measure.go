@@ -274,9 +274,13 @@ func (c *cluster) services() (all []netip.AddrPort) {
 	return all
 }
 
-func (c *cluster) direct() (all []netip.AddrPort) {
-	for n, i := range c.sampled() {
-		all = append(all, netip.AddrPortFrom(nth(oldEndpoints, 1+i*c.Endpoints+n%c.Endpoints), serverPort))
+// direct are the endpoints themselves, in an order in which the Services are met in turn, as by services: all of them, as
+// a Service has connections go to all, or one of each Service.
+func (c *cluster) direct(each int) (all []netip.AddrPort) {
+	for e := range each {
+		for n, i := range c.sampled() {
+			all = append(all, netip.AddrPortFrom(nth(oldEndpoints, 1+i*c.Endpoints+(n+e)%c.Endpoints), serverPort))
+		}
 	}
 	return all
 }
@@ -292,13 +296,17 @@ func join(list []netip.AddrPort) string {
 // race has all nodes connect in turns, in rounds so short that what else the machine does meets all of them.
 func (r run) race(c *cluster, empty *node, nodes []*node, results []Result) error {
 	const turn = 60 * time.Millisecond
-	services, direct := join(c.services()), join(c.direct())
+	services := join(c.services())
 	ratios := map[*node]*[3][]float64{}
 	for _, n := range nodes {
 		ratios[n] = &[3][]float64{}
 	}
 	for round := range r.Rounds {
 		for _, what := range []string{"crr", "rr"} {
+			direct := join(c.direct(1))
+			if what == "crr" {
+				direct = join(c.direct(c.Endpoints))
+			}
 			// What comes first is another in each round.
 			order := slices.Concat(nodes[round%max(1, len(nodes)):], nodes[:round%max(1, len(nodes))])
 			ground, err := empty.client.number(fmt.Sprintf("%s %v %s", what, turn, direct))

@@ -35,6 +35,8 @@ type options struct {
 	slice  time.Duration
 	adds   int
 	only   string
+
+	measures string
 }
 
 // inside is in the environment of the process that runs in namespaces of its own, and is their directory.
@@ -48,6 +50,7 @@ func main() {
 	flag.DurationVar(&o.slice, "slice", 25*time.Millisecond, "for what `duration` each way is measured at a time")
 	flag.IntVar(&o.adds, "adds", 150, "how many `pods` come and go by each plugin; 0 leaves that out")
 	flag.StringVar(&o.only, "only", "", "measure these `ways` alone, with commas between; veth is always there")
+	flag.StringVar(&o.measures, "measures", "RR,CRR,STREAM,8-STREAMS", "take these `measures` of each way, with commas between")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

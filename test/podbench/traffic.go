@@ -7,12 +7,15 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/internal/affinity"
 	"github.com/fathom-network/fathom/internal/link"
 )
 
@@ -26,17 +29,45 @@ type way struct {
 
 // measures are what is measured of a way, as netperf and iperf3 do: a byte there and back on one connection, a
 // connection for each, and bytes on one connection and on eight. What is counted are those in a second.
+//
+// Threads are bound to processors, or the table would be one of where the scheduler put them. Who asks and who answers
+// share one: what counts then is the work that a way makes, and no wake-up of another processor, which is as long as all
+// else. Who sends one stream and who swallows it have one each, as they would have anywhere.
 var measures = []struct {
 	name string
 	do   func(netip.Addr, time.Duration) (float64, error)
 }{
-	{"RR", rr}, {"CRR", crr}, {"STREAM", stream}, {"8-STREAMS", eightStreams},
+	{"RR", onFirst(rr)}, {"CRR", onFirst(crr)}, {"STREAM", onFirst(stream)}, {"8-STREAMS", eightStreams},
+}
+
+// onFirst has a client run on the first processor.
+func onFirst(do func(netip.Addr, time.Duration) (float64, error)) func(netip.Addr, time.Duration) (float64, error) {
+	return func(to netip.Addr, slice time.Duration) (float64, error) {
+		release, err := affinity.Bind(0)
+		if err != nil {
+			return 0, err
+		}
+		defer release()
+		return do(to, slice)
+	}
 }
 
 const (
-	echoPort, sinkPort = 8081, 8082
-	streams            = 8
+	echoPort, sinkPort, sinksPort = 8081, 8082, 8083
+	streams                       = 8
 )
+
+// listeners are a server's: how many threads accept at a port, and on which processor they are.
+var listeners = []struct {
+	port, threads, processor int
+	echo                     bool
+}{
+	{echoPort, 1, 0, true},
+	{sinkPort, 1, 1, false},
+	{sinksPort, streams, anywhere, false},
+}
+
+const anywhere = -1
 
 func (b *bench) measureWays(ctx context.Context) error {
 	defer b.end()
@@ -65,6 +96,9 @@ func (b *bench) measureWays(ctx context.Context) error {
 			}
 			w := b.ways[(round+j)%len(b.ways)]
 			for _, m := range measures {
+				if !slices.Contains(strings.Split(b.measures, ","), m.name) {
+					continue
+				}
 				var rate float64
 				err := w.from.Do(func() (err error) { rate, err = m.do(w.to, b.slice); return err })
 				if err != nil {
@@ -197,7 +231,7 @@ func stream(to netip.Addr, slice time.Duration) (float64, error) {
 func eightStreams(to netip.Addr, slice time.Duration) (sum float64, failed error) {
 	var fds [streams]int
 	for i := range fds {
-		fd, err := connect(to, sinkPort)
+		fd, err := connect(to, sinksPort)
 		if err != nil {
 			return 0, err
 		}
@@ -223,42 +257,53 @@ func eightStreams(to netip.Addr, slice time.Duration) (sum float64, failed error
 	return sum, failed
 }
 
-// serve answers each byte with a byte, and swallows what comes to the other port.
+// serve answers each byte with a byte, and swallows what comes to the other ports.
 func serve(n *link.Namespace) error {
-	for port, threads := range map[int]int{echoPort: 1, sinkPort: streams} {
+	for _, at := range listeners {
 		var l int
 		err := n.Do(func() (err error) {
 			if l, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
 				return err
 			}
-			if err := unix.Bind(l, &unix.SockaddrInet4{Port: port}); err != nil {
+			if err := unix.Bind(l, &unix.SockaddrInet4{Port: at.port}); err != nil {
 				return err
 			}
 			return unix.Listen(l, 128)
 		})
 		if err != nil {
-			return fmt.Errorf("listen at port %d: %w", port, err)
+			return fmt.Errorf("listen at port %d: %w", at.port, err)
 		}
-		for range threads {
+		for range at.threads {
 			go func() {
-				runtime.LockOSThread()
-				buf := make([]byte, 256<<10)
-				for {
-					fd, _, err := unix.Accept(l) // known to Go's scheduler: it may take long
-					if errors.Is(err, unix.EINTR) || errors.Is(err, unix.ECONNABORTED) {
-						continue
-					}
-					if err != nil {
-						fmt.Fprintln(os.Stderr, "podbench: accept:", err)
-						return
-					}
-					answer(fd, port == echoPort, buf)
-					closeFD(fd)
+				if err := accept(l, at.processor, at.echo); err != nil {
+					fmt.Fprintln(os.Stderr, "podbench:", err)
 				}
 			}()
 		}
 	}
 	return nil
+}
+
+// accept serves one connection after the other.
+func accept(l, processor int, echo bool) error {
+	runtime.LockOSThread()
+	if processor != anywhere {
+		if _, err := affinity.Bind(processor); err != nil {
+			return err
+		}
+	}
+	buf := make([]byte, 256<<10)
+	for {
+		fd, _, err := unix.Accept(l) // known to Go's scheduler: it may take long
+		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.ECONNABORTED) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("accept: %w", err)
+		}
+		answer(fd, echo, buf)
+		closeFD(fd)
+	}
 }
 
 func answer(fd int, echo bool, buf []byte) {
@@ -310,6 +355,8 @@ func (b *bench) pathRows() (rows [][]string, missed []string) {
 		plain := b.find(w.where, veth)
 		for _, m := range measures {
 			switch {
+			case len(w.rates[m.name]) == 0:
+				row = append(row, "-")
 			case w != plain:
 				row = append(row, fmt.Sprintf("%.2f", w.best(m.name)/plain.best(m.name)))
 			case m.name == "RR" || m.name == "CRR":
@@ -322,7 +369,7 @@ func (b *bench) pathRows() (rows [][]string, missed []string) {
 	}
 	for _, g := range goals {
 		w, to := b.find(g.where, g.way), b.find(g.where, g.to)
-		if w == nil || to == nil {
+		if w == nil || to == nil || len(w.rates[g.measure]) == 0 {
 			continue
 		}
 		if is := w.best(g.measure) / to.best(g.measure); is < g.least {
