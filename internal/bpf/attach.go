@@ -8,38 +8,53 @@ import (
 	ebpflink "github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/internal/bpf/pin"
 	"github.com/fathom-network/fathom/internal/link"
 )
 
 // Programs are attached to devices by themselves, not by links: then nothing has to be pinned for each device, and
-// what a device has goes with it. The program's name says that it is ours.
+// what a device has goes with it. The program's name says that it is ours. There are two ways: tcx, and tc filters, by
+// which the plugin attaches, and all do on kernels without tcx.
 
-// attached returns the ids of the programs of that name on a device.
-func attached(node *link.Namespace, tcx bool, index int, name string) ([]ebpf.ProgramID, error) {
-	var ids []ebpf.ProgramID
-	if !tcx {
-		all, err := node.Filters(index, name)
-		for _, id := range all {
-			ids = append(ids, ebpf.ProgramID(id))
+// attachment is a program of ours on a device.
+type attachment struct {
+	id  ebpf.ProgramID
+	tcx bool // else a filter
+}
+
+// attached returns our programs of a device by their names. Of a device that is not filtered, filters are not asked for.
+func attached(node *link.Namespace, tcx, filtered bool, index int) (map[string][]attachment, error) {
+	all := map[string][]attachment{}
+	if filtered {
+		filters, err := node.Filters(index)
+		if err != nil {
+			return nil, err
 		}
-		return ids, err
+		for _, f := range filters {
+			if f.Name == pin.FromPod || f.Name == pin.FromNet {
+				all[f.Name] = append(all[f.Name], attachment{id: ebpf.ProgramID(f.Program)})
+			}
+		}
+	}
+	if !tcx {
+		return all, nil
 	}
 	err := node.Do(func() error {
-		all, err := ebpflink.QueryPrograms(ebpflink.QueryOptions{Target: index, Attach: ebpf.AttachTCXIngress})
+		there, err := ebpflink.QueryPrograms(ebpflink.QueryOptions{Target: index, Attach: ebpf.AttachTCXIngress})
 		if err != nil {
 			if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {
 				return nil
 			}
 			return fmt.Errorf("ask for the programs of device %d: %w", index, err)
 		}
-		for _, a := range all.Programs {
-			if called(a.ID) == name {
-				ids = append(ids, a.ID)
+		for _, a := range there.Programs {
+			if name := called(a.ID); name == pin.FromPod || name == pin.FromNet {
+				all[name] = append(all[name], attachment{id: a.ID, tcx: true})
 			}
 		}
 		return nil
 	})
-	return ids, err
+	return all, err
 }
 
 func called(id ebpf.ProgramID) string {
@@ -55,42 +70,45 @@ func called(id ebpf.ProgramID) string {
 	return info.Name
 }
 
-// attach puts a program on a device, in place of older ones of ours.
+// attach puts a program on a device, in place of older ones of ours. What is there stays where it is.
 func attach(node *link.Namespace, tcx bool, index int, name string, program *ebpf.Program) error {
-	if !tcx {
-		return node.SetFilter(index, program.FD(), name)
-	}
 	info, err := program.Info()
 	if err != nil {
 		return err
 	}
 	id, _ := info.ID()
-	old, err := attached(node, tcx, index, name)
+	all, err := attached(node, tcx, true, index)
 	if err != nil {
 		return err
 	}
-	there := false
-	for _, o := range old {
-		there = there || o == id
+	there, byTCX := false, false
+	for _, old := range all[name] {
+		there = true
+		byTCX = byTCX || old.tcx && old.id == id
 	}
+	for _, old := range all[name] {
+		switch {
+		case old.id == id:
+		case !old.tcx:
+			err = node.SetFilter(index, program.FD(), name)
+		case byTCX:
+			err = node.Do(func() error { return detachID(index, old.id) })
+		default:
+			err = node.Do(func() error { return replace(index, old.id, program) })
+			byTCX = err == nil
+		}
+		if err != nil {
+			return fmt.Errorf("replace the program %s of device %d: %w", name, index, err)
+		}
+	}
+	if there {
+		return nil
+	}
+	if !tcx {
+		return node.SetFilter(index, program.FD(), name)
+	}
+	// Not by a filter: the plugin may be at it, and what comes behind it may need the place of filters.
 	return node.Do(func() error {
-		for _, o := range old {
-			if o == id {
-				continue
-			}
-			if there {
-				err = detachID(index, o)
-			} else {
-				err = replace(index, o, program)
-				there = err == nil
-			}
-			if err != nil {
-				return fmt.Errorf("replace the program %s of device %d: %w", name, index, err)
-			}
-		}
-		if there {
-			return nil
-		}
 		err := ebpflink.RawAttachProgram(ebpflink.RawAttachProgramOptions{Target: index, Program: program, Attach: ebpf.AttachTCXIngress})
 		if err != nil && !errors.Is(err, unix.EEXIST) { // the plugin was faster
 			return fmt.Errorf("attach the program %s to device %d: %w", name, index, err)
@@ -112,14 +130,11 @@ func replace(index int, old ebpf.ProgramID, program *ebpf.Program) error {
 // detach takes the programs of that name off a device.
 func detach(node *link.Namespace, tcx bool, index int, name string) error {
 	errs := []error{node.DeleteFilter(index, name)}
-	if !tcx {
-		return errs[0]
-	}
-	ids, err := attached(node, tcx, index, name)
+	all, err := attached(node, tcx, false, index)
 	errs = append(errs, err, node.Do(func() error {
 		var errs []error
-		for _, id := range ids {
-			if err := detachID(index, id); err != nil {
+		for _, a := range all[name] {
+			if err := detachID(index, a.id); err != nil {
 				errs = append(errs, fmt.Errorf("detach the program %s from device %d: %w", name, index, err))
 			}
 		}

@@ -497,24 +497,36 @@ func TestShapedAndSlow(t *testing.T) {
 	n := newNode(t, "a", bpf.Options{})
 	a, b, c := n.pod(t, 1, 2), n.pod(t, 1, 3), n.pod(t, 1, 4)
 	n.proxy(t, b)
-	run(t, n.Namespace, "tc", "qdisc", "add", "dev", b.host, "root", "tbf", "rate", "100mbit", "burst", "1mb", "latency", "50ms")
 	n.plan.Slow = map[netip.Addr]pin.Stack{c.addrs[0]: pin.Policy, c.addrs[1]: pin.Policy}
 	n.open(t)
-	n.set(t)
 	serve(t, b)
 	serve(t, c)
-	for _, to := range append(slices.Clone(b.addrs), c.addrs...) {
-		counts := n.counted(t, func() { must(t, echo(a.Namespace, "tcp", to, 8080, 10000)) })
-		has(t, to.String(), counts, "stack pod")
-		hasNot(t, to.String(), counts, "redirected to_pod")
+	tc := func(args string) { t.Helper(); run(t, n.Namespace, append([]string{"tc"}, strings.Fields(args)...)...) }
+	const match = " protocol ip pref 7 u32 match u32 0 0 flowid 1:1"
+	for _, shape := range []struct{ name, add, then, del string }{
+		{"tbf", "qdisc add dev %s root tbf rate 100mbit burst 1mb latency 50ms", "", "qdisc del dev %s root"},
+		{"ingress", "qdisc add dev %s ingress", "", "qdisc del dev %s ingress"},
+		{"filter on its way in", "qdisc add dev %s clsact", "filter add dev %s ingress" + match, "filter del dev %s ingress pref 7"},
+		{"filter on its way out", "qdisc replace dev %s clsact", "filter add dev %s egress" + match, "filter del dev %s egress pref 7"},
+	} {
+		tc(fmt.Sprintf(shape.add, b.host))
+		if shape.then != "" {
+			tc(fmt.Sprintf(shape.then, b.host))
+		}
+		n.set(t)
+		for _, to := range append(slices.Clone(b.addrs), c.addrs...) {
+			counts := n.counted(t, func() { must(t, echo(a.Namespace, "tcp", to, 8080, 10000)) })
+			has(t, shape.name+", "+to.String(), counts, "stack pod")
+			hasNot(t, shape.name+", "+to.String(), counts, "redirected to_pod")
+		}
+		tc(fmt.Sprintf(shape.del, b.host))
+		n.set(t)
+		counts := n.counted(t, func() { must(t, echo(a.Namespace, "tcp", b.addrs[0], 8080, 10000)) })
+		has(t, "no longer "+shape.name, counts, "redirected to_pod")
 	}
-	run(t, n.Namespace, "tc", "qdisc", "del", "dev", b.host, "root")
-	n.set(t)
-	counts := n.counted(t, func() { must(t, echo(a.Namespace, "tcp", b.addrs[0], 8080, 10000)) })
-	has(t, "no longer shaped", counts, "redirected to_pod")
 	n.plan.Fast = false
 	n.set(t)
-	counts = n.counted(t, func() { must(t, echo(a.Namespace, "tcp", b.addrs[0], 8080, 10000)) })
+	counts := n.counted(t, func() { must(t, echo(a.Namespace, "tcp", b.addrs[0], 8080, 10000)) })
 	hasNot(t, "off", counts, "redirected to_pod")
 	n.noneInvalid(t)
 }

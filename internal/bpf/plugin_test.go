@@ -8,10 +8,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/fathom-network/fathom/internal/bpf"
+	"github.com/fathom-network/fathom/internal/bpf/pin"
 	"github.com/fathom-network/fathom/internal/link"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
@@ -27,14 +29,14 @@ func TestPlugin(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	conf := fmt.Sprintf(`{"cniVersion": "1.1.0", "name": "fathom", "type": "fathom-cni", "mtu": 1500, "dataDir": %q, "coolDown": "0s",
-		"nodeAddresses": ["198.51.100.1", "2001:db8:1::1"],
+		"nodeAddresses": ["198.51.100.1", "2001:db8:1::1"], "runtimeConfig": {"bandwidth": {"egressRate": %%d}},
 		"pools": [{"name": "default", "ranges": ["10.244.1.0/24", "fd00:10:244:1::/64"]}]}`, t.TempDir())
-	call := func(command string, i int, netns string) {
+	call := func(command string, i, egressRate int, netns string) {
 		t.Helper()
 		cmd := exec.Command("sh", "-c", `mount --bind "$0" /sys/fs/bpf && exec "$1"`, n.dir, program)
 		cmd.Env = append(os.Environ(), "CNI_COMMAND="+command, fmt.Sprintf("CNI_CONTAINERID=c%d", i), "CNI_IFNAME=eth0", "CNI_NETNS="+netns,
 			"CNI_PATH=/", fmt.Sprintf("CNI_ARGS=K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-%d", i))
-		cmd.Stdin = bytes.NewBufferString(conf)
+		cmd.Stdin = bytes.NewBufferString(fmt.Sprintf(conf, egressRate))
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
 		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
@@ -45,13 +47,14 @@ func TestPlugin(t *testing.T) {
 	}
 	var pods [2]pod
 	var paths [2]string
+	rates := [2]int{1_000_000_000, 0} // what the first one sends is limited, by a plugin that runs next
 	for i := range pods {
 		paths[i] = filepath.Join(t.TempDir(), "ns")
 		must(t, link.Create(paths[i]))
 		ns, err := link.Open(paths[i])
 		must(t, err)
 		t.Cleanup(func() { ns.Close(); must(t, link.Delete(paths[i])) })
-		call("ADD", i, paths[i])
+		call("ADD", i, rates[i], paths[i])
 		pods[i].Namespace = ns
 	}
 	ports, err := n.PodPorts()
@@ -62,6 +65,16 @@ func TestPlugin(t *testing.T) {
 				continue
 			}
 			pods[i].mac, pods[i].hostMAC, pods[i].addrs = port.Addrs[0].MAC, port.HostMAC, []netip.Addr{port.Addrs[0].Addr, port.Addrs[1].Addr}
+		}
+	}
+	for _, port := range ports {
+		limited := strings.HasPrefix(port.Name, "web-0")
+		if filters := run(t, n.Namespace, "tc", "filter", "show", "dev", port.Name, "ingress"); strings.Contains(filters, pin.FromPod) == limited {
+			t.Errorf("%s has filters %q", port.Name, filters)
+		}
+		if limited { // there is room for what "bandwidth" adds
+			run(t, n.Namespace, "tc", "qdisc", "add", "dev", port.Name, "ingress")
+			run(t, n.Namespace, "tc", "qdisc", "del", "dev", port.Name, "ingress")
 		}
 	}
 	serve(t, pods[1])
@@ -81,7 +94,7 @@ func TestPlugin(t *testing.T) {
 		}), "dropped mac")
 	}
 	for i := range pods {
-		call("DEL", i, paths[i])
+		call("DEL", i, rates[i], paths[i])
 	}
 	if c := n.set(t); c.Pods.Removed != 4 {
 		t.Errorf("swept %v", c)

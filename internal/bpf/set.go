@@ -221,6 +221,11 @@ func (p *Path) wanted(plan Plan) (state, error) {
 		if len(port.Addrs) == 0 {
 			continue
 		}
+		shaped, err := p.isShaped(port)
+		if err != nil {
+			errs = append(errs, err)
+			shaped = true
+		}
 		w.fromPod[port.Index] = true
 		w.ports[uint32(port.Index)] = pin.Port{MAC: [6]byte(port.Addrs[0].MAC)}
 		for _, a := range port.Addrs {
@@ -228,7 +233,7 @@ func (p *Path) wanted(plan Plan) (state, error) {
 			if !fast {
 				pod.Stack |= pin.Off
 			}
-			if p.isShaped(port) {
+			if shaped {
 				pod.Stack |= pin.Shaped
 			}
 			w.pods[pin.KeyOf(a.Addr)] = pod
@@ -275,13 +280,20 @@ func remote(r Remote, index int) (prefixKey, remoteValue) {
 
 // isShaped says whether a pod's device does more than hand packets on, as the reference plugin "bandwidth" has it:
 // a packet that is redirected goes past what does that.
-func (p *Path) isShaped(port link.PodPort) bool {
+func (p *Path) isShaped(port link.PodPort) (bool, error) {
 	for _, kind := range port.Qdiscs {
-		if kind != "clsact" || p.Support.TCX {
-			return true
+		if kind != "clsact" {
+			return true, nil
+		}
+		filters, err := p.node.Filters(port.Index)
+		if err != nil {
+			return false, err
+		}
+		if slices.ContainsFunc(filters, func(f link.Filter) bool { return f.Egress || f.Name != pin.FromPod }) {
+			return true, nil
 		}
 	}
-	return false
+	return false, nil
 }
 
 func (p *Path) readMaps() (state, error) {
@@ -316,23 +328,32 @@ func readMap[K comparable, V any](m *ebpf.Map, into map[K]V) error {
 }
 
 func (p *Path) readAttached(s *state, names map[int]string) error {
-	for _, x := range []struct {
+	filtered, err := p.node.Filtered()
+	if err != nil {
+		return err
+	}
+	kinds := []struct {
 		name    string
 		program *ebpf.Program
 		into    map[int]bool
-	}{{pin.FromPod, p.objects.FathomPod, s.fromPod}, {pin.FromNet, p.objects.FathomWire, s.fromNet}} {
+		current ebpf.ProgramID
+	}{{name: pin.FromPod, program: p.objects.FathomPod, into: s.fromPod}, {name: pin.FromNet, program: p.objects.FathomWire, into: s.fromNet}}
+	for i, x := range kinds {
 		info, err := x.program.Info()
 		if err != nil {
 			return fmt.Errorf("read the program %s: %w", x.name, err)
 		}
-		current, _ := info.ID()
-		for index := range names {
-			ids, err := attached(p.node, p.Support.TCX, index, x.name)
-			if err != nil {
-				return err
-			}
-			if len(ids) > 0 {
-				x.into[index] = len(ids) == 1 && ids[0] == current
+		kinds[i].current, _ = info.ID()
+	}
+	for index := range names {
+		all, err := attached(p.node, p.Support.TCX, filtered[index], index)
+		if err != nil {
+			return err
+		}
+		for _, x := range kinds {
+			// Two of the same do what one does: plugin and agent may attach at once.
+			if there := all[x.name]; len(there) > 0 {
+				x.into[index] = !slices.ContainsFunc(there, func(a attachment) bool { return a.id != x.current })
 			}
 		}
 	}

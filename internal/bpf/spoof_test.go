@@ -122,8 +122,17 @@ func TestSpoof(t *testing.T) {
 
 // TestAttach is the plugin's part: without an agent, from the first packet on.
 func TestAttach(t *testing.T) {
+	for name, put := range map[string]func(n *node, index, program int) error{
+		"filter": func(n *node, index, program int) error { return n.SetFilter(index, program, pin.FromPod) },
+		"tcx":    func(_ *node, index, program int) error { return pin.AttachTCX(index, program) },
+	} {
+		t.Run(name, func(t *testing.T) { testAttach(t, put) })
+	}
+}
+
+func testAttach(t *testing.T, put func(n *node, index, program int) error) {
 	n := newNode(t, "a", bpf.Options{})
-	if err := pin.Attach(n.opts.Dir, pin.Device{Index: 1}); !errors.Is(err, fs.ErrNotExist) {
+	if err := pin.Attach(n.opts.Dir, pin.Device{Index: 1}, nil); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("with nothing pinned: %v", err)
 	}
 	n.open(t)
@@ -134,7 +143,8 @@ func TestAttach(t *testing.T) {
 	attach := func(p pod) {
 		t.Helper()
 		must(t, n.Do(func() error {
-			return pin.Attach(n.opts.Dir, pin.Device{Index: p.index, MAC: [6]byte(p.mac), HostMAC: [6]byte(p.hostMAC), Addrs: p.addrs})
+			return pin.Attach(n.opts.Dir, pin.Device{Index: p.index, MAC: [6]byte(p.mac), HostMAC: [6]byte(p.hostMAC), Addrs: p.addrs},
+				func(program int) error { return put(n, p.index, program) })
 		}))
 	}
 	for range 2 {

@@ -35,6 +35,8 @@ type call struct {
 	mac        net.HardwareAddr
 	prev       *types100.Result
 	valid      map[lease.Attachment]bool // GC; nil if the runtime did not say
+	// limitsEgress says that what the pod sends is to be limited, by the plugin "bandwidth" behind this one.
+	limitsEgress bool
 }
 
 // podName is who the container is to Kubernetes; empty if it is nobody there.
@@ -53,8 +55,11 @@ func parse(args *skel.CmdArgs, lenient bool) (*call, error) {
 	var in struct {
 		types.PluginConf
 		RuntimeConfig struct {
-			IPs []string `json:"ips"`
-			MAC string   `json:"mac"`
+			IPs       []string `json:"ips"`
+			MAC       string   `json:"mac"`
+			Bandwidth struct {
+				EgressRate uint64 `json:"egressRate"` // bits per second
+			} `json:"bandwidth"`
 		} `json:"runtimeConfig"`
 		Args struct {
 			CNI struct {
@@ -68,7 +73,7 @@ func parse(args *skel.CmdArgs, lenient bool) (*call, error) {
 		return nil, types.NewError(types.ErrDecodingFailure, "the configuration is not what it should be", err.Error())
 	}
 	c := &call{
-		CNIVersion: in.CNIVersion, Name: in.Name, DNS: in.DNS, netns: args.Netns,
+		CNIVersion: in.CNIVersion, Name: in.Name, DNS: in.DNS, netns: args.Netns, limitsEgress: in.RuntimeConfig.Bandwidth.EgressRate > 0,
 		attachment: lease.Attachment{ContainerID: args.ContainerID, IfName: args.IfName},
 	}
 	var err error

@@ -60,7 +60,7 @@ func (p plugin) add(args *skel.CmdArgs) error {
 	if err != nil {
 		return asError("attach "+c.pod.String(), err)
 	}
-	stopFalseSources(node, device)
+	c.stopFalseSources(node, device)
 	result, err := c.result(l, device).GetAsVersion(c.CNIVersion)
 	if err == nil {
 		err = result.PrintTo(p.out)

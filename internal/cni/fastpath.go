@@ -8,10 +8,22 @@ import (
 // stopFalseSources has the kernel drop what the pod sends from addresses that are not its own, before it sends
 // anything. It is no error of ADD if that cannot be: there may be no agent yet, or a kernel that lacks something. The
 // agent sees every device, and says what is missing.
-func stopFalseSources(node *link.Namespace, p link.Pod) {
+func (c *call) stopFalseSources(node *link.Namespace, p link.Pod) {
 	index, _, err := node.Index(p.HostDevice)
 	if err != nil {
 		return
 	}
-	_ = pin.Attach(pin.Dir, pin.Device{Index: index, MAC: [6]byte(p.MAC), HostMAC: [6]byte(p.HostMAC), Addrs: p.Addrs})
+	// By a filter: for a program by tcx the kernel waits, with all devices locked, until no processor can be in the
+	// middle of anything, which is 10 ms, and once more when the device goes.
+	attach := func(program int) error {
+		err := node.SetFilter(index, program, pin.FromPod)
+		if err != nil {
+			err = pin.AttachTCX(index, program)
+		}
+		return err
+	}
+	if c.limitsEgress { // the plugin "bandwidth", behind us, needs the place of filters for itself
+		attach = func(program int) error { return pin.AttachTCX(index, program) }
+	}
+	_ = pin.Attach(pin.Dir, pin.Device{Index: index, MAC: [6]byte(p.MAC), HostMAC: [6]byte(p.HostMAC), Addrs: p.Addrs}, attach)
 }

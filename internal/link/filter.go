@@ -11,7 +11,7 @@ import (
 // filterPriority is that of our filters among those of others; the name of the program tells whose they are.
 const filterPriority = 252
 
-// SetFilter has a program see what comes in by a device: the way of kernels before tcx. It replaces one of that name.
+// SetFilter has a program see what comes in by a device, by the tc filter of that name. One that is there is replaced.
 func (n *Namespace) SetFilter(index, program int, name string) error {
 	qdisc := &netlink.GenericQdisc{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}, QdiscType: "clsact"}
@@ -28,19 +28,45 @@ func (n *Namespace) SetFilter(index, program int, name string) error {
 	return nil
 }
 
-// Filters returns the programs of that name which see what comes in by a device, by their ids.
-func (n *Namespace) Filters(index int, name string) ([]uint32, error) {
-	all, err := n.filters(index, netlink.HANDLE_MIN_INGRESS)
-	if err != nil {
-		return nil, err
-	}
-	var ids []uint32
-	for _, f := range all {
-		if b, is := f.(*netlink.BpfFilter); is && b.Name == name {
-			ids = append(ids, uint32(b.Id))
+// Filter is a tc filter of a device. One that is no program has no name.
+type Filter struct {
+	Name    string
+	Program uint32 // its id
+	Egress  bool   // it sees what goes out
+}
+
+// Filters returns a device's tc filters.
+func (n *Namespace) Filters(index int) ([]Filter, error) {
+	var all []Filter
+	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+		there, err := n.filters(index, parent)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range there {
+			filter := Filter{Egress: parent == netlink.HANDLE_MIN_EGRESS}
+			if b, is := f.(*netlink.BpfFilter); is {
+				filter.Name, filter.Program = b.Name, uint32(b.Id)
+			}
+			all = append(all, filter)
 		}
 	}
-	return ids, nil
+	return all, nil
+}
+
+// Filtered returns the devices that may have tc filters, by their indexes.
+func (n *Namespace) Filtered() (map[int]bool, error) {
+	qdiscs, err := dump(func() ([]netlink.Qdisc, error) { return n.nl.QdiscList(nil) })
+	if err != nil {
+		return nil, fmt.Errorf("list queueing disciplines: %w", err)
+	}
+	indexes := map[int]bool{}
+	for _, q := range qdiscs {
+		if kind := q.Type(); kind == "clsact" || kind == "ingress" {
+			indexes[q.Attrs().LinkIndex] = true
+		}
+	}
+	return indexes, nil
 }
 
 func (n *Namespace) filters(index int, parent uint32) ([]netlink.Filter, error) {

@@ -74,12 +74,11 @@ type Device struct {
 	Addrs        []netip.Addr
 }
 
-// Attach stops packets that are not from the pod's own address from the first one on. The pod's other packets take
-// the stack until the agent has seen the device as the plugins have left it. Where nothing is pinned, because there
-// was no agent yet or the kernel lacks something, nothing is done and the error is fs.ErrNotExist.
-//
-// Only where the kernel has tcx, Linux 6.6; elsewhere the agent attaches.
-func Attach(dir string, d Device) error {
+// Attach stops packets that are not from the pod's own address from the first one on: it writes the device into the maps
+// and has put attach the program, of which it gets the file descriptor. The pod's other packets take the stack until the
+// agent has seen the device as the plugins have left it. Where nothing is pinned, because there was no agent yet or
+// the kernel lacks something, nothing is done and the error is fs.ErrNotExist.
+func Attach(dir string, d Device, put func(program int) error) error {
 	program, err := get(filepath.Join(dir, FromPod))
 	if err != nil {
 		return err
@@ -88,11 +87,16 @@ func Attach(dir string, d Device) error {
 	if err := d.record(dir); err != nil {
 		return err
 	}
+	return put(program)
+}
+
+// AttachTCX has a program see what comes in by a device before any tc filter does (Linux 6.6).
+func AttachTCX(index, program int) error {
 	attr := struct{ target, program, kind, flags, replace, relative, revisionLow, revisionHigh uint32 }{
-		target: uint32(d.Index), program: uint32(program), kind: TCXIngress}
-	_, err = call(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+		target: uint32(index), program: uint32(program), kind: TCXIngress}
+	_, err := call(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	if err != nil && !errors.Is(err, unix.EEXIST) { // the agent was faster
-		return fmt.Errorf("attach the program %s to device %d: %w", FromPod, d.Index, err)
+		return fmt.Errorf("attach the program %s to device %d: %w", FromPod, index, err)
 	}
 	return nil
 }
