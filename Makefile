@@ -164,6 +164,12 @@ bench-services: build ## measure Services beside kube-proxy, into docs/benchmark
 	@cat bin/bench-services.txt
 	@$(call bench_section,services,bin/bench-services.txt)
 
+.PHONY: bench-dns
+bench-dns: build ## measure the node's DNS cache beside CoreDNS, into docs/benchmarks.md (2 minutes, as root, idle; needs dnsperf)
+	sh kit/addons/dns/bench.sh bin/kit/programs/fathom-dns bin/kit/programs/coredns >bin/bench-dns.txt
+	@cat bin/bench-dns.txt
+	@$(call bench_section,dns,bin/bench-dns.txt)
+
 .PHONY: lint
 lint: bin/tools/golangci-lint ## static checks of all modules of ours
 	bin/tools/golangci-lint run ./...

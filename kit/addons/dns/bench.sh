@@ -1,7 +1,8 @@
 #!/bin/sh
 # bench.sh FATHOM-DNS COREDNS [SECONDS] measures the node's cache beside CoreDNS alone, in namespaces of its own: a pod, its
 # node, and a pod of CoreDNS on the node's other side, with routed veth pairs between. It needs root, and dnsperf of
-# Debian's package of that name. Then it ends CoreDNS, without a last word, and starts it again, while 100 clients ask.
+# Debian's package of that name. "New names" are asked for once each; MILLION=1 asks a million questions more. In the end
+# it ends CoreDNS, without a last word, and starts it again, while 100 clients ask.
 #
 # CoreDNS has the plugin file in the place of kubernetes, which would need an API server; both answer from memory.
 set -eu
@@ -73,6 +74,13 @@ while [ $i -lt 100 ]; do
 	i=$((i + 1))
 done >"$work/queries"
 
+# Names that nobody has asked for before, for each round and each of both.
+i=0
+while [ $i -lt 40000 ]; do
+	echo "new$i.example.com A" >>"$work/new$((i / 10000))"
+	i=$((i + 1))
+done
+
 start_server() {
 	in_ns dns "$server" -conf "$work/Corefile" >>"$work/server.log" 2>&1 &
 	server_pid=$!
@@ -84,10 +92,10 @@ in_ns node "$cache" -upstream 10.244.2.2:53 -resolv-conf "$work/resolv.conf" >"$
 pids="$pids $!"
 until in_ns node ss -lnuH | grep -q '169.254.20.10:53 '; do sleep 0.05; done
 
-run() { # run NAME ADDRESS ARGUMENT...
-	name=$1 addr=$2
-	shift 2
-	in_ns pod dnsperf -s "$addr" -d "$work/queries" -t 5 -v "$@" >"$work/out" 2>&1 || true
+run() { # run NAME ADDRESS FILE ARGUMENT...
+	name=$1 addr=$2 file=$3
+	shift 3
+	in_ns pod dnsperf -s "$addr" -d "$work/$file" -t 5 -v "$@" >"$work/out" 2>&1 || true
 	awk -v name="$name" '
 		$1 == ">" { n = int($NF * 1e5); count[n]++; all++; if (n > most) most = n; next } # of 10 us each
 		/Queries sent:/ { sent = $3 } /Queries lost:/ { lost = $3 } /Queries per second:/ { qps = $4 }
@@ -99,12 +107,14 @@ run() { # run NAME ADDRESS ARGUMENT...
 		}' "$work/out"
 }
 for round in 1 2; do
-	run "CoreDNS alone" 10.244.2.2 -l "$seconds" -c 100 -q 100
-	run "through the node's cache" 169.254.20.10 -l "$seconds" -c 100 -q 100
+	run "CoreDNS alone" 10.244.2.2 queries -l "$seconds" -c 100 -q 100
+	run "through the node's cache" 169.254.20.10 queries -l "$seconds" -c 100 -q 100
+	run "new names, CoreDNS alone" 10.244.2.2 "new$((round * 2 - 2))" -n 1 -c 100 -q 100
+	run "new names, node's cache" 169.254.20.10 "new$((round * 2 - 1))" -n 1 -c 100 -q 100
 done
-run "5,000/s, CoreDNS alone" 10.244.2.2 -l "$seconds" -c 100 -q 100 -Q 5000
-run "5,000/s, node's cache" 169.254.20.10 -l "$seconds" -c 100 -q 100 -Q 5000
-[ -z "${MILLION:-}" ] || run "a million" 169.254.20.10 -n 1000 -c 100 -q 100 # of 1,000 questions
+run "5,000/s, CoreDNS alone" 10.244.2.2 queries -l "$seconds" -c 100 -q 100 -Q 5000
+run "5,000/s, node's cache" 169.254.20.10 queries -l "$seconds" -c 100 -q 100 -Q 5000
+[ -z "${MILLION:-}" ] || run "a million" 169.254.20.10 queries -n 1000 -c 100 -q 100 # of 1,000 questions
 
 (
 	sleep 2
@@ -115,5 +125,5 @@ killer=$!
 pids="$pids $killer"
 ( while kill -0 "$server_pid" 2>/dev/null; do sleep 0.05; done; sleep 5; in_ns dns "$server" -conf "$work/Corefile" >>"$work/server.log" 2>&1 ) &
 pids="$pids $!"
-run "CoreDNS ended for 5 s" 169.254.20.10 -l 15 -c 100 -q 100 -Q 5000
+run "CoreDNS ended for 5 s" 169.254.20.10 queries -l 15 -c 100 -q 100 -Q 5000
 tail -n 5 "$work/cache.log"
