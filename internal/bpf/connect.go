@@ -124,13 +124,9 @@ func withoutSetRetval(spec *ebpf.CollectionSpec) {
 	}
 }
 
-// ConnectSupported says in one line what is missing to balance at connect(), or nothing.
-func ConnectSupported(cgroup string) string {
-	missing := missingForConnect()
-	if !isCgroup(cgroup) {
-		missing = append(missing, "cgroup v2 at "+cgroup)
-	}
-	if len(missing) > 0 {
+// ConnectSupported says in one line what the kernel lacks to balance at connect(), or nothing.
+func ConnectSupported() string {
+	if missing := missingForConnect(); len(missing) > 0 {
 		return connectUnsupported(missing...).Error()
 	}
 	return ""

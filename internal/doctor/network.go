@@ -12,6 +12,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/bpf"
 )
 
 func (e *exam) network(ctx context.Context) {
@@ -22,7 +24,7 @@ func (e *exam) network(ctx context.Context) {
 		e.warn(links, "links and rules", "only root can try them", "run it with sudo")
 		return
 	}
-	if err := inThrowaway(func() { e.tryLinks(); e.tryWires(); e.tryRules(ctx) }); err != nil {
+	if err := inThrowaway(func() { e.tryLinks(); e.tryWires(); e.tryRules(ctx); e.tryPrograms() }); err != nil {
 		e.fail(links, "network namespace", err.Error(), privileged)
 	}
 }
@@ -41,6 +43,21 @@ func inThrowaway(f func()) error {
 		result <- nil
 	}()
 	return <-result
+}
+
+// tryPrograms looks for what Fathom's own network does by eBPF. Where it cannot, routes and rules do the same.
+func (e *exam) tryPrograms() {
+	if e.Quick {
+		return
+	}
+	const newer = "use a newer kernel, if that is worth it"
+	for _, p := range []struct{ name, missing string }{{"fast path", bpf.Supported()}, {"Services at connect()", bpf.ConnectSupported()}} {
+		if p.missing != "" {
+			e.warn(links, p.name, p.missing, newer)
+		} else {
+			e.ok(links, p.name, "the kernel has what it takes")
+		}
+	}
 }
 
 // forwarding looks at the host's own settings. They decide whether pods reach beyond the host; Fathom
