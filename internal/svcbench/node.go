@@ -89,6 +89,12 @@ func addNode(ctx context.Context, r run, i int, proxy string) (*node, error) {
 	if err := n.space.Sysctl("ipv4/ip_forward", "1"); err != nil {
 		return nil, err
 	}
+	// Connections end faster than their ports are free again.
+	for name, value := range map[string]string{"ipv4/ip_local_port_range": "1024 65535", "ipv4/tcp_tw_reuse": "1"} {
+		if err := n.all[1].Sysctl(name, value); err != nil {
+			return nil, err
+		}
+	}
 	// Connections end faster than connection tracking forgets them, and what is left is the machine's: there is one limit
 	// for all namespaces. A kernel that has not loaded it yet has no such setting.
 	_ = n.space.Sysctl("netfilter/nf_conntrack_tcp_timeout_time_wait", "1")
