@@ -5,14 +5,13 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/fathom-network/fathom/internal/announce"
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
 
@@ -30,67 +29,26 @@ type node struct {
 	segments []announce.Segment
 }
 
-func namespace(t *testing.T) *link.Namespace {
-	t.Helper()
-	testenv.NeedRoot(t)
-	path := filepath.Join(t.TempDir(), "ns")
-	must(t, link.Create(path))
-	n, err := link.Open(path)
-	must(t, err)
-	t.Cleanup(func() {
-		n.Close()
-		must(t, link.Delete(path))
-	})
-	return n
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func try(n *link.Namespace, args ...string) (string, error) {
-	var out strings.Builder
-	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := n.Start(cmd)
-	if err == nil {
-		err = cmd.Wait()
-	}
-	return out.String(), err
-}
-
-func run(t *testing.T, n *link.Namespace, args ...string) string {
-	t.Helper()
-	out, err := try(n, args...)
-	if err != nil {
-		t.Fatalf("%q: %v\n%s", args, err, out)
-	}
-	return out
-}
-
 // segment makes a switch with a client and nodes.
 func segment(t *testing.T, count int) (client *link.Namespace, nodes []node) {
 	t.Helper()
-	wire := namespace(t)
-	must(t, wire.SetBridge(link.Device{Name: "br0", Alias: "test"}))
+	wire := linktest.Namespace(t)
+	testenv.Must(t, wire.SetBridge(link.Device{Name: "br0", Alias: "test"}))
 	attach := func(i int) *link.Namespace {
-		n := namespace(t)
-		must(t, n.Sysctl("ipv6/conf/default/accept_dad", "0"))
-		must(t, wire.SetPair(link.Device{Name: fmt.Sprint("p", i), Alias: "test", Bridge: "br0"}, n, link.Device{Name: "eth0", Alias: "test"}))
-		must(t, n.SetAddrs("eth0", []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("192.0.2.%d/24", i)), netip.MustParsePrefix(fmt.Sprintf("2001:db8::%d/64", i))}))
-		must(t, n.SetUp("lo", true))
+		n := linktest.Namespace(t)
+		testenv.Must(t, n.Sysctl("ipv6/conf/default/accept_dad", "0"))
+		testenv.Must(t, wire.SetPair(link.Device{Name: fmt.Sprint("p", i), Alias: "test", Bridge: "br0"}, n, link.Device{Name: "eth0", Alias: "test"}))
+		testenv.Must(t, n.SetAddrs("eth0", []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("192.0.2.%d/24", i)), netip.MustParsePrefix(fmt.Sprintf("2001:db8::%d/64", i))}))
+		testenv.Must(t, n.SetUp("lo", true))
 		return n
 	}
 	client = attach(9)
 	for i := 1; i <= count; i++ {
 		n := node{Namespace: attach(i)}
-		must(t, n.Sysctl("ipv4/conf/all/arp_ignore", "1"))
-		run(t, n.Namespace, "ip", "addr", "add", vip4.String()+"/32", "dev", "lo")
-		run(t, n.Namespace, "ip", "addr", "add", vip6.String()+"/128", "dev", "lo")
-		words := strings.Fields(run(t, n.Namespace, "ip", "-br", "link", "show", "eth0"))
+		testenv.Must(t, n.Sysctl("ipv4/conf/all/arp_ignore", "1"))
+		linktest.Run(t, n.Namespace, "ip", "addr", "add", vip4.String()+"/32", "dev", "lo")
+		linktest.Run(t, n.Namespace, "ip", "addr", "add", vip6.String()+"/128", "dev", "lo")
+		words := strings.Fields(linktest.Run(t, n.Namespace, "ip", "-br", "link", "show", "eth0"))
 		n.mac = words[2]
 		n.speaker = announce.New(n.Namespace, slog.New(slog.NewTextHandler(t.Output(), nil)))
 		t.Cleanup(n.speaker.Close)
@@ -105,7 +63,7 @@ func knows(t *testing.T, client *link.Namespace, addr netip.Addr, mac string) {
 	t.Helper()
 	var got string
 	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(got, mac); time.Sleep(5 * time.Millisecond) {
-		if got = run(t, client, "ip", "neigh", "show", addr.String()); time.Now().After(deadline) {
+		if got = linktest.Run(t, client, "ip", "neigh", "show", addr.String()); time.Now().After(deadline) {
 			t.Fatalf("the client knows %q of %s, want %s", got, addr, mac)
 		}
 	}
@@ -114,11 +72,11 @@ func knows(t *testing.T, client *link.Namespace, addr netip.Addr, mac string) {
 func TestTakeover(t *testing.T) {
 	client, nodes := segment(t, 2)
 	for _, a := range []netip.Addr{vip4, vip6} {
-		if out, err := try(client, "ping", "-c1", "-W1", a.String()); err == nil {
+		if out, err := linktest.Try(client, "ping", "-c1", "-W1", a.String()); err == nil {
 			t.Fatalf("nobody announces %s, and somebody answers:\n%s", a, out)
 		}
 	}
-	run(t, client, "ip", "neigh", "flush", "dev", "eth0")
+	linktest.Run(t, client, "ip", "neigh", "flush", "dev", "eth0")
 
 	for i, want := range []announce.Changes{{Taken: 2, Devices: 1}, {Devices: 1}} {
 		if got, err := nodes[0].speaker.Set(announce.Own(both), nodes[0].segments); err != nil || got != want {
@@ -126,7 +84,7 @@ func TestTakeover(t *testing.T) {
 		}
 	}
 	for _, a := range []netip.Addr{vip4, vip6} {
-		run(t, client, "ping", "-c1", "-W5", a.String())
+		linktest.Run(t, client, "ping", "-c1", "-W5", a.String())
 		knows(t, client, a, nodes[0].mac)
 	}
 
@@ -134,48 +92,48 @@ func TestTakeover(t *testing.T) {
 	nodes[0].speaker.Close()
 	began := time.Now()
 	_, err := nodes[1].speaker.Set(announce.Own(both), nodes[1].segments)
-	must(t, err)
+	testenv.Must(t, err)
 	for _, a := range []netip.Addr{vip4, vip6} {
 		knows(t, client, a, nodes[1].mac)
-		run(t, client, "ping", "-c1", "-W5", a.String())
+		linktest.Run(t, client, "ping", "-c1", "-W5", a.String())
 	}
 	t.Logf("the client's entries moved, and it was answered, within %v", time.Since(began).Round(time.Millisecond))
 
 	// And back, while both live.
 	_, err = nodes[1].speaker.Set(nil, nodes[1].segments)
-	must(t, err)
+	testenv.Must(t, err)
 	_, err = nodes[0].speaker.Set(announce.Own(both), nodes[0].segments)
-	must(t, err)
+	testenv.Must(t, err)
 	for _, a := range []netip.Addr{vip4, vip6} {
 		knows(t, client, a, nodes[0].mac)
 	}
 
 	// Nobody says anything of an address that was left, though there is more to say at the beginning.
 	must2(t)(nodes[0].speaker.Set(announce.Own([]netip.Addr{vip6}), nodes[0].segments))
-	run(t, client, "ip", "neigh", "flush", "dev", "eth0")
-	if out, err := try(client, "ping", "-c1", "-W1", vip4.String()); err == nil {
+	linktest.Run(t, client, "ip", "neigh", "flush", "dev", "eth0")
+	if out, err := linktest.Try(client, "ping", "-c1", "-W1", vip4.String()); err == nil {
 		t.Errorf("an address that was left is answered:\n%s", out)
 	}
-	run(t, client, "ping", "-c1", "-W5", vip6.String())
+	linktest.Run(t, client, "ping", "-c1", "-W5", vip6.String())
 }
 
 // TestStandIn: a node answers for another, which goes on getting the packets.
 func TestStandIn(t *testing.T) {
 	client, nodes := segment(t, 2)
 	mac, err := net.ParseMAC(nodes[0].mac)
-	must(t, err)
+	testenv.Must(t, err)
 	var others []announce.Answer
 	for _, a := range both {
 		others = append(others, announce.Answer{Addr: a, MAC: mac})
 	}
 	must2(t)(nodes[1].speaker.Set(others, nodes[1].segments))
 	for _, a := range []netip.Addr{vip4, vip6} {
-		run(t, client, "ping", "-c3", "-i0.1", "-W5", a.String())
+		linktest.Run(t, client, "ping", "-c3", "-i0.1", "-W5", a.String())
 		knows(t, client, a, nodes[0].mac)
 	}
 	// The node itself is still where it was for the switch.
-	run(t, client, "ping", "-c3", "-i0.1", "-W5", "192.0.2.1")
-	run(t, client, "ping", "-c3", "-i0.1", "-W5", "192.0.2.2")
+	linktest.Run(t, client, "ping", "-c3", "-i0.1", "-W5", "192.0.2.1")
+	linktest.Run(t, client, "ping", "-c3", "-i0.1", "-W5", "192.0.2.2")
 	// It takes over for good, and everybody hears of that.
 	if got, err := nodes[1].speaker.Set(announce.Own(both), nodes[1].segments); err != nil || got != (announce.Changes{Taken: 2, Devices: 1}) {
 		t.Errorf("%+v, %v", got, err)
@@ -191,7 +149,7 @@ func TestStandIn(t *testing.T) {
 func must2(t *testing.T) func(announce.Changes, error) {
 	return func(_ announce.Changes, err error) {
 		t.Helper()
-		must(t, err)
+		testenv.Must(t, err)
 	}
 }
 
@@ -200,15 +158,15 @@ func TestDeviceMadeAnew(t *testing.T) {
 	client, nodes := segment(t, 1)
 	n := nodes[0]
 	must2(t)(n.speaker.Set(announce.Own(both), n.segments))
-	run(t, client, "ping", "-c1", "-W5", vip4.String())
-	run(t, n.Namespace, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:99")
+	linktest.Run(t, client, "ping", "-c1", "-W5", vip4.String())
+	linktest.Run(t, n.Namespace, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:99")
 	must2(t)(n.speaker.Set(announce.Own(both), n.segments))
 	knows(t, client, vip4, "02:00:00:00:00:99")
-	must(t, n.SetUp("eth0", false))
-	must(t, n.SetUp("eth0", true))
+	testenv.Must(t, n.SetUp("eth0", false))
+	testenv.Must(t, n.SetUp("eth0", true))
 	must2(t)(n.speaker.Set(announce.Own(both), n.segments))
-	run(t, client, "ip", "neigh", "flush", "dev", "eth0")
-	run(t, client, "ping", "-c1", "-W5", vip4.String())
+	linktest.Run(t, client, "ip", "neigh", "flush", "dev", "eth0")
+	linktest.Run(t, client, "ping", "-c1", "-W5", vip4.String())
 	if _, err := n.speaker.Set(announce.Own(both), []announce.Segment{{Device: "eth9", Prefix: n.segments[0].Prefix}}); err == nil {
 		t.Error("a device that is not there is no error")
 	}
@@ -223,12 +181,12 @@ func TestManyGroups(t *testing.T) {
 		addrs, a = append(addrs, a), a.Next()
 	}
 	must2(t)(n.speaker.Set(announce.Own(addrs), n.segments))
-	if got := strings.Count(run(t, n.Namespace, "ip", "-6", "maddr", "show", "dev", "eth0"), "ff02::1:ff00:"); got < 1000 {
+	if got := strings.Count(linktest.Run(t, n.Namespace, "ip", "-6", "maddr", "show", "dev", "eth0"), "ff02::1:ff00:"); got < 1000 {
 		t.Errorf("%d groups are joined, want 1001", got)
 	}
-	run(t, client, "ping", "-c1", "-W5", vip6.String())
+	linktest.Run(t, client, "ping", "-c1", "-W5", vip6.String())
 	must2(t)(n.speaker.Set(nil, n.segments))
-	if got := strings.Count(run(t, n.Namespace, "ip", "-6", "maddr", "show", "dev", "eth0"), "ff02::1:ff00:1"); got > 2 {
+	if got := strings.Count(linktest.Run(t, n.Namespace, "ip", "-6", "maddr", "show", "dev", "eth0"), "ff02::1:ff00:1"); got > 2 {
 		t.Errorf("%d groups stay joined", got)
 	}
 }

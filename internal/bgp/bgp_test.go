@@ -23,6 +23,7 @@ import (
 	"github.com/fathom-network/fathom/internal/bgp"
 	"github.com/fathom-network/fathom/internal/bgpconf"
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
 
@@ -83,26 +84,6 @@ func speak(in io.Reader, out io.Writer) {
 	}
 }
 
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// eventually fails the test unless what is asked comes true. what says how things are.
-func eventually(t testing.TB, want string, what func() (bool, string)) {
-	t.Helper()
-	var how string
-	for deadline := time.Now().Add(40 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		var ok bool
-		if ok, how = what(); ok {
-			return
-		}
-	}
-	t.Fatalf("not so after 40 s: %s\n%s", want, how)
-}
-
 type namespace struct {
 	*link.Namespace
 	t testing.TB
@@ -110,48 +91,21 @@ type namespace struct {
 
 func newNamespace(t testing.TB) namespace {
 	t.Helper()
-	testenv.NeedRoot(t)
-	path := filepath.Join(t.TempDir(), "ns")
-	must(t, link.Create(path))
-	n, err := link.Open(path)
-	must(t, err)
-	t.Cleanup(func() {
-		n.Close()
-		if err := link.Delete(path); err != nil {
-			t.Error(err)
-		}
-	})
-	ns := namespace{n, t}
+	ns := namespace{linktest.Namespace(t), t}
 	ns.run("ip link set lo up")
 	ns.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
 	return ns
 }
 
-func (n namespace) try(command string) (string, error) {
-	var out strings.Builder
-	words := strings.Fields(command)
-	cmd := exec.Command(words[0], words[1:]...)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := n.Start(cmd)
-	if err == nil {
-		err = cmd.Wait()
-	}
-	return out.String(), err
-}
-
 func (n namespace) run(command string) string {
 	n.t.Helper()
-	out, err := n.try(command)
-	if err != nil {
-		n.t.Fatalf("%s: %v\n%s", command, err, out)
-	}
-	return out
+	return linktest.Run(n.t, n.Namespace, strings.Fields(command)...)
 }
 
 // wire joins two namespaces, with addresses of both families.
 func wire(t testing.TB, a namespace, aDevice string, aAddrs []string, b namespace, bDevice string, bAddrs []string) {
 	t.Helper()
-	must(t, a.SetPair(link.Device{Name: aDevice, Alias: "test"}, b.Namespace, link.Device{Name: bDevice, Alias: "test"}))
+	testenv.Must(t, a.SetPair(link.Device{Name: aDevice, Alias: "test"}, b.Namespace, link.Device{Name: bDevice, Alias: "test"}))
 	for _, side := range []struct {
 		in     namespace
 		device string
@@ -213,15 +167,15 @@ func tail(s string, lines int) string {
 func (n *node) begin() {
 	n.t.Helper()
 	self, err := os.Executable()
-	must(n.t, err)
+	testenv.Must(n.t, err)
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), asSpeaker+"=1")
 	cmd.Stderr = n.log
 	in, err := cmd.StdinPipe()
-	must(n.t, err)
+	testenv.Must(n.t, err)
 	out, err := cmd.StdoutPipe()
-	must(n.t, err)
-	must(n.t, n.Start(cmd))
+	testenv.Must(n.t, err)
+	testenv.Must(n.t, n.Start(cmd))
 	n.mu.Lock()
 	n.last = told{}
 	n.mu.Unlock()
@@ -247,7 +201,7 @@ func (n *node) begin() {
 // end ends the node's speaker by a signal.
 func (n *node) end(signal unix.Signal) {
 	n.t.Helper()
-	must(n.t, n.command.Process.Signal(signal))
+	testenv.Must(n.t, n.command.Process.Signal(signal))
 	_ = n.command.Wait()
 	n.command = nil
 }
@@ -262,8 +216,8 @@ func (n *node) told() (told, int) {
 func (n *node) set(peers ...bgpconf.Peer) bgp.Changes {
 	n.t.Helper()
 	_, before := n.told()
-	must(n.t, n.in.Encode(bgpconf.Speaker{RouterID: netip.MustParseAddr(fmt.Sprintf("10.1.%d.2", n.number)), Peers: peers}))
-	eventually(n.t, "the speaker has answered", func() (bool, string) {
+	testenv.Must(n.t, n.in.Encode(bgpconf.Speaker{RouterID: netip.MustParseAddr(fmt.Sprintf("10.1.%d.2", n.number)), Peers: peers}))
+	testenv.Eventually(n.t, "the speaker has answered", func() (bool, string) {
 		_, now := n.told()
 		return now > before, ""
 	})
@@ -274,7 +228,7 @@ func (n *node) set(peers ...bgpconf.Peer) bgp.Changes {
 // up waits for a session to be up.
 func (n *node) up(peer string) {
 	n.t.Helper()
-	eventually(n.t, "session "+peer+" is up", func() (bool, string) {
+	testenv.Eventually(n.t, "session "+peer+" is up", func() (bool, string) {
 		t, _ := n.told()
 		return slices.ContainsFunc(t.Sessions, func(s bgp.Session) bool { return s.Peer == peer && s.State == bgp.Established }), fmt.Sprint(t.Sessions)
 	})
@@ -307,13 +261,13 @@ func begin(n namespace, program string, args ...string) *daemon {
 	n.t.Helper()
 	d := &daemon{command: exec.Command(program, args...)}
 	d.command.Stdout, d.command.Stderr = &d.log, &d.log
-	must(n.t, n.Start(d.command))
+	testenv.Must(n.t, n.Start(d.command))
 	return d
 }
 
 func (d *daemon) end(t testing.TB, s unix.Signal) {
 	t.Helper()
-	must(t, d.command.Process.Signal(s))
+	testenv.Must(t, d.command.Process.Signal(s))
 	_ = d.command.Wait()
 }
 
@@ -339,8 +293,8 @@ func newBird(t testing.TB, n namespace) router {
 func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "bgp")
-	must(t, err)
-	must(t, os.Chmod(dir, 0o777))
+	testenv.Must(t, err)
+	testenv.Must(t, os.Chmod(dir, 0o777))
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
 }
@@ -366,7 +320,7 @@ func (b *bird) begin(sessions ...routed) {
 func (b *bird) load(config string) {
 	b.t.Helper()
 	path := filepath.Join(b.dir, "bird.conf")
-	must(b.t, os.WriteFile(path, []byte(config), 0o644))
+	testenv.Must(b.t, os.WriteFile(path, []byte(config), 0o644))
 	b.daemon = begin(b.namespace, "/usr/sbin/bird", "-f", "-c", path, "-s", filepath.Join(b.dir, "bird.ctl"))
 }
 
@@ -421,8 +375,8 @@ func (f *frr) begin(sessions ...routed) {
 func (f *frr) load(config string) {
 	f.t.Helper()
 	path := filepath.Join(f.dir, "bgpd.conf")
-	must(f.t, os.WriteFile(path, []byte(config), 0o644))
-	must(f.t, os.WriteFile(filepath.Join(f.dir, "zebra.conf"), nil, 0o644))
+	testenv.Must(f.t, os.WriteFile(path, []byte(config), 0o644))
+	testenv.Must(f.t, os.WriteFile(filepath.Join(f.dir, "zebra.conf"), nil, 0o644))
 	common := func(name string) []string {
 		return []string{"-f", filepath.Join(f.dir, name+".conf"), "-i", filepath.Join(f.dir, name+".pid"),
 			"-z", filepath.Join(f.dir, "zserv"), "--vty_socket", f.dir, "--log", "stdout", "--log-level", "debug"}
@@ -468,7 +422,7 @@ func (n namespace) hops(prefix string) []string {
 	if strings.Contains(prefix, ":") {
 		family = "-6"
 	}
-	must(n.t, json.Unmarshal([]byte(n.run("ip -j "+family+" route show exact "+prefix)), &list))
+	testenv.Must(n.t, json.Unmarshal([]byte(n.run("ip -j "+family+" route show exact "+prefix)), &list))
 	var all []string
 	for _, r := range list {
 		if r.Gateway != "" {
@@ -485,7 +439,7 @@ func (n namespace) hops(prefix string) []string {
 // routes waits until the kernel's table has a prefix by these ways and no others.
 func (n namespace) routes(prefix string, hops ...string) {
 	n.t.Helper()
-	eventually(n.t, fmt.Sprintf("%s goes by %v", prefix, hops), func() (bool, string) {
+	testenv.Eventually(n.t, fmt.Sprintf("%s goes by %v", prefix, hops), func() (bool, string) {
 		have := n.hops(prefix)
 		return slices.Equal(have, hops), fmt.Sprint(have)
 	})
@@ -543,7 +497,7 @@ func pings(from namespace, to string) (stop func()) {
 	d := begin(from, "ping", "-n", "-q", "-i", "0.01", to)
 	return func() {
 		from.t.Helper()
-		must(from.t, d.command.Process.Signal(unix.SIGINT))
+		testenv.Must(from.t, d.command.Process.Signal(unix.SIGINT))
 		_ = d.command.Wait()
 		var sent, received int
 		for line := range strings.Lines(d.log.String()) {
@@ -582,7 +536,7 @@ func TestRestart(t *testing.T) {
 			n.set(peer("10.1.1.1", append(pods, route("192.0.2.0/32"))...))
 			n.up("router")
 			for _, p := range []string{"10.244.1.0/24", "fd00:244:1::/64", "192.0.2.0/32"} {
-				eventually(t, "the router has "+p, func() (bool, string) { return len(ns.hops(p)) == 1, "" })
+				testenv.Eventually(t, "the router has "+p, func() (bool, string) { return len(ns.hops(p)) == 1, "" })
 			}
 			stop4, stop6 := pings(o, "10.244.1.2"), pings(o, "fd00:244:1::2")
 
@@ -603,10 +557,10 @@ func TestRestart(t *testing.T) {
 
 			// Cut from outside, the session comes back by itself.
 			was, _ := n.told()
-			if _, err := n.try("ss -K dst 10.1.1.1 dport = 179"); err != nil {
+			if _, err := linktest.Try(n.Namespace, "ss", "-K", "dst", "10.1.1.1", "dport", "=", "179"); err != nil {
 				t.Logf("this kernel cannot cut a connection: %v", err)
 			} else {
-				eventually(t, "the session went and came", func() (bool, string) {
+				testenv.Eventually(t, "the session went and came", func() (bool, string) {
 					now, _ := n.told()
 					return now.Sessions[0].State == bgp.Established && now.Sessions[0].Since.After(was.Sessions[0].Since), fmt.Sprint(now.Sessions)
 				})
@@ -647,8 +601,8 @@ func TestRouterRestarts(t *testing.T) {
 			n.set(peer("10.1.1.1", route("10.244.1.0/24")))
 			state := func(want, reason string) {
 				t.Helper()
-				eventually(t, "the session is down for "+reason, func() (bool, string) {
-					must(t, n.in.Encode(bgpconf.Speaker{RouterID: netip.MustParseAddr("10.1.1.2"), Peers: []bgpconf.Peer{peer("10.1.1.1", route("10.244.1.0/24"))}}))
+				testenv.Eventually(t, "the session is down for "+reason, func() (bool, string) {
+					testenv.Must(t, n.in.Encode(bgpconf.Speaker{RouterID: netip.MustParseAddr("10.1.1.2"), Peers: []bgpconf.Peer{peer("10.1.1.1", route("10.244.1.0/24"))}}))
 					now, _ := n.told()
 					return len(now.Sessions) == 1 && string(now.Sessions[0].State) == want && strings.Contains(now.Sessions[0].Reason, reason), fmt.Sprint(now.Sessions)
 				})
@@ -668,7 +622,7 @@ func TestRouterRestarts(t *testing.T) {
 			wrong := peer("10.1.1.1")
 			wrong.LocalASN++
 			n.set(wrong)
-			eventually(t, "the reason is told", func() (bool, string) {
+			testenv.Eventually(t, "the reason is told", func() (bool, string) {
 				n.set(wrong)
 				now, _ := n.told()
 				return now.Sessions[0].State != bgp.Established && strings.Contains(now.Sessions[0].Reason, "ASN"), fmt.Sprint(now.Sessions)
@@ -693,7 +647,7 @@ func TestPassword(t *testing.T) {
 			n.set(four, six)
 			n.up("six")
 			ns.routes("fd00:244:1::/64", "fd00:1:1::2")
-			eventually(t, "the reason is told", func() (bool, string) {
+			testenv.Eventually(t, "the reason is told", func() (bool, string) {
 				n.set(four, six)
 				now, _ := n.told()
 				return strings.Contains(now.Sessions[0].Reason, "timeout"), fmt.Sprint(now.Sessions)
@@ -737,7 +691,7 @@ func TestTwoNodes(t *testing.T) {
 // TestDocumentedRouters runs the routers as docs/bgp.md configures them, with this test's addresses.
 func TestDocumentedRouters(t *testing.T) {
 	doc, err := os.ReadFile("../../docs/bgp.md")
-	must(t, err)
+	testenv.Must(t, err)
 	for name, title := range map[string]string{"BIRD": "BIRD 2:", "FRR": "FRR:"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

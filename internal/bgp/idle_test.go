@@ -8,6 +8,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/bgp"
 	"github.com/fathom-network/fathom/internal/bgpconf"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // TestNothingRunsWithoutPeers counts goroutines: an agent of a cluster without BGP pays nothing for it.
@@ -26,7 +27,7 @@ func TestNothingRunsWithoutPeers(t *testing.T) {
 		s.Set(t.Context(), bgpconf.Speaker{})
 	}
 	s.Leave()
-	eventually(t, "what ran for a peer has ended", func() (bool, string) {
+	testenv.Eventually(t, "what ran for a peer has ended", func() (bool, string) {
 		stacks := make([]byte, 1<<16)
 		return runtime.NumGoroutine() <= before, string(stacks[:runtime.Stack(stacks, true)])
 	})

@@ -12,7 +12,9 @@ import (
 
 	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // BenchmarkPath measures the ways between two pods in turns, so that what else the machine does meets all alike, and
@@ -58,10 +60,10 @@ type way struct {
 
 func benchmark(b *testing.B, by meter, across bool, family int) {
 	var ways []way
-	x, y := namespace(b), namespace(b)
-	must(b, x.SetPair(link.Device{Name: "eth0", Alias: "x"}, y, link.Device{Name: "eth0", Alias: "x"}))
-	must(b, x.SetAddrs("eth0", []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("2001:db8::1/64")}))
-	must(b, y.SetAddrs("eth0", []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24"), netip.MustParsePrefix("2001:db8::2/64")}))
+	x, y := linktest.Namespace(b), linktest.Namespace(b)
+	testenv.Must(b, x.SetPair(link.Device{Name: "eth0", Alias: "x"}, y, link.Device{Name: "eth0", Alias: "x"}))
+	testenv.Must(b, x.SetAddrs("eth0", []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("2001:db8::1/64")}))
+	testenv.Must(b, y.SetAddrs("eth0", []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24"), netip.MustParsePrefix("2001:db8::2/64")}))
 	ways = append(ways, way{"plain", x, netip.MustParseAddr([]string{"192.0.2.2", "2001:db8::2"}[family])})
 	serveBlocking(b, y, by)
 	for _, kind := range []string{"routed", "tracked", "fast", "fast-untracked"} {
@@ -81,19 +83,19 @@ func benchmark(b *testing.B, by meter, across bool, family int) {
 			n.plan.Fast = kind == "fast" || kind == "fast-untracked"
 			n.set(b)
 			if kind == "routed" || kind == "fast-untracked" {
-				run(b, n.Namespace, "nft", "flush", "ruleset")
+				linktest.Run(b, n.Namespace, "nft", "flush", "ruleset")
 			}
 			if !n.plan.Fast {
 				n.path.Close()
-				must(b, bpf.Remove(n.Namespace, n.opts.Dir))
+				testenv.Must(b, bpf.Remove(n.Namespace, n.opts.Dir))
 			}
 		}
 		serveBlocking(b, to.Namespace, by)
 		ways = append(ways, way{kind, from.Namespace, to.addrs[family]})
 	}
 	for _, w := range ways {
-		must(b, w.from.Sysctl("ipv4/ip_local_port_range", "1024 65535"))
-		must(b, w.from.Sysctl("ipv4/tcp_tw_reuse", "1"))
+		testenv.Must(b, w.from.Sysctl("ipv4/ip_local_port_range", "1024 65535"))
+		testenv.Must(b, w.from.Sysctl("ipv4/tcp_tw_reuse", "1"))
 	}
 	rates := map[string]map[string][]float64{}
 	for _, w := range ways {
@@ -103,7 +105,7 @@ func benchmark(b *testing.B, by meter, across bool, family int) {
 	for i := range b.N {
 		for j := range ways {
 			w := ways[(i+j)%len(ways)]
-			must(b, w.from.Do(func() error {
+			testenv.Must(b, w.from.Do(func() error {
 				by.place()
 				for name, measure := range map[string]func(netip.Addr, meter) (float64, error){"RR": measureRR, "CRR": measureCRR, "stream": measureStream} {
 					rate, err := measure(w.to, by)
@@ -145,7 +147,7 @@ func serveBlocking(b *testing.B, n *link.Namespace, by meter) {
 	b.Helper()
 	for _, port := range []int{8081, 8082} {
 		var l int
-		must(b, n.Do(func() error {
+		testenv.Must(b, n.Do(func() error {
 			_, at := address(netip.IPv6Unspecified(), port)
 			var err error
 			if l, err = unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,50 +19,10 @@ import (
 	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/bpf/pin"
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/podnet"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func namespace(t testing.TB) *link.Namespace {
-	t.Helper()
-	testenv.NeedRoot(t)
-	path := filepath.Join(t.TempDir(), "ns")
-	must(t, link.Create(path))
-	n, err := link.Open(path)
-	must(t, err)
-	t.Cleanup(func() {
-		n.Close()
-		must(t, link.Delete(path))
-	})
-	return n
-}
-
-func run(t testing.TB, n *link.Namespace, args ...string) string {
-	t.Helper()
-	out, err := try(n, args...)
-	if err != nil {
-		t.Fatalf("%q: %v\n%s", args, err, out)
-	}
-	return out
-}
-
-func try(n *link.Namespace, args ...string) (string, error) {
-	var out bytes.Buffer
-	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := n.Start(cmd)
-	if err == nil {
-		err = cmd.Wait()
-	}
-	return out.String(), err
-}
 
 // node is a namespace that stands for a node, with a bpffs of its own.
 type node struct {
@@ -89,11 +48,11 @@ const rules = `table inet proxy {
 
 func newNode(t testing.TB, name string, opts bpf.Options) *node {
 	t.Helper()
-	n := &node{Namespace: namespace(t), name: name, dir: t.TempDir(), opts: opts}
-	must(t, n.SetUp("lo", true))
-	must(t, n.SetAddrs("lo", []netip.Prefix{netip.MustParsePrefix("198.51.100.1/32"), netip.MustParsePrefix("2001:db8:1::1/128")}))
-	must(t, unix.Mount("bpf", n.dir, "bpf", 0, ""))
-	t.Cleanup(func() { must(t, unix.Unmount(n.dir, unix.MNT_DETACH)) })
+	n := &node{Namespace: linktest.Namespace(t), name: name, dir: t.TempDir(), opts: opts}
+	testenv.Must(t, n.SetUp("lo", true))
+	testenv.Must(t, n.SetAddrs("lo", []netip.Prefix{netip.MustParsePrefix("198.51.100.1/32"), netip.MustParsePrefix("2001:db8:1::1/128")}))
+	testenv.Must(t, unix.Mount("bpf", n.dir, "bpf", 0, ""))
+	t.Cleanup(func() { testenv.Must(t, unix.Unmount(n.dir, unix.MNT_DETACH)) })
 	n.opts.Dir = filepath.Join(n.dir, "fathom")
 	n.plan.Fast = true
 	return n
@@ -107,14 +66,14 @@ func (n *node) open(t testing.TB) {
 	if errors.As(err, &unsupported) {
 		t.Skip(err)
 	}
-	must(t, err)
+	testenv.Must(t, err)
 	t.Cleanup(func() { n.path.Close() })
 }
 
 func (n *node) set(t testing.TB) bpf.Changes {
 	t.Helper()
 	c, err := n.path.Set(n.plan)
-	must(t, err)
+	testenv.Must(t, err)
 	d, err := n.path.Check(n.plan)
 	if err != nil || len(d) > 0 {
 		t.Fatalf("after Set: %v, %v", d, err)
@@ -126,15 +85,15 @@ func (n *node) set(t testing.TB) bpf.Changes {
 func (n *node) proxy(t testing.TB, to pod) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "rules")
-	must(t, os.WriteFile(file, fmt.Appendf(nil, rules, to.addrs[0], to.addrs[0], to.addrs[1]), 0o600))
-	run(t, n.Namespace, "nft", "-f", file)
+	testenv.Must(t, os.WriteFile(file, fmt.Appendf(nil, rules, to.addrs[0], to.addrs[0], to.addrs[1]), 0o600))
+	linktest.Run(t, n.Namespace, "nft", "-f", file)
 }
 
 func (n *node) counts(t testing.TB) map[string]uint64 {
 	t.Helper()
 	time.Sleep(100 * time.Millisecond) // the last packets of connections that were closed
 	list, err := n.path.Counts()
-	must(t, err)
+	testenv.Must(t, err)
 	m := map[string]uint64{}
 	for _, c := range list {
 		m[c.Verdict+" "+c.Reason] = c.Packets
@@ -168,13 +127,13 @@ type pod struct {
 // pod makes pod number i of the node's range.
 func (n *node) pod(t testing.TB, block, i int) pod {
 	t.Helper()
-	p := pod{Namespace: namespace(t), host: fmt.Sprintf("pod-%d-%d", block, i),
+	p := pod{Namespace: linktest.Namespace(t), host: fmt.Sprintf("pod-%d-%d", block, i),
 		addrs: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("10.244.%d.%d", block, i)), netip.MustParseAddr(fmt.Sprintf("fd00:10:244:%d::%d", block, i))},
 		mac:   net.HardwareAddr{2, 0, 0, 1, byte(block), byte(i)}, hostMAC: net.HardwareAddr{2, 0, 0, 2, byte(block), byte(i)}}
-	must(t, n.AddPod(p.Namespace, link.Pod{Device: "eth0", MAC: p.mac, HostDevice: p.host, HostMAC: p.hostMAC, Alias: "test", MTU: 1500, Addrs: p.addrs}))
+	testenv.Must(t, n.AddPod(p.Namespace, link.Pod{Device: "eth0", MAC: p.mac, HostDevice: p.host, HostMAC: p.hostMAC, Alias: "test", MTU: 1500, Addrs: p.addrs}))
 	var err error
 	p.index, _, err = n.Index(p.host)
-	must(t, err)
+	testenv.Must(t, err)
 	return p
 }
 
@@ -182,29 +141,29 @@ func (n *node) pod(t testing.TB, block, i int) pod {
 func twoNodes(t testing.TB, mode podnet.Mode, opts bpf.Options) (a, b *node, pods [2][2]pod) {
 	t.Helper()
 	a, b = newNode(t, "a", opts), newNode(t, "b", opts)
-	must(t, a.SetPair(link.Device{Name: "eth0", Alias: "x"}, b.Namespace, link.Device{Name: "eth0", Alias: "x"}))
+	testenv.Must(t, a.SetPair(link.Device{Name: "eth0", Alias: "x"}, b.Namespace, link.Device{Name: "eth0", Alias: "x"}))
 	var nodes []podnet.Node
 	for i, n := range []*node{a, b} {
 		addrs := []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("192.0.2.%d/24", i+1)), netip.MustParsePrefix(fmt.Sprintf("2001:db8::%d/64", i+1))}
-		must(t, n.SetAddrs("eth0", addrs))
-		must(t, n.SetUp("eth0", true))
+		testenv.Must(t, n.SetAddrs("eth0", addrs))
+		testenv.Must(t, n.SetUp("eth0", true))
 		nodes = append(nodes, podnet.Node{Name: n.name, Addrs: []netip.Addr{addrs[0].Addr(), addrs[1].Addr()},
 			PodCIDRs: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", i+1)), netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%d::/64", i+1))}})
 	}
 	for i, n := range []*node{a, b} {
 		underlay, err := n.PodUnderlay()
-		must(t, err)
+		testenv.Must(t, err)
 		plan, problems := podnet.NewPlan(n.name, underlay, nodes, podnet.Config{Mode: mode})
 		if len(problems) > 0 {
 			t.Fatal(problems)
 		}
 		_, err = n.SetPodNetwork(plan)
-		must(t, err)
+		testenv.Must(t, err)
 		n.plan = bpf.PlanFor(plan, underlay, true)
 		for j := range 2 {
 			pods[i][j] = n.pod(t, i+1, j+2)
-			run(t, pods[i][j].Namespace, "ip", "link", "set", "eth0", "mtu", fmt.Sprint(plan.PodMTU))
-			run(t, n.Namespace, "ip", "link", "set", pods[i][j].host, "mtu", fmt.Sprint(plan.PodMTU))
+			linktest.Run(t, pods[i][j].Namespace, "ip", "link", "set", "eth0", "mtu", fmt.Sprint(plan.PodMTU))
+			linktest.Run(t, n.Namespace, "ip", "link", "set", pods[i][j].host, "mtu", fmt.Sprint(plan.PodMTU))
 		}
 		n.open(t)
 		n.set(t)
@@ -221,7 +180,7 @@ func serve(t testing.TB, p pod) {
 	for _, a := range p.addrs {
 		var l net.Listener
 		var u net.PacketConn
-		must(t, p.Do(func() error {
+		testenv.Must(t, p.Do(func() error {
 			var err error
 			if l, err = net.Listen("tcp", netip.AddrPortFrom(a, 8080).String()); err != nil {
 				return err
@@ -288,7 +247,7 @@ func echo(from *link.Namespace, network string, to netip.Addr, port uint16, size
 // invalid is how many packets the rules dropped since conntrack held them to be invalid.
 func (n *node) invalid(t testing.TB) string {
 	t.Helper()
-	for line := range strings.Lines(run(t, n.Namespace, "nft", "list", "chain", "inet", "proxy", "forward")) {
+	for line := range strings.Lines(linktest.Run(t, n.Namespace, "nft", "list", "chain", "inet", "proxy", "forward")) {
 		if strings.Contains(line, "invalid") {
 			return strings.TrimSpace(line)
 		}
@@ -307,31 +266,31 @@ func (n *node) noneInvalid(t testing.TB) {
 func ttl(t testing.TB, from, to pod, family int) int {
 	t.Helper()
 	var c net.PacketConn
-	must(t, to.Do(func() error {
+	testenv.Must(t, to.Do(func() error {
 		var err error
 		c, err = net.ListenPacket("udp", netip.AddrPortFrom(to.addrs[family], 9999).String())
 		return err
 	}))
 	defer c.Close()
 	raw, err := c.(*net.UDPConn).SyscallConn()
-	must(t, err)
-	must(t, raw.Control(func(fd uintptr) {
+	testenv.Must(t, err)
+	testenv.Must(t, raw.Control(func(fd uintptr) {
 		if family == 0 {
 			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVTTL, 1)
 		} else {
 			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT, 1)
 		}
 	}))
-	must(t, err)
+	testenv.Must(t, err)
 	s, err := dial(from.Namespace, "udp", to.addrs[family], 9999)
-	must(t, err)
+	testenv.Must(t, err)
 	defer s.Close()
 	_, err = s.Write([]byte("x"))
-	must(t, err)
-	must(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+	testenv.Must(t, err)
+	testenv.Must(t, c.SetDeadline(time.Now().Add(5*time.Second)))
 	b, oob := make([]byte, 16), make([]byte, 128)
 	_, size, _, _, err := c.(*net.UDPConn).ReadMsgUDP(b, oob)
-	must(t, err)
+	testenv.Must(t, err)
 	messages, err := unix.ParseSocketControlMessage(oob[:size])
 	if err != nil || len(messages) != 1 {
 		t.Fatal(messages, err)
@@ -374,8 +333,8 @@ func TestSameNode(t *testing.T) {
 			serve(t, b)
 			for family, to := range b.addrs {
 				c := n.counted(t, func() {
-					must(t, echo(a.Namespace, "tcp", to, 8080, 1<<20))
-					must(t, echo(a.Namespace, "udp", to, 8080, 1000))
+					testenv.Must(t, echo(a.Namespace, "tcp", to, 8080, 1<<20))
+					testenv.Must(t, echo(a.Namespace, "udp", to, 8080, 1000))
 					if got := ttl(t, a, b, family); got != 63 {
 						t.Errorf("TTL %d, want 63", got)
 					}
@@ -383,29 +342,29 @@ func TestSameNode(t *testing.T) {
 				has(t, "to "+to.String(), c, "redirected to_pod")
 				hasNot(t, "to "+to.String(), c, "stack tracked", "stack mtu", "dropped source", "dropped mac")
 				c = n.counted(t, func() {
-					run(t, a.Namespace, "ping", "-c1", "-W2", "-s", "4000", to.String())
-					must(t, echo(a.Namespace, "udp", to, 8080, 4000))
+					linktest.Run(t, a.Namespace, "ping", "-c1", "-W2", "-s", "4000", to.String())
+					testenv.Must(t, echo(a.Namespace, "udp", to, 8080, 4000))
 				})
 				has(t, "fragments", c, "stack fragment")
 				service := []string{"10.96.0.1", "fd00:96::1"}[family]
-				c = n.counted(t, func() { must(t, echo(a.Namespace, "tcp", netip.MustParseAddr(service), 80, 1<<20)) })
+				c = n.counted(t, func() { testenv.Must(t, echo(a.Namespace, "tcp", netip.MustParseAddr(service), 80, 1<<20)) })
 				has(t, "Service", c, "stack tracked", "stack elsewhere")
 				hasNot(t, "Service", c, "redirected to_pod")
-				run(t, n.Namespace, "ping", "-c1", "-W2", to.String()) // the node itself
-				must(t, echo(n.Namespace, "tcp", to, 8080, 10000))
+				linktest.Run(t, n.Namespace, "ping", "-c1", "-W2", to.String()) // the node itself
+				testenv.Must(t, echo(n.Namespace, "tcp", to, 8080, 10000))
 				refused(t, n, a, to, "redirected to_pod")
 			}
-			must(t, echo(a.Namespace, "udp", netip.MustParseAddr("10.96.0.1"), 80, 1000))
+			testenv.Must(t, echo(a.Namespace, "udp", netip.MustParseAddr("10.96.0.1"), 80, 1000))
 			// A pod to itself by way of a Service: the packet comes back with the pod's own address but for masquerade.
-			run(t, n.Namespace, "nft", "add", "element", "inet", "proxy", "self", "{ 10.244.1.3 . 10.244.1.3 }")
-			must(t, echo(b.Namespace, "tcp", netip.MustParseAddr("10.96.0.1"), 80, 10000))
+			linktest.Run(t, n.Namespace, "nft", "add", "element", "inet", "proxy", "self", "{ 10.244.1.3 . 10.244.1.3 }")
+			testenv.Must(t, echo(b.Namespace, "tcp", netip.MustParseAddr("10.96.0.1"), 80, 10000))
 			n.noneInvalid(t)
 
-			must(t, bpf.Remove(n.Namespace, n.opts.Dir))
+			testenv.Must(t, bpf.Remove(n.Namespace, n.opts.Dir))
 			for _, to := range b.addrs {
-				must(t, echo(a.Namespace, "tcp", to, 8080, 10000))
+				testenv.Must(t, echo(a.Namespace, "tcp", to, 8080, 10000))
 			}
-			if out := run(t, n.Namespace, "tc", "qdisc", "show"); strings.Contains(out, "clsact") {
+			if out := linktest.Run(t, n.Namespace, "tc", "qdisc", "show"); strings.Contains(out, "clsact") {
 				t.Errorf("left behind: %s", out)
 			}
 			if _, err := os.Stat(n.opts.Dir); !errors.Is(err, os.ErrNotExist) {
@@ -421,11 +380,11 @@ func refused(t testing.TB, n *node, from pod, to netip.Addr, how string) {
 	t.Helper()
 	c := n.counted(t, func() {
 		s, err := dial(from.Namespace, "udp", to, 7777)
-		must(t, err)
+		testenv.Must(t, err)
 		defer s.Close()
 		_, err = s.Write([]byte("x"))
-		must(t, err)
-		must(t, s.SetDeadline(time.Now().Add(3*time.Second)))
+		testenv.Must(t, err)
+		testenv.Must(t, s.SetDeadline(time.Now().Add(3*time.Second)))
 		if _, err := s.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNREFUSED) {
 			t.Errorf("UDP to a closed port of %s: %v", to, err)
 		}
@@ -442,8 +401,8 @@ func TestTwoNodes(t *testing.T) {
 				serve(t, to)
 				for family, addr := range to.addrs {
 					ca, cb := a.counts(t), b.counts(t)
-					must(t, echo(from.Namespace, "tcp", addr, 8080, 1<<20))
-					must(t, echo(from.Namespace, "udp", addr, 8080, 1000))
+					testenv.Must(t, echo(from.Namespace, "tcp", addr, 8080, 1<<20))
+					testenv.Must(t, echo(from.Namespace, "udp", addr, 8080, 1000))
 					if got := ttl(t, from, to, family); got != 62 {
 						t.Errorf("TTL %d, want 62", got)
 					}
@@ -454,14 +413,14 @@ func TestTwoNodes(t *testing.T) {
 							t.Errorf("node %s: %v\n%v", n.name, before, after)
 						}
 					}
-					run(t, from.Namespace, "ping", "-c1", "-W2", "-s", "4000", addr.String())
-					must(t, echo(from.Namespace, "udp", addr, 8080, 4000))
+					linktest.Run(t, from.Namespace, "ping", "-c1", "-W2", "-s", "4000", addr.String())
+					testenv.Must(t, echo(from.Namespace, "udp", addr, 8080, 4000))
 					service := netip.MustParseAddr([]string{"10.96.0.1", "fd00:96::1"}[family])
-					c := a.counted(t, func() { must(t, echo(from.Namespace, "tcp", service, 80, 1<<20)) })
+					c := a.counted(t, func() { testenv.Must(t, echo(from.Namespace, "tcp", service, 80, 1<<20)) })
 					has(t, "Service", c, "stack tracked")
 					hasNot(t, "Service", c, "redirected from_node")
-					must(t, echo(a.Namespace, "tcp", addr, 8080, 10000)) // from another node itself
-					must(t, echo(pods[1][1].Namespace, "tcp", service, 80, 10000))
+					testenv.Must(t, echo(a.Namespace, "tcp", addr, 8080, 10000)) // from another node itself
+					testenv.Must(t, echo(pods[1][1].Namespace, "tcp", service, 80, 10000))
 					refused(t, a, from, addr, "redirected from_node")
 				}
 				smallMTU(t, b, from, to)
@@ -475,9 +434,9 @@ func TestTwoNodes(t *testing.T) {
 // smallMTU makes the last device on the way smaller than the others: the stack answers, and the answer gets there.
 func smallMTU(t testing.TB, n *node, from, to pod) {
 	t.Helper()
-	run(t, n.Namespace, "ip", "link", "set", to.host, "mtu", "1300")
+	linktest.Run(t, n.Namespace, "ip", "link", "set", to.host, "mtu", "1300")
 	for _, addr := range to.addrs {
-		c := n.counted(t, func() { must(t, echo(from.Namespace, "tcp", addr, 8080, 1<<20)) })
+		c := n.counted(t, func() { testenv.Must(t, echo(from.Namespace, "tcp", addr, 8080, 1<<20)) })
 		has(t, "too big", c, "stack mtu")
 	}
 }
@@ -501,7 +460,10 @@ func TestShapedAndSlow(t *testing.T) {
 	n.open(t)
 	serve(t, b)
 	serve(t, c)
-	tc := func(args string) { t.Helper(); run(t, n.Namespace, append([]string{"tc"}, strings.Fields(args)...)...) }
+	tc := func(args string) {
+		t.Helper()
+		linktest.Run(t, n.Namespace, append([]string{"tc"}, strings.Fields(args)...)...)
+	}
 	const match = " protocol ip pref 7 u32 match u32 0 0 flowid 1:1"
 	for _, shape := range []struct{ name, add, then, del string }{
 		{"tbf", "qdisc add dev %s root tbf rate 100mbit burst 1mb latency 50ms", "", "qdisc del dev %s root"},
@@ -515,18 +477,18 @@ func TestShapedAndSlow(t *testing.T) {
 		}
 		n.set(t)
 		for _, to := range append(slices.Clone(b.addrs), c.addrs...) {
-			counts := n.counted(t, func() { must(t, echo(a.Namespace, "tcp", to, 8080, 10000)) })
+			counts := n.counted(t, func() { testenv.Must(t, echo(a.Namespace, "tcp", to, 8080, 10000)) })
 			has(t, shape.name+", "+to.String(), counts, "stack pod")
 			hasNot(t, shape.name+", "+to.String(), counts, "redirected to_pod")
 		}
 		tc(fmt.Sprintf(shape.del, b.host))
 		n.set(t)
-		counts := n.counted(t, func() { must(t, echo(a.Namespace, "tcp", b.addrs[0], 8080, 10000)) })
+		counts := n.counted(t, func() { testenv.Must(t, echo(a.Namespace, "tcp", b.addrs[0], 8080, 10000)) })
 		has(t, "no longer "+shape.name, counts, "redirected to_pod")
 	}
 	n.plan.Fast = false
 	n.set(t)
-	counts := n.counted(t, func() { must(t, echo(a.Namespace, "tcp", b.addrs[0], 8080, 10000)) })
+	counts := n.counted(t, func() { testenv.Must(t, echo(a.Namespace, "tcp", b.addrs[0], 8080, 10000)) })
 	hasNot(t, "off", counts, "redirected to_pod")
 	n.noneInvalid(t)
 }

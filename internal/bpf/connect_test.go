@@ -17,6 +17,7 @@ import (
 	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/bpf/pin"
 	"github.com/fathom-network/fathom/internal/service"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // plan sorts frontends into a plan.
@@ -89,7 +90,7 @@ func TestConnect(t *testing.T) {
 				}
 				c := newSocket(t, s.v6, p)
 				defer c.close()
-				must(t, c.connect(vip))
+				testenv.Must(t, c.connect(vip))
 				if got := c.peer(t); got != vip {
 					t.Errorf("the peer is %s, want %s", got, vip)
 				}
@@ -115,7 +116,7 @@ func TestConnect(t *testing.T) {
 				}
 				if p == service.UDP {
 					_, err := unix.Write(c.fd, []byte("?"))
-					must(t, err)
+					testenv.Must(t, err)
 					if who, from := c.receive(t); from != vip || who != tr.Backend {
 						t.Errorf("%s answers, as %s", who, from)
 					}
@@ -128,7 +129,7 @@ func TestConnect(t *testing.T) {
 		t.Errorf("all sockets are closed, and there are %v, %v", list, err)
 	}
 	fates, err := b.Fates()
-	must(t, err)
+	testenv.Must(t, err)
 	for i, f := range fates {
 		if (f.Times == 0) != (f.Name == "changing") {
 			t.Errorf("%d: %+v", i, f)
@@ -152,7 +153,7 @@ func unconnected(t *testing.T, b *balancer, v6 bool, vips ...string) {
 	given := map[netip.AddrPort]netip.AddrPort{}
 	for i := range 40 {
 		to := at(vips[i%2], 80)
-		must(t, c.send(to))
+		testenv.Must(t, c.send(to))
 		who, from := c.receive(t)
 		if from != to {
 			t.Errorf("%s answers %s's packet as %s", who, to, from)
@@ -176,12 +177,12 @@ func unconnected(t *testing.T, b *balancer, v6 bool, vips ...string) {
 				ends := slices.Clone(f.Inside.Endpoints)
 				j := slices.IndexFunc(ends, func(e netip.AddrPort) bool { return (e == given[vip]) == own })
 				f.Inside.Endpoints = slices.Delete(ends, j, j+1)
-				must(t, b.Change([]service.Change{{Service: f.Service, Old: []service.Frontend{b.plan.Frontends[i]}, New: []service.Frontend{f}}}))
+				testenv.Must(t, b.Change([]service.Change{{Service: f.Service, Old: []service.Frontend{b.plan.Frontends[i]}, New: []service.Frontend{f}}}))
 				b.plan.Frontends[i] = f
 			}
 		}
 		for range 10 {
-			must(t, c.send(vip))
+			testenv.Must(t, c.send(vip))
 			if who, from := c.receive(t); (who == given[vip]) == own || from != vip {
 				t.Errorf("its own endpoint is gone: %v; %s, which has had %s, answers as %s", own, who, given[vip], from)
 			}
@@ -199,7 +200,7 @@ func TestNodePorts(t *testing.T) {
 	ends := []string{"10.0.0.1:8080", "10.0.0.2:8080"}
 	for _, e := range ends {
 		answer(t, addrPort(e))
-		must(t, pod.Do(func() error { answer(t, addrPort(e)); return nil }))
+		testenv.Must(t, pod.Do(func() error { answer(t, addrPort(e)); return nil }))
 	}
 	answer(t, addrPort("[fd01::1]:8080"))
 	four, six := frontend("0.0.0.0:30080/TCP", ends...), frontend("[::]:30080/TCP", "[fd01::1]:8080")
@@ -260,9 +261,9 @@ func TestNodePorts(t *testing.T) {
 			return nil
 		}
 		if tc.node {
-			must(t, try())
+			testenv.Must(t, try())
 		} else {
-			must(t, pod.Do(try))
+			testenv.Must(t, pod.Do(try))
 		}
 	}
 }
@@ -288,7 +289,7 @@ func TestAffinity(t *testing.T) {
 		web, dns = append(web, fmt.Sprintf("10.0.0.%d:8080", i+1)), append(dns, fmt.Sprintf("10.0.0.%d:5353", i+1))
 		for _, e := range []string{web[i], dns[i]} {
 			answer(t, addrPort(e))
-			must(t, pod.Do(func() error { answer(t, addrPort(e)); return nil }))
+			testenv.Must(t, pod.Do(func() error { answer(t, addrPort(e)); return nil }))
 		}
 	}
 	with := func(skip netip.Addr) service.Plan {
@@ -311,7 +312,7 @@ func TestAffinity(t *testing.T) {
 				t.Errorf("a connection went to %s, and one to another port to %s", first, got)
 			}
 			s := newSocket(t, false, service.UDP)
-			must(t, s.send(resolver))
+			testenv.Must(t, s.send(resolver))
 			if got, _ := s.receive(t); got.Addr() != first {
 				t.Errorf("a connection went to %s, and a packet to %s", first, got)
 			}
@@ -323,7 +324,7 @@ func TestAffinity(t *testing.T) {
 	b.set(t)
 	first := favourite()
 	var pods netip.Addr
-	must(t, pod.Do(func() error { pods = favourite(); return nil }))
+	testenv.Must(t, pod.Do(func() error { pods = favourite(); return nil }))
 	b.plan = with(first)
 	b.set(t)
 	second := favourite()
@@ -331,7 +332,7 @@ func TestAffinity(t *testing.T) {
 		t.Errorf("%s is gone, and has connections", first)
 	}
 	if pods != first {
-		must(t, pod.Do(func() error {
+		testenv.Must(t, pod.Do(func() error {
 			if got := favourite(); got != pods {
 				t.Errorf("%s is gone, and who has had %s has %s", first, pods, got)
 			}
@@ -350,7 +351,7 @@ func TestAffinity(t *testing.T) {
 	}
 	b.set(t)
 	m, err := ebpf.LoadPinnedMap(filepath.Join(b.opts.Dir, pin.Affinity), nil)
-	must(t, err)
+	testenv.Must(t, err)
 	defer m.Close()
 	met := map[netip.Addr]bool{}
 	for range 60 {
@@ -358,7 +359,7 @@ func TestAffinity(t *testing.T) {
 		var value [24]byte
 		for i := m.Iterate(); i.Next(&key, &value); {
 			clear(value[:8])
-			must(t, m.Update(key, value, ebpf.UpdateExist))
+			testenv.Must(t, m.Update(key, value, ebpf.UpdateExist))
 		}
 		met[reach(t, false, service.TCP, vip).Addr()] = true
 	}

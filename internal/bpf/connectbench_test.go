@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/service"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // BenchmarkConnect compares connections to a Service with those to its endpoint, in turns, and says what loading and
@@ -41,11 +42,11 @@ func BenchmarkConnect(b *testing.B) {
 		n.plan = plan(append(all, frontend("172.15.0.1:80/TCP", direct.String()), udp)...)
 		began := time.Now()
 		_, err := n.Set(n.plan)
-		must(b, err)
+		testenv.Must(b, err)
 		fmt.Printf("%d Services: Set from nothing %v\n", size, time.Since(began))
 		began = time.Now()
 		_, err = n.Set(n.plan)
-		must(b, err)
+		testenv.Must(b, err)
 		fmt.Printf("%d Services: Set again %v\n", size, time.Since(began))
 		var took []time.Duration
 		for i := range 1000 {
@@ -55,7 +56,7 @@ func BenchmarkConnect(b *testing.B) {
 			next.Inside.Endpoints[9] = netip.AddrPortFrom(next.Inside.Endpoints[9].Addr(), uint16(9000+i))
 			n.plan.Frontends[i%size+2] = next
 			began := time.Now()
-			must(b, n.Change([]service.Change{{Service: old.Service, Old: []service.Frontend{old}, New: []service.Frontend{next}}}))
+			testenv.Must(b, n.Change([]service.Change{{Service: old.Service, Old: []service.Frontend{old}, New: []service.Frontend{next}}}))
 			took = append(took, time.Since(began))
 		}
 		slices.Sort(took)
@@ -68,7 +69,7 @@ func BenchmarkConnect(b *testing.B) {
 			{"CRR", func(to netip.AddrPort) { reach(b, false, service.TCP, to) }},
 			{"connect", func(to netip.AddrPort) {
 				s := newSocket(b, false, service.UDP)
-				must(b, s.connect(to))
+				testenv.Must(b, s.connect(to))
 				s.close()
 			}},
 		} {
@@ -78,7 +79,7 @@ func BenchmarkConnect(b *testing.B) {
 		s := newSocket(b, false, service.UDP)
 		send := func(to netip.AddrPort) func() {
 			sa := s.sockaddr(to)
-			return func() { must(b, unix.Sendto(s.fd, []byte("?"), 0, sa)) }
+			return func() { testenv.Must(b, unix.Sendto(s.fd, []byte("?"), 0, sa)) }
 		}
 		a, v := turns(send(direct), send(vip))
 		fmt.Printf("%d Services: send %.2f of %v\n", size, float64(v)/float64(a), a)

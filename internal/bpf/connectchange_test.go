@@ -20,6 +20,7 @@ import (
 	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/bpf/pin"
 	"github.com/fathom-network/fathom/internal/service"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // connector connects all the time to Services of which number i, 172.16.0.i, has endpoints in 10.i.0.0/16 alone, and wants
@@ -137,7 +138,7 @@ func TestConnectUnderChange(t *testing.T) {
 	c.end(t)
 	b.check(t)
 	fates, err := b.Fates()
-	must(t, err)
+	testenv.Must(t, err)
 	t.Logf("seed %d: %d connections, %+v", seed, c.times.Load(), fates)
 }
 
@@ -146,21 +147,21 @@ func (b *balancer) kernel(t testing.TB) (all map[string]uint32, programs map[str
 	t.Helper()
 	all, programs = map[string]uint32{}, map[string]uint32{}
 	entries, err := os.ReadDir(b.opts.Dir)
-	must(t, err)
+	testenv.Must(t, err)
 	for _, e := range entries {
 		path := filepath.Join(b.opts.Dir, e.Name())
 		if m, err := ebpf.LoadPinnedMap(path, nil); err == nil {
 			info, err := m.Info()
-			must(t, err)
+			testenv.Must(t, err)
 			id, _ := info.ID()
 			all[e.Name()] = uint32(id)
 			m.Close()
 			continue
 		}
 		l, err := ebpflink.LoadPinnedLink(path, nil)
-		must(t, err)
+		testenv.Must(t, err)
 		info, err := l.Info()
-		must(t, err)
+		testenv.Must(t, err)
 		all[e.Name()], programs[e.Name()] = uint32(info.ID), uint32(info.Program)
 		l.Close()
 	}
@@ -188,8 +189,8 @@ func TestConnectRestart(t *testing.T) {
 	connected, packets := newSocket(t, false, service.TCP), newSocket(t, false, service.UDP)
 	defer connected.close()
 	defer packets.close()
-	must(t, connected.connect(vip))
-	must(t, packets.send(vip))
+	testenv.Must(t, connected.connect(vip))
+	testenv.Must(t, packets.send(vip))
 	given, _ := packets.receive(t)
 
 	c := startConnecting(t, b.Connect, services, 2)
@@ -211,7 +212,7 @@ func TestConnectRestart(t *testing.T) {
 		t.Errorf("after a restart the peer is %s", got)
 	}
 	for range 10 {
-		must(t, packets.send(vip))
+		testenv.Must(t, packets.send(vip))
 		if who, from := packets.receive(t); who != given || from != vip {
 			t.Errorf("after a restart %s answers as %s, and it was %s", who, from, given)
 		}
@@ -220,10 +221,10 @@ func TestConnectRestart(t *testing.T) {
 
 	// A map of another version: its programs go on until all is there for the new ones.
 	c = startConnecting(t, nil, services, 2)
-	must(t, os.Remove(filepath.Join(b.opts.Dir, pin.Affinity)))
+	testenv.Must(t, os.Remove(filepath.Join(b.opts.Dir, pin.Affinity)))
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: pin.Affinity, Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 7})
-	must(t, err)
-	must(t, m.Pin(filepath.Join(b.opts.Dir, pin.Affinity)))
+	testenv.Must(t, err)
+	testenv.Must(t, m.Pin(filepath.Join(b.opts.Dir, pin.Affinity)))
 	m.Close()
 	b.open(t)
 	for range 100 { // of the other version's programs
@@ -244,13 +245,13 @@ func TestConnectRestart(t *testing.T) {
 	reach(t, false, service.TCP, vip)
 
 	b.Close()
-	must(t, bpf.RemoveConnect(b.opts.Dir))
-	must(t, bpf.RemoveConnect(b.opts.Dir))
+	testenv.Must(t, bpf.RemoveConnect(b.opts.Dir))
+	testenv.Must(t, bpf.RemoveConnect(b.opts.Dir))
 	if _, err := os.Stat(b.opts.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("after RemoveConnect: %v", err)
 	}
 	dir, err := os.Open(b.opts.Cgroup)
-	must(t, err)
+	testenv.Must(t, err)
 	defer dir.Close()
 	for _, kind := range []ebpf.AttachType{ebpf.AttachCGroupInet4Connect, ebpf.AttachCGroupUDP6Sendmsg, ebpf.AttachCgroupInetSockRelease} {
 		if q, err := ebpflink.QueryPrograms(ebpflink.QueryOptions{Target: int(dir.Fd()), Attach: kind}); err != nil || len(q.Programs) > 0 {
@@ -293,7 +294,7 @@ func TestConnectNumbers(t *testing.T) {
 			}
 			continue
 		}
-		must(t, err)
+		testenv.Must(t, err)
 		if who, from := s.receive(t); who.String() != endpoints[0] || from != vip {
 			t.Errorf("%s answers as %s, and only %v is there", who, from, endpoints)
 		}
@@ -309,7 +310,7 @@ func TestConnectOtherCgroup(t *testing.T) {
 	b.plan = plan(frontend("172.16.0.1:80/TCP", "10.0.0.1:8080"))
 	answer(t, addrPort("10.0.0.1:8080"))
 	below := filepath.Join(b.opts.Cgroup, "below")
-	must(t, os.Mkdir(below, 0o755))
+	testenv.Must(t, os.Mkdir(below, 0o755))
 	here := b.opts.Cgroup
 	b.Close()
 	b.opts.Cgroup = below
@@ -320,7 +321,7 @@ func TestConnectOtherCgroup(t *testing.T) {
 	if err := s.connect(addrPort("172.16.0.1:80")); !errors.Is(err, unix.ENETUNREACH) {
 		t.Errorf("from outside the cgroup: %v", err)
 	}
-	must(t, os.Remove(below))
+	testenv.Must(t, os.Remove(below))
 	b.Close()
 	b.opts.Cgroup = here
 	b.open(t)
@@ -398,12 +399,12 @@ func TestConnectChanges(t *testing.T) {
 		}
 		if step%20 == 19 || step%50 == 0 { // the node's addresses change with all
 			_, err := b.Set(b.plan)
-			must(t, err)
+			testenv.Must(t, err)
 		} else {
-			must(t, b.Change(list))
+			testenv.Must(t, b.Change(list))
 		}
 		got, err := b.Frontends()
-		must(t, err)
+		testenv.Must(t, err)
 		if want := bpf.BalancedOf(b.plan); !slices.EqualFunc(got, want, bpf.Balanced.Equal) {
 			t.Fatalf("step %d: the kernel holds\n%v\nwant\n%v", step, got, want)
 		}
@@ -426,21 +427,21 @@ func (b *balancer) damage(t *testing.T, r *rand.Rand) int {
 	n := 0
 	for _, name := range []string{pin.Services, pin.Backends} {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(b.opts.Dir, name), nil)
-		must(t, err)
+		testenv.Must(t, err)
 		var keys [][]byte
 		var key, value []byte
 		for i := m.Iterate(); i.Next(&key, &value); {
 			keys = append(keys, slices.Clone(key))
 		}
 		for _, key := range keys[:min(len(keys), 1+r.IntN(3))] {
-			must(t, m.Delete(key))
+			testenv.Must(t, m.Delete(key))
 			n++
 		}
 		m.Close()
 	}
 	m, err := ebpf.LoadPinnedMap(filepath.Join(b.opts.Dir, pin.Node), nil)
-	must(t, err)
+	testenv.Must(t, err)
 	defer m.Close()
-	must(t, m.Update(uint32(1), uint64(0), ebpf.UpdateAny)) // which number was given last
+	testenv.Must(t, m.Update(uint32(1), uint64(0), ebpf.UpdateAny)) // which number was given last
 	return n
 }

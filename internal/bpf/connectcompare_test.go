@@ -14,6 +14,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/bpf/pin"
 	"github.com/fathom-network/fathom/internal/service"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // TestConnectComparedUnderChange compares while Services change all the time: none of the changes is a difference, and
@@ -72,13 +73,13 @@ func TestConnectComparedUnderChange(t *testing.T) {
 	end()
 	open := func(name string) *ebpf.Map {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(b.opts.Dir, name), nil)
-		must(t, err)
+		testenv.Must(t, err)
 		t.Cleanup(func() { m.Close() })
 		return m
 	}
 	first := func(m *ebpf.Map) (key, value []byte) {
-		must(t, m.NextKey(nil, &key))
-		must(t, m.Lookup(key, &value))
+		testenv.Must(t, m.NextKey(nil, &key))
+		testenv.Must(t, m.Lookup(key, &value))
 		return key, value
 	}
 	for _, name := range []string{pin.Services, pin.Backends} {
@@ -86,12 +87,12 @@ func TestConnectComparedUnderChange(t *testing.T) {
 		for what, tamper := range map[string]func(){
 			"one is gone": func() {
 				k, _ := first(m)
-				must(t, m.Delete(k))
+				testenv.Must(t, m.Delete(k))
 			},
 			"one is another": func() {
 				k, v := first(m)
 				v[0]++
-				must(t, m.Put(k, v))
+				testenv.Must(t, m.Put(k, v))
 			},
 			"one is too much": func() {
 				k, v := first(m)
@@ -99,7 +100,7 @@ func TestConnectComparedUnderChange(t *testing.T) {
 				for m.Lookup(k, &v) == nil {
 					k[0]++
 				}
-				must(t, m.Put(k, v))
+				testenv.Must(t, m.Put(k, v))
 			},
 		} {
 			tamper()
@@ -107,7 +108,7 @@ func TestConnectComparedUnderChange(t *testing.T) {
 				t.Errorf("%s: %s: a comparison finds nothing, %v", name, what, err)
 			}
 			_, err := b.Set(b.plan)
-			must(t, err)
+			testenv.Must(t, err)
 			if same, err := b.Holds(t.Context()); !same || err != nil {
 				t.Errorf("%s: %s, and mended: %v, %v", name, what, same, err)
 			}
@@ -132,7 +133,7 @@ func TestConnectComparedUnderChange(t *testing.T) {
 	m := open(pin.Services)
 	k, v := first(m)
 	copy(v, []byte{0, 0, 0, 0x70})
-	must(t, m.Put(k, v))
+	testenv.Must(t, m.Put(k, v))
 	b.set(t)
 	if same, err := b.Holds(t.Context()); !same || err != nil {
 		t.Errorf("a number too high, and mended: %v, %v", same, err)
@@ -140,14 +141,14 @@ func TestConnectComparedUnderChange(t *testing.T) {
 	// While changes go on, too.
 	end = churn()
 	m = open(pin.Backends)
-	must(t, m.Put([]byte{255, 255, 255, 255, 0, 0, 0, 0}, make([]byte, 20)))
+	testenv.Must(t, m.Put([]byte{255, 255, 255, 255, 0, 0, 0, 0}, make([]byte, 20)))
 	if same, err := b.Holds(t.Context()); same || err != nil {
 		t.Errorf("a comparison while Services change finds nothing, %v", err)
 	}
 	end()
-	must(t, os.Remove(filepath.Join(b.opts.Dir, pin.Connect4)))
+	testenv.Must(t, os.Remove(filepath.Join(b.opts.Dir, pin.Connect4)))
 	b.set(t)
-	must(t, os.Remove(filepath.Join(b.opts.Dir, pin.Recvmsg6)))
+	testenv.Must(t, os.Remove(filepath.Join(b.opts.Dir, pin.Recvmsg6)))
 	if same, err := b.Holds(t.Context()); same || err != nil {
 		t.Errorf("a program is gone: a comparison finds nothing, %v", err)
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/cgroup"
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/service"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
@@ -42,18 +43,18 @@ func inside(t testing.TB) *balancer {
 	testenv.NeedRoot(t)
 	name, _, _ := strings.Cut(t.Name(), "/")
 	group := fmt.Sprintf("fathom-test-connect-%d-%s", os.Getpid(), name)
-	must(t, cgroup.Create(group))
-	t.Cleanup(func() { must(t, cgroup.Remove(group)) })
+	testenv.Must(t, cgroup.Create(group))
+	t.Cleanup(func() { testenv.Must(t, cgroup.Remove(group)) })
 	dir, err := cgroup.Open(group)
-	must(t, err)
+	testenv.Must(t, err)
 	if dir == nil {
 		t.Skip("needs a cgroup v2 hierarchy")
 	}
 	defer dir.Close()
 	n := local(t)
 	bpffs := t.TempDir()
-	must(t, unix.Mount("bpf", bpffs, "bpf", 0, ""))
-	t.Cleanup(func() { must(t, unix.Unmount(bpffs, unix.MNT_DETACH)) })
+	testenv.Must(t, unix.Mount("bpf", bpffs, "bpf", 0, ""))
+	t.Cleanup(func() { testenv.Must(t, unix.Unmount(bpffs, unix.MNT_DETACH)) })
 	args := []string{"-test.v", "-test.run=^" + name + "$"}
 	if _, bench := t.(*testing.B); bench {
 		args = []string{"-test.run=^$", "-test.bench=^" + name + "$", "-test.benchtime=1x"}
@@ -63,7 +64,7 @@ func inside(t testing.TB) *balancer {
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
-	must(t, n.Start(cmd))
+	testenv.Must(t, n.Start(cmd))
 	switch err := cmd.Wait(); {
 	case err != nil:
 		t.Errorf("%v\n%s", err, out.String())
@@ -78,11 +79,11 @@ func inside(t testing.TB) *balancer {
 // local is a namespace to which the endpoints' addresses are local.
 func local(t testing.TB) *link.Namespace {
 	t.Helper()
-	n := namespace(t)
-	must(t, n.SetUp("lo", true))
-	run(t, n, "ip", "route", "add", "local", "10.0.0.0/8", "dev", "lo")
-	run(t, n, "ip", "-6", "route", "add", "local", "fd01::/16", "dev", "lo")
-	must(t, n.Sysctl("ipv6/ip_nonlocal_bind", "1"))
+	n := linktest.Namespace(t)
+	testenv.Must(t, n.SetUp("lo", true))
+	linktest.Run(t, n, "ip", "route", "add", "local", "10.0.0.0/8", "dev", "lo")
+	linktest.Run(t, n, "ip", "-6", "route", "add", "local", "fd01::/16", "dev", "lo")
+	testenv.Must(t, n.Sysctl("ipv6/ip_nonlocal_bind", "1"))
 	return n
 }
 
@@ -94,7 +95,7 @@ func (b *balancer) open(t testing.TB) {
 	if errors.As(err, &unsupported) {
 		t.Skip(err)
 	}
-	must(t, err)
+	testenv.Must(t, err)
 	t.Cleanup(b.Close)
 }
 
@@ -102,7 +103,7 @@ func (b *balancer) open(t testing.TB) {
 func (b *balancer) set(t testing.TB) int {
 	t.Helper()
 	n, err := b.Set(b.plan)
-	must(t, err)
+	testenv.Must(t, err)
 	b.check(t)
 	return n
 }
@@ -137,7 +138,7 @@ func frontend(key string, endpoints ...string) service.Frontend {
 func answer(t testing.TB, at netip.AddrPort) {
 	t.Helper()
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
-	must(t, err)
+	testenv.Must(t, err)
 	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
@@ -150,7 +151,7 @@ func answer(t testing.TB, at netip.AddrPort) {
 		}
 	}()
 	u, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
-	must(t, err)
+	testenv.Must(t, err)
 	t.Cleanup(func() { u.Close() })
 	go func() {
 		b := make([]byte, 64)
@@ -181,8 +182,8 @@ func newSocket(t testing.TB, v6 bool, p service.Protocol) socket {
 		kind = unix.SOCK_DGRAM
 	}
 	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
-	must(t, err)
-	must(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
+	testenv.Must(t, err)
+	testenv.Must(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
 	return socket{fd, v6, p}
 }
 
@@ -226,7 +227,7 @@ func (s socket) receive(t testing.TB) (netip.AddrPort, netip.AddrPort) {
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
-		must(t, err)
+		testenv.Must(t, err)
 		return addrPort(string(b[:n])), fromSockaddr(from)
 	}
 }
@@ -234,14 +235,14 @@ func (s socket) receive(t testing.TB) (netip.AddrPort, netip.AddrPort) {
 func (s socket) peer(t testing.TB) netip.AddrPort {
 	t.Helper()
 	sa, err := unix.Getpeername(s.fd)
-	must(t, err)
+	testenv.Must(t, err)
 	return fromSockaddr(sa)
 }
 
 func (s socket) cookie(t testing.TB) uint64 {
 	t.Helper()
 	n, err := unix.GetsockoptUint64(s.fd, unix.SOL_SOCKET, unix.SO_COOKIE)
-	must(t, err)
+	testenv.Must(t, err)
 	return n
 }
 
@@ -250,10 +251,10 @@ func reach(t testing.TB, v6 bool, p service.Protocol, to netip.AddrPort) netip.A
 	t.Helper()
 	s := newSocket(t, v6, p)
 	defer s.close()
-	must(t, s.connect(to))
+	testenv.Must(t, s.connect(to))
 	if p == service.UDP {
 		_, err := unix.Write(s.fd, []byte("?"))
-		must(t, err)
+		testenv.Must(t, err)
 	}
 	who, _ := s.receive(t)
 	return who

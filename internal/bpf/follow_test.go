@@ -8,6 +8,7 @@ import (
 	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/bpf/pin"
 	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // TestFollow changes the ways to other nodes by what differs between plans: what is in the kernel then is what Set makes.
@@ -20,7 +21,7 @@ func TestFollow(t *testing.T) {
 	follow := func(to bpf.Plan, want string) {
 		t.Helper()
 		c, followed, err := n.path.Follow(from, to)
-		must(t, err)
+		testenv.Must(t, err)
 		if !followed || c.String() != want {
 			t.Errorf("followed %v: %v, want %s", followed, c, want)
 		}

@@ -14,7 +14,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/bpf/pin"
-	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
 
@@ -40,7 +40,7 @@ func TestPlugin(t *testing.T) {
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
 		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-		must(t, n.Start(cmd))
+		testenv.Must(t, n.Start(cmd))
 		if err := cmd.Wait(); err != nil {
 			t.Fatalf("%s: %v: %s", command, err, out.String())
 		}
@@ -49,19 +49,14 @@ func TestPlugin(t *testing.T) {
 	var paths [2]string
 	rates := [2]int{1_000_000_000, 0} // what the first one sends is limited, by a plugin that runs next
 	for i := range pods {
-		paths[i] = filepath.Join(t.TempDir(), "ns")
-		must(t, link.Create(paths[i]))
-		ns, err := link.Open(paths[i])
-		must(t, err)
-		t.Cleanup(func() { ns.Close(); must(t, link.Delete(paths[i])) })
+		pods[i].Namespace, paths[i] = linktest.NamespaceAt(t)
 		call("ADD", i, rates[i], paths[i])
-		pods[i].Namespace = ns
 	}
 	ports, err := n.PodPorts()
-	must(t, err)
+	testenv.Must(t, err)
 	for _, port := range ports {
 		for i := range pods {
-			if run(t, pods[i].Namespace, "ip", "-br", "addr", "show", "to", port.Addrs[0].Addr.String()) == "" {
+			if linktest.Run(t, pods[i].Namespace, "ip", "-br", "addr", "show", "to", port.Addrs[0].Addr.String()) == "" {
 				continue
 			}
 			pods[i].mac, pods[i].hostMAC, pods[i].addrs = port.Addrs[0].MAC, port.HostMAC, []netip.Addr{port.Addrs[0].Addr, port.Addrs[1].Addr}
@@ -69,12 +64,12 @@ func TestPlugin(t *testing.T) {
 	}
 	for _, port := range ports {
 		limited := strings.HasPrefix(port.Name, "web-0")
-		if filters := run(t, n.Namespace, "tc", "filter", "show", "dev", port.Name, "ingress"); strings.Contains(filters, pin.FromPod) == limited {
+		if filters := linktest.Run(t, n.Namespace, "tc", "filter", "show", "dev", port.Name, "ingress"); strings.Contains(filters, pin.FromPod) == limited {
 			t.Errorf("%s has filters %q", port.Name, filters)
 		}
 		if limited { // there is room for what "bandwidth" adds
-			run(t, n.Namespace, "tc", "qdisc", "add", "dev", port.Name, "ingress")
-			run(t, n.Namespace, "tc", "qdisc", "del", "dev", port.Name, "ingress")
+			linktest.Run(t, n.Namespace, "tc", "qdisc", "add", "dev", port.Name, "ingress")
+			linktest.Run(t, n.Namespace, "tc", "qdisc", "del", "dev", port.Name, "ingress")
 		}
 	}
 	serve(t, pods[1])
@@ -86,7 +81,7 @@ func TestPlugin(t *testing.T) {
 			want = "redirected to_pod"
 		}
 		for _, to := range pods[1].addrs {
-			has(t, to.String(), n.counted(t, func() { must(t, echo(pods[0].Namespace, "tcp", to, 8080, 10_000)) }), want)
+			has(t, to.String(), n.counted(t, func() { testenv.Must(t, echo(pods[0].Namespace, "tcp", to, 8080, 10_000)) }), want)
 		}
 		has(t, "false source", n.counted(t, func() { send(t, pods[0], false4) }), "dropped source")
 		has(t, "false MAC", n.counted(t, func() {

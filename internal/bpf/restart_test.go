@@ -14,6 +14,7 @@ import (
 	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/bpf/pin"
 	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // flow sends numbered packets all the time and wants every one of them back.
@@ -28,7 +29,7 @@ type flow struct {
 func newFlow(t testing.TB, from pod, to netip.Addr) *flow {
 	t.Helper()
 	c, err := dial(from.Namespace, "udp", to, 8080)
-	must(t, err)
+	testenv.Must(t, err)
 	f := &flow{conn: c, stop: make(chan struct{}), got: map[uint32]bool{}}
 	f.wg.Go(func() {
 		b := make([]byte, 4)
@@ -75,7 +76,7 @@ type connection struct {
 func newConnection(t testing.TB, from pod, to netip.Addr) *connection {
 	t.Helper()
 	c, err := dial(from.Namespace, "tcp", to, 8080)
-	must(t, err)
+	testenv.Must(t, err)
 	x := &connection{stop: make(chan struct{}), done: make(chan error, 1)}
 	go func() {
 		defer c.Close()
@@ -137,7 +138,7 @@ func TestRestart(t *testing.T) {
 		{"other maps", func(n *node) {
 			n.path.Close()
 			for _, name := range []string{pin.Pods, pin.Ports, pin.Remotes, pin.Counts} {
-				must(t, os.Remove(filepath.Join(n.opts.Dir, name)))
+				testenv.Must(t, os.Remove(filepath.Join(n.opts.Dir, name)))
 			}
 			n.open(t)
 			if c := n.set(t); c.Programs.Corrected != 3 {
@@ -146,20 +147,20 @@ func TestRestart(t *testing.T) {
 		}},
 		{"nothing is pinned any more", func(n *node) {
 			n.path.Close()
-			must(t, os.RemoveAll(n.opts.Dir))
+			testenv.Must(t, os.RemoveAll(n.opts.Dir))
 			n.open(t)
 			n.set(t)
 		}},
 		{"off", func(n *node) { n.plan.Fast = false; n.set(t) }},
 		{"on", func(n *node) { n.plan.Fast = true; n.set(t) }},
-		{"removed", func(n *node) { n.path.Close(); must(t, bpf.Remove(n.Namespace, n.opts.Dir)) }},
+		{"removed", func(n *node) { n.path.Close(); testenv.Must(t, bpf.Remove(n.Namespace, n.opts.Dir)) }},
 		{"back", func(n *node) { n.open(t); n.set(t) }},
 	} {
 		var flows []*flow
 		var connections []*connection
 		for family := range 2 {
 			for _, way := range [][2]pod{{pods[0][0], pods[1][0]}, {pods[0][0], pods[0][1]}, {pods[1][1], pods[0][1]}} {
-				must(t, echo(way[0].Namespace, "udp", way[1].addrs[family], 8080, 100)) // neighbours are asked for once
+				testenv.Must(t, echo(way[0].Namespace, "udp", way[1].addrs[family], 8080, 100)) // neighbours are asked for once
 				flows = append(flows, newFlow(t, way[0], way[1].addrs[family]))
 				connections = append(connections, newConnection(t, way[0], way[1].addrs[family]))
 			}
@@ -176,6 +177,6 @@ func TestRestart(t *testing.T) {
 		a.noneInvalid(t)
 		b.noneInvalid(t)
 	}
-	c := a.counted(t, func() { must(t, echo(pods[0][0].Namespace, "tcp", pods[1][0].addrs[0], 8080, 1000)) })
+	c := a.counted(t, func() { testenv.Must(t, echo(pods[0][0].Namespace, "tcp", pods[1][0].addrs[0], 8080, 1000)) })
 	has(t, "after all", c, "redirected to_node", "redirected from_node")
 }

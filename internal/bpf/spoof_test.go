@@ -12,6 +12,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/bpf/pin"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // frame is an Ethernet frame; the payload is UDP's, to port 8080.
@@ -44,7 +45,7 @@ func arp(from, sender net.HardwareAddr, spa, tpa netip.Addr) []byte {
 // send puts a frame on the pod's device as it is.
 func send(t testing.TB, p pod, f []byte) {
 	t.Helper()
-	must(t, p.Do(func() error {
+	testenv.Must(t, p.Do(func() error {
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
 		if err != nil {
 			return err
@@ -142,7 +143,7 @@ func testAttach(t *testing.T, put func(n *node, index, program int) error) {
 	serve(t, b)
 	attach := func(p pod) {
 		t.Helper()
-		must(t, n.Do(func() error {
+		testenv.Must(t, n.Do(func() error {
 			return pin.Attach(n.opts.Dir, pin.Device{Index: p.index, MAC: [6]byte(p.mac), HostMAC: [6]byte(p.hostMAC), Addrs: p.addrs},
 				func(program int) error { return put(n, p.index, program) })
 		}))
@@ -152,7 +153,7 @@ func testAttach(t *testing.T, put func(n *node, index, program int) error) {
 		attach(b)
 	}
 	for _, to := range b.addrs {
-		c := n.counted(t, func() { must(t, echo(a.Namespace, "tcp", to, 8080, 10000)) })
+		c := n.counted(t, func() { testenv.Must(t, echo(a.Namespace, "tcp", to, 8080, 10000)) })
 		has(t, "without an agent", c, "stack pod")
 		hasNot(t, "without an agent", c, "redirected to_pod")
 	}
@@ -162,19 +163,19 @@ func testAttach(t *testing.T, put func(n *node, index, program int) error) {
 	n.set(t)
 	attach(b) // later than the agent: it stays fast
 	for _, to := range b.addrs {
-		c := n.counted(t, func() { must(t, echo(a.Namespace, "tcp", to, 8080, 10000)) })
+		c := n.counted(t, func() { testenv.Must(t, echo(a.Namespace, "tcp", to, 8080, 10000)) })
 		has(t, "with an agent", c, "redirected to_pod")
 	}
 	// The address goes to another pod, while no agent is there to sweep.
-	must(t, n.DeletePod(b.host, "test"))
+	testenv.Must(t, n.DeletePod(b.host, "test"))
 	again := n.pod(t, 1, 3)
 	serve(t, again)
 	for _, to := range again.addrs {
-		must(t, echo(a.Namespace, "tcp", to, 8080, 10000)) // not even the plugin has told
+		testenv.Must(t, echo(a.Namespace, "tcp", to, 8080, 10000)) // not even the plugin has told
 	}
 	attach(again)
-	must(t, echo(a.Namespace, "tcp", again.addrs[0], 8080, 10000))
-	must(t, n.DeletePod(a.host, "test"))
+	testenv.Must(t, echo(a.Namespace, "tcp", again.addrs[0], 8080, 10000))
+	testenv.Must(t, n.DeletePod(a.host, "test"))
 	if c := n.set(t); c.Pods.Removed != 2 {
 		t.Errorf("swept %v", c)
 	}

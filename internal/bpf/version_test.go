@@ -8,6 +8,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/bpf/pin"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // TestOtherMaps has what another version pinned give way.
@@ -18,17 +19,17 @@ func TestOtherMaps(t *testing.T) {
 	n.set(t)
 	n.path.Close()
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: pin.Pods, Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 7})
-	must(t, err)
+	testenv.Must(t, err)
 	defer m.Close()
 	old, err := ebpf.LoadPinnedMap(filepath.Join(n.opts.Dir, pin.Pods), nil)
-	must(t, err)
-	must(t, old.Unpin())
+	testenv.Must(t, err)
+	testenv.Must(t, old.Unpin())
 	old.Close()
-	must(t, m.Pin(filepath.Join(n.opts.Dir, pin.Pods)))
+	testenv.Must(t, m.Pin(filepath.Join(n.opts.Dir, pin.Pods)))
 	n.open(t)
 	n.set(t)
 	serve(t, b)
-	has(t, "another version", n.counted(t, func() { must(t, echo(a.Namespace, "tcp", b.addrs[0], 8080, 1000)) }), "redirected to_pod")
+	has(t, "another version", n.counted(t, func() { testenv.Must(t, echo(a.Namespace, "tcp", b.addrs[0], 8080, 1000)) }), "redirected to_pod")
 }
 
 // TestSupported keeps the line that says what is missing to one line, and empty where nothing is.

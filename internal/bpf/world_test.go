@@ -9,7 +9,9 @@ import (
 
 	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // What kube-proxy makes of a NodePort: 30080 keeps the client's address (externalTrafficPolicy: Local), 30081 does not.
@@ -28,16 +30,16 @@ const nodePorts = `table ip ports {
 func TestWorld(t *testing.T) {
 	for _, mode := range []podnet.Mode{podnet.Direct, podnet.VXLAN} {
 		a, b, pods := twoNodes(t, mode, bpf.Options{})
-		world := namespace(t)
-		must(t, a.SetPair(link.Device{Name: "up0", Alias: "x"}, world, link.Device{Name: "eth0", Alias: "x"}))
-		must(t, a.SetAddrs("up0", []netip.Prefix{netip.MustParsePrefix("203.0.113.1/24")}))
-		must(t, world.SetAddrs("eth0", []netip.Prefix{netip.MustParsePrefix("203.0.113.9/24")}))
+		world := linktest.Namespace(t)
+		testenv.Must(t, a.SetPair(link.Device{Name: "up0", Alias: "x"}, world, link.Device{Name: "eth0", Alias: "x"}))
+		testenv.Must(t, a.SetAddrs("up0", []netip.Prefix{netip.MustParsePrefix("203.0.113.1/24")}))
+		testenv.Must(t, world.SetAddrs("eth0", []netip.Prefix{netip.MustParsePrefix("203.0.113.9/24")}))
 		a.plan.Devices = append(a.plan.Devices, "up0")
 		a.set(t)
 		file := filepath.Join(t.TempDir(), "rules")
 		local, remote := pods[0][0], pods[1][0]
-		must(t, os.WriteFile(file, fmt.Appendf(nil, nodePorts, local.addrs[0], remote.addrs[0]), 0o600))
-		run(t, a.Namespace, "nft", "-f", file)
+		testenv.Must(t, os.WriteFile(file, fmt.Appendf(nil, nodePorts, local.addrs[0], remote.addrs[0]), 0o600))
+		linktest.Run(t, a.Namespace, "nft", "-f", file)
 		serve(t, local)
 		serve(t, remote)
 		serve(t, pod{Namespace: world, addrs: []netip.Addr{netip.MustParseAddr("203.0.113.9")}})

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // BenchmarkAdd measures ADD as a runtime sees it, from the start of the process to its end, with no pods and with
@@ -33,9 +34,9 @@ func benchmarkAdd(b *testing.B, families, pods int) {
 	n.conf["pools"] = []any{map[string]any{"name": "default", "ranges": ranges}}
 	n.conf["nodeAddresses"] = nodeAddresses[:families]
 	ours, err := program()
-	must(b, err)
+	testenv.Must(b, err)
 	reference, err := filepath.Abs(kit + "/cni")
-	must(b, err)
+	testenv.Must(b, err)
 	var subnets []any
 	for _, r := range []string{"10.245.1.0/24", "fd00:10:245:1::/64"}[:families] {
 		subnets = append(subnets, []any{map[string]any{"subnet": r}})
@@ -54,7 +55,7 @@ func benchmarkAdd(b *testing.B, families, pods int) {
 	var id int
 	call := func(plugin, command, netns string, id int, conf map[string]any) (wall, cpu time.Duration) {
 		data, err := json.Marshal(conf)
-		must(b, err)
+		testenv.Must(b, err)
 		var out bytes.Buffer
 		cmd := exec.Command(plugin)
 		cmd.Env = []string{
@@ -63,7 +64,7 @@ func benchmarkAdd(b *testing.B, families, pods int) {
 		}
 		cmd.Stdin, cmd.Stdout = bytes.NewReader(data), &out
 		start := time.Now()
-		must(b, n.Start(cmd))
+		testenv.Must(b, n.Start(cmd))
 		if err := cmd.Wait(); err != nil {
 			b.Fatalf("%s %s: %v: %s", plugin, command, err, &out)
 		}
@@ -73,10 +74,10 @@ func benchmarkAdd(b *testing.B, families, pods int) {
 	attach := func(plugin string, conf map[string]any) (add, cpu time.Duration, detach func() time.Duration) {
 		id++
 		mine, path := id, filepath.Join(dir, fmt.Sprint(id))
-		must(b, link.Create(path))
+		testenv.Must(b, link.Create(path))
 		// Not before the end: the kernel takes namespaces apart behind our back, and holds the lock of all devices
 		// meanwhile, which the next ADD would wait for.
-		b.Cleanup(func() { must(b, link.Delete(path)) })
+		b.Cleanup(func() { testenv.Must(b, link.Delete(path)) })
 		add, cpu = call(plugin, "ADD", path, mine, conf)
 		return add, cpu, func() time.Duration {
 			d, _ := call(plugin, "DEL", path, mine, conf)

@@ -27,58 +27,9 @@ import (
 	"github.com/fathom-network/fathom/internal/install"
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func eventually(t testing.TB, want string, what func() (bool, string)) {
-	t.Helper()
-	var how string
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		var ok bool
-		if ok, how = what(); ok {
-			return
-		}
-	}
-	t.Fatalf("not so after a minute: %s\n%s", want, how)
-}
-
-func namespace(t testing.TB) (*link.Namespace, string) {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "ns")
-	must(t, link.Create(path))
-	n, err := link.Open(path)
-	must(t, err)
-	t.Cleanup(func() {
-		n.Close()
-		if err := link.Delete(path); err != nil {
-			t.Error(err)
-		}
-	})
-	return n, path
-}
-
-func run(t testing.TB, n *link.Namespace, command string) string {
-	t.Helper()
-	var out strings.Builder
-	words := strings.Fields(command)
-	cmd := exec.Command(words[0], words[1:]...)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := n.Start(cmd)
-	if err == nil {
-		err = cmd.Wait()
-	}
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", command, err, out.String())
-	}
-	return out.String()
-}
 
 // begin starts a program that ends with the test.
 func begin(t testing.TB, n *link.Namespace, program string, args ...string) {
@@ -86,7 +37,7 @@ func begin(t testing.TB, n *link.Namespace, program string, args ...string) {
 	var log strings.Builder
 	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = &log, &log
-	must(t, n.Start(cmd))
+	testenv.Must(t, n.Start(cmd))
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
@@ -115,22 +66,22 @@ func TestBGP(t *testing.T) {
 		return
 	}
 	// A process of its own in the node's namespace: an agent starts goroutines.
-	node, _ := namespace(t)
-	router, path := namespace(t)
-	must(t, node.SetPair(link.Device{Name: "eth0", Alias: "test"}, router, link.Device{Name: "node", Alias: "test"}))
+	node := linktest.Namespace(t)
+	router, path := linktest.NamespaceAt(t)
+	testenv.Must(t, node.SetPair(link.Device{Name: "eth0", Alias: "test"}, router, link.Device{Name: "node", Alias: "test"}))
 	for _, c := range []string{"ip link set lo up", "ip addr add 10.1.1.2/24 dev eth0", "ip addr add fd00:1:1::2/64 dev eth0 nodad", "ip link set eth0 up"} {
-		run(t, node, c)
+		linktest.Run(t, node, strings.Fields(c)...)
 	}
 	for _, c := range []string{"ip link set lo up", "ip addr add 10.1.1.1/24 dev node", "ip addr add fd00:1:1::1/64 dev node nodad", "ip link set node up"} {
-		run(t, router, c)
+		linktest.Run(t, router, strings.Fields(c)...)
 	}
 	self, err := os.Executable()
-	must(t, err)
+	testenv.Must(t, err)
 	cmd := exec.Command(self, "-test.run=^TestBGP$", "-test.v")
 	cmd.Env = append(os.Environ(), routerNS+"="+path)
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
-	must(t, node.Start(cmd))
+	testenv.Must(t, node.Start(cmd))
 	if err := cmd.Wait(); err != nil {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
@@ -140,16 +91,16 @@ func TestBGP(t *testing.T) {
 func server(t testing.TB) (connect func(token string) *kube.Client, kubeconfig func(token string) string) {
 	t.Helper()
 	here, err := link.Here()
-	must(t, err)
+	testenv.Must(t, err)
 	t.Cleanup(here.Close)
 	dir := t.TempDir()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
+	testenv.Must(t, err)
 	der, err := x509.MarshalECPrivateKey(key)
-	must(t, err)
+	testenv.Must(t, err)
 	file := func(name, text string) string {
 		path := filepath.Join(dir, name)
-		must(t, os.WriteFile(path, []byte(text), 0o600))
+		testenv.Must(t, os.WriteFile(path, []byte(text), 0o600))
 		return path
 	}
 	sa := file("sa.key", string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})))
@@ -167,25 +118,25 @@ func server(t testing.TB) (connect func(token string) *kube.Client, kubeconfig f
 	}
 	connect = func(token string) *kube.Client {
 		c, err := kube.Connect(kubeconfig(token))
-		must(t, err)
+		testenv.Must(t, err)
 		return c
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	must(t, connect(admin).WaitReady(ctx))
+	testenv.Must(t, connect(admin).WaitReady(ctx))
 	return connect, kubeconfig
 }
 
 func object(t testing.TB, text string) []*unstructured.Unstructured {
 	t.Helper()
 	o, err := kube.Decode(strings.NewReader(text))
-	must(t, err)
+	testenv.Must(t, err)
 	return o
 }
 
 func inNode(t *testing.T, routerPath string) {
 	router, err := link.Open(routerPath)
-	must(t, err)
+	testenv.Must(t, err)
 	t.Cleanup(router.Close)
 	connect, _ := server(t)
 	c := connect(admin)
@@ -193,7 +144,7 @@ func inNode(t *testing.T, routerPath string) {
 
 	// Everything of an installation but the CRD, and no DaemonSet.
 	objects, err := install.Objects(install.Options{})
-	must(t, err)
+	testenv.Must(t, err)
 	var rest, crd []*unstructured.Unstructured
 	for _, o := range objects {
 		switch o.GetKind() {
@@ -207,18 +158,18 @@ func inNode(t *testing.T, routerPath string) {
 	if len(crd) == 0 {
 		t.Fatal("the CRD is not installed")
 	}
-	must(t, c.Apply(ctx, install.Owner, rest))
-	must(t, c.SetNode(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"rack": "a"}},
+	testenv.Must(t, c.Apply(ctx, install.Owner, rest))
+	testenv.Must(t, c.SetNode(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"rack": "a"}},
 		Spec: corev1.NodeSpec{PodCIDR: "10.244.1.0/24", PodCIDRs: []string{"10.244.1.0/24", "fd00:244:1::/64"}}}))
 	n, err := c.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
-	must(t, err)
+	testenv.Must(t, err)
 	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "10.1.1.2"}, {Type: corev1.NodeInternalIP, Address: "fd00:1:1::2"}}
 	_, err = c.CoreV1().Nodes().UpdateStatus(ctx, n, metav1.UpdateOptions{})
-	must(t, err)
+	testenv.Must(t, err)
 
 	dir := t.TempDir()
 	conf := filepath.Join(dir, "bird.conf")
-	must(t, os.WriteFile(conf, []byte(`
+	testenv.Must(t, os.WriteFile(conf, []byte(`
 router id 192.0.2.1;
 protocol device { scan time 1; }
 protocol kernel { ipv4 { export all; }; }
@@ -237,7 +188,7 @@ protocol bgp { local as 64500; neighbor 10.1.1.2 as 64512; passive; password "te
 		}()
 		return func() {
 			cancel()
-			must(t, <-ended)
+			testenv.Must(t, <-ended)
 		}
 	}
 	metric := func(text string) func() (bool, string) {
@@ -273,48 +224,48 @@ protocol bgp { local as 64500; neighbor 10.1.1.2 as 64512; passive; password "te
 	}
 	routes := func(want bool) {
 		t.Helper()
-		eventually(t, fmt.Sprint("the router has the routes: ", want), func() (bool, string) {
-			have := run(t, router, "ip -4 route") + run(t, router, "ip -6 route")
+		testenv.Eventually(t, fmt.Sprint("the router has the routes: ", want), func() (bool, string) {
+			have := linktest.Run(t, router, "ip", "-4", "route") + linktest.Run(t, router, "ip", "-6", "route")
 			return strings.Contains(have, "10.244.1.0/24 via 10.1.1.2") == want && strings.Contains(have, "fd00:244:1::/64 via fd00:1:1::2") == want, have
 		})
 	}
 
 	stop := start()
-	eventually(t, "the agent does without the CRD", metric("fathom_agent_last_good_pass_timestamp_seconds{"))
-	must(t, c.Apply(ctx, install.Owner, crd))
+	testenv.Eventually(t, "the agent does without the CRD", metric("fathom_agent_last_good_pass_timestamp_seconds{"))
+	testenv.Must(t, c.Apply(ctx, install.Owner, crd))
 	peer := func(spec string) []*unstructured.Unstructured {
 		return object(t, `{"apiVersion": "fathom.network/v1alpha1", "kind": "BGPPeer", "metadata": {"name": "router"}, "spec": `+spec+`}`)
 	}
-	eventually(t, "the kind is served", func() (bool, string) {
+	testenv.Eventually(t, "the kind is served", func() (bool, string) {
 		err := c.Apply(ctx, "test", peer(`{"peerAddress": "10.1.1.1", "peerASN": 64500, "localASN": 64512, "passwordSecret": {"name": "router"},
 			"nodeSelector": {"matchLabels": {"rack": "a"}}, "communities": ["64512:1", "64512:1:2", "no-export"]}`))
 		return err == nil, fmt.Sprint(err)
 	})
-	eventually(t, "the missing password is told", says("Refused", `secrets "router" not found`, "n1"))
-	must(t, c.Apply(ctx, "test", object(t, `{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "router", "namespace": "fathom-system"}, "stringData": {"password": "tell-nobody"}}`)))
-	eventually(t, "the session is told", says("Established", "prefixes:2"))
-	eventually(t, "the session is measured", metric(`fathom_bgp_session_up{node="n1",peer="router"} 1`))
-	eventually(t, "the prefixes are measured", metric(`fathom_bgp_prefixes_advertised{node="n1",peer="router"} 2`))
+	testenv.Eventually(t, "the missing password is told", says("Refused", `secrets "router" not found`, "n1"))
+	testenv.Must(t, c.Apply(ctx, "test", object(t, `{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "router", "namespace": "fathom-system"}, "stringData": {"password": "tell-nobody"}}`)))
+	testenv.Eventually(t, "the session is told", says("Established", "prefixes:2"))
+	testenv.Eventually(t, "the session is measured", metric(`fathom_bgp_session_up{node="n1",peer="router"} 1`))
+	testenv.Eventually(t, "the prefixes are measured", metric(`fathom_bgp_prefixes_advertised{node="n1",peer="router"} 2`))
 	routes(true)
 	events, err := c.CoreV1().Events("default").List(ctx, metav1.ListOptions{})
-	must(t, err)
+	testenv.Must(t, err)
 	if text := fmt.Sprint(events.Items); !strings.Contains(text, "SessionUp") || !strings.Contains(text, "NetworkProblem") {
 		t.Errorf("no event of the session and of the missing password in\n%s", text)
 	}
 
 	// A node that the cluster has, though it has no agent, keeps its entry; that of one it has not goes.
-	must(t, c.SetNode(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", Labels: map[string]string{"rack": "a"}}}))
+	testenv.Must(t, c.SetNode(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", Labels: map[string]string{"rack": "a"}}}))
 	for _, other := range []string{"n2", "n0"} {
-		must(t, c.PublishBGPSession(ctx, "router", other, &v1alpha1.BGPSession{Node: other, State: "Active", Since: metav1.NewTime(time.Unix(1, 0))}))
+		testenv.Must(t, c.PublishBGPSession(ctx, "router", other, &v1alpha1.BGPSession{Node: other, State: "Active", Since: metav1.NewTime(time.Unix(1, 0))}))
 	}
-	eventually(t, "the entries are right", func() (bool, string) {
+	testenv.Eventually(t, "the entries are right", func() (bool, string) {
 		s := status()
 		return strings.Contains(s, "node:n1") && strings.Contains(s, "node:n2") && !strings.Contains(s, "node:n0"), s
 	})
 	stop()
 	routes(true)
 	stop = start()
-	eventually(t, "the session is back", metric(`fathom_bgp_session_up{node="n1",peer="router"} 1`))
+	testenv.Eventually(t, "the session is back", metric(`fathom_bgp_session_up{node="n1",peer="router"} 1`))
 	routes(true)
 
 	for _, wrong := range []struct{ spec, want string }{
@@ -345,7 +296,7 @@ protocol bgp { local as 64500; neighbor 10.1.1.2 as 64512; passive; password "te
 		t.Errorf("an agent may read other namespaces' Secrets: %v", err)
 	}
 
-	must(t, c.Delete(ctx, peer(`{}`)))
+	testenv.Must(t, c.Delete(ctx, peer(`{}`)))
 	routes(false)
 	stop()
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/lease"
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
 
@@ -44,19 +45,18 @@ func BenchmarkThousandNodes(b *testing.B) {
 		scale(b)
 		return
 	}
-	node, _ := namespace(b)
-	other, _ := namespace(b)
-	must(b, node.SetPair(link.Device{Name: "eth0", Alias: "test"}, other, link.Device{Name: "eth0", Alias: "test"}))
+	node, other := linktest.Namespace(b), linktest.Namespace(b)
+	testenv.Must(b, node.SetPair(link.Device{Name: "eth0", Alias: "test"}, other, link.Device{Name: "eth0", Alias: "test"}))
 	for _, c := range []string{"ip link set lo up", "ip addr add 10.1.0.1/16 dev eth0", "ip addr add fd00:1::1/64 dev eth0 nodad"} {
-		run(b, node, c)
+		linktest.Run(b, node, strings.Fields(c)...)
 	}
 	self, err := os.Executable()
-	must(b, err)
+	testenv.Must(b, err)
 	cmd := exec.Command(self, "-test.run=^$", "-test.bench=^BenchmarkThousandNodes$", "-test.benchtime=1x")
 	cmd.Env = append(os.Environ(), inScaleNode+"=1")
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
-	must(b, node.Start(cmd))
+	testenv.Must(b, node.Start(cmd))
 	if err := cmd.Wait(); err != nil {
 		b.Fatalf("%v\n%s", err, out.String())
 	}
@@ -86,11 +86,11 @@ func scale(b *testing.B) {
 	c := connect(admin)
 	ctx := b.Context()
 	objects, err := install.Objects(install.Options{})
-	must(b, err)
+	testenv.Must(b, err)
 	objects = slices.DeleteFunc(objects, func(o *unstructured.Unstructured) bool {
 		return o.GetKind() == "DaemonSet" || o.GetKind() == "CustomResourceDefinition"
 	})
-	must(b, c.Apply(ctx, install.Owner, objects))
+	testenv.Must(b, c.Apply(ctx, install.Owner, objects))
 	g := errgroup.Group{}
 	g.SetLimit(16)
 	for i := range scaleNodes {
@@ -109,17 +109,17 @@ func scale(b *testing.B) {
 			return err
 		})
 	}
-	must(b, g.Wait())
+	testenv.Must(b, g.Wait())
 	dir, fs := b.TempDir(), b.TempDir()
-	must(b, unix.Mount("bpffs", fs, "bpf", 0, ""))
+	testenv.Must(b, unix.Mount("bpffs", fs, "bpf", 0, ""))
 	b.Cleanup(func() { _ = unix.Unmount(fs, unix.MNT_DETACH) })
 	addPods(b, c, filepath.Join(dir, "leases"), dir)
 
 	node, err := link.Open("/proc/self/ns/net")
-	must(b, err)
+	testenv.Must(b, err)
 	b.Cleanup(node.Close)
 	changes, err := node.WatchChanges(ctx)
-	must(b, err)
+	testenv.Must(b, err)
 	routed := watchRoutes(b)
 	cmd := exec.Command(agentProgram, "run", "--node", "n1", "--kubeconfig", kubeconfig(agent), "--plugin", "", "--cni-bin", dir,
 		"--conflist", filepath.Join(dir, "x.conflist"), "--leases", filepath.Join(dir, "leases"), "--socket", filepath.Join(dir, "agent.sock"),
@@ -127,7 +127,7 @@ func scale(b *testing.B) {
 	var log strings.Builder
 	cmd.Stdout, cmd.Stderr = &log, &log
 	began := time.Now()
-	must(b, cmd.Start())
+	testenv.Must(b, cmd.Start())
 	b.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
@@ -138,7 +138,7 @@ func scale(b *testing.B) {
 	const all = 2 * scaleNodes // both families, and the unreachable ones of its own
 	for {
 		have, err := node.PodNetwork(nil)
-		must(b, err)
+		testenv.Must(b, err)
 		if len(have.Routes) == all {
 			break
 		}
@@ -150,7 +150,7 @@ func scale(b *testing.B) {
 	const rounds = 50
 	var took, told []time.Duration // since the change was asked for, and since another watch has told of it
 	watch, err := c.CoreV1().Nodes().Watch(ctx, metav1.SingleObject(metav1.ObjectMeta{Name: "n500"}))
-	must(b, err)
+	testenv.Must(b, err)
 	defer watch.Stop()
 	heard := make(chan time.Time, 4*rounds)
 	go func() {
@@ -162,12 +162,12 @@ func scale(b *testing.B) {
 	for i := range rounds {
 		time.Sleep(200 * time.Millisecond) // one change, not a row of them: the agent is at rest
 		n, err := c.CoreV1().Nodes().Get(ctx, "n500", metav1.GetOptions{})
-		must(b, err)
+		testenv.Must(b, err)
 		address := fmt.Sprintf("10.1.%d.7", 200+i%2)
 		n.Status.Addresses[0].Address = address
 		began := time.Now()
 		_, err = c.CoreV1().Nodes().UpdateStatus(ctx, n, metav1.UpdateOptions{})
-		must(b, err)
+		testenv.Must(b, err)
 		for want := n.Spec.PodCIDR + " via " + address + " "; ; {
 			select {
 			case line := <-routed:
@@ -196,8 +196,8 @@ func scale(b *testing.B) {
 func watchRoutes(b *testing.B) <-chan string {
 	cmd := exec.Command("ip", "-4", "monitor", "route")
 	out, err := cmd.StdoutPipe()
-	must(b, err)
-	must(b, cmd.Start())
+	testenv.Must(b, err)
+	testenv.Must(b, cmd.Start())
 	b.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
@@ -223,41 +223,41 @@ func await(b *testing.B, changes <-chan struct{}, patience time.Duration) {
 // addPods gives the node its pods: objects, leases and devices.
 func addPods(b *testing.B, c *kube.Client, leases, netns string) {
 	store, err := lease.Open(leases, time.Second)
-	must(b, err)
+	testenv.Must(b, err)
 	node, err := link.Open("/proc/self/ns/net")
-	must(b, err)
+	testenv.Must(b, err)
 	defer node.Close()
 	_, err = c.CoreV1().ServiceAccounts("default").Create(b.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
-	must(b, err)
+	testenv.Must(b, err)
 	for i := range scalePods {
 		name := fmt.Sprintf("pod%d", i)
 		address := netip.AddrFrom4([4]byte{10, 64, 0, byte(i + 2)})
 		_, err := c.CoreV1().Pods("default").Create(b.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name},
 			Spec: corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Name: "c", Image: "x"}}}}, metav1.CreateOptions{})
-		must(b, err)
+		testenv.Must(b, err)
 		path := filepath.Join(netns, name)
-		must(b, link.Create(path))
+		testenv.Must(b, link.Create(path))
 		b.Cleanup(func() { _ = link.Delete(path) })
 		pod, err := link.Open(path)
-		must(b, err)
-		must(b, node.AddPod(pod, link.Pod{Device: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, byte(i)}, HostDevice: name, HostMAC: net.HardwareAddr{2, 0, 0, 0, 1, byte(i)}, MTU: 1500, Alias: "fathom pod default/" + name + " eth0", Addrs: []netip.Addr{address}}))
+		testenv.Must(b, err)
+		testenv.Must(b, node.AddPod(pod, link.Pod{Device: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, byte(i)}, HostDevice: name, HostMAC: net.HardwareAddr{2, 0, 0, 0, 1, byte(i)}, MTU: 1500, Alias: "fathom pod default/" + name + " eth0", Addrs: []netip.Addr{address}}))
 		pod.Close()
 		_, err = store.Acquire(lease.Lease{Attachment: lease.Attachment{ContainerID: name, IfName: "eth0"}, Network: "fathom", PodNamespace: "default",
 			PodName: name, Netns: path, HostDevice: name}, func(ipam.State) (ipam.Choice, error) {
 			return ipam.Choice{Pool: "default", Addresses: []netip.Addr{address}}, nil
 		})
-		must(b, err)
+		testenv.Must(b, err)
 	}
 }
 
 // resident is VmRSS of a process, in MB.
 func resident(b *testing.B, pid int) float64 {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	must(b, err)
+	testenv.Must(b, err)
 	for line := range strings.Lines(string(status)) {
 		if f := strings.Fields(line); len(f) == 3 && f[0] == "VmRSS:" {
 			kb, err := strconv.Atoi(f[1])
-			must(b, err)
+			testenv.Must(b, err)
 			return float64(kb) / 1000
 		}
 	}

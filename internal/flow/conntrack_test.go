@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/fathom-network/fathom/internal/service"
+	"github.com/fathom-network/fathom/internal/testenv"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,7 +32,7 @@ table inet services {
 
 // services is a namespace with two endpoints of each family, of which Services are made by translation.
 func services(t *testing.T) (n space, endpoints [2]map[bool]int) {
-	n = namespace(t)
+	n = newSpace(t)
 	n.addrs(t, "10.244.0.1", "10.244.0.2", "10.96.0.10", "10.96.0.11", "fd00:244::1", "fd00:244::2", "fd00:96::a", "fd00:96::b")
 	n.nft(t, translation(0))
 	for i := range endpoints {
@@ -234,7 +235,7 @@ func TestEntriesOf(t *testing.T) {
 }
 
 func testEntriesOf(t *testing.T, unfiltered uint32) {
-	c := namespace(t).conntrack(t)
+	c := newSpace(t).conntrack(t)
 	c.unfiltered = unfiltered
 	client4, to4, endpoint4 := at("10.244.0.9", 4711), at("10.96.0.10", 80), at("10.244.1.5", 8080)
 	client6, to6, endpoint6 := at("fd00:244::9", 4711), at("fd00:96::a", 80), at("fd00:244:1::5", 8080)
@@ -282,7 +283,7 @@ func testEntriesOf(t *testing.T, unfiltered uint32) {
 
 // TestEntriesEnd ends a listing before its end, after which the next one is whole.
 func TestEntriesEnd(t *testing.T) {
-	n := namespace(t)
+	n := newSpace(t)
 	c := n.conntrack(t)
 	insert(t, c, many(service.UDP, 2000))
 	enough := errors.New("enough")
@@ -317,11 +318,11 @@ func BenchmarkSweep(b *testing.B) {
 	const count = 100_000
 	sweep := func(b *testing.B, c *Conntrack, stale func(Entry) bool) (deleted int) {
 		deleted, err := c.Sweep(context.Background(), []service.Protocol{service.UDP, service.SCTP}, stale)
-		must(b, err)
+		testenv.Must(b, err)
 		return deleted
 	}
 	b.Run("none stale", func(b *testing.B) {
-		c := namespace(b).conntrack(b)
+		c := newSpace(b).conntrack(b)
 		insert(b, c, many(service.UDP, count))
 		b.ReportAllocs()
 		for b.Loop() {
@@ -333,14 +334,14 @@ func BenchmarkSweep(b *testing.B) {
 		}
 	})
 	b.Run("1000 none stale", func(b *testing.B) {
-		c := namespace(b).conntrack(b)
+		c := newSpace(b).conntrack(b)
 		insert(b, c, append(many(service.TCP, 1000), many(service.UDP, 1000)...))
 		for b.Loop() {
 			sweep(b, c, func(Entry) bool { return false })
 		}
 	})
 	b.Run("beside TCP", func(b *testing.B) {
-		c := namespace(b).conntrack(b)
+		c := newSpace(b).conntrack(b)
 		insert(b, c, append(many(service.TCP, count), many(service.UDP, 100)...))
 		b.ReportAllocs()
 		for b.Loop() {
@@ -348,13 +349,13 @@ func BenchmarkSweep(b *testing.B) {
 		}
 	})
 	b.Run("empty", func(b *testing.B) {
-		c := namespace(b).conntrack(b)
+		c := newSpace(b).conntrack(b)
 		for b.Loop() {
 			sweep(b, c, func(Entry) bool { return false })
 		}
 	})
 	b.Run("10000 stale", func(b *testing.B) {
-		c := namespace(b).conntrack(b)
+		c := newSpace(b).conntrack(b)
 		all := many(service.UDP, 10_000)
 		for b.Loop() {
 			b.StopTimer()

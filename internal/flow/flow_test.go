@@ -8,12 +8,12 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/service"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"golang.org/x/sys/unix"
@@ -25,26 +25,11 @@ type space struct {
 	path string
 }
 
-func namespace(t testing.TB) space {
+func newSpace(t testing.TB) space {
 	t.Helper()
-	testenv.NeedRoot(t)
-	path := filepath.Join(t.TempDir(), "ns")
-	must(t, link.Create(path))
-	n, err := link.Open(path)
-	must(t, err)
-	t.Cleanup(func() {
-		n.Close()
-		must(t, link.Delete(path))
-	})
-	must(t, n.SetUp("lo", true))
+	n, path := linktest.NamespaceAt(t)
+	testenv.Must(t, n.SetUp("lo", true))
 	return space{n, path}
-}
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // addrs gives lo its addresses, and waits until those of IPv6 are met there: the kernel leaves these routes to a worker.
@@ -59,10 +44,10 @@ func (n space) addrs(t testing.TB, addrs ...string) {
 			missing[hex.EncodeToString(addr.AsSlice())] = true
 		}
 	}
-	must(t, n.SetAddrs("lo", all))
+	testenv.Must(t, n.SetAddrs("lo", all))
 	for len(missing) > 0 {
 		var routes []byte
-		must(t, n.Do(func() (err error) {
+		testenv.Must(t, n.Do(func() (err error) {
 			routes, err = os.ReadFile("/proc/thread-self/net/ipv6_route")
 			return err
 		}))
@@ -70,7 +55,7 @@ func (n space) addrs(t testing.TB, addrs ...string) {
 			const to, flags = 0, 8
 			fields := strings.Fields(line)
 			bits, err := strconv.ParseUint(fields[flags], 16, 32)
-			must(t, err)
+			testenv.Must(t, err)
 			if bits&unix.RTF_LOCAL != 0 {
 				delete(missing, fields[to])
 			}
@@ -81,7 +66,7 @@ func (n space) addrs(t testing.TB, addrs ...string) {
 func (n space) conntrack(t testing.TB) *Conntrack {
 	t.Helper()
 	c, err := OpenConntrack(n.path)
-	must(t, err)
+	testenv.Must(t, err)
 	t.Cleanup(c.Close)
 	return c
 }
@@ -104,13 +89,13 @@ func (n space) nft(t testing.TB, rules string) {
 func (n space) socket(t testing.TB, family, kind int) int {
 	t.Helper()
 	fd := -1
-	must(t, n.Do(func() error {
+	testenv.Must(t, n.Do(func() error {
 		var err error
 		fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
 		return err
 	}))
 	t.Cleanup(func() { unix.Close(fd) })
-	must(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 20}))
+	testenv.Must(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 20}))
 	return fd
 }
 
@@ -126,9 +111,9 @@ func (n space) bound(t testing.TB, kind int, at netip.AddrPort) int {
 	t.Helper()
 	family, sa := sockaddr(at)
 	fd := n.socket(t, family, kind)
-	must(t, unix.Bind(fd, sa))
+	testenv.Must(t, unix.Bind(fd, sa))
 	if kind == unix.SOCK_STREAM {
-		must(t, unix.Listen(fd, 16))
+		testenv.Must(t, unix.Listen(fd, 16))
 	}
 	return fd
 }
@@ -138,7 +123,7 @@ func (n space) connected(t testing.TB, kind int, to netip.AddrPort) int {
 	t.Helper()
 	family, sa := sockaddr(to)
 	fd := n.socket(t, family, kind)
-	must(t, unix.Connect(fd, sa))
+	testenv.Must(t, unix.Connect(fd, sa))
 	return fd
 }
 
@@ -146,13 +131,13 @@ func (n space) connected(t testing.TB, kind int, to netip.AddrPort) int {
 func ask(t testing.TB, client, server int) {
 	t.Helper()
 	_, err := unix.Write(client, []byte("ask"))
-	must(t, err)
+	testenv.Must(t, err)
 	buf := make([]byte, 16)
 	_, from, err := unix.Recvfrom(server, buf, 0)
 	if err != nil {
 		t.Fatalf("the datagram does not come: %v", err)
 	}
-	must(t, unix.Sendto(server, []byte("answer"), 0, from))
+	testenv.Must(t, unix.Sendto(server, []byte("answer"), 0, from))
 	if _, err := unix.Read(client, buf); err != nil {
 		t.Fatalf("the answer does not come: %v", err)
 	}
@@ -161,7 +146,7 @@ func ask(t testing.TB, client, server int) {
 func local(t testing.TB, fd int) netip.AddrPort {
 	t.Helper()
 	sa, err := unix.Getsockname(fd)
-	must(t, err)
+	testenv.Must(t, err)
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
 		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
@@ -209,9 +194,9 @@ func insert(t testing.TB, c *Conntrack, entries []inserted) {
 			continue
 		}
 		answers, err := c.end.execute(pending)
-		must(t, err)
+		testenv.Must(t, err)
 		for _, err := range answers {
-			must(t, err)
+			testenv.Must(t, err)
 		}
 		pending = nil
 	}
@@ -227,7 +212,7 @@ type inserted struct {
 func entries(t testing.TB, c *Conntrack, f Filter) map[string]Entry {
 	t.Helper()
 	all := map[string]Entry{}
-	must(t, c.Entries(context.Background(), f, func(e Entry) error {
+	testenv.Must(t, c.Entries(context.Background(), f, func(e Entry) error {
 		key := e.String()
 		if e.Original.Zone != 0 {
 			key += fmt.Sprint(" in zone ", e.Original.Zone)

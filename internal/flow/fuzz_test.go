@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fathom-network/fathom/internal/service"
+	"github.com/fathom-network/fathom/internal/testenv"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,7 +33,7 @@ var (
 func unhex(t testing.TB, s string) []byte {
 	t.Helper()
 	b, err := hex.DecodeString(s)
-	must(t, err)
+	testenv.Must(t, err)
 	return b
 }
 

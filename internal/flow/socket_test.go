@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/fathom-network/fathom/internal/service"
+	"github.com/fathom-network/fathom/internal/testenv"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,7 +39,7 @@ func clients(t *testing.T, n space) (all []client) {
 				if protocol == service.TCP {
 					var err error
 					server, _, err = unix.Accept4(server, unix.SOCK_CLOEXEC)
-					must(t, err)
+					testenv.Must(t, err)
 					t.Cleanup(func() { unix.Close(server) })
 				}
 				all = append(all, client{
@@ -86,7 +87,7 @@ func check(t *testing.T, all []client) {
 func (n space) sockets(t *testing.T) *Sockets {
 	t.Helper()
 	s, err := OpenSockets(n.path)
-	must(t, err)
+	testenv.Must(t, err)
 	t.Cleanup(s.Close)
 	return s
 }
@@ -99,7 +100,7 @@ func TestSocketsSweep(t *testing.T) {
 	}
 	for name, remotes := range map[string][]netip.AddrPort{"by the kernel": gone, "by a map": many, "all": nil} {
 		t.Run(name, func(t *testing.T) {
-			n, other := namespace(t), namespace(t)
+			n, other := newSpace(t), newSpace(t)
 			s, all := n.sockets(t), clients(t, n)
 			for _, c := range clients(t, other) { // which has the same addresses
 				c.end = false
@@ -121,11 +122,11 @@ func TestSocketsSweep(t *testing.T) {
 }
 
 func TestSockets(t *testing.T) {
-	n := namespace(t)
+	n := newSpace(t)
 	s, all := n.sockets(t), clients(t, n)
 	for i, c := range all {
 		var found []Socket
-		must(t, s.List(context.Background(), c.protocol, []netip.AddrPort{c.remote}, func(s Socket) error {
+		testenv.Must(t, s.List(context.Background(), c.protocol, []netip.AddrPort{c.remote}, func(s Socket) error {
 			if s.Remote != c.remote {
 				t.Errorf("%s: lists %s", c.name, s)
 			}
@@ -165,7 +166,7 @@ func TestSockets(t *testing.T) {
 
 // TestSynSent destroys what waits for an endpoint that does not answer.
 func TestSynSent(t *testing.T) {
-	n := namespace(t)
+	n := newSpace(t)
 	n.addrs(t, "10.244.0.1")
 	n.nft(t, `table inet silent {
 		chain input { type filter hook input priority 0;
@@ -188,7 +189,7 @@ func TestSynSent(t *testing.T) {
 
 // TestSocketsFilter has the kernel leave out what is not asked for.
 func TestSocketsFilter(t *testing.T) {
-	n := namespace(t)
+	n := newSpace(t)
 	s := n.sockets(t)
 	clients(t, n)
 	for _, c := range []struct {
@@ -204,7 +205,7 @@ func TestSocketsFilter(t *testing.T) {
 	} {
 		got := 0
 		if r, some := socketsRequest(c.family, service.UDP, c.remotes); some {
-			must(t, s.conn.dump(context.Background(), r, func([]byte) error { got++; return nil }))
+			testenv.Must(t, s.conn.dump(context.Background(), r, func([]byte) error { got++; return nil }))
 		}
 		if got != c.want {
 			t.Errorf("family %d to %s: the kernel tells of %d sockets, want %d", c.family, c.remotes, got, c.want)

@@ -6,14 +6,16 @@ import (
 	"testing"
 
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 func TestNeighbourMAC(t *testing.T) {
-	a, b := namespace(t), namespace(t)
-	must(t, a.SetPair(link.Device{Name: "a0", Alias: "test"}, b, link.Device{Name: "b0", Alias: "test"}))
-	must(t, a.SetAddrs("a0", []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("2001:db8::1/64")}))
-	run(t, a, "ip", "neigh", "add", "192.0.2.2", "lladdr", "02:00:00:00:00:02", "dev", "a0", "nud", "permanent")
-	run(t, a, "ip", "neigh", "add", "2001:db8::2", "lladdr", "02:00:00:00:00:06", "dev", "a0", "nud", "permanent")
+	a, b := linktest.Namespace(t), linktest.Namespace(t)
+	testenv.Must(t, a.SetPair(link.Device{Name: "a0", Alias: "test"}, b, link.Device{Name: "b0", Alias: "test"}))
+	testenv.Must(t, a.SetAddrs("a0", []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("2001:db8::1/64")}))
+	linktest.Run(t, a, "ip", "neigh", "add", "192.0.2.2", "lladdr", "02:00:00:00:00:02", "dev", "a0", "nud", "permanent")
+	linktest.Run(t, a, "ip", "neigh", "add", "2001:db8::2", "lladdr", "02:00:00:00:00:06", "dev", "a0", "nud", "permanent")
 	for addr, want := range map[string]string{"192.0.2.2": "02:00:00:00:00:02", "2001:db8::2": "02:00:00:00:00:06", "192.0.2.3": ""} {
 		mac, err := a.NeighbourMAC("a0", netip.MustParseAddr(addr))
 		if err != nil || mac.String() != want {

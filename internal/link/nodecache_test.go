@@ -3,15 +3,18 @@ package link_test
 import (
 	"strings"
 	"testing"
+
+	"github.com/fathom-network/fathom/internal/link/linktest"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 func TestSetNodeCacheAddrs(t *testing.T) {
-	node, pod := namespace(t), namespace(t)
-	must(t, node.SetUp("lo", true))
-	run(t, node, "ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
-	run(t, node, "ip", "addr", "add", "2001:db8::1/128", "dev", "lo")
+	node, pod := linktest.Namespace(t), linktest.Namespace(t)
+	testenv.Must(t, node.SetUp("lo", true))
+	linktest.Run(t, node, "ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
+	linktest.Run(t, node, "ip", "addr", "add", "2001:db8::1/128", "dev", "lo")
 	p := testPod("a-1", 1, "10.1.0.2", "fd00::2")
-	must(t, node.AddPod(pod, p))
+	testenv.Must(t, node.AddPod(pod, p))
 	set := func(want int, list ...string) {
 		t.Helper()
 		if changed, err := node.SetNodeCacheAddrs(addrs(list...)); err != nil || changed != want {
@@ -22,20 +25,20 @@ func TestSetNodeCacheAddrs(t *testing.T) {
 	set(2, both...)
 	set(0, both...)
 	for _, to := range both {
-		run(t, pod, "ping", "-c1", "-W5", to)
+		linktest.Run(t, pod, "ping", "-c1", "-W5", to)
 	}
-	run(t, node, "ip", "addr", "del", "169.254.20.10/32", "dev", "lo")
+	linktest.Run(t, node, "ip", "addr", "del", "169.254.20.10/32", "dev", "lo")
 	set(1, both...)
 	set(1, "169.254.20.10")
 	set(1)
-	if got := run(t, node, "ip", "addr", "show", "dev", "lo"); !strings.Contains(got, "192.0.2.1") || strings.Contains(got, "169.254") || strings.Contains(got, "fd66") {
+	if got := linktest.Run(t, node, "ip", "addr", "show", "dev", "lo"); !strings.Contains(got, "192.0.2.1") || strings.Contains(got, "169.254") || strings.Contains(got, "fd66") {
 		t.Errorf("left over or taken away:\n%s", got)
 	}
 }
 
 func TestSetNodeCacheAddrsWithoutIPv6(t *testing.T) {
-	node := namespace(t)
-	run(t, node, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+	node := linktest.Namespace(t)
+	linktest.Run(t, node, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
 	if changed, err := node.SetNodeCacheAddrs(addrs("fd66:6174:686f:6d::a", "169.254.20.10")); err != nil || changed != 1 {
 		t.Errorf("%d changes, %v; want 1", changed, err)
 	}

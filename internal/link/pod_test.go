@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 func addrs(list ...string) []netip.Addr {
@@ -26,26 +28,26 @@ func testPod(host string, last byte, list ...string) link.Pod {
 }
 
 func TestPod(t *testing.T) {
-	node, a, b := namespace(t), namespace(t), namespace(t)
-	must(t, node.SetUp("lo", true))
-	must(t, node.SetAddrs("lo", []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("2001:db8::1/128")}))
+	node, a, b := linktest.Namespace(t), linktest.Namespace(t), linktest.Namespace(t)
+	testenv.Must(t, node.SetUp("lo", true))
+	testenv.Must(t, node.SetAddrs("lo", []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("2001:db8::1/128")}))
 	podA := testPod("a-1", 1, "10.1.0.2", "fd00::2")
 	podB := testPod("b-1", 2, "10.1.0.3", "fd00::3")
-	must(t, node.AddPod(a, podA))
-	must(t, node.AddPod(b, podB))
+	testenv.Must(t, node.AddPod(a, podA))
+	testenv.Must(t, node.AddPod(b, podB))
 	for _, to := range []string{"10.1.0.3", "fd00::3", "192.0.2.1", "2001:db8::1", "fe80::1%eth0"} {
-		run(t, a, "ping", "-c1", "-W5", to)
+		linktest.Run(t, a, "ping", "-c1", "-W5", to)
 	}
-	run(t, node, "ping", "-c1", "-W5", "fd00::2")
-	if got := run(t, b, "ip", "-4", "route"); got != "default via 169.254.1.1 dev eth0 \n169.254.1.1 dev eth0 scope link \n" {
+	linktest.Run(t, node, "ping", "-c1", "-W5", "fd00::2")
+	if got := linktest.Run(t, b, "ip", "-4", "route"); got != "default via 169.254.1.1 dev eth0 \n169.254.1.1 dev eth0 scope link \n" {
 		t.Errorf("the pod's routes:\n%s", got)
 	}
-	if got := run(t, node, "ip", "route"); got != "10.1.0.2 dev a-1 proto 252 scope link src 192.0.2.1 \n10.1.0.3 dev b-1 proto 252 scope link src 192.0.2.1 \n" {
+	if got := linktest.Run(t, node, "ip", "route"); got != "10.1.0.2 dev a-1 proto 252 scope link src 192.0.2.1 \n10.1.0.3 dev b-1 proto 252 scope link src 192.0.2.1 \n" {
 		t.Errorf("the node's routes:\n%s", got)
 	}
 	// A pod that sends from another's address is not heard.
-	run(t, a, "ip", "addr", "add", "10.1.0.99/32", "dev", "eth0")
-	run(t, a, "sh", "-c", "! ping -c1 -W1 -I 10.1.0.99 10.1.0.3")
+	linktest.Run(t, a, "ip", "addr", "add", "10.1.0.99/32", "dev", "eth0")
+	linktest.Run(t, a, "sh", "-c", "! ping -c1 -W1 -I 10.1.0.99 10.1.0.3")
 
 	if wrong, err := node.CheckPod(a, podA, nil); err != nil || len(wrong) > 0 {
 		t.Errorf("CheckPod finds %q, %v", wrong, err)
@@ -58,12 +60,12 @@ func TestPod(t *testing.T) {
 		t.Errorf("%v, %v", devices, err)
 	}
 	for range 2 {
-		must(t, node.DeletePod("a-1", podA.Alias))
+		testenv.Must(t, node.DeletePod("a-1", podA.Alias))
 	}
-	if got := run(t, node, "ip", "route") + run(t, node, "ip", "-6", "route"); strings.Contains(got, "a-1") {
+	if got := linktest.Run(t, node, "ip", "route") + linktest.Run(t, node, "ip", "-6", "route"); strings.Contains(got, "a-1") {
 		t.Errorf("routes stay:\n%s", got)
 	}
-	run(t, node, "ip", "link", "add", "a-1", "type", "veth", "peer", "name", "x")
+	linktest.Run(t, node, "ip", "link", "add", "a-1", "type", "veth", "peer", "name", "x")
 	var foreign *link.ForeignDeviceError
 	if err := node.DeletePod("a-1", podA.Alias); !errors.As(err, &foreign) {
 		t.Errorf("a foreign device: %v", err)
@@ -74,19 +76,19 @@ func TestPod(t *testing.T) {
 }
 
 func TestPodInTheWay(t *testing.T) {
-	node, pod := namespace(t), namespace(t)
+	node, pod := linktest.Namespace(t), linktest.Namespace(t)
 	p := testPod("a-1", 1, "10.1.0.2")
 	var exists *link.DeviceExistsError
-	run(t, node, "ip", "link", "add", "a-1", "type", "veth", "peer", "name", "x")
+	linktest.Run(t, node, "ip", "link", "add", "a-1", "type", "veth", "peer", "name", "x")
 	if err := node.AddPod(pod, p); !errors.As(err, &exists) || exists.InPod || exists.Name != "a-1" {
 		t.Errorf("a device on the node: %v", err)
 	}
-	run(t, node, "ip", "link", "del", "a-1")
-	run(t, pod, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "x")
+	linktest.Run(t, node, "ip", "link", "del", "a-1")
+	linktest.Run(t, pod, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "x")
 	if err := node.AddPod(pod, p); !errors.As(err, &exists) || !exists.InPod || exists.Name != "eth0" {
 		t.Errorf("a device in the pod: %v", err)
 	}
-	run(t, pod, "ip", "link", "del", "eth0")
+	linktest.Run(t, pod, "ip", "link", "del", "eth0")
 	// 192.0.2.1 is not the node's: what was made before the route is taken away again.
 	if err := node.AddPod(pod, p); err == nil || !strings.Contains(err.Error(), "is 192.0.2.1 an address of this node?") {
 		t.Errorf("a source that is not the node's: %v", err)
@@ -95,22 +97,22 @@ func TestPodInTheWay(t *testing.T) {
 		t.Errorf("%v stay, %v", devices, err)
 	}
 	p.Sources = nil
-	must(t, node.AddPod(pod, p))
-	if got := run(t, node, "ip", "-6", "addr", "show", "a-1"); got != "" {
+	testenv.Must(t, node.AddPod(pod, p))
+	if got := linktest.Run(t, node, "ip", "-6", "addr", "show", "a-1"); got != "" {
 		t.Errorf("for a pod without IPv6 the node's end has some: %s", got)
 	}
 }
 
 func TestForwarding(t *testing.T) {
-	node, pod, uplink := namespace(t), namespace(t), namespace(t)
-	must(t, node.SetPair(link.Device{Name: "up0", Alias: "x"}, uplink, link.Device{Name: "up0", Alias: "x"}))
+	node, pod, uplink := linktest.Namespace(t), linktest.Namespace(t), linktest.Namespace(t)
+	testenv.Must(t, node.SetPair(link.Device{Name: "up0", Alias: "x"}, uplink, link.Device{Name: "up0", Alias: "x"}))
 	for name, value := range map[string]string{"ipv4/ip_forward": "0", "ipv6/conf/all/forwarding": "0", "ipv6/conf/up0/accept_ra": "1"} {
-		must(t, node.Sysctl(name, value))
+		testenv.Must(t, node.Sysctl(name, value))
 	}
 	p := testPod("a-1", 1, "10.1.0.2", "fd00::2")
 	p.Sources = nil
-	must(t, node.AddPod(pod, p))
-	got := run(t, node, "cat", "/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding", "/proc/sys/net/ipv6/conf/up0/accept_ra", "/proc/sys/net/ipv6/conf/a-1/accept_ra")
+	testenv.Must(t, node.AddPod(pod, p))
+	got := linktest.Run(t, node, "cat", "/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding", "/proc/sys/net/ipv6/conf/up0/accept_ra", "/proc/sys/net/ipv6/conf/a-1/accept_ra")
 	if got != "1\n1\n2\n0\n" {
 		t.Errorf("IPv4 and IPv6 forwarding, accept_ra of the uplink and of the pod's device: %q", got)
 	}

@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 func prefixes(list ...string) []netip.Prefix {
@@ -24,9 +26,9 @@ func prefixes(list ...string) []netip.Prefix {
 // loneNode is the namespace of node n0 of a cluster, with an uplink to nowhere.
 func loneNode(t testing.TB) *link.Namespace {
 	t.Helper()
-	n, far := namespace(t), namespace(t)
-	must(t, n.SetPair(link.Device{Name: "eth0", Alias: "test"}, far, link.Device{Name: "eth0", Alias: "test"}))
-	must(t, n.SetAddrs("eth0", prefixes("10.200.0.2/16", "fd00:200::2/64")))
+	n, far := linktest.Namespace(t), linktest.Namespace(t)
+	testenv.Must(t, n.SetPair(link.Device{Name: "eth0", Alias: "test"}, far, link.Device{Name: "eth0", Alias: "test"}))
+	testenv.Must(t, n.SetAddrs("eth0", prefixes("10.200.0.2/16", "fd00:200::2/64")))
 	return n
 }
 
@@ -50,7 +52,7 @@ func manyNodes(count int) []podnet.Node {
 func planOf(t testing.TB, n *link.Namespace, nodes []podnet.Node, config podnet.Config) podnet.Plan {
 	t.Helper()
 	underlay, err := n.PodUnderlay()
-	must(t, err)
+	testenv.Must(t, err)
 	plan, problems := podnet.NewPlan("n0", underlay, nodes, config)
 	for _, p := range problems {
 		if p.Reason != podnet.NotOnSegment {
@@ -64,7 +66,7 @@ func planOf(t testing.TB, n *link.Namespace, nodes []podnet.Node, config podnet.
 func holds(t testing.TB, n *link.Namespace, plan podnet.Plan) {
 	t.Helper()
 	have, err := n.PodNetwork(plan.Sysctls)
-	must(t, err)
+	testenv.Must(t, err)
 	have.Masquerade = plan.Masquerade // is internal/ruleset's
 	for _, d := range podnet.Diff(plan, have) {
 		t.Error(d)
@@ -74,7 +76,7 @@ func holds(t testing.TB, n *link.Namespace, plan podnet.Plan) {
 func set(t testing.TB, n *link.Namespace, plan podnet.Plan) podnet.Changes {
 	t.Helper()
 	changes, err := n.SetPodNetwork(plan)
-	must(t, err)
+	testenv.Must(t, err)
 	return changes
 }
 
@@ -89,15 +91,15 @@ func TestPodNetwork(t *testing.T) {
 		{"bridge", "fdb", "add", "02:00:00:00:00:0a", "dev", "other", "dst", "10.200.0.9"},
 	}
 	for _, args := range foreign {
-		run(t, n, args...)
+		linktest.Run(t, n, args...)
 	}
 	untouched := func() {
 		t.Helper()
 		for _, want := range []struct{ in, text string }{
-			{run(t, n, "ip", "route"), "203.0.113.0/24 via 10.200.0.9"},
-			{run(t, n, "ip", "route"), "203.0.113.1 via 10.200.0.9"},
-			{run(t, n, "ip", "neigh", "show", "dev", "eth0"), "10.200.0.9 lladdr 02:00:00:00:00:09 PERMANENT"},
-			{run(t, n, "bridge", "fdb", "show", "dev", "other"), "02:00:00:00:00:0a dst 10.200.0.9"},
+			{linktest.Run(t, n, "ip", "route"), "203.0.113.0/24 via 10.200.0.9"},
+			{linktest.Run(t, n, "ip", "route"), "203.0.113.1 via 10.200.0.9"},
+			{linktest.Run(t, n, "ip", "neigh", "show", "dev", "eth0"), "10.200.0.9 lladdr 02:00:00:00:00:09 PERMANENT"},
+			{linktest.Run(t, n, "bridge", "fdb", "show", "dev", "other"), "02:00:00:00:00:0a dst 10.200.0.9"},
 		} {
 			if !strings.Contains(want.in, want.text) {
 				t.Errorf("what is not ours is gone: no %q in\n%s", want.text, want.in)
@@ -140,10 +142,10 @@ func TestPodNetwork(t *testing.T) {
 			{"ip", "link", "set", "fathom.vxlan", "mtu", "1300"},
 			{"sh", "-c", "echo 0 > /proc/sys/net/ipv4/ip_forward"},
 		} {
-			run(t, n, args...)
+			linktest.Run(t, n, args...)
 		}
 		have, err := n.PodNetwork(plan.Sysctls)
-		must(t, err)
+		testenv.Must(t, err)
 		have.Masquerade = plan.Masquerade
 		differences := podnet.Diff(plan, have)
 		changes := set(t, n, plan)
@@ -166,12 +168,12 @@ func TestPodNetwork(t *testing.T) {
 		holds(t, n, fewer)
 	})
 	t.Run("device gone", func(t *testing.T) {
-		run(t, n, "ip", "link", "del", "fathom.vxlan")
+		linktest.Run(t, n, "ip", "link", "del", "fathom.vxlan")
 		set(t, n, plan)
 		holds(t, n, plan)
 	})
 	t.Run("half made", func(t *testing.T) {
-		run(t, n, "ip", "link", "set", "fathom.vxlan", "alias", "")
+		linktest.Run(t, n, "ip", "link", "set", "fathom.vxlan", "alias", "")
 		set(t, n, plan)
 		holds(t, n, plan)
 	})
@@ -188,8 +190,8 @@ func TestPodNetwork(t *testing.T) {
 	})
 	t.Run("in the way", func(t *testing.T) {
 		set(t, n, planOf(t, n, nodes, podnet.Config{Mode: podnet.Direct}))
-		run(t, n, "ip", "route", "del", plan.Routes[2].To.String())
-		run(t, n, "ip", "route", "add", plan.Routes[2].To.String(), "via", "10.200.0.9")
+		linktest.Run(t, n, "ip", "route", "del", plan.Routes[2].To.String())
+		linktest.Run(t, n, "ip", "route", "add", plan.Routes[2].To.String(), "via", "10.200.0.9")
 		_, err := n.SetPodNetwork(plan)
 		if err == nil || !strings.Contains(err.Error(), plan.Routes[2].To.String()) || !strings.Contains(err.Error(), "not ours") {
 			t.Errorf("a foreign route in the way gives %v", err)
@@ -197,27 +199,27 @@ func TestPodNetwork(t *testing.T) {
 		if foreign, rest := link.ForeignRoutes(err); len(foreign) != 1 || rest != nil {
 			t.Errorf("of a foreign route in the way, %v is foreign and %v the rest", foreign, rest)
 		}
-		if got := run(t, n, "ip", "route", "show", plan.Routes[2].To.String()); !strings.Contains(got, "10.200.0.9") {
+		if got := linktest.Run(t, n, "ip", "route", "show", plan.Routes[2].To.String()); !strings.Contains(got, "10.200.0.9") {
 			t.Errorf("the foreign route is gone: %s", got)
 		}
-		run(t, n, "ip", "route", "del", plan.Routes[2].To.String())
+		linktest.Run(t, n, "ip", "route", "del", plan.Routes[2].To.String())
 		set(t, n, plan) // the rest was done, and this is all that is missing
 		holds(t, n, plan)
 
-		run(t, n, "ip", "link", "del", "fathom.vxlan")
-		run(t, n, "ip", "link", "add", "fathom.vxlan", "type", "vxlan", "id", "9", "dstport", "4787")
+		linktest.Run(t, n, "ip", "link", "del", "fathom.vxlan")
+		linktest.Run(t, n, "ip", "link", "add", "fathom.vxlan", "type", "vxlan", "id", "9", "dstport", "4787")
 		if _, err := n.SetPodNetwork(plan); err == nil || !strings.Contains(err.Error(), "not ours") {
 			t.Errorf("a foreign device in the way gives %v", err)
 		} else if foreign, rest := link.ForeignRoutes(err); len(foreign) > 0 || rest == nil {
 			t.Errorf("of a foreign device in the way, %v are foreign routes", foreign)
 		}
 		have, err := n.PodNetwork(nil)
-		must(t, err)
+		testenv.Must(t, err)
 		if len(have.Routes) != 20 { // its own two, and two of each of nine on the segment
 			t.Errorf("with a foreign device in the way there are %d routes, want all direct ones:\n%s", len(have.Routes), have)
 		}
-		run(t, n, "ip", "link", "del", "fathom.vxlan")
-		run(t, n, "ip", "link", "add", "another", "type", "vxlan", "id", "4242", "dstport", "4789")
+		linktest.Run(t, n, "ip", "link", "del", "fathom.vxlan")
+		linktest.Run(t, n, "ip", "link", "add", "another", "type", "vxlan", "id", "4242", "dstport", "4789")
 		if _, err := n.SetPodNetwork(plan); err == nil || !strings.Contains(err.Error(), "VNI 4242") {
 			t.Errorf("a foreign device of our VNI gives %v", err)
 		}
@@ -248,8 +250,8 @@ func TestForeignChanges(t *testing.T) {
 	set(t, n, plan)
 	cmd := exec.Command("ip", "-batch", "-")
 	stdin, err := cmd.StdinPipe()
-	must(t, err)
-	must(t, n.Start(cmd))
+	testenv.Must(t, err)
+	testenv.Must(t, n.Start(cmd))
 	stop, stopped := make(chan bool), make(chan bool)
 	go func() {
 		defer close(stopped)
@@ -332,12 +334,12 @@ func TestFollowPodNetwork(t *testing.T) {
 	nodes = append(nodes[:4], nodes[6:]...) // n4 goes, n6 comes
 	to := planOf(t, n, nodes, config)
 	changes, err := n.FollowPodNetwork(from, to)
-	must(t, err)
+	testenv.Must(t, err)
 	if want := (podnet.Count{Added: 2, Corrected: 1}); changes.Routes != want {
 		t.Errorf("followed %v, want %v", changes.Routes, want)
 	}
 	have, err := n.PodNetwork(nil)
-	must(t, err)
+	testenv.Must(t, err)
 	for _, r := range to.Routes {
 		if !slices.Contains(have.Routes, r) {
 			t.Errorf("route %s is missing", r)
@@ -355,13 +357,13 @@ func TestFollowPodNetwork(t *testing.T) {
 		}
 	}
 	// A route of somebody else's in the place of a new one stays.
-	run(t, n, "ip", "route", "add", "10.100.50.0/24", "via", "10.200.7.7", "proto", "99")
+	linktest.Run(t, n, "ip", "route", "add", "10.100.50.0/24", "via", "10.200.7.7", "proto", "99")
 	more := to
 	more.Routes = append(slices.Clone(to.Routes), podnet.Route{To: netip.MustParsePrefix("10.100.50.0/24"), Via: netip.MustParseAddr("10.200.9.9"), Device: "eth0"})
 	if changes, err := n.FollowPodNetwork(to, more); err != nil || changes.Total() != 0 {
 		t.Errorf("followed %v, %v", changes, err)
 	}
-	if out := run(t, n, "ip", "route", "show", "10.100.50.0/24"); !strings.Contains(out, "via 10.200.7.7") || strings.Contains(out, "9.9") {
+	if out := linktest.Run(t, n, "ip", "route", "show", "10.100.50.0/24"); !strings.Contains(out, "via 10.200.7.7") || strings.Contains(out, "9.9") {
 		t.Errorf("%s", out)
 	}
 }

@@ -16,8 +16,10 @@ import (
 	"time"
 
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/podnet"
 	"github.com/fathom-network/fathom/internal/ruleset"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // fabric is three nodes with a pod each: a and b on one segment, c on another, and a router between, which knows of
@@ -40,24 +42,24 @@ const (
 
 func newFabric(t *testing.T, podMTU int) *fabric {
 	t.Helper()
-	router := namespace(t)
-	f := &fabric{outside: namespace(t)}
+	router := linktest.Namespace(t)
+	f := &fabric{outside: linktest.Namespace(t)}
 	for _, c := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
-		must(t, router.Sysctl(c, "1"))
+		testenv.Must(t, router.Sysctl(c, "1"))
 	}
 	quick := func(n *link.Namespace) {
 		t.Helper()
 		// Else IPv6 asks for a second whether anyone has its link-local address, and without ::1 Go's net package
 		// takes IPv6 for unsupported.
-		must(t, n.Sysctl("ipv6/conf/default/accept_dad", "0"))
-		must(t, n.SetUp("lo", true))
+		testenv.Must(t, n.Sysctl("ipv6/conf/default/accept_dad", "0"))
+		testenv.Must(t, n.SetUp("lo", true))
 	}
 	quick(router)
 	quick(f.outside)
 	wire := func(n *link.Namespace, name, bridge string, addrs []netip.Prefix, gateway ...string) {
 		t.Helper()
-		must(t, router.SetPair(link.Device{Name: name, Alias: "test", Bridge: bridge}, n, link.Device{Name: "eth0", Alias: "test"}))
-		must(t, n.SetAddrs("eth0", addrs))
+		testenv.Must(t, router.SetPair(link.Device{Name: name, Alias: "test", Bridge: bridge}, n, link.Device{Name: "eth0", Alias: "test"}))
+		testenv.Must(t, n.SetAddrs("eth0", addrs))
 		var routes []link.Route
 		for _, g := range gateway {
 			to := "0.0.0.0/0"
@@ -66,18 +68,18 @@ func newFabric(t *testing.T, podMTU int) *fabric {
 			}
 			routes = append(routes, link.Route{To: netip.MustParsePrefix(to), Via: netip.MustParseAddr(g)})
 		}
-		must(t, n.SetRoutes(routes))
+		testenv.Must(t, n.SetRoutes(routes))
 	}
 	for i, addrs := range [][]netip.Prefix{prefixes("10.201.1.1/24", "fd00:201:1::1/64"), prefixes("10.201.2.1/24", "fd00:201:2::1/64")} {
-		must(t, router.SetBridge(link.Device{Name: fmt.Sprintf("br%d", i+1), Alias: "test"}))
-		must(t, router.SetAddrs(fmt.Sprintf("br%d", i+1), addrs))
+		testenv.Must(t, router.SetBridge(link.Device{Name: fmt.Sprintf("br%d", i+1), Alias: "test"}))
+		testenv.Must(t, router.SetAddrs(fmt.Sprintf("br%d", i+1), addrs))
 	}
 	wire(f.outside, "out", "", prefixes(outside4+"/24", outside6+"/64"), "192.0.2.1", "2001:db8::1")
-	must(t, router.SetAddrs("out", prefixes("192.0.2.1/24", "2001:db8::1/64")))
+	testenv.Must(t, router.SetAddrs("out", prefixes("192.0.2.1/24", "2001:db8::1/64")))
 
 	for i, segment := range []int{1, 1, 2} {
-		ns, path := namespaceAt(t)
-		n := &fabricNode{ns: ns, pod: namespace(t)}
+		ns, path := linktest.NamespaceAt(t)
+		n := &fabricNode{ns: ns, pod: linktest.Namespace(t)}
 		n.Name = string(rune('a' + i))
 		quick(n.ns)
 		quick(n.pod)
@@ -88,17 +90,17 @@ func newFabric(t *testing.T, podMTU int) *fabric {
 			fmt.Sprintf("10.201.%d.1", segment), fmt.Sprintf("fd00:201:%d::1", segment))
 
 		mac := func(s string) net.HardwareAddr { m, _ := net.ParseMAC(s); return m }
-		must(t, n.ns.SetPair(link.Device{Name: "pod0", Alias: "test", MTU: podMTU, MAC: mac(hostMAC)},
+		testenv.Must(t, n.ns.SetPair(link.Device{Name: "pod0", Alias: "test", MTU: podMTU, MAC: mac(hostMAC)},
 			n.pod, link.Device{Name: "eth0", Alias: "test", MTU: podMTU, MAC: mac(podMAC)}))
 		pod4, pod6 := n.podAddr(podnet.IPv4), n.podAddr(podnet.IPv6)
-		must(t, n.pod.SetAddrs("eth0", prefixes(pod4+"/32", pod6+"/128")))
+		testenv.Must(t, n.pod.SetAddrs("eth0", prefixes(pod4+"/32", pod6+"/128")))
 		for _, args := range [][]string{
 			{"ip", "neigh", "add", "169.254.1.1", "lladdr", hostMAC, "dev", "eth0"},
 			{"ip", "neigh", "add", "fe80::1", "lladdr", hostMAC, "dev", "eth0"},
 			{"ip", "route", "add", "default", "via", "169.254.1.1", "dev", "eth0", "onlink"},
 			{"ip", "-6", "route", "add", "default", "via", "fe80::1", "dev", "eth0"},
 		} {
-			run(t, n.pod, args...)
+			linktest.Run(t, n.pod, args...)
 		}
 		for _, args := range [][]string{
 			{"ip", "neigh", "add", pod4, "lladdr", podMAC, "dev", "pod0"},
@@ -106,11 +108,11 @@ func newFabric(t *testing.T, podMTU int) *fabric {
 			{"ip", "route", "add", pod4, "dev", "pod0", "proto", "252"},
 			{"ip", "-6", "route", "add", pod6, "dev", "pod0", "proto", "252"},
 		} {
-			run(t, n.ns, args...)
+			linktest.Run(t, n.ns, args...)
 		}
 		var err error
 		n.rules, err = ruleset.Open(path)
-		must(t, err)
+		testenv.Must(t, err)
 		t.Cleanup(n.rules.Close)
 		f.nodes = append(f.nodes, n)
 	}
@@ -140,7 +142,7 @@ func (f *fabric) applyEach(t *testing.T, configs ...podnet.Config) []podnet.Plan
 	var plans []podnet.Plan
 	for i, n := range f.nodes {
 		underlay, err := n.ns.PodUnderlay()
-		must(t, err)
+		testenv.Must(t, err)
 		plan, problems := podnet.NewPlan(n.Name, underlay, nodes, configs[i])
 		for _, p := range problems {
 			if p.Reason != podnet.NotOnSegment {
@@ -149,7 +151,7 @@ func (f *fabric) applyEach(t *testing.T, configs ...podnet.Config) []podnet.Plan
 		}
 		set(t, n.ns, plan)
 		_, err = n.rules.SetMasquerade(plan.Masquerade)
-		must(t, err)
+		testenv.Must(t, err)
 		plans = append(plans, plan)
 	}
 	return plans
@@ -160,9 +162,9 @@ func (f *fabric) agree(t *testing.T, plans []podnet.Plan) {
 	t.Helper()
 	for i, n := range f.nodes {
 		have, err := n.ns.PodNetwork(plans[i].Sysctls)
-		must(t, err)
+		testenv.Must(t, err)
 		have.Masquerade, err = n.rules.Masquerade()
-		must(t, err)
+		testenv.Must(t, err)
 		for _, d := range podnet.Diff(plans[i], have) {
 			t.Error(d)
 		}
@@ -201,7 +203,7 @@ func TestPacketsBetweenPods(t *testing.T) {
 				t.Errorf("tunnels: %s, want %s", got, tc.tunnels)
 			}
 			// An address that no pod has is refused by its node, and does not go round.
-			if out := output(f.nodes[0].ns, "ip", "route", "get", "10.244.1.200"); !strings.Contains(out, "No route to host") {
+			if out, _ := linktest.Try(f.nodes[0].ns, "ip", "route", "get", "10.244.1.200"); !strings.Contains(out, "No route to host") {
 				t.Errorf("an address without a pod: %s", out)
 			}
 		})
@@ -212,8 +214,8 @@ func TestPacketsBetweenPods(t *testing.T) {
 func TestModeChangesNodeByNode(t *testing.T) {
 	f := newFabric(t, 1400)
 	for _, n := range f.nodes { // the strictest that an administrator may have set
-		must(t, n.ns.Sysctl("ipv4/conf/all/rp_filter", "1"))
-		must(t, n.ns.Sysctl("ipv4/conf/eth0/rp_filter", "0")) // the greater of both counts
+		testenv.Must(t, n.ns.Sysctl("ipv4/conf/all/rp_filter", "1"))
+		testenv.Must(t, n.ns.Sysctl("ipv4/conf/eth0/rp_filter", "0")) // the greater of both counts
 	}
 	standby := podnet.Config{Mode: podnet.Direct, Standby: true}
 	for _, configs := range [][]podnet.Config{
@@ -241,22 +243,11 @@ func ping(t *testing.T, from *link.Namespace, to string, size int, f podnet.Fami
 	if f == podnet.IPv6 {
 		header = 48
 	}
-	out := output(from, "ping", "-c1", "-W1", "-M", "do", "-s", strconv.Itoa(size-header), to)
-	if !strings.Contains(out, "1 received") {
-		return fmt.Errorf("no answer: %s", out)
+	out, err := linktest.Try(from, "ping", "-c1", "-W1", "-M", "do", "-s", strconv.Itoa(size-header), to)
+	if err != nil {
+		return fmt.Errorf("no answer: %w: %s", err, out)
 	}
 	return nil
-}
-
-func output(n *link.Namespace, args ...string) string {
-	var out bytes.Buffer
-	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := n.Start(cmd); err != nil {
-		return err.Error()
-	}
-	_ = cmd.Wait()
-	return out.String()
 }
 
 func TestMasqueradedPackets(t *testing.T) {
@@ -295,7 +286,7 @@ func TestMasqueradedPackets(t *testing.T) {
 				cmd := helper("ask", net.JoinHostPort(to, "8080"))
 				var out bytes.Buffer
 				cmd.Stdout = &out
-				must(t, a.pod.Start(cmd))
+				testenv.Must(t, a.pod.Start(cmd))
 				_ = cmd.Wait()
 				// Without masquerade nothing comes back: the router has no route to pods.
 				if got := strings.TrimSpace(out.String()); got != want {
@@ -318,9 +309,9 @@ func TestModeChangesUnderTraffic(t *testing.T) {
 			cmd := helper("transfer", address)
 			x := &transfer{to: address, cmd: cmd}
 			stdin, err := cmd.StdinPipe()
-			must(t, err)
+			testenv.Must(t, err)
 			x.stdin, cmd.Stdout, cmd.Stderr = stdin, &x.out, &x.out
-			must(t, a.pod.Start(cmd))
+			testenv.Must(t, a.pod.Start(cmd))
 			transfers = append(transfers, x)
 		}
 	}
@@ -360,8 +351,8 @@ func start(t *testing.T, n *link.Namespace, args ...string) {
 	t.Helper()
 	cmd := helper(args...)
 	out, err := cmd.StdoutPipe()
-	must(t, err)
-	must(t, n.Start(cmd))
+	testenv.Must(t, err)
+	testenv.Must(t, n.Start(cmd))
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		t.Fatalf("%q: %q, %v", args, line, err)

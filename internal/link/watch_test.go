@@ -5,7 +5,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 func TestWatchChanges(t *testing.T) {
@@ -15,7 +17,7 @@ func TestWatchChanges(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	changes, err := n.WatchChanges(ctx)
-	must(t, err)
+	testenv.Must(t, err)
 	quiet := func() { // until nothing comes for a while
 		t.Helper()
 		for {
@@ -27,13 +29,16 @@ func TestWatchChanges(t *testing.T) {
 		}
 	}
 	for name, change := range map[string]func(){
-		"route":   func() { run(t, n, "ip", "route", "del", plan.Routes[2].To.String()) },
-		"route 6": func() { run(t, n, "ip", "-6", "route", "del", plan.Routes[len(plan.Routes)-1].To.String()) },
-		"device":  func() { run(t, n, "ip", "link", "set", "eth0", "down"); run(t, n, "ip", "link", "set", "eth0", "up") },
-		"address": func() { must(t, n.SetAddrs("eth0", prefixes("10.200.0.2/16", "fd00:200::2/64"))) },
+		"route":   func() { linktest.Run(t, n, "ip", "route", "del", plan.Routes[2].To.String()) },
+		"route 6": func() { linktest.Run(t, n, "ip", "-6", "route", "del", plan.Routes[len(plan.Routes)-1].To.String()) },
+		"device": func() {
+			linktest.Run(t, n, "ip", "link", "set", "eth0", "down")
+			linktest.Run(t, n, "ip", "link", "set", "eth0", "up")
+		},
+		"address": func() { testenv.Must(t, n.SetAddrs("eth0", prefixes("10.200.0.2/16", "fd00:200::2/64"))) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			must(t, n.SetAddrs("eth0", prefixes("10.200.0.2/16", "fd00:200::2/64", "192.0.2.1/24")))
+			testenv.Must(t, n.SetAddrs("eth0", prefixes("10.200.0.2/16", "fd00:200::2/64", "192.0.2.1/24")))
 			set(t, n, plan)
 			quiet()
 			change()
@@ -42,7 +47,7 @@ func TestWatchChanges(t *testing.T) {
 			case <-time.After(5 * time.Second):
 				t.Fatal("no word of it")
 			}
-			must(t, n.SetAddrs("eth0", prefixes("10.200.0.2/16", "fd00:200::2/64"))) // IPv6 addresses go with the device
+			testenv.Must(t, n.SetAddrs("eth0", prefixes("10.200.0.2/16", "fd00:200::2/64"))) // IPv6 addresses go with the device
 			set(t, n, plan)
 			holds(t, n, plan)
 		})

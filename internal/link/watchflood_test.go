@@ -7,16 +7,18 @@ import (
 	"time"
 
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // More changes at once than a socket holds: who listens must still hear of the last one.
 func TestWatchChangesInAFlood(t *testing.T) {
-	n := namespace(t)
-	must(t, n.SetBridge(link.Device{Name: "eth0", Alias: "test"}))
-	must(t, n.SetAddrs("eth0", []netip.Prefix{netip.MustParsePrefix("10.0.0.1/8")}))
+	n := linktest.Namespace(t)
+	testenv.Must(t, n.SetBridge(link.Device{Name: "eth0", Alias: "test"}))
+	testenv.Must(t, n.SetAddrs("eth0", []netip.Prefix{netip.MustParsePrefix("10.0.0.1/8")}))
 	changes, err := n.WatchChanges(t.Context())
-	must(t, err)
+	testenv.Must(t, err)
 	for round := range 10 {
 		plan := podnet.Plan{Node: "n"}
 		if round%2 == 0 {
@@ -31,7 +33,7 @@ func TestWatchChangesInAFlood(t *testing.T) {
 		}()
 		for heard := false; !heard; {
 			have, err := n.PodNetwork(nil)
-			must(t, err)
+			testenv.Must(t, err)
 			if len(have.Routes) == len(plan.Routes) {
 				break
 			}
@@ -45,6 +47,6 @@ func TestWatchChangesInAFlood(t *testing.T) {
 				t.Fatalf("round %d: not heard of the last; %d of %d", round, len(have.Routes), len(plan.Routes))
 			}
 		}
-		must(t, <-done)
+		testenv.Must(t, <-done)
 	}
 }

@@ -2,37 +2,16 @@ package probe_test
 
 import (
 	"net/netip"
-	"path/filepath"
 	"testing"
 
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/probe"
-	"github.com/fathom-network/fathom/internal/testenv"
 )
-
-func namespace(t *testing.T) *link.Namespace {
-	t.Helper()
-	testenv.NeedRoot(t)
-	path := filepath.Join(t.TempDir(), "ns")
-	if err := link.Create(path); err != nil {
-		t.Fatal(err)
-	}
-	n, err := link.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		n.Close()
-		if err := link.Delete(path); err != nil {
-			t.Error(err)
-		}
-	})
-	return n
-}
 
 // Two namespaces with a wire whose far end takes packets of 1400 bytes only.
 func TestProbe(t *testing.T) {
-	a, b := namespace(t), namespace(t)
+	a, b := linktest.Namespace(t), linktest.Namespace(t)
 	if err := a.SetPair(link.Device{Name: "a0", MTU: 1500}, b, link.Device{Name: "b0", MTU: 1500}); err != nil {
 		t.Fatal(err)
 	}

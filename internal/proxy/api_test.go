@@ -36,7 +36,7 @@ func TestAPI(t *testing.T) {
 		}
 	}
 	client, err := kube.Connect(testenv.APIServer(t))
-	must(t, err)
+	testenv.Must(t, err)
 	serve(t, "10.0.0.1", "10.0.0.2")
 	ctx, cancel := context.WithCancel(t.Context())
 	p := New(Options{Client: client, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Paths: paths, Resync: 100 * time.Millisecond,
@@ -49,7 +49,7 @@ func TestAPI(t *testing.T) {
 	defer func() {
 		cancel()
 		<-ended
-		must(t, Remove(paths))
+		testenv.Must(t, Remove(paths))
 	}()
 	config := Config{Mode: netconf.ProxyAuto, Node: self, OwnPods: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
 	p.Set(config)
@@ -58,9 +58,9 @@ func TestAPI(t *testing.T) {
 		var how string
 		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 			services, err := client.CoreV1().Services("").List(ctx, metav1.ListOptions{})
-			must(t, err)
+			testenv.Must(t, err)
 			all, err := client.DiscoveryV1().EndpointSlices("").List(ctx, metav1.ListOptions{})
-			must(t, err)
+			testenv.Must(t, err)
 			m := service.NewModel(self)
 			for i := range services.Items {
 				m.SetService(&services.Items[i])
@@ -70,9 +70,9 @@ func TestAPI(t *testing.T) {
 			}
 			plan := service.Plan{Frontends: m.Frontends()}
 			want, err := ruleset.AsHeld(plan)
-			must(t, err)
+			testenv.Must(t, err)
 			s, err := p.State(ctx)
-			must(t, err)
+			testenv.Must(t, err)
 			if s.Ready && slices.EqualFunc(s.NFTables.Frontends, want.Frontends, service.Frontend.Equal) &&
 				(s.ConnectMissing != "" || slices.EqualFunc(s.Connect, bpf.BalancedOf(plan), bpf.Balanced.Equal)) {
 				return
@@ -84,9 +84,9 @@ func TestAPI(t *testing.T) {
 	agrees("at first")
 	services, all := client.CoreV1().Services("default"), client.DiscoveryV1().EndpointSlices("default")
 	s, err := services.Create(ctx, web("web", ""), metav1.CreateOptions{})
-	must(t, err)
+	testenv.Must(t, err)
 	es, err := all.Create(ctx, endpoints("web", "10.0.0.1"), metav1.CreateOptions{})
-	must(t, err)
+	testenv.Must(t, err)
 	agrees("a Service")
 	if who := ask(t, dial(t, "tcp", netip.AddrPortFrom(netip.MustParseAddr(s.Spec.ClusterIP), 80).String())); who != "10.0.0.1" {
 		t.Errorf("%s answers", who)
@@ -95,7 +95,7 @@ func TestAPI(t *testing.T) {
 	ask(t, kept)
 	es.Endpoints = endpoints("web", "10.0.0.2").Endpoints
 	_, err = all.Update(ctx, es, metav1.UpdateOptions{})
-	must(t, err)
+	testenv.Must(t, err)
 	agrees("its endpoint changes")
 	if state, err := p.State(ctx); err != nil || state.ConnectMissing == "" {
 		for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
@@ -110,14 +110,14 @@ func TestAPI(t *testing.T) {
 	for i := range 20 {
 		name := fmt.Sprintf("web-%d", i)
 		_, err := services.Create(ctx, web(name, ""), metav1.CreateOptions{})
-		must(t, err)
+		testenv.Must(t, err)
 		_, err = all.Create(ctx, endpoints(name, "10.0.0.1", "10.0.0.2"), metav1.CreateOptions{})
-		must(t, err)
+		testenv.Must(t, err)
 	}
 	agrees("20 Services")
 	nft(t, "delete", "table", "inet", ruleset.ServicesTable)
 	agrees("the table was deleted")
-	must(t, all.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName}))
-	must(t, services.Delete(ctx, "web", metav1.DeleteOptions{}))
+	testenv.Must(t, all.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName}))
+	testenv.Must(t, services.Delete(ctx, "web", metav1.DeleteOptions{}))
 	agrees("endpoints and a Service are deleted")
 }

@@ -12,6 +12,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // BenchmarkProxy says what a proxy spends on the Services from nothing, on changes, and on changes beside a comparison, once
@@ -32,11 +33,11 @@ func BenchmarkProxy(b *testing.B) {
 			measure := func(what string, f func()) {
 				runtime.GC()
 				var before, after unix.Rusage
-				must(b, unix.Getrusage(unix.RUSAGE_SELF, &before))
+				testenv.Must(b, unix.Getrusage(unix.RUSAGE_SELF, &before))
 				began := time.Now()
 				f()
 				took := time.Since(began)
-				must(b, unix.Getrusage(unix.RUSAGE_SELF, &after))
+				testenv.Must(b, unix.Getrusage(unix.RUSAGE_SELF, &after))
 				user, system := time.Duration(after.Utime.Nano()-before.Utime.Nano()), time.Duration(after.Stime.Nano()-before.Stime.Nano())
 				fmt.Printf("%d x %d, %s: %s: %v user, %v system, %v by the clock\n", size[0], size[1], mode, what, user, system, took)
 			}
@@ -58,7 +59,7 @@ func BenchmarkProxy(b *testing.B) {
 				n.whole = true
 				step()
 			})
-			must(b, n.kernel.rules.Delete("nobody's")) // as others do, so that the rules are not known to be the same
+			testenv.Must(b, n.kernel.rules.Delete("nobody's")) // as others do, so that the rules are not known to be the same
 			measure("compared, and changes meanwhile", func() {
 				var took []time.Duration
 				n.compare(b.Context())

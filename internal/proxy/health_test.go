@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // TestHealth asks as load balancers do.
@@ -25,7 +26,7 @@ func TestHealth(t *testing.T) {
 		}
 		defer resp.Body.Close()
 		var body struct{ LocalEndpoints int }
-		must(t, json.NewDecoder(resp.Body).Decode(&body))
+		testenv.Must(t, json.NewDecoder(resp.Body).Decode(&body))
 		return resp.StatusCode, body.LocalEndpoints
 	}
 	is := func(when string, port, status, local int) {
@@ -35,11 +36,11 @@ func TestHealth(t *testing.T) {
 		}
 	}
 	taken, err := net.Listen("tcp", ":32001") // somebody else's
-	must(t, err)
+	testenv.Must(t, err)
 	n := newNode(t, paths, netconf.ProxyNFTables)
 	is("before it begins", nodeHealthPort, 0, 0)
 	proxy, err := net.Listen("tcp", fmt.Sprint(":", nodeHealthPort)) // kube-proxy's
-	must(t, err)
+	testenv.Must(t, err)
 	n.set(web("web", vip, localOnly(32000)), endpoints("web", "10.0.0.1", "10.0.0.2"), web("late", "172.16.0.2", localOnly(32001)))
 	n.follows(t)
 	is("two endpoints", 32000, http.StatusOK, 2)

@@ -15,6 +15,7 @@ import (
 	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/ruleset"
 	"github.com/fathom-network/fathom/internal/service"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 const vip, at = "172.16.0.1", "172.16.0.1:80"
@@ -182,8 +183,8 @@ func TestModes(t *testing.T) {
 	}
 	n.follows(t)
 	n.stop()
-	must(t, Remove(paths))
-	must(t, Remove(paths))
+	testenv.Must(t, Remove(paths))
+	testenv.Must(t, Remove(paths))
 	n.untouched(t, before)
 }
 
@@ -212,7 +213,7 @@ func TestDamage(t *testing.T) {
 	destroy := func() {
 		nft(t, "delete", "table", "inet", ruleset.ServicesTable)
 		if n.kernel.connect != nil {
-			must(t, os.Remove(filepath.Join(paths.BPF, "fathom_connect4")))
+			testenv.Must(t, os.Remove(filepath.Join(paths.BPF, "fathom_connect4")))
 		}
 	}
 	destroy()

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // TestFlows has connection tracking remember flows to an endpoint that terminates, and then is gone.
@@ -44,7 +45,7 @@ func TestFlows(t *testing.T) {
 	n.set(endpoints("web", "10.0.0.2"))
 	expect("its endpoint is gone", "10.0.0.2", 1)
 	s, err := n.State(t.Context())
-	must(t, err)
+	testenv.Must(t, err)
 	to := netip.MustParseAddrPort("10.0.0.2:8080")
 	found := false
 	for _, f := range s.Flows {

@@ -26,19 +26,12 @@ import (
 
 	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/cgroup"
-	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/ruleset"
 	"github.com/fathom-network/fathom/internal/service"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
 
 // inside runs the test once more, in a process that is a node: it has a network namespace, a cgroup and a bpffs of its
 // own. All of 10.0.0.0/8 is local to it, so that any address can be an endpoint's, and 172.16.0.0/12 are Services'. In
@@ -53,35 +46,22 @@ func inside(t testing.TB) (Paths, bool) {
 		t.Skip("starts an API server")
 	}
 	group := fmt.Sprintf("fathom-test-proxy-%d-%s", os.Getpid(), t.Name())
-	must(t, cgroup.Create(group))
-	t.Cleanup(func() { must(t, cgroup.Remove(group)) })
+	testenv.Must(t, cgroup.Create(group))
+	t.Cleanup(func() { testenv.Must(t, cgroup.Remove(group)) })
 	dir, err := cgroup.Open(group)
-	must(t, err)
+	testenv.Must(t, err)
 	if dir == nil {
 		t.Skip("needs a cgroup v2 hierarchy")
 	}
 	defer dir.Close()
-	path := filepath.Join(t.TempDir(), "ns")
-	must(t, link.Create(path))
-	n, err := link.Open(path)
-	must(t, err)
-	t.Cleanup(func() {
-		n.Close()
-		must(t, link.Delete(path))
-	})
-	must(t, n.SetUp("lo", true))
+	n := linktest.Namespace(t)
+	testenv.Must(t, n.SetUp("lo", true))
 	for _, c := range []string{"address add 10.1.0.1/32 dev lo", "route add local 10.0.0.0/8 dev lo", "route add 172.16.0.0/12 dev lo src 10.1.0.1"} {
-		var out strings.Builder
-		cmd := exec.Command("ip", strings.Fields(c)...)
-		cmd.Stderr = &out
-		must(t, n.Start(cmd))
-		if err := cmd.Wait(); err != nil {
-			t.Fatalf("ip %s: %v: %s", c, err, out.String())
-		}
+		linktest.Run(t, n, append([]string{"ip"}, strings.Fields(c)...)...)
 	}
 	bpffs := t.TempDir()
-	must(t, unix.Mount("bpf", bpffs, "bpf", 0, ""))
-	t.Cleanup(func() { must(t, unix.Unmount(bpffs, unix.MNT_DETACH)) })
+	testenv.Must(t, unix.Mount("bpf", bpffs, "bpf", 0, ""))
+	t.Cleanup(func() { testenv.Must(t, unix.Unmount(bpffs, unix.MNT_DETACH)) })
 	args := []string{"-test.v", "-test.run=^" + t.Name() + "$"}
 	_, bench := t.(*testing.B)
 	if bench {
@@ -95,7 +75,7 @@ func inside(t testing.TB) (Paths, bool) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
-	must(t, n.Start(cmd))
+	testenv.Must(t, n.Start(cmd))
 	switch err := cmd.Wait(); {
 	case err != nil:
 		t.Errorf("%v\n%s", err, out.String())
@@ -228,10 +208,10 @@ func (n *node) follows(t *testing.T) State {
 func (n *node) differs(t *testing.T) (s State, differences []string) {
 	t.Helper()
 	s, err := n.State(t.Context())
-	must(t, err)
+	testenv.Must(t, err)
 	plan := n.plan()
 	want, err := ruleset.AsHeld(plan)
-	must(t, err)
+	testenv.Must(t, err)
 	if !slices.EqualFunc(s.NFTables.Frontends, want.Frontends, service.Frontend.Equal) {
 		differences = append(differences, fmt.Sprintf("nftables: %+v\nwant %+v", s.NFTables.Frontends, want.Frontends))
 	}
@@ -247,8 +227,8 @@ func (n *node) differs(t *testing.T) (s State, differences []string) {
 // sweep is a round of the reaper.
 func (n *node) sweep(t *testing.T) {
 	t.Helper()
-	must(t, n.reaper.sweepEntries(t.Context()))
-	must(t, n.reaper.sweepSockets(t.Context()))
+	testenv.Must(t, n.reaper.sweepEntries(t.Context()))
+	testenv.Must(t, n.reaper.sweepSockets(t.Context()))
 }
 
 // counted returns the values of a counter, by its label.
@@ -257,7 +237,7 @@ func (n *node) counted(t *testing.T, name string) map[string]float64 {
 	r := prometheus.NewRegistry()
 	r.MustRegister(n.Proxy)
 	families, err := r.Gather()
-	must(t, err)
+	testenv.Must(t, err)
 	values := map[string]float64{}
 	for _, f := range families {
 		for _, m := range f.Metric {
@@ -282,7 +262,7 @@ func (n *node) observed(t *testing.T, what string) uint64 {
 	r := prometheus.NewRegistry()
 	r.MustRegister(n.counts.seconds)
 	families, err := r.Gather()
-	must(t, err)
+	testenv.Must(t, err)
 	for _, f := range families {
 		for _, m := range f.Metric {
 			if m.Label[0].GetValue() == what {
@@ -341,9 +321,9 @@ func serve(t *testing.T, addrs ...string) {
 	for _, addr := range addrs {
 		at := addr + ":8080"
 		l, err := net.Listen("tcp", at)
-		must(t, err)
+		testenv.Must(t, err)
 		u, err := net.ListenPacket("udp", at)
-		must(t, err)
+		testenv.Must(t, err)
 		t.Cleanup(func() {
 			l.Close()
 			u.Close()
@@ -382,7 +362,7 @@ func serve(t *testing.T, addrs ...string) {
 func dial(t *testing.T, network, to string) net.Conn {
 	t.Helper()
 	c, err := net.Dial(network, to)
-	must(t, err)
+	testenv.Must(t, err)
 	t.Cleanup(func() { c.Close() })
 	return c
 }
@@ -391,7 +371,7 @@ func dial(t *testing.T, network, to string) net.Conn {
 func ask(t *testing.T, c net.Conn) string {
 	t.Helper()
 	who, err := try(c)
-	must(t, err)
+	testenv.Must(t, err)
 	return who
 }
 

@@ -5,13 +5,12 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/podnet"
 	"github.com/fathom-network/fathom/internal/ruleset"
 	"github.com/fathom-network/fathom/internal/testenv"
@@ -22,39 +21,16 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 // space is a namespace that the test takes away, with its rule set.
 func space(t testing.TB) (*link.Namespace, *ruleset.Ruleset) {
 	t.Helper()
-	testenv.NeedRoot(t)
-	path := filepath.Join(t.TempDir(), "ns")
-	must(t, link.Create(path))
-	t.Cleanup(func() { must(t, link.Delete(path)) })
-	n, err := link.Open(path)
-	must(t, err)
-	t.Cleanup(n.Close)
+	n, path := linktest.NamespaceAt(t)
 	r, err := ruleset.Open(path)
-	must(t, err)
+	testenv.Must(t, err)
 	t.Cleanup(r.Close)
 	return n, r
 }
 
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 func nft(t testing.TB, n *link.Namespace, args ...string) string {
 	t.Helper()
-	var out strings.Builder
-	cmd := exec.Command("nft", args...)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := n.Start(cmd)
-	if err == nil {
-		err = cmd.Wait()
-	}
-	if err != nil {
-		t.Fatalf("nft %q: %v\n%s", args, err, out.String())
-	}
-	return out.String()
+	return linktest.Run(t, n, append([]string{"nft"}, args...)...)
 }
 
 func prefixes(list ...string) []netip.Prefix {
@@ -92,7 +68,7 @@ func TestMasquerade(t *testing.T) {
 	check := func(want podnet.Masquerade, changes podnet.Count) {
 		t.Helper()
 		got, err := r.SetMasquerade(want)
-		must(t, err)
+		testenv.Must(t, err)
 		if got != changes {
 			t.Errorf("changed %+v, want %+v", got, changes)
 		}
@@ -100,7 +76,7 @@ func TestMasquerade(t *testing.T) {
 			t.Errorf("the second time changes %+v, %v", again, err)
 		}
 		have, err := r.Masquerade()
-		must(t, err)
+		testenv.Must(t, err)
 		if !reflect.DeepEqual(have, want) {
 			t.Errorf("read back\n%s\nwant\n%s", have, want)
 		}
@@ -112,10 +88,10 @@ func TestMasquerade(t *testing.T) {
 	got := nft(t, n, "list", "table", "inet", ruleset.MasqueradeTable)
 	golden := "testdata/masquerade.nft"
 	if *update {
-		must(t, os.WriteFile(golden, []byte(got), 0o644))
+		testenv.Must(t, os.WriteFile(golden, []byte(got), 0o644))
 	}
 	want, err := os.ReadFile(golden)
-	must(t, err)
+	testenv.Must(t, err)
 	if got != string(want) {
 		t.Errorf("got:\n%s\nwant (%s; -update rewrites it):\n%s", got, golden, want)
 	}
@@ -162,7 +138,7 @@ func TestMasquerade(t *testing.T) {
 		})
 	}
 	for range 2 {
-		must(t, r.Delete(ruleset.MasqueradeTable))
+		testenv.Must(t, r.Delete(ruleset.MasqueradeTable))
 	}
 	if got := nft(t, n, "list", "ruleset"); got != foreign {
 		t.Errorf("left behind:\n%s", got)
@@ -177,11 +153,11 @@ func BenchmarkMasquerade(b *testing.B) {
 	full, fewer := cluster(1000), cluster(999)
 	set := func(m podnet.Masquerade) {
 		_, err := r.SetMasquerade(m)
-		must(b, err)
+		testenv.Must(b, err)
 	}
 	b.Run("cold", func(b *testing.B) {
 		for b.Loop() {
-			must(b, r.Delete(ruleset.MasqueradeTable))
+			testenv.Must(b, r.Delete(ruleset.MasqueradeTable))
 			set(full)
 		}
 	})

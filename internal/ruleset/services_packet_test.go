@@ -6,8 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -15,6 +13,7 @@ import (
 	"time"
 
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/ruleset"
 	"github.com/fathom-network/fathom/internal/service"
 	"github.com/fathom-network/fathom/internal/testenv"
@@ -42,29 +41,23 @@ var families = []addresses{
 
 func newLab(t testing.TB) *lab {
 	t.Helper()
-	testenv.NeedRoot(t)
-	space := func(name string) *link.Namespace {
-		path := filepath.Join(t.TempDir(), name)
-		must(t, link.Create(path))
-		t.Cleanup(func() { must(t, link.Delete(path)) })
-		n, err := link.Open(path)
-		must(t, err)
-		t.Cleanup(n.Close)
+	space := func() *link.Namespace {
+		n := linktest.Namespace(t)
 		for name, value := range map[string]string{"ipv6/conf/all/disable_ipv6": "0", "ipv6/conf/all/accept_dad": "0", "ipv6/conf/default/accept_dad": "0",
 			"ipv4/conf/all/rp_filter": "0", "ipv4/conf/default/rp_filter": "0"} {
-			must(t, n.Sysctl(name, value))
+			testenv.Must(t, n.Sysctl(name, value))
 		}
 		ip(t, n, "link set lo up")
 		return n
 	}
-	l := &lab{node: space("node"), a: space("a"), b: space("b"), far: space("far"), out: space("out")}
-	must(t, l.node.Sysctl("ipv4/conf/default/send_redirects", "0")) // they share a limit with what refuses
+	l := &lab{node: space(), a: space(), b: space(), far: space(), out: space()}
+	testenv.Must(t, l.node.Sysctl("ipv4/conf/default/send_redirects", "0")) // they share a limit with what refuses
 	for device, in := range map[string]*link.Namespace{"a": l.a, "b": l.b, "far": l.far, "out": l.out} {
-		must(t, l.node.SetPair(link.Device{Name: device, Alias: "test"}, in, link.Device{Name: "eth0", Alias: "test"}))
+		testenv.Must(t, l.node.SetPair(link.Device{Name: device, Alias: "test"}, in, link.Device{Name: "eth0", Alias: "test"}))
 	}
 	for name, value := range map[string]string{"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1", "ipv4/conf/all/route_localnet": "1",
 		"ipv4/conf/all/send_redirects": "0"} {
-		must(t, l.node.Sysctl(name, value))
+		testenv.Must(t, l.node.Sysctl(name, value))
 	}
 	for device, pod := range map[string]*link.Namespace{"a": l.a, "b": l.b} {
 		last := map[string]string{"a": "2", "b": "3"}[device]
@@ -79,7 +72,7 @@ func newLab(t testing.TB) *lab {
 		"route add 10.244.1.0/24 via 192.0.2.10", "route add fd00:10:244:1::/64 via 2001:db8::10")
 	ip(t, l.out, "addr add 203.0.113.9/24 dev eth0", "addr add 203.0.113.10/24 dev eth0", "addr add 2001:db8:2::9/64 dev eth0 nodad", "addr add 2001:db8:2::10/64 dev eth0 nodad",
 		"route add default via 203.0.113.1", "route add default via 2001:db8:2::1")
-	must(t, l.node.Do(func() (err error) {
+	testenv.Must(t, l.node.Do(func() (err error) {
 		l.rules, err = ruleset.Open("/proc/thread-self/ns/net")
 		return err
 	}))
@@ -95,23 +88,14 @@ func newLab(t testing.TB) *lab {
 func ip(t testing.TB, n *link.Namespace, lines ...string) {
 	t.Helper()
 	for _, line := range lines {
-		var out strings.Builder
-		cmd := exec.Command("ip", strings.Fields(line)...)
-		cmd.Stdout, cmd.Stderr = &out, &out
-		err := n.Start(cmd)
-		if err == nil {
-			err = cmd.Wait()
-		}
-		if err != nil {
-			t.Fatalf("ip %s: %v\n%s", line, err, out.String())
-		}
+		linktest.Run(t, n, append([]string{"ip"}, strings.Fields(line)...)...)
 	}
 }
 
 // serve answers whatever comes, by TCP and UDP, with who answers and who is seen to ask.
 func serve(t testing.TB, n *link.Namespace, at netip.AddrPort) {
 	t.Helper()
-	must(t, n.Do(func() error {
+	testenv.Must(t, n.Do(func() error {
 		l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
 		if err != nil {
 			return err
@@ -336,7 +320,7 @@ func TestServicesKeepConnections(t *testing.T) {
 				moved := with(web, func(x *service.Frontend) { x.Inside, x.Outside = to(host(f.b, 8080)), to(host(f.b, 8080)) })
 				set(t, l.rules, plan(web))
 				c, err := dial(l.out, network, "", host(at, 80), patience)
-				must(t, err)
+				testenv.Must(t, err)
 				defer c.Close()
 				still := func(after string) {
 					t.Helper()
@@ -345,7 +329,7 @@ func TestServicesKeepConnections(t *testing.T) {
 					}
 				}
 				still("the beginning")
-				must(t, l.rules.ChangeServices([]service.Change{{Service: web.Service, Old: []service.Frontend{web}, New: []service.Frontend{moved}}}))
+				testenv.Must(t, l.rules.ChangeServices([]service.Change{{Service: web.Service, Old: []service.Frontend{web}, New: []service.Frontend{moved}}}))
 				still("a change")
 				meets(t, l.out, network, f.out, host(at, 80), map[string]string{f.b: f.out})
 				set(t, l.rules, plan())
@@ -394,7 +378,7 @@ func TestServicesAffinity(t *testing.T) {
 					for _, at := range []string{host(fmt.Sprintf(f.vip, 1), 80), host(fmt.Sprintf(f.vip, 1), 81), host(f.node, 30080)} {
 						for range 5 {
 							server, _, err := ask(in, network, from, at, patience)
-							must(t, err)
+							testenv.Must(t, err)
 							if met[from] == "" {
 								met[from] = server
 							}
@@ -411,7 +395,7 @@ func TestServicesAffinity(t *testing.T) {
 					gone := met[f.out]
 					left = slices.DeleteFunc(slices.Clone(left), func(a string) bool { return a == gone })
 					now := all()
-					must(t, l.rules.ChangeServices([]service.Change{{Service: was[0].Service, Old: was, New: now}}))
+					testenv.Must(t, l.rules.ChangeServices([]service.Change{{Service: was[0].Service, Old: was, New: now}}))
 					was = now
 					for _, c := range clients {
 						if met[c.from] == gone {
@@ -436,10 +420,10 @@ func TestServicesKeepLoopback(t *testing.T) {
 	l := newLab(t)
 	f := families[0]
 	set(t, l.rules, plan(frontend("web", "0.0.0.0:30080/UDP", service.NodePort, to(host(f.a, 8081)))))
-	must(t, l.out.Sysctl("ipv4/conf/all/route_localnet", "1"))
+	testenv.Must(t, l.out.Sysctl("ipv4/conf/all/route_localnet", "1"))
 	ip(t, l.out, "addr del 127.0.0.1/8 dev lo", "route add 127.0.0.0/8 via 203.0.113.1")
 	var pod net.PacketConn
-	must(t, l.a.Do(func() (err error) {
+	testenv.Must(t, l.a.Do(func() (err error) {
 		pod, err = net.ListenPacket("udp4", host(f.a, 8081))
 		return err
 	}))
@@ -447,11 +431,11 @@ func TestServicesKeepLoopback(t *testing.T) {
 	arrives := func(wait time.Duration) error {
 		t.Helper()
 		c, err := dial(l.out, "udp4", f.out, "127.0.0.1:30080", patience) // of another port each time: a new connection
-		must(t, err)
+		testenv.Must(t, err)
 		defer c.Close()
 		_, err = c.Write([]byte("?"))
-		must(t, err)
-		must(t, pod.SetReadDeadline(time.Now().Add(wait)))
+		testenv.Must(t, err)
+		testenv.Must(t, pod.SetReadDeadline(time.Now().Add(wait)))
 		_, _, err = pod.ReadFrom(make([]byte, 10))
 		return err
 	}
@@ -461,5 +445,5 @@ func TestServicesKeepLoopback(t *testing.T) {
 	// It is the table that keeps them out, as is seen with another chain in its place.
 	nft(t, l.node, "flush", "chain", "inet", ruleset.ServicesTable, "check_prerouting")
 	nft(t, l.node, "add", "rule", "inet", ruleset.ServicesTable, "prerouting", "ip daddr 127.0.0.1 udp dport 30080 dnat ip to 10.244.1.2:8081")
-	must(t, arrives(patience))
+	testenv.Must(t, arrives(patience))
 }

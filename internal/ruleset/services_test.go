@@ -14,6 +14,7 @@ import (
 	"github.com/fathom-network/fathom/internal/podnet"
 	"github.com/fathom-network/fathom/internal/ruleset"
 	"github.com/fathom-network/fathom/internal/service"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // key reads "10.96.0.1:80/TCP".
@@ -88,7 +89,7 @@ func everything() service.Plan {
 func set(t testing.TB, r *ruleset.Ruleset, p service.Plan) podnet.Count {
 	t.Helper()
 	count, err := r.SetServices(p)
-	must(t, err)
+	testenv.Must(t, err)
 	holds(t, r, p)
 	return count
 }
@@ -100,9 +101,9 @@ func holds(t testing.TB, r *ruleset.Ruleset, p service.Plan) {
 		t.Errorf("the second time changes %+v, %v", again, err)
 	}
 	want, err := ruleset.AsHeld(p)
-	must(t, err)
+	testenv.Must(t, err)
 	have, err := r.Services()
-	must(t, err)
+	testenv.Must(t, err)
 	samePlan(t, have, want)
 }
 
@@ -124,17 +125,17 @@ func TestServices(t *testing.T) {
 		t.Errorf("the first time changes %+v", got)
 	}
 	have, err := other.Services()
-	must(t, err)
+	testenv.Must(t, err)
 	want, err := ruleset.AsHeld(p)
-	must(t, err)
+	testenv.Must(t, err)
 	samePlan(t, have, want)
 	got := nft(t, n, "list", "table", "inet", ruleset.ServicesTable)
 	const golden = "testdata/services.nft"
 	if *update {
-		must(t, os.WriteFile(golden, []byte(got), 0o644))
+		testenv.Must(t, os.WriteFile(golden, []byte(got), 0o644))
 	}
 	file, err := os.ReadFile(golden)
-	must(t, err)
+	testenv.Must(t, err)
 	if got != string(file) {
 		t.Errorf("got:\n%s\nwant (%s; -update rewrites it):\n%s", got, golden, file)
 	}
@@ -144,7 +145,7 @@ func TestServices(t *testing.T) {
 func another(t testing.TB, n *link.Namespace) *ruleset.Ruleset {
 	t.Helper()
 	var r *ruleset.Ruleset
-	must(t, n.Do(func() (err error) {
+	testenv.Must(t, n.Do(func() (err error) {
 		r, err = ruleset.Open("/proc/thread-self/ns/net")
 		return err
 	}))
@@ -203,7 +204,7 @@ func TestServicesDrift(t *testing.T) {
 		t.Errorf("affinity counts as %+v", got)
 	}
 	for range 2 {
-		must(t, r.DeleteServices())
+		testenv.Must(t, r.DeleteServices())
 	}
 	if got := nft(t, n, "list", "ruleset"); got != foreign {
 		t.Errorf("left behind:\n%s", got)
@@ -318,17 +319,17 @@ func TestServicesAtRandom(t *testing.T) {
 			}
 			if rng.IntN(2) == 0 {
 				_, err := other.SetServices(p) // somebody else, of whom r does not know
-				must(t, err)
+				testenv.Must(t, err)
 			}
 			set(t, r, p)
 		} else {
-			must(t, r.ChangeServices(changes))
+			testenv.Must(t, r.ChangeServices(changes))
 		}
 		if step%5 == 0 {
 			want, err := ruleset.AsHeld(p)
-			must(t, err)
+			testenv.Must(t, err)
 			have, err := other.Services()
-			must(t, err)
+			testenv.Must(t, err)
 			samePlan(t, have, want)
 			holds(t, r, p)
 		}
@@ -361,15 +362,15 @@ func BenchmarkServices(b *testing.B) {
 		f.Outside = f.Inside
 	})
 	change := func(old, now service.Frontend) {
-		must(b, r.ChangeServices([]service.Change{{Service: old.Service, Old: []service.Frontend{old}, New: []service.Frontend{now}}}))
+		testenv.Must(b, r.ChangeServices([]service.Change{{Service: old.Service, Old: []service.Frontend{old}, New: []service.Frontend{now}}}))
 	}
 	b.Run("all of 10000 x 10", func(b *testing.B) {
 		for b.Loop() {
 			b.StopTimer()
-			must(b, r.DeleteServices())
+			testenv.Must(b, r.DeleteServices())
 			b.StartTimer()
 			_, err := r.SetServices(full)
-			must(b, err)
+			testenv.Must(b, err)
 		}
 	})
 	b.Run("an endpoint becomes another", func(b *testing.B) {
@@ -378,7 +379,7 @@ func BenchmarkServices(b *testing.B) {
 			change(two[i%2], two[(i+1)%2])
 		}
 		_, err := r.SetServices(full)
-		must(b, err)
+		testenv.Must(b, err)
 	})
 	b.Run("an endpoint comes or goes", func(b *testing.B) {
 		for i := 0; b.Loop(); i++ {
@@ -386,12 +387,12 @@ func BenchmarkServices(b *testing.B) {
 			change(two[i%2], two[(i+1)%2])
 		}
 		_, err := r.SetServices(full)
-		must(b, err)
+		testenv.Must(b, err)
 	})
 	b.Run("nothing", func(b *testing.B) {
 		for b.Loop() {
 			_, err := r.SetServices(full)
-			must(b, err)
+			testenv.Must(b, err)
 		}
 	})
 	b.Run("nothing, read", func(b *testing.B) {
@@ -400,7 +401,7 @@ func BenchmarkServices(b *testing.B) {
 			nft(b, n, []string{"add", "delete"}[i%2], "table", "inet", "other")
 			b.StartTimer()
 			_, err := r.SetServices(full)
-			must(b, err)
+			testenv.Must(b, err)
 		}
 	})
 }
@@ -449,15 +450,15 @@ func TestServicesInPlace(t *testing.T) {
 		p.Frontends = slices.Clone(p.Frontends)
 		change(&p)
 		got, err := r.SetServices(p)
-		must(t, err)
+		testenv.Must(t, err)
 		if got == (podnet.Count{}) {
 			t.Error("nothing changed")
 		}
 		holds(t, r, p)
 		want, err := ruleset.AsHeld(p)
-		must(t, err)
+		testenv.Must(t, err)
 		have, err := another(t, n).Services()
-		must(t, err)
+		testenv.Must(t, err)
 		samePlan(t, have, want)
 		if list := nft(t, n, "list", "map", "inet", ruleset.ServicesTable, "affinity4"); !strings.Contains(list, remembered) {
 			t.Fatalf("the table was made anew:\n%s", list)

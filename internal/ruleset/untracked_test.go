@@ -7,20 +7,21 @@ import (
 	"testing"
 
 	"github.com/fathom-network/fathom/internal/ruleset"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 func TestSetUntracked(t *testing.T) {
 	n, r := space(t)
-	must(t, n.SetUp("lo", true))
+	testenv.Must(t, n.SetUp("lo", true))
 	addrs := []netip.Addr{netip.MustParseAddr("169.254.20.10"), netip.MustParseAddr("fd66:6174:686f:6d::a")}
 	_, err := n.SetNodeCacheAddrs(addrs)
-	must(t, err)
+	testenv.Must(t, err)
 	// Connection tracking works in a namespace while a rule needs it.
 	nft(t, n, "add table inet other; add chain inet other input { type filter hook input priority 0; }; add rule inet other input ct state new counter")
 	tracked := func() int {
 		ping := exec.Command("sh", "-c", "ping -c1 -W5 169.254.20.10 >/dev/null; ping -c1 -W5 fd66:6174:686f:6d::a >/dev/null")
-		must(t, n.Start(ping))
-		must(t, ping.Wait())
+		testenv.Must(t, n.Start(ping))
+		testenv.Must(t, ping.Wait())
 		return strings.Count(nft(t, n, "list chain inet other input"), "packets 0 ")
 	}
 	if tracked() != 0 {
@@ -28,7 +29,7 @@ func TestSetUntracked(t *testing.T) {
 	}
 	for want := range []int{2, 0} {
 		count, err := r.SetUntracked(addrs)
-		must(t, err)
+		testenv.Must(t, err)
 		if got := count.Added + count.Removed + count.Corrected; (got == 0) != (want == 1) {
 			t.Errorf("call %d changed %d", want, got)
 		}
@@ -39,7 +40,7 @@ func TestSetUntracked(t *testing.T) {
 	}
 	for range 2 {
 		_, err := r.SetUntracked(nil)
-		must(t, err)
+		testenv.Must(t, err)
 	}
 	if out := nft(t, n, "list tables"); strings.Contains(out, ruleset.DNSTable) {
 		t.Errorf("the table is left over: %s", out)

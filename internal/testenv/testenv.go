@@ -1,11 +1,12 @@
-// Package testenv says what a test needs of the machine it runs on. A test that needs more than there is
-// is skipped and says so; where FATHOM_REQUIRE_ROOT is set, as in CI, it fails instead, so that a test
-// cannot be skipped everywhere.
+// Package testenv says what a test needs of the machine it runs on, and has what tests of any package share. A
+// test that needs more than there is is skipped and says so; where FATHOM_REQUIRE_ROOT is set, as in CI, it fails
+// instead, so that a test cannot be skipped everywhere.
 package testenv
 
 import (
 	"os"
 	"testing"
+	"time"
 )
 
 // NeedRoot skips the test unless it runs as root.
@@ -22,6 +23,28 @@ func NeedFile(t testing.TB, path, remedy string) {
 	if _, err := os.Stat(path); err != nil {
 		skip(t, "needs "+path+": "+remedy)
 	}
+}
+
+// Must ends the test if there is an error.
+func Must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Eventually ends the test unless what it asks for comes true within a minute. want names that; probe says whether it
+// is so, and how things are, which is told where they stay wrong.
+func Eventually(t testing.TB, want string, probe func() (ok bool, how string)) {
+	t.Helper()
+	var how string
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		var ok bool
+		if ok, how = probe(); ok {
+			return
+		}
+	}
+	t.Fatalf("not so after a minute: %s\n%s", want, how)
 }
 
 func skip(t testing.TB, why string) {
