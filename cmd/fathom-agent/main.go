@@ -41,7 +41,8 @@ func main() {
 
 func run() *cobra.Command {
 	o := dataplane.Options{Paths: dataplane.NodePaths()}
-	var kubeconfig, level string
+	var kubeconfig string
+	var level slog.Level
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Make the kernel of this node what the API says, and keep it so",
@@ -53,18 +54,9 @@ func run() *cobra.Command {
 			if o.FastPath != "" && o.FastPath != dataplane.FastPathAuto && o.FastPath != dataplane.FastPathOff {
 				return fmt.Errorf("--fast-path %q: want auto or off", o.FastPath)
 			}
-			var l slog.Level
-			if err := l.UnmarshalText([]byte(level)); err != nil {
-				return fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
-			}
-			o.Log = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: l}))
+			o.Log = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
 			var err error
-			if kubeconfig != "" {
-				o.Client, err = kube.Connect(kubeconfig)
-			} else {
-				o.Client, err = kube.ConnectInCluster()
-			}
-			if err != nil {
+			if o.Client, err = kube.Connect(kubeconfig); err != nil {
 				return err
 			}
 			o.Log.Info("fathom-agent", "version", version, "node", o.Node)
@@ -73,8 +65,8 @@ func run() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.Node, "node", os.Getenv("NODE_NAME"), "the `name` of this node's Node object")
-	f.StringVar(&kubeconfig, "kubeconfig", "", "`file` with credentials, outside of a pod")
-	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&kubeconfig, "kubeconfig", "", "`file` with credentials; without, those of the pod")
+	f.TextVar(&level, "log-level", slog.LevelInfo, "a `level`: debug, info, warn or error")
 	f.StringVar(&o.Metrics, "metrics-address", ":10471", "where to answer /metrics")
 	f.DurationVar(&o.Resync, "resync", 30*time.Second, "how often to compare everything without an event")
 	f.StringVar(&o.Paths.Plugin, "plugin", "/fathom-cni", "the CNI plugin to install, or nothing")

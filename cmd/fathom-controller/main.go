@@ -39,25 +39,17 @@ func main() {
 
 func run() *cobra.Command {
 	var o lb.Options
-	var kubeconfig, level string
+	var kubeconfig string
+	var level slog.Level
 	host, _ := os.Hostname() // one without a name is nobody else's, either
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Wait until no other controller leads, and give out addresses",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var l slog.Level
-			if err := l.UnmarshalText([]byte(level)); err != nil {
-				return fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
-			}
-			o.Log = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: l}))
+			o.Log = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
 			var err error
-			if kubeconfig != "" {
-				o.Client, err = kube.Connect(kubeconfig)
-			} else {
-				o.Client, err = kube.ConnectInCluster()
-			}
-			if err != nil {
+			if o.Client, err = kube.Connect(kubeconfig); err != nil {
 				return err
 			}
 			o.Log.Info("fathom-controller", "version", version)
@@ -65,12 +57,12 @@ func run() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&kubeconfig, "kubeconfig", "", "`file` with credentials, outside of a pod")
-	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&kubeconfig, "kubeconfig", "", "`file` with credentials; without, those of the pod")
+	f.TextVar(&level, "log-level", slog.LevelInfo, "a `level`: debug, info, warn or error")
 	f.StringVar(&o.Identity, "identity", envOr("POD_NAME", fmt.Sprintf("%s-%d", host, os.Getpid())), "this process's `name` among controllers")
 	f.DurationVar(&o.Resync, "resync", 30*time.Second, "how often to compare everything without an event")
-	f.StringVar(&o.Health, "health", "127.0.0.1:10475", "`HOST:PORT` of the kubelet's probes, /healthz and /readyz; empty for none")
-	f.StringVar(&o.Metrics, "metrics", ":10476", "`HOST:PORT` of metrics for Prometheus, /metrics; empty for none")
+	f.StringVar(&o.Health, "health-address", "127.0.0.1:10475", "`HOST:PORT` of the kubelet's probes, /healthz and /readyz; empty for none")
+	f.StringVar(&o.Metrics, "metrics-address", ":10476", "`HOST:PORT` of metrics for Prometheus, /metrics; empty for none")
 	return cmd
 }
 

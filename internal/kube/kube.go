@@ -26,8 +26,17 @@ type Client struct {
 	fathom rest.Interface // of our own kinds
 }
 
-// Connect prepares a connection with the credentials of a kubeconfig file. It does not wait for the server.
+// Connect prepares a connection with the credentials of a kubeconfig file. Without one they are the service account of the
+// pod that the process runs in, and the server's address is that of the environment, KUBERNETES_SERVICE_HOST and
+// KUBERNETES_SERVICE_PORT. It does not wait for the server.
 func Connect(kubeconfig string) (*Client, error) {
+	if kubeconfig == "" {
+		config, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fmt.Errorf("connect to the API server as a pod: %w; outside of a pod, name a kubeconfig", err)
+		}
+		return connect(config)
+	}
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", kubeconfig, err)

@@ -22,16 +22,6 @@ import (
 	"github.com/fathom-network/fathom/internal/netconf"
 )
 
-// ConnectInCluster prepares a connection with the service account of the pod that the process runs in. The
-// server's address is that of the environment, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT.
-func ConnectInCluster() (*Client, error) {
-	config, err := rest.InClusterConfig()
-	if err != nil {
-		return nil, fmt.Errorf("connect to the API server as a pod: %w", err)
-	}
-	return connect(config)
-}
-
 // View is a live picture of what the network of one node depends on. It is made of watches: what it says may
 // be late, and is never half of an object.
 type View struct {
