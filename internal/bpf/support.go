@@ -72,19 +72,24 @@ func supported(n *link.Namespace) Support {
 		_, err := ebpflink.QueryPrograms(ebpflink.QueryOptions{Target: 1, Attach: ebpf.AttachTCXIngress}) // lo
 		return err
 	}) == nil
-	s.Conntrack = hasKfunc("bpf_skb_ct_lookup") && hasKfunc("bpf_ct_release")
+	s.Conntrack = hasKfuncs("bpf_skb_ct_lookup", "bpf_ct_release")
 	return s
 }
 
-func hasKfunc(name string) bool {
-	var f *btf.Func
-	kernel, err := btf.LoadKernelSpec()
-	if err != nil {
-		return false
+// hasKfuncs asks the types of the kernel, and of conntrack where that is a module. They are read once: it takes 15 ms.
+func hasKfuncs(names ...string) bool {
+	types := btf.NewCache()
+	has := func(spec *btf.Spec, err error) func(string) bool {
+		return func(name string) bool {
+			var f *btf.Func
+			return err == nil && spec.TypeByName(name, &f) == nil
+		}
 	}
-	if kernel.TypeByName(name, &f) == nil {
-		return true
+	inKernel := has(types.Kernel())
+	for _, name := range names {
+		if !inKernel(name) && !has(types.Module("nf_conntrack"))(name) {
+			return false
+		}
 	}
-	conntrack, err := btf.LoadKernelModuleSpec("nf_conntrack")
-	return err == nil && conntrack.TypeByName(name, &f) == nil
+	return true
 }

@@ -314,7 +314,7 @@ func appendTuple(r request, kind uint16, protocol service.Protocol, t Tuple) req
 // errMalformed is for messages that are not as the kernel makes them.
 var errMalformed = errors.New("a message of connection tracking is not as it should be")
 
-// parseEntry reads the body of a message that tells of an entry. It is called for every entry of a node each second, so
+// parseEntry reads the body of a message that tells of an entry. It is called for every entry of a node again and again, so
 // that it allocates nothing.
 func parseEntry(body []byte) (Entry, error) {
 	if len(body) < sizeofNfgenmsg {

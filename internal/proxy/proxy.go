@@ -323,6 +323,8 @@ func (p *Proxy) apply(c Config) error {
 		}
 		p.noteRedirect(p.dns.Addrs())
 		p.reaper.apply(changes)
+	} else if !heard.IsZero() { // what no frontend leads to any more may be no endpoint at all now
+		p.reaper.wake()
 	}
 	p.health.set(checks, p.Log)
 	return nil

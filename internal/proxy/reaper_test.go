@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -87,6 +88,10 @@ func TestSockets(t *testing.T) {
 		before := n.counted(t, "fathom_service_flows_ended_total")["socket"]
 		translated, direct := dial(t, network, at), dial(t, network, "10.0.0.1:8080")
 		for _, c := range []string{"is there", "terminates", "is gone"} {
+			select {
+			case <-n.reaper.kick:
+			default:
+			}
 			switch c {
 			case "terminates":
 				n.set(endpoints("web", "10.0.0.2", "-10.0.0.1"))
@@ -94,6 +99,9 @@ func TestSockets(t *testing.T) {
 				n.set(endpoints("web", "10.0.0.2"))
 			}
 			n.follows(t)
+			if told := len(n.reaper.kick) > 0; told != (c != "is there") { // also when no frontend changes
+				t.Errorf("%s: the endpoint %s, and the reaper is told: %v", network, c, told)
+			}
 			n.sweep(t)
 			if who := ask(t, direct); who != "10.0.0.1" {
 				t.Errorf("%s: the endpoint %s: %s answers on a direct connection", network, c, who)
@@ -121,5 +129,22 @@ func TestSockets(t *testing.T) {
 	n.sweep(t)
 	if _, err := try(last); !errors.Is(err, unix.ECONNABORTED) {
 		t.Errorf("the Service is gone: %v, want %v", err, unix.ECONNABORTED)
+	}
+}
+
+func TestSweepIntervals(t *testing.T) {
+	const ms = time.Millisecond
+	for _, tc := range []struct{ last, took, seldom, pause time.Duration }{
+		{0, ms, sweepAgain, sweepPause},
+		{sweepAgain, ms, 2 * sweepAgain, sweepPause},
+		{20 * time.Second, ms, sweepSeldom, sweepPause},
+		{sweepSeldom, ms, sweepSeldom, sweepPause},
+		{0, 13 * ms, 1300 * ms, 260 * ms},
+		{0, 250 * ms, 25 * time.Second, sweepDelay},
+		{sweepSeldom, 700 * ms, 70 * time.Second, 700 * ms},
+	} {
+		if a, b := seldom(tc.last, tc.took), pause(tc.took); a != tc.seldom || b != tc.pause {
+			t.Errorf("after a sweep of %v, %v after another: the next one after %v, or %v if there is a change; want %v, %v", tc.took, tc.last, a, b, tc.seldom, tc.pause)
+		}
 	}
 }
