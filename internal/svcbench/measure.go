@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/internal/cgroup"
 	"github.com/fathom-network/fathom/internal/link"
 )
 
@@ -169,7 +170,12 @@ func (n *node) measure(ctx context.Context, c *cluster, result *Result) error {
 		return err
 	}
 	memory, err := p.memory()
+	if err != nil {
+		return err
+	}
 	result.Memory = memory / 1e6
+	kernel, _, err := cgroup.KernelMemory(filepath.Join(n.Group, programGroup(n.proxy)))
+	result.Kernel = float64(kernel) / 1e6
 	return err
 }
 

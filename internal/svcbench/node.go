@@ -140,20 +140,9 @@ func (n *node) start(ctx context.Context, at *link.Namespace, group, part, argum
 	if err != nil {
 		return nil, err
 	}
-	if group != "" {
-		dir, err := cgroup.Open(filepath.Join(n.Group, group))
-		if err != nil {
-			return nil, err
-		}
-		if dir != nil {
-			defer dir.Close()
-			cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-		}
-	}
-	if err := at.Start(cmd); err != nil {
+	if err := n.startIn(at, group, cmd); err != nil {
 		return nil, err
 	}
-	n.began = append(n.began, cmd)
 	c := &client{cmd: cmd, in: in, out: bufio.NewScanner(out)}
 	if part == partProxy {
 		return c, nil // it says when it is ready
@@ -163,6 +152,33 @@ func (n *node) start(ctx context.Context, at *link.Namespace, group, part, argum
 	}
 	return c, nil
 }
+
+// startIn starts a program in a namespace, and in a cgroup of the run if one is named.
+func (n *node) startIn(at *link.Namespace, group string, cmd *exec.Cmd) error {
+	group = filepath.Join(n.Group, group)
+	if group != n.Group {
+		dir, err := cgroup.Open(group)
+		if err != nil {
+			return err
+		}
+		if dir != nil {
+			defer dir.Close()
+			cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+		}
+	}
+	if err := at.Start(cmd); err != nil {
+		return err
+	}
+	n.began = append(n.began, cmd)
+	if group == n.Group {
+		return nil
+	}
+	return cgroup.Add(group, cmd.Process.Pid)
+}
+
+// programGroup is the cgroup of the program that is the proxy, which tells what the kernel holds for it. Who connects by it is in
+// another: the program is no client of its own.
+func programGroup(proxy string) string { return proxy + "-program" }
 
 // do gives an order and returns the answer.
 func (c *client) do(order string) (string, error) {

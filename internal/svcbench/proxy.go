@@ -124,7 +124,7 @@ func (n *node) startProxy(ctx context.Context, c *cluster) (*program, error) {
 				dir.Close()
 			}
 		}
-		p, err := n.start(ctx, n.space, "", partProxy, encode(fathomProxy{Kubeconfig: c.kubeconfig(), Mode: mode, Paths: paths, Addr: n.addr}))
+		p, err := n.start(ctx, n.space, programGroup(n.proxy), partProxy, encode(fathomProxy{Kubeconfig: c.kubeconfig(), Mode: mode, Paths: paths, Addr: n.addr}))
 		if err != nil {
 			return nil, err
 		}
@@ -152,10 +152,9 @@ func (n *node) startProxy(ctx context.Context, c *cluster) (*program, error) {
 		"--conntrack-tcp-timeout-established=0s", "--conntrack-tcp-timeout-close-wait=0s", "--metrics-bind-address=0.0.0.0:10249")
 	log := &tail{}
 	cmd.Stdout, cmd.Stderr = log, log
-	if err := n.space.Start(cmd); err != nil {
+	if err := n.startIn(n.space, programGroup(n.proxy), cmd); err != nil {
 		return nil, err
 	}
-	n.began = append(n.began, cmd)
 	return &program{cmd: cmd, log: log, spent: func(ctx context.Context) (float64, error) {
 		return kubeProxySpent(ctx, "http://"+netip.AddrPortFrom(n.addr, 10249).String()+"/metrics")
 	}}, nil

@@ -74,7 +74,9 @@ type Result struct {
 	// CPU is the share of one processor that the program and its children used under ChangeRate changes a second.
 	CPU, ChangeRate float64 `json:",omitempty"`
 	Memory          float64 `json:",omitempty"` // anonymous memory of the program, in MB
-	Note            string  `json:",omitempty"` // what is missing and why
+	// Kernel is what the kernel holds for the program, and what that started: maps, rules, sockets, in MB. 0 is not known.
+	Kernel float64 `json:",omitempty"`
+	Note   string  `json:",omitempty"` // what is missing and why
 }
 
 // Ratio is a median with its quartiles.
@@ -114,7 +116,11 @@ func Run(ctx context.Context, o Options, progress io.Writer) (report Report, err
 		defer cancel()
 		err = errors.Join(err, cgroup.Kill(ending, r.Group), cgroup.Remove(r.Group), cgroup.Prune(mark))
 	}()
-	for _, name := range append([]string{bare}, o.Proxies...) {
+	groups := append([]string{bare}, o.Proxies...)
+	for _, name := range o.Proxies {
+		groups = append(groups, programGroup(name))
+	}
+	for _, name := range groups {
 		if err := cgroup.Create(filepath.Join(r.Group, name)); err != nil {
 			return report, err
 		}

@@ -7,7 +7,7 @@ import (
 )
 
 // Header are the columns of Rows, in the order of Rows.
-const Header = "SERVICES ENDPOINTS PROXY CRR RR BARE START PROGRAM CHANGE-P50 CHANGE-P99 CPU MEMORY"
+const Header = "SERVICES ENDPOINTS PROXY CRR RR BARE START PROGRAM CHANGE-P50 CHANGE-P99 CPU MEMORY KERNEL"
 
 // Rows are what people read of the results.
 func (r Report) Rows() (rows [][]string) {
@@ -23,7 +23,7 @@ func (r Report) Rows() (rows [][]string) {
 			row = append(row, number("%.2f", ratio.Median))
 		}
 		row = append(row, number("%.2f s", x.Start), number("%.3f s", x.Program), number("%.1f ms", x.P50), number("%.1f ms", x.P99),
-			number("%.0f%%", x.CPU), number("%.0f MB", x.Memory))
+			number("%.0f%%", x.CPU), number("%.0f MB", x.Memory), number("%.0f MB", x.Kernel))
 		rows = append(rows, row)
 	}
 	return rows
