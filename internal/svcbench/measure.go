@@ -34,7 +34,8 @@ func runInside(ctx context.Context, argument string) error {
 	}
 	var name unix.Utsname
 	_ = unix.Uname(&name)
-	report := Report{Date: time.Now().UTC().Format(time.DateOnly), Kernel: unix.ByteSliceToString(name.Release[:]), CPUs: runtime.NumCPU(), StandIn: r.KitDir == ""}
+	kernel, _, _ := strings.Cut(unix.ByteSliceToString(name.Release[:]), "-") // whose build it is, is nobody's business
+	report := Report{Date: time.Now().UTC().Format(time.DateOnly), Kernel: kernel, CPUs: runtime.NumCPU(), StandIn: r.KitDir == ""}
 	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
 		report.Load, _ = strconv.ParseFloat(strings.Fields(string(load))[0], 64)
 	}

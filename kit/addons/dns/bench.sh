@@ -126,4 +126,4 @@ pids="$pids $killer"
 ( while kill -0 "$server_pid" 2>/dev/null; do sleep 0.05; done; sleep 5; in_ns dns "$server" -conf "$work/Corefile" >>"$work/server.log" 2>&1 ) &
 pids="$pids $!"
 run "CoreDNS ended for 5 s" 169.254.20.10 queries -l 15 -c 100 -q 100 -Q 5000
-tail -n 5 "$work/cache.log"
+tail -n 5 "$work/cache.log" >&2
