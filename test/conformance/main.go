@@ -30,7 +30,7 @@ func main() {
 		os.Exit(0)
 	}
 	if err == nil {
-		err = run(ctx, os.Stdout, o)
+		err = tidily(func() error { return run(ctx, os.Stdout, o) })
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "conformance:", err)
@@ -39,6 +39,19 @@ func main() {
 		}
 		os.Exit(1)
 	}
+}
+
+// tidily has what f starts make its temporary files where they go with it: the suite leaves a directory each time.
+func tidily(f func() error) error {
+	dir, err := os.MkdirTemp("", "conformance-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Setenv("TMPDIR", dir); err != nil {
+		return err
+	}
+	return f()
 }
 
 type options struct {
