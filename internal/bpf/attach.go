@@ -22,18 +22,12 @@ type attachment struct {
 	tcx bool // else a filter
 }
 
-// attached returns our programs of a device by their names. Of a device that is not filtered, filters are not asked for.
-func attached(node *link.Namespace, tcx, filtered bool, index int) (map[string][]attachment, error) {
+// attached returns our programs of a device by their names: those of its filters, and those by tcx.
+func attached(node *link.Namespace, tcx bool, filters []link.Filter, index int) (map[string][]attachment, error) {
 	all := map[string][]attachment{}
-	if filtered {
-		filters, err := node.Filters(index)
-		if err != nil {
-			return nil, err
-		}
-		for _, f := range filters {
-			if f.Name == pin.FromPod || f.Name == pin.FromNet {
-				all[f.Name] = append(all[f.Name], attachment{id: ebpf.ProgramID(f.Program)})
-			}
+	for _, f := range filters {
+		if !f.Egress && (f.Name == pin.FromPod || f.Name == pin.FromNet) {
+			all[f.Name] = append(all[f.Name], attachment{id: ebpf.ProgramID(f.Program)})
 		}
 	}
 	if !tcx {
@@ -77,7 +71,11 @@ func attach(node *link.Namespace, tcx bool, index int, name string, program *ebp
 		return err
 	}
 	id, _ := info.ID()
-	all, err := attached(node, tcx, true, index)
+	filters, err := node.FiltersOf(index)
+	if err != nil {
+		return err
+	}
+	all, err := attached(node, tcx, filters, index)
 	if err != nil {
 		return err
 	}
@@ -130,7 +128,7 @@ func replace(index int, old ebpf.ProgramID, program *ebpf.Program) error {
 // detach takes the programs of that name off a device.
 func detach(node *link.Namespace, tcx bool, index int, name string) error {
 	errs := []error{node.DeleteFilter(index, name)}
-	all, err := attached(node, tcx, false, index)
+	all, err := attached(node, tcx, nil, index)
 	errs = append(errs, err, node.Do(func() error {
 		var errs []error
 		for _, a := range all[name] {

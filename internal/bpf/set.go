@@ -72,9 +72,13 @@ func (p *Path) Set(plan Plan) (Changes, error) {
 	if err != nil {
 		return c, err
 	}
-	want, problems := p.wanted(plan)
+	filters, err := p.node.Filters()
+	if err != nil {
+		return c, err
+	}
+	want, problems := p.wanted(plan, filters)
 	errs := []error{problems}
-	if err := p.readAttached(&have, names); err != nil {
+	if err := p.readAttached(&have, names, filters); err != nil {
 		return c, err
 	}
 	fail := func(what string, err error) {
@@ -207,7 +211,7 @@ func ignoreMissing(err error) error {
 func isGone(err error) bool { return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) }
 
 // wanted works out what the plan means for the devices that there are.
-func (p *Path) wanted(plan Plan) (state, error) {
+func (p *Path) wanted(plan Plan, filters map[int][]link.Filter) (state, error) {
 	w := state{ports: map[uint32]pin.Port{}, pods: map[pin.Key]pin.Pod{}, remotes: map[prefixKey]remoteValue{},
 		fromPod: map[int]bool{}, fromNet: map[int]bool{}}
 	var errs []error
@@ -221,11 +225,6 @@ func (p *Path) wanted(plan Plan) (state, error) {
 		if len(port.Addrs) == 0 {
 			continue
 		}
-		shaped, err := p.isShaped(port)
-		if err != nil {
-			errs = append(errs, err)
-			shaped = true
-		}
 		w.fromPod[port.Index] = true
 		w.ports[uint32(port.Index)] = pin.Port{MAC: [6]byte(port.Addrs[0].MAC)}
 		for _, a := range port.Addrs {
@@ -233,7 +232,7 @@ func (p *Path) wanted(plan Plan) (state, error) {
 			if !fast {
 				pod.Stack |= pin.Off
 			}
-			if shaped {
+			if isShaped(port, filters[port.Index]) {
 				pod.Stack |= pin.Shaped
 			}
 			w.pods[pin.KeyOf(a.Addr)] = pod
@@ -280,20 +279,9 @@ func remote(r Remote, index int) (prefixKey, remoteValue) {
 
 // isShaped says whether a pod's device does more than hand packets on, as the reference plugin "bandwidth" has it:
 // a packet that is redirected goes past what does that.
-func (p *Path) isShaped(port link.PodPort) (bool, error) {
-	for _, kind := range port.Qdiscs {
-		if kind != "clsact" {
-			return true, nil
-		}
-		filters, err := p.node.Filters(port.Index)
-		if err != nil {
-			return false, err
-		}
-		if slices.ContainsFunc(filters, func(f link.Filter) bool { return f.Egress || f.Name != pin.FromPod }) {
-			return true, nil
-		}
-	}
-	return false, nil
+func isShaped(port link.PodPort, filters []link.Filter) bool {
+	return slices.ContainsFunc(port.Qdiscs, func(kind string) bool { return kind != "clsact" }) ||
+		slices.ContainsFunc(filters, func(f link.Filter) bool { return f.Egress || f.Name != pin.FromPod })
 }
 
 func (p *Path) readMaps() (state, error) {
@@ -327,11 +315,7 @@ func readMap[K comparable, V any](m *ebpf.Map, into map[K]V) error {
 	}
 }
 
-func (p *Path) readAttached(s *state, names map[int]string) error {
-	filtered, err := p.node.Filtered()
-	if err != nil {
-		return err
-	}
+func (p *Path) readAttached(s *state, names map[int]string, filters map[int][]link.Filter) error {
 	kinds := []struct {
 		name    string
 		program *ebpf.Program
@@ -346,7 +330,7 @@ func (p *Path) readAttached(s *state, names map[int]string) error {
 		kinds[i].current, _ = info.ID()
 	}
 	for index := range names {
-		all, err := attached(p.node, p.Support.TCX, filtered[index], index)
+		all, err := attached(p.node, p.Support.TCX, filters[index], index)
 		if err != nil {
 			return err
 		}
@@ -386,11 +370,15 @@ func (p *Path) Check(plan Plan) ([]Difference, error) {
 	if err != nil {
 		return nil, err
 	}
-	want, err := p.wanted(plan)
+	filters, err := p.node.Filters()
 	if err != nil {
 		return nil, err
 	}
-	if err := p.readAttached(&have, names); err != nil {
+	want, err := p.wanted(plan, filters)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.readAttached(&have, names, filters); err != nil {
 		return nil, err
 	}
 	var d []Difference

@@ -13,17 +13,14 @@ func (c *call) stopFalseSources(node *link.Namespace, p link.Pod) {
 	if err != nil {
 		return
 	}
-	// By a filter: for a program by tcx the kernel waits, with all devices locked, until no processor can be in the
-	// middle of anything, which is 10 ms, and once more when the device goes.
-	attach := func(program int) error {
-		err := node.SetFilter(index, program, pin.FromPod)
-		if err != nil {
-			err = pin.AttachTCX(index, program)
+	device := pin.Device{Index: index, MAC: [6]byte(p.MAC), HostMAC: [6]byte(p.HostMAC), Addrs: p.Addrs}
+	_ = pin.Attach(pin.Dir, device, func(program int) error {
+		// By a filter: for a program by tcx the kernel waits, with all devices locked, until no processor can be in the
+		// middle of anything, which is 10 ms, and once more when the device goes. But where the plugin "bandwidth",
+		// behind us, needs the place of filters for itself, it gets it.
+		if !c.limitsEgress && node.SetFilter(index, program, pin.FromPod) == nil {
+			return nil
 		}
-		return err
-	}
-	if c.limitsEgress { // the plugin "bandwidth", behind us, needs the place of filters for itself
-		attach = func(program int) error { return pin.AttachTCX(index, program) }
-	}
-	_ = pin.Attach(pin.Dir, pin.Device{Index: index, MAC: [6]byte(p.MAC), HostMAC: [6]byte(p.HostMAC), Addrs: p.Addrs}, attach)
+		return pin.AttachTCX(index, program)
+	})
 }

@@ -35,8 +35,27 @@ type Filter struct {
 	Egress  bool   // it sees what goes out
 }
 
-// Filters returns a device's tc filters.
-func (n *Namespace) Filters(index int) ([]Filter, error) {
+// Filters returns the tc filters of all devices that may have any, by the devices' indexes.
+func (n *Namespace) Filters() (map[int][]Filter, error) {
+	qdiscs, err := dump(func() ([]netlink.Qdisc, error) { return n.nl.QdiscList(nil) })
+	if err != nil {
+		return nil, fmt.Errorf("list queueing disciplines: %w", err)
+	}
+	all := map[int][]Filter{}
+	for _, q := range qdiscs {
+		index := q.Attrs().LinkIndex
+		if kind := q.Type(); kind != "clsact" && kind != "ingress" {
+			continue
+		}
+		if all[index], err = n.FiltersOf(index); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// FiltersOf returns a device's tc filters.
+func (n *Namespace) FiltersOf(index int) ([]Filter, error) {
 	var all []Filter
 	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
 		there, err := n.filters(index, parent)
@@ -52,21 +71,6 @@ func (n *Namespace) Filters(index int) ([]Filter, error) {
 		}
 	}
 	return all, nil
-}
-
-// Filtered returns the devices that may have tc filters, by their indexes.
-func (n *Namespace) Filtered() (map[int]bool, error) {
-	qdiscs, err := dump(func() ([]netlink.Qdisc, error) { return n.nl.QdiscList(nil) })
-	if err != nil {
-		return nil, fmt.Errorf("list queueing disciplines: %w", err)
-	}
-	indexes := map[int]bool{}
-	for _, q := range qdiscs {
-		if kind := q.Type(); kind == "clsact" || kind == "ingress" {
-			indexes[q.Attrs().LinkIndex] = true
-		}
-	}
-	return indexes, nil
 }
 
 func (n *Namespace) filters(index int, parent uint32) ([]netlink.Filter, error) {
