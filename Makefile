@@ -143,8 +143,8 @@ bin/tools/conformance:
 bench: build ## measure start-up, memory and disk, into docs/benchmarks.md (4 minutes, as root, on an idle machine)
 	CGO_ENABLED=0 go run ./test/bench $(BENCHFLAGS)
 
-# A text in the place of the one between the marks of that name in docs/benchmarks.md.
-bench_section = awk -v table=$(2) '/<!-- end: $(1) -->/ { inside = 0 } !inside { print } \
+# A text in the place of the one between the marks of that name in docs/benchmarks.md. Whose build a kernel is is left out.
+bench_section = sed -E 's/(Linux [0-9.]+)-[^, ]*/\1/' $(2) | awk -v table=/dev/stdin '/<!-- end: $(1) -->/ { inside = 0 } !inside { print } \
 	/<!-- bench: $(1) -->/ { inside = 1; print "```"; while ((getline line <table) > 0) print line; print "```" }' \
 	docs/benchmarks.md >bin/benchmarks.md && cat bin/benchmarks.md >docs/benchmarks.md
 

@@ -34,8 +34,7 @@ func runInside(ctx context.Context, argument string) error {
 	}
 	var name unix.Utsname
 	_ = unix.Uname(&name)
-	kernel, _, _ := strings.Cut(unix.ByteSliceToString(name.Release[:]), "-") // whose build it is, is nobody's business
-	report := Report{Date: time.Now().UTC().Format(time.DateOnly), Kernel: kernel, CPUs: runtime.NumCPU(), StandIn: r.KitDir == ""}
+	report := Report{Date: time.Now().UTC().Format(time.DateOnly), Kernel: unix.ByteSliceToString(name.Release[:]), CPUs: runtime.NumCPU(), StandIn: r.KitDir == ""}
 	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
 		report.Load, _ = strconv.ParseFloat(strings.Fields(string(load))[0], 64)
 	}
@@ -304,26 +303,23 @@ func join(list []netip.AddrPort) string {
 func (r run) race(c *cluster, empty *node, nodes []*node, results []Result) error {
 	const turn = 60 * time.Millisecond
 	services := join(c.services())
+	direct := map[string]string{"crr": join(c.direct(c.Endpoints)), "rr": join(c.direct(1))}
 	ratios := map[*node]*[3][]float64{}
 	for _, n := range nodes {
 		ratios[n] = &[3][]float64{}
 	}
 	for round := range r.Rounds {
 		for _, what := range []string{"crr", "rr"} {
-			direct := join(c.direct(1))
-			if what == "crr" {
-				direct = join(c.direct(c.Endpoints))
-			}
 			// What comes first is another in each round.
 			order := slices.Concat(nodes[round%max(1, len(nodes)):], nodes[:round%max(1, len(nodes))])
-			ground, err := empty.client.number(fmt.Sprintf("%s %v %s", what, turn, direct))
+			ground, err := empty.client.number(fmt.Sprintf("%s %v %s", what, turn, direct[what]))
 			if err != nil {
 				return err
 			}
 			for _, n := range order {
 				var got [2]float64
 				for _, i := range []int{round % 2, 1 - round%2} {
-					if got[i], err = n.client.number(fmt.Sprintf("%s %v %s", what, turn, []string{direct, services}[i])); err != nil {
+					if got[i], err = n.client.number(fmt.Sprintf("%s %v %s", what, turn, []string{direct[what], services}[i])); err != nil {
 						return fmt.Errorf("%s: %w", n.proxy, err)
 					}
 				}

@@ -155,9 +155,9 @@ func (n *node) start(ctx context.Context, at *link.Namespace, group, part, argum
 
 // startIn starts a program in a namespace, and in a cgroup of the run if one is named.
 func (n *node) startIn(at *link.Namespace, group string, cmd *exec.Cmd) error {
-	group = filepath.Join(n.Group, group)
-	if group != n.Group {
-		dir, err := cgroup.Open(group)
+	path := filepath.Join(n.Group, group)
+	if group != "" {
+		dir, err := cgroup.Open(path)
 		if err != nil {
 			return err
 		}
@@ -170,14 +170,14 @@ func (n *node) startIn(at *link.Namespace, group string, cmd *exec.Cmd) error {
 		return err
 	}
 	n.began = append(n.began, cmd)
-	if group == n.Group {
+	if group == "" {
 		return nil
 	}
-	return cgroup.Add(group, cmd.Process.Pid)
+	return cgroup.Add(path, cmd.Process.Pid)
 }
 
-// programGroup is the cgroup of the program that is the proxy, which tells what the kernel holds for it. Who connects by it is in
-// another: the program is no client of its own.
+// programGroup is the cgroup of the program that is the proxy, which tells what the kernel holds for it. Who connects by
+// it is in another: the program is no client of its own.
 func programGroup(proxy string) string { return proxy + "-program" }
 
 // do gives an order and returns the answer.

@@ -196,7 +196,6 @@ func do(what string, args []string) (string, error) {
 		}
 		to = append(to, at)
 	}
-	began := time.Now()
 	switch what {
 	case "crr", "rr":
 		release, err := affinity.Bind(processor)
@@ -204,18 +203,14 @@ func do(what string, args []string) (string, error) {
 			return "", err
 		}
 		defer release()
+		count := countCRR
 		if what == "rr" {
-			return rr(to, limit)
+			count = countRR
 		}
-		n, began := 0, time.Now()
-		for ; time.Since(began) < limit; n++ {
-			if _, err := crr(to[n%len(to)], patience); err != nil {
-				return "", fmt.Errorf("ask %s: %w", to[n%len(to)], err)
-			}
-		}
-		return strconv.FormatFloat(float64(n)/time.Since(began).Seconds(), 'f', 1, 64), nil
+		rate, err := count(to, limit)
+		return strconv.FormatFloat(rate, 'f', 1, 64), err
 	case "await", "until":
-		for {
+		for began := time.Now(); ; {
 			who, err := crr(to[0], impatience)
 			if err == nil && (what == "await" || prefix.Contains(who)) {
 				if to = to[1:]; len(to) == 0 {
@@ -232,13 +227,24 @@ func do(what string, args []string) (string, error) {
 	return "", errors.New("there is no such order")
 }
 
-// rr asks on one connection to each, for the same time, and returns the number in a second.
-func rr(to []netip.AddrPort, limit time.Duration) (string, error) {
+// countCRR connects to them in turn, and returns how often in a second.
+func countCRR(to []netip.AddrPort, limit time.Duration) (float64, error) {
+	n, began := 0, time.Now()
+	for ; time.Since(began) < limit; n++ {
+		if _, err := crr(to[n%len(to)], patience); err != nil {
+			return 0, fmt.Errorf("ask %s: %w", to[n%len(to)], err)
+		}
+	}
+	return float64(n) / time.Since(began).Seconds(), nil
+}
+
+// countRR asks on one connection to each, for the same time, and returns how often in a second.
+func countRR(to []netip.AddrPort, limit time.Duration) (float64, error) {
 	n, spent := 0, time.Duration(0)
 	for _, at := range to {
 		fd, err := dial(at, patience)
 		if err != nil {
-			return "", fmt.Errorf("ask %s: %w", at, err)
+			return 0, fmt.Errorf("ask %s: %w", at, err)
 		}
 		began := time.Now()
 		for ; time.Since(began) < limit/time.Duration(len(to)) && err == nil; n++ {
@@ -247,10 +253,10 @@ func rr(to []netip.AddrPort, limit time.Duration) (string, error) {
 		spent += time.Since(began)
 		unix.Close(fd)
 		if err != nil {
-			return "", fmt.Errorf("ask %s: %w", at, err)
+			return 0, fmt.Errorf("ask %s: %w", at, err)
 		}
 	}
-	return strconv.FormatFloat(float64(n)/spent.Seconds(), 'f', 1, 64), nil
+	return float64(n) / spent.Seconds(), nil
 }
 
 // nth numbers addresses from a base.

@@ -119,8 +119,7 @@ func measure(ctx context.Context, o options) error {
 	}
 	var name unix.Utsname
 	_ = unix.Uname(&name)
-	kernel, _, _ := strings.Cut(unix.ByteSliceToString(name.Release[:]), "-")
-	fmt.Printf("\n%s, Linux %s, %d processors, a load of %s when it began, %d rounds of %v\n", time.Now().UTC().Format(time.DateOnly), kernel,
+	fmt.Printf("\n%s, Linux %s, %d processors, a load of %s when it began, %d rounds of %v\n", time.Now().UTC().Format(time.DateOnly), unix.ByteSliceToString(name.Release[:]),
 		runtime.NumCPU(), strings.Fields(string(load) + " ?")[0], o.rounds, o.slice)
 	for _, m := range missed {
 		fmt.Println("missed:", m)
