@@ -1,8 +1,11 @@
 package cgroup
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"os/exec"
+	"syscall"
 	"testing"
 
 	"github.com/fathom-network/fathom/internal/testenv"
@@ -35,8 +38,34 @@ func TestKernelMemory(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if n, known, err := KernelMemory(group); err != nil || n > 1<<20 {
-		t.Errorf("an empty group: %d, %v, %v", n, known, err)
+	before, known, err := KernelMemory(group)
+	if err != nil || before > 1<<20 {
+		t.Errorf("an empty group: %d, %v, %v", before, known, err)
+	}
+	// What a process of the group starts costs the kernel something: its stack, its page tables.
+	shell := exec.Command("sh", "-c", "read line; sleep 60 & sleep 60")
+	in, err := shell.StdinPipe()
+	testenv.Must(t, err)
+	dir, err := Open(group)
+	testenv.Must(t, err)
+	if dir != nil {
+		defer dir.Close()
+		shell.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	}
+	testenv.Must(t, shell.Start())
+	defer func() {
+		testenv.Must(t, Kill(context.Background(), group))
+		_ = shell.Wait() // says that it was killed
+	}()
+	testenv.Must(t, Add(group, shell.Process.Pid))
+	_, err = in.Write([]byte("\n"))
+	testenv.Must(t, err)
+	if known {
+		testenv.Eventually(t, "the group's processes cost the kernel memory", func() (bool, string) {
+			n, _, err := KernelMemory(group)
+			testenv.Must(t, err)
+			return n > before, fmt.Sprint(n)
+		})
 	}
 	if _, known, err := KernelMemory(group + "-none"); known || err != nil {
 		t.Errorf("a group that is not there: %v, %v", known, err)

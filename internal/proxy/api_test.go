@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -38,17 +37,12 @@ func TestAPI(t *testing.T) {
 	client, err := kube.Connect(testenv.APIServer(t))
 	testenv.Must(t, err)
 	serve(t, "10.0.0.1", "10.0.0.2")
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx := t.Context()
 	p := New(Options{Client: client, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Paths: paths, Resync: 100 * time.Millisecond,
 		Changed: func() {}, Problem: func(p service.Problem) { t.Errorf("a problem: %s", p) }})
-	ended := make(chan struct{})
-	go func() {
-		p.Run(ctx)
-		close(ended)
-	}()
+	stop := run(t, p)
 	defer func() {
-		cancel()
-		<-ended
+		stop()
 		testenv.Must(t, Remove(paths))
 	}()
 	config := Config{Mode: netconf.ProxyAuto, Node: self, OwnPods: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}

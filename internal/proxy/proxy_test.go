@@ -239,11 +239,11 @@ func TestDamage(t *testing.T) {
 }
 
 // run has the loop run until stop is called.
-func (n *node) run(t *testing.T) (stop func()) {
+func run(t *testing.T, p *Proxy) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {
-		n.Run(ctx)
+		p.Run(ctx)
 		close(ended)
 	}()
 	return func() {
@@ -263,7 +263,7 @@ func TestMends(t *testing.T) {
 	for i := range 50 {
 		n.set(web(fmt.Sprintf("web-%d", i), fmt.Sprintf("172.16.1.%d", i)), endpoints(fmt.Sprintf("web-%d", i), "10.0.0.1", "10.0.0.2"))
 	}
-	stop := n.run(t)
+	stop := run(t, n.Proxy)
 	wholes := func() uint64 { return n.observed(t, "whole") }
 	changing := 0
 	until := func(what string, so func() bool) {
@@ -303,7 +303,7 @@ func TestRenew(t *testing.T) {
 	n := newNode(t, paths, netconf.ProxyAuto)
 	n.Resync, n.Renew = 10*time.Millisecond, 30*time.Millisecond
 	n.set(web("web", "172.16.1.1"), endpoints("web", "10.0.0.1", "10.0.0.2"))
-	stop := n.run(t)
+	stop := run(t, n.Proxy)
 	for deadline := time.Now().Add(time.Minute); n.observed(t, "whole") < 3 || n.observed(t, "compare") < 2; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("set %d times and compared %d times in a minute", n.observed(t, "whole"), n.observed(t, "compare"))
