@@ -12,7 +12,7 @@ func TestSetNodeCacheAddrs(t *testing.T) {
 	node, pod := linktest.Namespace(t), linktest.Namespace(t)
 	testenv.Must(t, node.SetUp("lo", true))
 	linktest.Run(t, node, "ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
-	linktest.Run(t, node, "ip", "addr", "add", "2001:db8::1/128", "dev", "lo")
+	linktest.Run(t, node, "ip", "addr", "add", "2001:db8::1/128", "dev", "lo", "nodad")
 	p := testPod("a-1", 1, "10.1.0.2", "fd00::2")
 	testenv.Must(t, node.AddPod(pod, p))
 	set := func(want int, list ...string) {

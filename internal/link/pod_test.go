@@ -1,11 +1,15 @@
 package link_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/fathom-network/fathom/internal/link"
 	"github.com/fathom-network/fathom/internal/link/linktest"
@@ -72,6 +76,45 @@ func TestPod(t *testing.T) {
 	}
 	if err := node.DeletePod("b-1", podA.Alias); !errors.As(err, &foreign) || foreign.Alias != podB.Alias {
 		t.Errorf("the device of another pod: %v", err)
+	}
+}
+
+// A pod's first packet goes through, also where the kernel is busy with other devices.
+func TestPodFirstPacket(t *testing.T) {
+	node, elsewhere := linktest.Namespace(t), linktest.Namespace(t)
+	testenv.Must(t, node.SetUp("lo", true))
+	testenv.Must(t, node.SetAddrs("lo", []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}))
+	var server net.PacketConn
+	testenv.Must(t, node.Do(func() (err error) { server, err = net.ListenPacket("udp", "192.0.2.1:0"); return err }))
+	defer server.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	var busy sync.WaitGroup
+	defer busy.Wait()
+	defer cancel()
+	for range 2 {
+		busy.Go(func() {
+			for ctx.Err() == nil {
+				_, _ = linktest.Try(elsewhere, "sh", "-c", "ip link add x type veth peer name y; ip link del x")
+			}
+		})
+	}
+	for i := range 40 {
+		pod := linktest.Namespace(t)
+		p := testPod(fmt.Sprintf("a-%d", i), byte(i), fmt.Sprintf("10.1.0.%d", i+2))
+		testenv.Must(t, node.AddPod(pod, p))
+		testenv.Must(t, pod.Do(func() error {
+			c, err := net.Dial("udp", server.LocalAddr().String())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write([]byte("first"))
+			return err
+		}))
+		testenv.Must(t, server.SetReadDeadline(time.Now().Add(5*time.Second)))
+		if _, _, err := server.ReadFrom(make([]byte, 16)); err != nil {
+			t.Fatalf("the first packet of pod %d: %v", i, err)
+		}
 	}
 }
 
