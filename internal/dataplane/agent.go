@@ -70,19 +70,20 @@ func NodePaths() Paths {
 // Agent keeps one node.
 type Agent struct {
 	Options
-	view    *kube.View
-	node    *link.Namespace
-	rules   *ruleset.Ruleset
-	leases  *lease.Store
-	fast    fastPath
-	metrics *metrics
-	bgp     *announcer
-	proxy   *proxy.Proxy
-	lb      *balancer
-	wake    chan struct{}
-	look    chan struct{} // as wake, for the node's pods
-	state   statusBox
-	blocks  *blocks
+	view     *kube.View
+	node     *link.Namespace
+	settings *settings
+	rules    *ruleset.Ruleset
+	leases   *lease.Store
+	fast     fastPath
+	metrics  *metrics
+	bgp      *announcer
+	proxy    *proxy.Proxy
+	lb       *balancer
+	wake     chan struct{}
+	look     chan struct{} // as wake, for the node's pods
+	state    statusBox
+	blocks   *blocks
 
 	// What follows belongs to the loop.
 	config   *netconf.Config // the last one that made sense
@@ -103,7 +104,6 @@ func Run(ctx context.Context, o Options) error {
 	a.blocks = newBlocks(o.Node, o.Client, a.poolObjects, o.Log)
 	a.state.set(nodestate.Status{Waiting: true, Reason: "the agent is starting"})
 	a.bgp = a.newAnnouncer()
-	a.proxy = a.newProxy(ctx)
 	defer a.bgp.speaker.Leave() // without a word, so that routers keep the routes
 	var err error
 	if a.node, err = link.Here(); err != nil {
@@ -111,6 +111,8 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer a.node.Close()
 	a.node.SysctlsAt(o.Paths.Sysctl)
+	a.settings = newSettings(a.node, o.Paths.Leases)
+	a.proxy = a.newProxy(ctx)
 	a.lb = a.newBalancer(a.node)
 	if a.rules, err = ruleset.Open("/proc/self/ns/net"); err != nil {
 		return err
@@ -250,7 +252,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	// The rules come first: with them the kernel loads what follows connections, and that has settings of the plan.
 	// Routes do not wait for them to be good.
 	masquerade, ruleErr := a.rules.SetMasquerade(plan.Masquerade)
-	if err := a.rememberSettings(plan.Sysctls); err != nil {
+	if err := a.settings.remember(plan.Sysctls); err != nil {
 		return nodestate.Status{}, problems, fmt.Errorf("write down the node's settings: %w", err)
 	}
 	atOnce, err := a.node.FollowPodNetwork(a.held, plan)

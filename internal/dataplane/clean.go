@@ -1,15 +1,12 @@
 package dataplane
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/conflist"
@@ -52,7 +49,8 @@ func (a *Agent) clean() error {
 	}
 	defer node.Close()
 	node.SysctlsAt(a.Paths.Sysctl)
-	if err := proxy.Remove(proxyPaths(a.Paths)); err != nil {
+	settings := newSettings(node, a.Paths.Leases)
+	if err := proxy.Remove(proxyPaths(a.Paths), loopback{settings}); err != nil {
 		return err
 	}
 	if _, err := node.SetNodeCacheAddrs(nil); err != nil {
@@ -72,17 +70,17 @@ func (a *Agent) clean() error {
 		}
 	}
 	// A plan of nothing, and the settings as they were.
-	settings, err := readSettings(a.Paths.Leases)
+	before, err := settings.read()
 	if err != nil {
 		return err
 	}
-	there, err := node.PodNetwork(settings) // those of devices that are gone went with them
+	there, err := node.PodNetwork(before) // those of devices that are gone went with them
 	if err != nil {
 		return err
 	}
 	for i := range there.Sysctls {
-		j := slices.IndexFunc(settings, func(c podnet.Sysctl) bool { return c.Name == there.Sysctls[i].Name })
-		there.Sysctls[i].Value = settings[j].Value
+		j := slices.IndexFunc(before, func(c podnet.Sysctl) bool { return c.Name == there.Sysctls[i].Name })
+		there.Sysctls[i].Value = before[j].Value
 	}
 	if _, err := node.SetPodNetwork(podnet.Plan{Node: a.Node, State: podnet.State{Sysctls: there.Sysctls}}); err != nil {
 		return err
@@ -106,57 +104,4 @@ func (a *Agent) clean() error {
 		}
 	}
 	return nil
-}
-
-// settingsFile holds the settings of the node as they were before the first agent changed them.
-const settingsFile = "settings.json"
-
-func readSettings(dir string) ([]podnet.Sysctl, error) {
-	data, err := os.ReadFile(filepath.Join(dir, settingsFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var settings []podnet.Sysctl
-	if err := json.Unmarshal(data, &settings); err != nil {
-		return nil, fmt.Errorf("read %s: %w", filepath.Join(dir, settingsFile), err)
-	}
-	return settings, nil
-}
-
-// rememberSettings writes down how the node's settings are before they are changed for the first time.
-func (a *Agent) rememberSettings(want []podnet.Sysctl) error {
-	known, err := readSettings(a.Paths.Leases)
-	if err != nil {
-		return err
-	}
-	fresh := unknown(want, known)
-	if len(fresh) == 0 {
-		return nil
-	}
-	now, err := a.node.PodNetwork(fresh)
-	if err != nil {
-		return err
-	}
-	for _, c := range now.Sysctls { // those of a device that is not there yet go with it
-		known = append(known, podnet.Sysctl{Name: c.Name, Value: c.Value, Why: "as it was before Fathom's network came"})
-	}
-	if len(now.Sysctls) == 0 {
-		return nil
-	}
-	data, err := json.MarshalIndent(known, "", "  ")
-	if err != nil {
-		return err
-	}
-	return replaceFile(filepath.Join(a.Paths.Leases, settingsFile), bytes.NewReader(data), 0o644)
-}
-
-// unknown returns the settings that are not known yet, but for those of our own tunnel, which go with it.
-func unknown(want, known []podnet.Sysctl) []podnet.Sysctl {
-	return slices.DeleteFunc(slices.Clone(want), func(c podnet.Sysctl) bool {
-		return strings.Contains(c.Name, "/conf/"+podnet.DefaultDevice+"/") ||
-			slices.ContainsFunc(known, func(k podnet.Sysctl) bool { return k.Name == c.Name })
-	})
 }

@@ -21,7 +21,7 @@ func proxyPaths(p Paths) proxy.Paths {
 
 func (a *Agent) newProxy(ctx context.Context) *proxy.Proxy {
 	p := proxy.New(proxy.Options{
-		Client: a.Client, Log: a.Log, Paths: proxyPaths(a.Paths), Resync: a.Resync,
+		Client: a.Client, Log: a.Log, Paths: proxyPaths(a.Paths), Resync: a.Resync, Loopback: loopback{a.settings},
 		Changed: func() {
 			a.Wake()
 			a.lb.wake()

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -166,6 +167,20 @@ func (n *Namespace) sysctl(name string) string {
 		return filepath.Join("/proc/sys/net", name)
 	}
 	return filepath.Join(n.sysctls, name)
+}
+
+// SysctlValue reads a setting below /proc/sys/net. One that the kernel does not have is an error that errors.Is says is
+// fs.ErrNotExist.
+func (n *Namespace) SysctlValue(name string) (value string, err error) {
+	err = n.do(func() error {
+		data, err := os.ReadFile(n.sysctl(name))
+		if err != nil {
+			return fmt.Errorf("read sysctl net/%s: %w", name, err)
+		}
+		value = strings.TrimSpace(string(data))
+		return nil
+	})
+	return value, err
 }
 
 // Sysctl sets a setting below /proc/sys/net, such as "ipv4/ip_forward".

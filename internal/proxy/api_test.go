@@ -43,7 +43,7 @@ func TestAPI(t *testing.T) {
 	stop := run(t, p)
 	defer func() {
 		stop()
-		testenv.Must(t, Remove(paths))
+		testenv.Must(t, Remove(paths, nil))
 	}()
 	config := Config{Mode: netconf.ProxyAuto, Node: self, OwnPods: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
 	p.Set(config)

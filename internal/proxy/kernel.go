@@ -19,10 +19,11 @@ import (
 
 // kernel is the two ways in which the kernel balances. The zero value with paths is one that was not opened yet.
 type kernel struct {
-	paths   Paths
-	log     *slog.Logger
-	rules   *ruleset.Ruleset
-	connect *bpf.Connect
+	paths    Paths
+	loopback Loopback // may be nil
+	log      *slog.Logger
+	rules    *ruleset.Ruleset
+	connect  *bpf.Connect
 	// missing is why nothing is balanced at connect(), if that is so.
 	missing string
 	// untracked are the addresses that were set so, nil if that is not known.
@@ -51,7 +52,7 @@ func (k *kernel) set(mode netconf.ServiceProxy, plan, plain service.Plan, caches
 		}
 		// Packets to the caches are translated, for which they have to be tracked.
 		err := k.setUntracked(nil, &changed)
-		return changed, err
+		return changed, errors.Join(err, k.routeLoopback(true))
 	}
 	// nftables first: it alone answers for all addresses, and must not be found without a Service that connect() has. Each
 	// is a second's work at 50,000 Services; what sockets do not meet yet is written at the same time.
@@ -70,7 +71,14 @@ func (k *kernel) set(mode netconf.ServiceProxy, plan, plain service.Plan, caches
 	if err != nil {
 		return changed, fmt.Errorf("balance at connect(): %w", err)
 	}
-	return changed + n, nil
+	return changed + n, k.routeLoopback(false)
+}
+
+func (k *kernel) routeLoopback(on bool) error {
+	if k.loopback == nil {
+		return nil
+	}
+	return k.loopback.Route(on)
 }
 
 func (k *kernel) setUntracked(caches []netip.Addr, changed *int) error {
@@ -93,8 +101,12 @@ func (k *kernel) holds(ctx context.Context) (bool, error) {
 	if err == nil && same && len(k.untracked) > 0 {
 		same, err = k.rules.HoldsUntracked(k.untracked)
 	}
-	if err == nil && same && k.connect != nil {
+	switch {
+	case err != nil || !same:
+	case k.connect != nil:
 		same, err = k.connect.Holds(ctx)
+	case k.loopback != nil:
+		same, err = k.loopback.Routed()
 	}
 	return same, err
 }
@@ -164,6 +176,9 @@ func (k *kernel) remove() error {
 	if k.connect != nil {
 		k.connect.Close()
 		k.connect = nil
+	}
+	if err := k.routeLoopback(false); err != nil {
+		return err // with the table, which keeps others from these addresses
 	}
 	return errors.Join(bpf.RemoveConnect(k.paths.BPF), k.rules.DeleteServices(), k.rules.Delete(ruleset.DNSTable))
 }

@@ -39,12 +39,24 @@ type Options struct {
 	// Problem is told of what is wrong with a Service, once for each.
 	Problem func(service.Problem)
 	Paths   Paths
+	// Loopback may be nil: then 127.0.0.1 answers at NodePorts only where connect() balances.
+	Loopback Loopback
 	// Resync is how often the kernel is compared, unless that takes long: then it is done in one hundredth of the time. To
 	// read 100,000 endpoints back takes a second, in which changes go on.
 	Resync time.Duration
 	// Renew is how often everything is worked out anew and set: comparisons trust what changes have come to. Changes wait
 	// for it. Zero is an hour.
 	Renew time.Duration
+}
+
+// Loopback is whether the node routes 127.0.0.0/8 as it does other addresses. Where nftables alone balances, what the node
+// sends to 127.0.0.1:nodePort is translated to an endpoint on another device, and what comes back is to 127.0.0.1 again:
+// without that the kernel takes it for a fault. It is on only while the table is there that keeps others from these
+// addresses.
+type Loopback interface {
+	Routed() (bool, error)
+	// Route has them routed, or as it was before. Where it is so already, it costs next to nothing.
+	Route(on bool) error
 }
 
 // Paths are where a proxy finds the node's directories.
@@ -114,7 +126,7 @@ type Proxy struct {
 // New makes a proxy, which does nothing until Run, and nothing to the kernel until Set.
 func New(o Options) *Proxy {
 	p := &Proxy{Options: o, kick: make(chan struct{}, 1), told: map[service.Problem]bool{}, counts: newMetrics()}
-	p.kernel = kernel{paths: o.Paths, log: o.Log}
+	p.kernel = kernel{paths: o.Paths, loopback: o.Loopback, log: o.Log}
 	p.reaper = newReaper(o.Paths, o.Log, p.counts)
 	p.caches = nodeCaches{log: o.Log, changed: p.wake, port: dnsPort}
 	p.dns = service.Redirect{Service: clusterDNS, Port: dnsPort}
@@ -390,8 +402,8 @@ func (p *Proxy) off(ctx context.Context, announce bool) {
 }
 
 // Remove takes what a proxy has put into the kernel out of it, for a node that Fathom leaves.
-func Remove(paths Paths) error {
-	k := kernel{paths: paths, log: slog.New(slog.DiscardHandler)}
+func Remove(paths Paths, loopback Loopback) error {
+	k := kernel{paths: paths, loopback: loopback, log: slog.New(slog.DiscardHandler)}
 	defer k.close()
 	return k.remove()
 }

@@ -169,6 +169,17 @@ func TestModes(t *testing.T) {
 			t.Errorf("nftables: %+v", s)
 		}
 		n.untouched(t, "")
+		if !n.loopback.on {
+			t.Error("127.0.0.1:nodePort has no way back")
+		}
+		n.loopback.on = false // as an administrator may
+		if n.compare(t.Context()); n.comparing == nil {
+			t.Fatal("nothing is compared")
+		}
+		n.conclude(<-n.results())
+		if n.follows(t); !n.loopback.on {
+			t.Error("127.0.0.1:nodePort has no way back any more")
+		}
 		ask(t, kept) // what is connected stays so
 		ask(t, dial(t, "tcp", at))
 		n.mode(netconf.ProxyOff)
@@ -178,13 +189,16 @@ func TestModes(t *testing.T) {
 		if s := n.Status(); s != (Status{Ready: true}) {
 			t.Errorf("off: %+v", s)
 		}
+		if n.loopback.on || n.loopback.open {
+			t.Errorf("of the way to 127.0.0.1 stays, or was open: %+v", n.loopback)
+		}
 		n.follow()
 		n.mode(netconf.ProxyAuto)
 	}
 	n.follows(t)
 	n.stop()
-	testenv.Must(t, Remove(paths))
-	testenv.Must(t, Remove(paths))
+	testenv.Must(t, Remove(paths, nil))
+	testenv.Must(t, Remove(paths, nil))
 	n.untouched(t, before)
 }
 

@@ -22,6 +22,8 @@ type State struct {
 	Connect        []bpf.Balanced
 	Detached       []string `json:",omitempty"`
 	ConnectMissing string   `json:",omitempty"`
+	// Loopback says that the node routes 127.0.0.0/8, without which NodePorts do not answer there by nftables.
+	Loopback bool
 	// NodeCaches are the addresses of the node's DNS cache that is asked in the place of the cluster's servers.
 	NodeCaches []netip.Addr `json:",omitempty"`
 	// Flows are what connection tracking remembers of UDP and SCTP to Services' addresses.
@@ -59,6 +61,11 @@ func (p *Proxy) State(ctx context.Context) (State, error) {
 	defer rules.Close()
 	if s.NFTables, err = rules.Services(); err != nil {
 		return s, err
+	}
+	if p.Loopback != nil {
+		if s.Loopback, err = p.Loopback.Routed(); err != nil {
+			return s, err
+		}
 	}
 	if connect != nil {
 		if s.Connect, err = connect.Frontends(); err != nil {

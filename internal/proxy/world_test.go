@@ -94,6 +94,19 @@ type node struct {
 	services map[types.NamespacedName]*corev1.Service
 	slices   map[types.NamespacedName]*discoveryv1.EndpointSlice
 	problems []service.Problem
+	loopback fakeLoopback
+}
+
+// fakeLoopback is Loopback, and remembers whether it was ever on while there was no table to keep others out.
+type fakeLoopback struct{ on, open bool }
+
+func (l *fakeLoopback) Routed() (bool, error) { return l.on, nil }
+
+func (l *fakeLoopback) Route(on bool) error {
+	rules, err := exec.Command("nft", "list", "tables").Output()
+	l.open = l.open || (l.on || on) && !strings.Contains(string(rules), ruleset.ServicesTable)
+	l.on = on
+	return err
 }
 
 var self = service.Node{Name: "node-1"}
@@ -111,7 +124,7 @@ func (n *node) start(t testing.TB, paths Paths, mode netconf.ServiceProxy) {
 		n.stop()
 	}
 	n.Proxy = New(Options{
-		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Paths: paths, Resync: time.Hour,
+		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Paths: paths, Resync: time.Hour, Loopback: &n.loopback,
 		Changed: func() {}, Problem: func(p service.Problem) { n.problems = append(n.problems, p) },
 	})
 	n.mode(mode)

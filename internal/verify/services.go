@@ -63,6 +63,9 @@ func Services(c Cluster, node string, s proxy.State) []podnet.Difference {
 		d.nftables(plain, s)
 	} else {
 		d.nftables(plan, s)
+		if !s.Loopback {
+			d.add("nftables: NodePorts do not answer at 127.0.0.1: sysctl net.ipv4.conf.all.route_localnet is 0, want 1")
+		}
 	}
 	d.connect(plan, s)
 	d.flows(plan, model, s)
