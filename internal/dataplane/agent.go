@@ -253,11 +253,11 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	// Routes do not wait for them to be good.
 	masquerade, ruleErr := a.rules.SetMasquerade(plan.Masquerade)
 	if err := a.settings.remember(plan.Sysctls); err != nil {
-		return nodestate.Status{}, problems, fmt.Errorf("write down the node's settings: %w", err)
+		return nodestate.Status{}, problems, errors.Join(ruleErr, fmt.Errorf("write down the node's settings: %w", err))
 	}
 	atOnce, err := a.node.FollowPodNetwork(a.held, plan)
 	if err != nil {
-		return nodestate.Status{}, problems, err
+		return nodestate.Status{}, problems, errors.Join(ruleErr, err)
 	}
 	a.held = podnet.Plan{}
 	changes, err := a.node.SetPodNetwork(plan)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -205,8 +206,32 @@ func (n *Namespace) addAddrs(l netlink.Link, want []netip.Prefix, have []netlink
 		if err := n.nl.AddrAdd(l, addr); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("add address %s to %s: %w", p, l.Attrs().Name, err)
 		}
+		if err := n.awaitLocal(l, p.Addr()); err != nil {
+			return fmt.Errorf("add address %s to %s: %w", p, l.Attrs().Name, err)
+		}
 	}
 	return nil
+}
+
+// settlePatience is how long a kernel may take that is busy with devices.
+const settlePatience = 10 * time.Second
+
+// awaitLocal waits until packets to an address of a device that is up are taken in. To an IPv4 one they are as soon as
+// it is added; the kernel makes the route of an IPv6 one later, from a queue (addrconf_dad_work), also where there is
+// no duplicate to be looked for, and throws away what comes before.
+func (n *Namespace) awaitLocal(l netlink.Link, a netip.Addr) error {
+	if l.Attrs().Flags&net.FlagUp == 0 || a.Is4() || a.IsLinkLocalUnicast() {
+		return nil
+	}
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		routes, err := n.nl.RouteGet(a.AsSlice())
+		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+		if time.Since(began) > settlePatience {
+			return fmt.Errorf("address %s is in no use after %s (routes %v, %w)", a, settlePatience, routes, err)
+		}
+	}
 }
 
 // SetRoutes makes these routes, marked as ours, and takes away those with our mark that are not wanted.

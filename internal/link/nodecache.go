@@ -47,6 +47,9 @@ func (n *Namespace) SetNodeCacheAddrs(want []netip.Addr) (changed int, err error
 			return changed, fmt.Errorf("add address %s to lo: %w", addr, err)
 		}
 		changed++
+		if err := n.awaitLocal(l, addr); err != nil {
+			return changed, fmt.Errorf("add address %s to lo: %w", addr, err)
+		}
 	}
 	for i, a := range have {
 		addr := prefixOf(a.IPNet).Addr()

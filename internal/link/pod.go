@@ -96,8 +96,14 @@ func (n *Namespace) AddPod(in *Namespace, p Pod) (err error) {
 	// The end that came up first, the pod's, has a carrier only now, and throws packets away until the kernel's queue of
 	// such events has come to it: a pod's first packet would be lost on a busy node, and TCP repeats that after a second.
 	// Who asks for one device has its event handled first (rtnl_getlink; a dump does not).
-	if _, err := in.nl.LinkByName(p.Device); err != nil {
+	end, err := in.nl.LinkByName(p.Device)
+	if err != nil {
 		return fmt.Errorf("in the pod: look up device %s: %w", p.Device, err)
+	}
+	for _, a := range p.Addrs {
+		if err := in.awaitLocal(end, a); err != nil {
+			return fmt.Errorf("in the pod: %w", err)
+		}
 	}
 	return nil
 }

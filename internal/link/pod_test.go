@@ -79,14 +79,27 @@ func TestPod(t *testing.T) {
 	}
 }
 
-// A pod's first packet goes through, also where the kernel is busy with other devices.
+// The first packet from a pod goes through, and the first to it, also where the kernel is busy with other devices.
 func TestPodFirstPacket(t *testing.T) {
 	node, elsewhere := linktest.Namespace(t), linktest.Namespace(t)
 	testenv.Must(t, node.SetUp("lo", true))
-	testenv.Must(t, node.SetAddrs("lo", []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}))
-	var server net.PacketConn
-	testenv.Must(t, node.Do(func() (err error) { server, err = net.ListenPacket("udp", "192.0.2.1:0"); return err }))
-	defer server.Close()
+	testenv.Must(t, node.SetAddrs("lo", []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("2001:db8::1/128")}))
+	linktest.Run(t, node, "ping", "-c1", "-W5", "2001:db8::1")
+	listen := func(in *link.Namespace, addr string) net.PacketConn {
+		t.Helper()
+		var c net.PacketConn
+		testenv.Must(t, in.Do(func() (err error) {
+			c, err = net.ListenPacket("udp", netip.AddrPortFrom(netip.MustParseAddr(addr), 9).String())
+			return err
+		}))
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	type way struct {
+		from *link.Namespace
+		to   net.PacketConn
+	}
+	servers := []net.PacketConn{listen(node, "192.0.2.1"), listen(node, "2001:db8::1")}
 	ctx, cancel := context.WithCancel(t.Context())
 	var busy sync.WaitGroup
 	defer busy.Wait()
@@ -100,20 +113,25 @@ func TestPodFirstPacket(t *testing.T) {
 	}
 	for i := range 40 {
 		pod := linktest.Namespace(t)
-		p := testPod(fmt.Sprintf("a-%d", i), byte(i), fmt.Sprintf("10.1.0.%d", i+2))
+		p := testPod(fmt.Sprintf("a-%d", i), byte(i), fmt.Sprintf("10.1.0.%d", i+2), fmt.Sprintf("fd00::%x", i+2))
 		testenv.Must(t, node.AddPod(pod, p))
-		testenv.Must(t, pod.Do(func() error {
-			c, err := net.Dial("udp", server.LocalAddr().String())
-			if err != nil {
+		ways := []way{{node, listen(pod, p.Addrs[0].String())}, {node, listen(pod, p.Addrs[1].String())}, {pod, servers[0]}, {pod, servers[1]}}
+		for _, w := range ways {
+			testenv.Must(t, w.from.Do(func() error {
+				c, err := net.Dial("udp", w.to.LocalAddr().String())
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				_, err = c.Write([]byte("first"))
 				return err
+			}))
+		}
+		for _, w := range ways {
+			testenv.Must(t, w.to.SetReadDeadline(time.Now().Add(5*time.Second)))
+			if _, _, err := w.to.ReadFrom(make([]byte, 16)); err != nil {
+				t.Fatalf("pod %d, the first packet to %s: %v", i, w.to.LocalAddr(), err)
 			}
-			defer c.Close()
-			_, err = c.Write([]byte("first"))
-			return err
-		}))
-		testenv.Must(t, server.SetReadDeadline(time.Now().Add(5*time.Second)))
-		if _, _, err := server.ReadFrom(make([]byte, 16)); err != nil {
-			t.Fatalf("the first packet of pod %d: %v", i, err)
 		}
 	}
 }
