@@ -196,10 +196,17 @@ func TestModes(t *testing.T) {
 		n.mode(netconf.ProxyAuto)
 	}
 	n.follows(t)
+	n.mode(netconf.ProxyNFTables)
+	n.follows(t)
 	n.stop()
-	testenv.Must(t, Remove(paths, nil))
-	testenv.Must(t, Remove(paths, nil))
+	for range 2 {
+		testenv.Must(t, Remove(paths, &n.loopback))
+	}
+	n.mode(netconf.ProxyOff) // for untouched: nothing follows it
 	n.untouched(t, before)
+	if n.loopback.on || n.loopback.open {
+		t.Errorf("of the way to 127.0.0.1 stays, or was open: %+v", n.loopback)
+	}
 }
 
 // untouched has nothing be balanced at connect(), and the rules be those, if they are given.
