@@ -98,6 +98,10 @@ func update(doc []byte, s setting, version, date string, specs []string, ran res
 	sec.version, sec.date, sec.total = version, date, count(specs)
 	merged := map[string]result{}
 	for _, r := range append(sec.results, ran...) {
+		// What did not run this time, as what ALL=1 asks for, has the result that it had.
+		if was, ok := merged[r.Spec]; ok && r.Outcome == leftOutOutcome && was.Outcome != leftOutOutcome {
+			continue
+		}
 		merged[r.Spec] = r
 	}
 	sec.results = sec.results[:0]
