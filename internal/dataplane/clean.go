@@ -74,15 +74,11 @@ func (a *Agent) clean() error {
 	if err != nil {
 		return err
 	}
-	there, err := node.PodNetwork(before) // those of devices that are gone went with them
-	if err != nil {
-		return err
-	}
-	for i := range there.Sysctls {
-		j := slices.IndexFunc(before, func(c podnet.Sysctl) bool { return c.Name == there.Sysctls[i].Name })
-		there.Sysctls[i].Value = before[j].Value
-	}
-	if _, err := node.SetPodNetwork(podnet.Plan{Node: a.Node, State: podnet.State{Sysctls: there.Sysctls}}); err != nil {
+	before = slices.DeleteFunc(before, func(c podnet.Sysctl) bool {
+		_, err := node.SysctlValue(c.Name)
+		return err != nil // those of devices that are gone went with them
+	})
+	if _, err := node.SetPodNetwork(podnet.Plan{Node: a.Node, State: podnet.State{Sysctls: before}}); err != nil {
 		return err
 	}
 	rules, err := ruleset.Open("/proc/self/ns/net")

@@ -123,18 +123,13 @@ func (n *Namespace) PodNetwork(sysctls []podnet.Sysctl) (podnet.State, error) {
 	if err := s.read(&state, device); err != nil {
 		return state, err
 	}
-	err = n.do(func() error {
-		for _, c := range sysctls {
-			value, err := os.ReadFile(n.sysctl(c.Name))
-			if err != nil {
-				continue // the difference says that it is missing
-			}
-			c.Value = strings.TrimSpace(string(value))
-			state.Sysctls = append(state.Sysctls, c)
+	for _, c := range sysctls {
+		if c.Value, err = n.SysctlValue(c.Name); err != nil {
+			continue // the difference says that it is missing
 		}
-		return nil
-	})
-	return state, err
+		state.Sysctls = append(state.Sysctls, c)
+	}
+	return state, nil
 }
 
 // PodUnderlay lists the devices by which a node may reach others: those that are up and have addresses, but for
