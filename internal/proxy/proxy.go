@@ -186,6 +186,8 @@ func (p *Proxy) Run(ctx context.Context) {
 	defer p.health.close()
 	defer p.caches.close()
 	defer p.kernel.close()
+	settled := collectRarely()
+	defer settled()
 	defer p.stopComparing()
 	defer func() {
 		if p.inbox != nil {
@@ -222,6 +224,9 @@ func (p *Proxy) Run(ctx context.Context) {
 		}
 		comparing := p.comparing != nil
 		p.step(ctx, tick)
+		if p.Status().Ready {
+			settled()
+		}
 		if comparing && p.comparing == nil {
 			resync.Reset(p.Resync) // it was ended
 		}
