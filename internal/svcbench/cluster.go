@@ -243,7 +243,9 @@ func (c *cluster) create(ctx context.Context, resource, path string, o object) e
 	if err := json.Unmarshal(data, &body); err != nil {
 		return err
 	}
-	c.standIn.put(c.standIn.lists[resource], "", body)
+	if err := c.standIn.put(c.standIn.lists[resource], "", body); err != nil {
+		return err
+	}
 	return ctx.Err()
 }
 

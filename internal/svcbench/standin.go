@@ -3,6 +3,7 @@ package svcbench
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -10,10 +11,20 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
+	"k8s.io/client-go/kubernetes/scheme"
 )
 
-// standIn is as much of an API server as Fathom's proxy asks of one, for machines without the kit. It speaks JSON alone
-// and keeps what it is told in memory.
+// standIn is as much of an API server as Fathom's proxy asks of one, for machines without the kit. It keeps what it is told
+// in memory, and speaks JSON but for lists, which it has in protobuf as an API server would: else the size of a text would
+// be measured.
 type standIn struct {
 	server *http.Server
 
@@ -25,7 +36,10 @@ type standIn struct {
 
 type list struct {
 	kind, group string
+	one         runtime.Object // an empty one
+	many        runtime.Object // an empty list
 	items       map[string]object
+	typed       map[string]runtime.Object
 	events      []event
 }
 
@@ -37,9 +51,12 @@ type event struct {
 
 func newStandIn() (*standIn, error) {
 	s := &standIn{more: make(chan struct{}), lists: map[string]*list{
-		"services":       {kind: "Service", group: "v1", items: map[string]object{}},
-		"endpointslices": {kind: "EndpointSlice", group: "discovery.k8s.io/v1", items: map[string]object{}},
+		"services":       {kind: "Service", group: "v1", one: &corev1.Service{}, many: &corev1.ServiceList{}},
+		"endpointslices": {kind: "EndpointSlice", group: "discovery.k8s.io/v1", one: &discoveryv1.EndpointSlice{}, many: &discoveryv1.EndpointSliceList{}},
 	}}
+	for _, l := range s.lists {
+		l.items, l.typed = map[string]object{}, map[string]runtime.Object{}
+	}
 	listener, err := net.Listen("tcp", standInAddr)
 	if err != nil {
 		return nil, fmt.Errorf("stand in for an API server: %w", err)
@@ -73,7 +90,7 @@ func (s *standIn) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		case watch:
 			s.watch(w, req, l)
 		default:
-			s.list(w, l)
+			s.list(w, req, l)
 		}
 		return
 	}
@@ -89,11 +106,13 @@ func (s *standIn) write(w http.ResponseWriter, req *http.Request, l *list, name 
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	s.put(l, name, body)
+	if err := s.put(l, name, body); err != nil {
+		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+	}
 }
 
 // put takes a new object, or what changes of the one that has a name.
-func (s *standIn) put(l *list, name string, body object) {
+func (s *standIn) put(l *list, name string, body object) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	kind, item := "ADDED", body
@@ -123,23 +142,45 @@ func (s *standIn) put(l *list, name string, body object) {
 		spec["clusterIPs"], spec["type"] = []any{spec["clusterIP"]}, "ClusterIP"
 	}
 	name = meta["name"].(string)
-	l.items[name] = item
+	text, err := json.Marshal(item)
+	if err != nil {
+		return err
+	}
+	typed := l.one.DeepCopyObject()
+	if err := json.Unmarshal(text, typed); err != nil {
+		return err
+	}
+	l.items[name], l.typed[name] = item, typed
 	l.events = append(l.events, event{s.version, name, kind, item})
 	close(s.more)
 	s.more = make(chan struct{})
+	return nil
 }
 
-func (s *standIn) list(w http.ResponseWriter, l *list) {
+func (s *standIn) list(w http.ResponseWriter, req *http.Request, l *list) {
 	s.mu.Lock()
-	items := make([]object, 0, len(l.items))
-	for _, item := range l.items {
-		items = append(items, item)
-	}
-	version := s.version
+	items, typed := slices.Collect(maps.Values(l.items)), slices.Collect(maps.Values(l.typed))
+	version := strconv.Itoa(s.version)
 	l.events = slices.DeleteFunc(l.events, func(e event) bool { return e.kind == "ADDED" })
 	s.mu.Unlock()
-	w.Header().Set("Content-Type", ofJSON)
-	_ = json.NewEncoder(w).Encode(object{"kind": l.kind + "List", "apiVersion": l.group, "metadata": object{"resourceVersion": strconv.Itoa(version)}, "items": items})
+	if !strings.Contains(req.Header.Get("Accept"), runtime.ContentTypeProtobuf) {
+		w.Header().Set("Content-Type", ofJSON)
+		_ = json.NewEncoder(w).Encode(object{"kind": l.kind + "List", "apiVersion": l.group, "metadata": object{"resourceVersion": version}, "items": items})
+		return
+	}
+	all := l.many.DeepCopyObject()
+	all.GetObjectKind().SetGroupVersionKind(schema.FromAPIVersionAndKind(l.group, l.kind+"List"))
+	err := meta.SetList(all, typed)
+	if list, ok := all.(metav1.ListInterface); ok && err == nil {
+		list.SetResourceVersion(version)
+	}
+	w.Header().Set("Content-Type", runtime.ContentTypeProtobuf)
+	if err == nil {
+		err = protobuf.NewSerializer(scheme.Scheme, scheme.Scheme).Encode(all, w)
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
 }
 
 func (s *standIn) watch(w http.ResponseWriter, req *http.Request, l *list) {

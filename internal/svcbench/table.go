@@ -33,7 +33,7 @@ func (r Report) Rows() (rows [][]string) {
 func (r Report) Notes() []string {
 	notes := []string{fmt.Sprintf("%s, Linux %s, %d processors, a load of %.1f when it began", r.Date, r.Kernel, r.CPUs, r.Load)}
 	if r.StandIn {
-		notes = append(notes, "there is no kit, and so no real API server: what stands in for it speaks JSON, which weighs on START and MEMORY")
+		notes = append(notes, "there is no kit, and so no real API server, but what stands in for one")
 	}
 	for _, x := range r.Results {
 		switch {
