@@ -19,6 +19,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/bpf/pin"
@@ -91,7 +92,8 @@ type Path struct {
 func Open(node *link.Namespace, o Options) (*Path, error) {
 	p := &Path{Options: o, node: node}
 	p.Dir = cmp.Or(p.Dir, pin.Dir)
-	p.Support = supported(node)
+	types := btf.NewCache() // the loader's, too
+	p.Support = supported(node, types)
 	if len(p.Support.Missing) > 0 {
 		return nil, &UnsupportedError{Support: p.Support}
 	}
@@ -104,7 +106,7 @@ func Open(node *link.Namespace, o Options) (*Path, error) {
 		return nil, fmt.Errorf("read the fast path's programs: %w", err)
 	}
 	load := func() error {
-		return spec.LoadAndAssign(&p.objects, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: p.Dir}})
+		return spec.LoadAndAssign(&p.objects, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: p.Dir}, Cache: types})
 	}
 	err = load()
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
@@ -224,10 +226,10 @@ func Remove(node *link.Namespace, dir string) error {
 	if err != nil {
 		return errors.Join(append(errs, err)...)
 	}
-	support := supported(node)
+	tcx := hasTCX(node)
 	for index := range names {
 		for _, name := range []string{pin.FromPod, pin.FromNet} {
-			errs = append(errs, detach(node, support.TCX, index, name))
+			errs = append(errs, detach(node, tcx, index, name))
 		}
 	}
 	if err := os.RemoveAll(dir); err != nil {

@@ -39,7 +39,7 @@ func Supported() string {
 		return err.Error()
 	}
 	defer n.Close()
-	return supported(n).String()
+	return supported(n, btf.NewCache()).String()
 }
 
 func (s Support) String() string {
@@ -54,7 +54,8 @@ func (s Support) String() string {
 	return ""
 }
 
-func supported(n *link.Namespace) Support {
+// supported asks the kernel, and reads its types into the cache: it takes 15 ms.
+func supported(n *link.Namespace, types *btf.Cache) Support {
 	var s Support
 	for _, h := range []struct {
 		fn   asm.BuiltinFunc
@@ -68,17 +69,20 @@ func supported(n *link.Namespace) Support {
 			s.Missing = append(s.Missing, h.what)
 		}
 	}
-	s.TCX = n.Do(func() error {
-		_, err := ebpflink.QueryPrograms(ebpflink.QueryOptions{Target: 1, Attach: ebpf.AttachTCXIngress}) // lo
-		return err
-	}) == nil
-	s.Conntrack = hasKfuncs("bpf_skb_ct_lookup", "bpf_ct_release")
+	s.TCX = hasTCX(n)
+	s.Conntrack = hasKfuncs(types, "bpf_skb_ct_lookup", "bpf_ct_release")
 	return s
 }
 
-// hasKfuncs asks the types of the kernel, and of conntrack where that is a module. They are read once: it takes 15 ms.
-func hasKfuncs(names ...string) bool {
-	types := btf.NewCache()
+func hasTCX(n *link.Namespace) bool {
+	return n.Do(func() error {
+		_, err := ebpflink.QueryPrograms(ebpflink.QueryOptions{Target: 1, Attach: ebpf.AttachTCXIngress}) // lo
+		return err
+	}) == nil
+}
+
+// hasKfuncs asks the types of the kernel, and of conntrack where that is a module.
+func hasKfuncs(types *btf.Cache, names ...string) bool {
 	has := func(spec *btf.Spec, err error) func(string) bool {
 		return func(name string) bool {
 			var f *btf.Func
