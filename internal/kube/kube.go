@@ -10,7 +10,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
@@ -234,19 +233,6 @@ func started(p *corev1.Pod, since Since) bool {
 		}
 	}
 	return true
-}
-
-// WaitRoleBound returns when there is a ClusterRoleBinding of that name. The API server makes those of
-// Kubernetes' own programs while it becomes ready, after the roles.
-func (c *Client) WaitRoleBound(ctx context.Context, name string) error {
-	bindings := c.RbacV1().ClusterRoleBindings()
-	err := follow(ctx, bindings.List, bindings.Watch, metav1.ListOptions{FieldSelector: "metadata.name=" + name},
-		func(l *rbacv1.ClusterRoleBindingList) []rbacv1.ClusterRoleBinding { return l.Items },
-		func(*rbacv1.ClusterRoleBinding) bool { return true })
-	if err != nil {
-		return fmt.Errorf("wait for the ClusterRoleBinding %s: %w", name, err)
-	}
-	return nil
 }
 
 // NodeReady says whether the node has the condition Ready.

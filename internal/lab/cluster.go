@@ -97,10 +97,9 @@ func (l *Lab) startPlanes(ctx context.Context, c *topology.Cluster, machines []*
 // of several pods that start together on several nodes is soon seen. They have nothing to do yet.
 const relistPeriod = time.Second
 
-// join makes the nodes known to an API server that has only begun to serve, starts their kubelets and the
-// scheduler, and installs the add-ons and the network meanwhile.
+// join makes the nodes known to an API server that has only begun to serve, starts their kubelets, and installs the add-ons
+// and the network meanwhile.
 func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client, machines []*machine.Machine, add addOns, t *timeline) error {
-	planes := machines[:len(c.ControlPlanes())]
 	// Nodes are made before their kubelets register, so that each has the pod CIDR that its routes and its
 	// network configuration were written for, instead of the next one in the order of registration.
 	for i := range c.Nodes {
@@ -130,15 +129,7 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 	})
 	g.Go(func() error {
 		return t.step(c.Name, "the API server's roles", func() error {
-			return l.planeHint(c, withTimeout(gctx, apiTimeout, func(ctx context.Context) error {
-				if err := client.WaitRoleBound(ctx, schedulerRole); err != nil {
-					return err
-				}
-				if err := release(planes, schedulerManifest); err != nil {
-					return err
-				}
-				return client.WaitReady(ctx)
-			}))
+			return l.planeHint(c, withTimeout(gctx, apiTimeout, client.WaitReady))
 		})
 	})
 	switch c.Network.Kind {

@@ -42,6 +42,20 @@ func argList(sets ...map[string]string) []arg {
 	return list
 }
 
+// hostFile is kubeadm's HostPathMount.
+type hostFile struct {
+	Name      string `json:"name"`
+	HostPath  string `json:"hostPath"`
+	MountPath string `json:"mountPath"`
+	ReadOnly  bool   `json:"readOnly"`
+	PathType  string `json:"pathType"`
+}
+
+// fileAt is a file of the node that a static pod has at the same path.
+func fileAt(name, path string) hostFile {
+	return hostFile{Name: name, HostPath: path, MountPath: path, ReadOnly: true, PathType: "File"}
+}
+
 func join[T fmt.Stringer](list []T) string {
 	var s []string
 	for _, v := range list {
@@ -69,7 +83,8 @@ func (l *Lab) kubeadmFile(c *topology.Cluster, n *topology.Node) ([]byte, error)
 			"node-cidr-mask-size-ipv6": fmt.Sprint(c.NodeMasks[slices.Index(c.Families, topology.IPv6)]),
 		}
 	}
-	schedulers := map[string]string{}
+	managers["tls-cert-file"], managers["tls-private-key-file"] = managerCert, managerKey
+	schedulers := map[string]string{"tls-cert-file": schedulerCert, "tls-private-key-file": schedulerKey}
 	// At its start the controller manager asks for a token for each of its controllers; at the default rate
 	// of 20 a second that alone takes 5 s.
 	managers["kube-api-qps"], managers["kube-api-burst"] = "300", "500"
@@ -123,8 +138,10 @@ func (l *Lab) kubeadmFile(c *topology.Cluster, n *topology.Node) ([]byte, error)
 			}, gates, c.APIServerArgs),
 		},
 		"controllerManager": map[string]any{"extraArgs": argList(managers, gates, c.ControllerManagerArgs)},
-		"scheduler":         map[string]any{"extraArgs": argList(schedulers, gates, c.SchedulerArgs)},
-		"etcd":              map[string]any{"local": map[string]any{"dataDir": "/var/lib/etcd", "extraArgs": argList(etcd)}},
+		"scheduler": map[string]any{"extraArgs": argList(schedulers, gates, c.SchedulerArgs), "extraVolumes": []hostFile{
+			fileAt("tls-cert", schedulerCert), fileAt("tls-key", schedulerKey),
+		}},
+		"etcd": map[string]any{"local": map[string]any{"dataDir": "/var/lib/etcd", "extraArgs": argList(etcd)}},
 	}
 	if len(planes) > 1 {
 		cluster["controlPlaneEndpoint"] = netip.AddrPortFrom(l.APIAddr(c), apiPort).String()
@@ -166,20 +183,15 @@ var (
 		"upload-config", "upload-certs", "mark-control-plane", "bootstrap-token", "kubelet-finalize", "addon", "show-join-command"}
 )
 
-// Two static pods need an API server to start with, and are held until there is one. Without it they wait in
-// ever longer steps, or end and are started again 10 s later, and take processor time from the API server that
-// they wait for. The controller manager waits until the server is healthy (kit/kubernetes/await), and so can start as
-// soon as it serves at all. The scheduler needs its role, which the server makes a second later: it waits for a
-// second before it begins with roles, and is ready when it has made all.
-const (
-	controllerManagerManifest = "kube-controller-manager.yaml"
-	schedulerManifest         = "kube-scheduler.yaml"
-	schedulerRole             = "system:kube-scheduler"
-)
+// heldManifests are of two static pods that need an API server to start with, and are held until there is one. Without it
+// they wait in ever longer steps, or end and are started again 10 s later, and take processor time from the API server that
+// they wait for. They wait by themselves until the server is healthy (kit/kubernetes/await), and so can start as soon as it
+// serves at all: for a second it waits before it begins with the roles that they need, and then processors are free.
+var heldManifests = []string{"kube-controller-manager.yaml", "kube-scheduler.yaml"}
 
 // hold keeps static pods' manifests from kubelet until release.
 func hold(m *machine.Machine) error {
-	for _, name := range []string{controllerManagerManifest, schedulerManifest} {
+	for _, name := range heldManifests {
 		if err := moveManifest(m, name, "/etc/kubernetes/manifests", "/etc/kubernetes"); err != nil {
 			return err
 		}
@@ -187,11 +199,13 @@ func hold(m *machine.Machine) error {
 	return nil
 }
 
-// release lets kubelet have a manifest on each of the machines.
-func release(machines []*machine.Machine, name string) error {
+// release lets kubelet have them on each of the machines.
+func release(machines []*machine.Machine) error {
 	for _, m := range machines {
-		if err := moveManifest(m, name, "/etc/kubernetes", "/etc/kubernetes/manifests"); err != nil {
-			return err
+		for _, name := range heldManifests {
+			if err := moveManifest(m, name, "/etc/kubernetes", "/etc/kubernetes/manifests"); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

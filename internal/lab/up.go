@@ -290,7 +290,7 @@ func (l *Lab) build(ctx context.Context, c *topology.Cluster, store image.Store,
 			if err != nil {
 				return l.planeHint(c, err)
 			}
-			return release(machines[:len(planes)], controllerManagerManifest)
+			return release(machines[:len(planes)])
 		})
 	})
 	g.Go(func() error {

@@ -43,7 +43,7 @@ var programs = map[string]func(){
 	"kube-apiserver":          func() { os.Exit(cli.Run(apiserver.NewAPIServerCommand())) },
 	"kube-controller-manager": runControllerManager,
 	"kube-proxy":              func() { os.Exit(cli.Run(proxy.NewProxyCommand())) },
-	"kube-scheduler":          func() { os.Exit(cli.Run(scheduler.NewSchedulerCommand())) },
+	"kube-scheduler":          runScheduler,
 	"kubeadm":                 runKubeadm,
 	"kubectl":                 runKubectl,
 	"kubelet":                 func() { os.Exit(cli.Run(kubelet.NewKubeletCommand(context.Background()))) },
@@ -79,6 +79,13 @@ func runKubeadm() {
 func runControllerManager() {
 	await.Healthy(os.Args[1:], 10*time.Second, 25*time.Millisecond)
 	os.Exit(cli.Run(controllermanager.NewControllerManagerCommand()))
+}
+
+// runScheduler waits as long. Upstream's code does not: a scheduler that the API server does not know the rights of yet
+// asks again after a second or two, which in a cluster's start is when it would have been served.
+func runScheduler() {
+	await.Healthy(os.Args[1:], 10*time.Second, 25*time.Millisecond)
+	os.Exit(cli.Run(scheduler.NewSchedulerCommand()))
 }
 
 func runKubectl() {

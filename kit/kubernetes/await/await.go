@@ -16,7 +16,8 @@ import (
 //
 // The controller manager has such a wait, which asks each whole second (WaitForAPIServer in
 // k8s.io/controller-manager/app). Every pod of a cluster that starts waits for its controllers, and that second is
-// an eighth of the whole start.
+// an eighth of the whole start. The scheduler has none, and what it is refused it asks for again a second later or two. Both
+// can so be started while the API server still makes the roles that they need.
 func Healthy(args []string, limit, pause time.Duration) {
 	config, err := clientcmd.BuildConfigFromFlags("", flagValue(args, "kubeconfig"))
 	if err != nil {
