@@ -2,6 +2,7 @@ package svcbench
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -19,14 +20,14 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
-	"k8s.io/client-go/kubernetes/scheme"
 )
 
 // standIn is as much of an API server as Fathom's proxy asks of one, for machines without the kit. It keeps what it is told
 // in memory, and speaks JSON but for lists, which it has in protobuf as an API server would: else the size of a text would
 // be measured.
 type standIn struct {
-	server *http.Server
+	server  *http.Server
+	encoder runtime.Encoder
 
 	mu      sync.Mutex
 	version int
@@ -50,7 +51,11 @@ type event struct {
 }
 
 func newStandIn() (*standIn, error) {
-	s := &standIn{more: make(chan struct{}), lists: map[string]*list{
+	kinds := runtime.NewScheme()
+	if err := errors.Join(corev1.AddToScheme(kinds), discoveryv1.AddToScheme(kinds)); err != nil {
+		return nil, err
+	}
+	s := &standIn{encoder: protobuf.NewSerializer(kinds, kinds), more: make(chan struct{}), lists: map[string]*list{
 		"services":       {kind: "Service", group: "v1", one: &corev1.Service{}, many: &corev1.ServiceList{}},
 		"endpointslices": {kind: "EndpointSlice", group: "discovery.k8s.io/v1", one: &discoveryv1.EndpointSlice{}, many: &discoveryv1.EndpointSliceList{}},
 	}}
@@ -176,7 +181,7 @@ func (s *standIn) list(w http.ResponseWriter, req *http.Request, l *list) {
 	}
 	w.Header().Set("Content-Type", runtime.ContentTypeProtobuf)
 	if err == nil {
-		err = protobuf.NewSerializer(scheme.Scheme, scheme.Scheme).Encode(all, w)
+		err = s.encoder.Encode(all, w)
 	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
