@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -89,24 +90,33 @@ func (n *node) proxy(t testing.TB, to pod) {
 	linktest.Run(t, n.Namespace, "nft", "-f", file)
 }
 
+// counts returns them once no more packets come: the last ones of a connection may be on their way still.
 func (n *node) counts(t testing.TB) map[string]uint64 {
 	t.Helper()
-	time.Sleep(100 * time.Millisecond) // the last packets of connections that were closed
-	list, err := n.path.Counts()
-	testenv.Must(t, err)
-	m := map[string]uint64{}
-	for _, c := range list {
-		m[c.Verdict+" "+c.Reason] = c.Packets
-	}
+	var m map[string]uint64
+	testenv.Eventually(t, "no more packets come", func() (bool, string) {
+		before := m
+		m = map[string]uint64{}
+		list, err := n.path.Counts()
+		testenv.Must(t, err)
+		for _, c := range list {
+			m[c.Verdict+" "+c.Reason] = c.Packets
+		}
+		return maps.Equal(before, m), fmt.Sprint(m)
+	})
 	return m
 }
 
-// counted returns what a function adds to the counts.
+// counted returns what a function adds to the counts, which must be something.
 func (n *node) counted(t testing.TB, f func()) map[string]uint64 {
 	t.Helper()
 	before := n.counts(t)
 	f()
-	after := n.counts(t)
+	var after map[string]uint64
+	testenv.Eventually(t, "packets are counted", func() (bool, string) {
+		after = n.counts(t)
+		return !maps.Equal(before, after), fmt.Sprint(after)
+	})
 	for k := range after {
 		if after[k] -= before[k]; after[k] == 0 {
 			delete(after, k)
@@ -241,7 +251,17 @@ func echo(from *link.Namespace, network string, to netip.Addr, port uint16, size
 	if !bytes.Equal(got, data) {
 		return fmt.Errorf("%s %s: other bytes come back", network, to)
 	}
-	return <-sent
+	if err := <-sent; err != nil || network != "tcp" {
+		return err
+	}
+	// Its end, too: packets of a connection that is being closed would be counted as somebody else's.
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		return err
+	}
+	if _, err := c.Read(got); err != io.EOF {
+		return fmt.Errorf("%s %s: more than was sent, or an error, comes back: %v", network, to, err)
+	}
+	return nil
 }
 
 // invalid is how many packets the rules dropped since conntrack held them to be invalid.
