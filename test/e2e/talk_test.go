@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -23,15 +24,22 @@ import (
 //	                      all TO. FROM may be "-", the lab's host: outside the cluster
 //	talk-lives PAUSE      all of them live, moved on since the last time, none waited longer than PAUSE, and each is
 //	                      answered by the pod that answered it first
+//	talk-leaves POD       from now on another pod may answer UDP that this one answered
+//	talk-moved PAUSE      it answers no UDP any more, or not after PAUSE
 func init() {
 	commands["talk"] = cmdTalk
 	commands["talk-lives"] = cmdTalkLives
+	commands["talk-leaves"] = cmdTalkLeaves
+	commands["talk-moved"] = cmdTalkMoved
 }
 
 // talk is a number of flows.
 type talk struct {
 	what    string
+	udp     bool
 	rounds  []atomic.Int64
+	by      []atomic.Pointer[string] // who answered a flow last
+	leaving atomic.Pointer[string]
 	seen    []int64 // of rounds, at the last look
 	longest atomic.Int64
 	failed  atomic.Pointer[error]
@@ -61,13 +69,13 @@ func cmdTalk(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	n, err := strconv.Atoi(flags.Arg(2))
 	ts.Check(err)
-	t := &talk{what: strings.Join(args, " "), rounds: make([]atomic.Int64, n), seen: make([]int64, n)}
+	t := &talk{what: strings.Join(args, " "), udp: udp, rounds: make([]atomic.Int64, n), by: make([]atomic.Pointer[string], n), seen: make([]int64, n)}
 	s := sessionOf(ts)
 	s.talks = append(s.talks, t)
 	for name := range strings.SplitSeq(flags.Arg(1), ",") {
 		to, address := podNamespace(ts, name)
 		ts.Check(inside(to, func() error {
-			listens, err := t.answer(udp, net.JoinHostPort(address, port), name)
+			listens, err := t.answer(net.JoinHostPort(address, port), name)
 			if at == "" {
 				at = listens
 			}
@@ -86,7 +94,7 @@ func cmdTalk(ts *testscript.TestScript, neg bool, args []string) {
 			}
 			t.close = append(t.close, func() { c.Close() })
 			t.done.Add(1)
-			go t.converse(c, udp, &t.rounds[i])
+			go t.converse(c, i)
 		}
 		return nil
 	}
@@ -99,9 +107,9 @@ func cmdTalk(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // answer has a pod answer with its name, and returns where.
-func (t *talk) answer(udp bool, address, name string) (string, error) {
+func (t *talk) answer(address, name string) (string, error) {
 	answer := fmt.Appendf(nil, "%-*s", nameLength, name)
-	if udp {
+	if t.udp {
 		c, err := net.ListenPacket("udp", address)
 		if err != nil {
 			return "", err
@@ -145,32 +153,34 @@ func (t *talk) answer(udp bool, address, name string) (string, error) {
 	return listener.Addr().String(), nil
 }
 
-func (t *talk) converse(c net.Conn, udp bool, rounds *atomic.Int64) {
+func (t *talk) converse(c net.Conn, i int) {
 	defer t.done.Done()
 	fail := func(err error) {
 		if !t.stopped.Load() {
 			t.failed.CompareAndSwap(nil, &err)
 		}
 	}
-	question, answer, first := make([]byte, nameLength), make([]byte, nameLength), ""
+	question, answer := make([]byte, nameLength), make([]byte, nameLength)
 	for !t.stopped.Load() {
 		began := time.Now()
-		err := ask(c, udp, question, answer)
+		err := ask(c, t.udp, question, answer)
 		if err != nil {
 			fail(err)
 			return
 		}
-		if who := string(answer); first == "" {
-			first = who
-		} else if who != first {
-			fail(fmt.Errorf("%s answers what %s answered before", strings.TrimSpace(who), strings.TrimSpace(first)))
-			return
+		who := strings.TrimSpace(string(answer))
+		if before := t.by[i].Load(); before != nil && *before != who {
+			if leaving := t.leaving.Load(); !t.udp || leaving == nil || *leaving != *before {
+				fail(fmt.Errorf("%s answers what %s answered before", who, *before))
+				return
+			}
 		}
+		t.by[i].Store(&who)
 		took := int64(time.Since(began))
 		for longest := t.longest.Load(); took > longest && !t.longest.CompareAndSwap(longest, took); {
 			longest = t.longest.Load()
 		}
-		rounds.Add(1)
+		t.rounds[i].Add(1)
 		time.Sleep(20 * time.Millisecond)
 	}
 }
@@ -188,7 +198,7 @@ func ask(c net.Conn, udp bool, question, answer []byte) error {
 		if err == nil {
 			_, err = io.ReadFull(c, answer)
 		}
-		if err == nil || !udp || time.Now().After(end) {
+		if err == nil || !udp || errors.Is(err, net.ErrClosed) || time.Now().After(end) {
 			return err
 		}
 	}
@@ -240,4 +250,47 @@ func cmdTalkLives(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("talk %s: a flow was silent for %v", t.what, longest)
 		}
 	}
+}
+
+func cmdTalkLeaves(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: talk-leaves POD")
+	}
+	for _, t := range sessionOf(ts).talks {
+		n := t.answeredBy(args[0])
+		t.leaving.Store(&args[0])
+		ts.Logf("talk %s: %s answers %d flows", t.what, args[0], n)
+	}
+}
+
+// answeredBy is how many flows a pod answered last.
+func (t *talk) answeredBy(pod string) int {
+	n := 0
+	for i := range t.by {
+		if who := t.by[i].Load(); who != nil && *who == pod {
+			n++
+		}
+	}
+	return n
+}
+
+func cmdTalkMoved(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: talk-moved PAUSE")
+	}
+	pause := duration(ts, args[0])
+	began := time.Now()
+	for _, t := range sessionOf(ts).talks {
+		leaving := t.leaving.Load()
+		if !t.udp || leaving == nil {
+			continue
+		}
+		for t.answeredBy(*leaving) > 0 && time.Since(began) < pause {
+			time.Sleep(20 * time.Millisecond)
+		}
+		if n := t.answeredBy(*leaving); n > 0 {
+			ts.Fatalf("talk %s: %s still answers %d of %d flows", t.what, *leaving, n, len(t.by))
+		}
+	}
+	ts.Logf("moved within %v", time.Since(began).Round(time.Millisecond))
 }
