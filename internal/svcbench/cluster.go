@@ -235,15 +235,11 @@ func (c *cluster) create(ctx context.Context, resource, path string, o object) e
 	if c.standIn == nil {
 		return c.do(ctx, http.MethodPost, path, ofJSON, o)
 	}
-	data, err := json.Marshal(o)
+	text, err := json.Marshal(o)
 	if err != nil {
 		return err
 	}
-	var body object // as it would have come
-	if err := json.Unmarshal(data, &body); err != nil {
-		return err
-	}
-	if err := c.standIn.put(c.standIn.lists[resource], "", body); err != nil {
+	if err := c.standIn.put(c.standIn.lists[resource], "", text); err != nil {
 		return err
 	}
 	return ctx.Err()

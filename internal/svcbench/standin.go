@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -18,7 +19,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
 )
 
@@ -36,18 +36,25 @@ type standIn struct {
 }
 
 type list struct {
-	kind, group string
-	one         runtime.Object // an empty one
-	many        runtime.Object // an empty list
-	items       map[string]object
-	typed       map[string]runtime.Object
-	events      []event
+	one    runtime.Object // an empty one
+	many   typedList      // an empty list
+	items  map[string]runtime.Object
+	events []event
+}
+
+type typedList interface {
+	runtime.Object
+	metav1.ListInterface
+}
+
+func newList(one runtime.Object, many typedList) *list {
+	return &list{one: one, many: many, items: map[string]runtime.Object{}}
 }
 
 type event struct {
 	version    int
 	name, kind string
-	item       object
+	item       runtime.Object
 }
 
 func newStandIn() (*standIn, error) {
@@ -56,12 +63,9 @@ func newStandIn() (*standIn, error) {
 		return nil, err
 	}
 	s := &standIn{encoder: protobuf.NewSerializer(kinds, kinds), more: make(chan struct{}), lists: map[string]*list{
-		"services":       {kind: "Service", group: "v1", one: &corev1.Service{}, many: &corev1.ServiceList{}},
-		"endpointslices": {kind: "EndpointSlice", group: "discovery.k8s.io/v1", one: &discoveryv1.EndpointSlice{}, many: &discoveryv1.EndpointSliceList{}},
+		"services":       newList(&corev1.Service{}, &corev1.ServiceList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceList"}}),
+		"endpointslices": newList(&discoveryv1.EndpointSlice{}, &discoveryv1.EndpointSliceList{TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSliceList"}}),
 	}}
-	for _, l := range s.lists {
-		l.items, l.typed = map[string]object{}, map[string]runtime.Object{}
-	}
 	listener, err := net.Listen("tcp", standInAddr)
 	if err != nil {
 		return nil, fmt.Errorf("stand in for an API server: %w", err)
@@ -95,7 +99,7 @@ func (s *standIn) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		case watch:
 			s.watch(w, req, l)
 		default:
-			s.list(w, req, l)
+			s.list(w, l)
 		}
 		return
 	}
@@ -106,79 +110,56 @@ func (s *standIn) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 
 // write takes a new object, or a merge patch of one.
 func (s *standIn) write(w http.ResponseWriter, req *http.Request, l *list, name string) {
-	var body object
-	if err := json.NewDecoder(req.Body).Decode(&body); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
+	text, err := io.ReadAll(req.Body)
+	if err == nil {
+		err = s.put(l, name, text)
 	}
-	if err := s.put(l, name, body); err != nil {
-		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
 	}
 }
 
-// put takes a new object, or what changes of the one that has a name.
-func (s *standIn) put(l *list, name string, body object) error {
+// put takes the text of a new object, or of the fields that change of the one that has a name.
+func (s *standIn) put(l *list, name string, text []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	kind, item := "ADDED", body
-	meta := object{"namespace": "default", "creationTimestamp": "2026-01-01T00:00:00Z"}
+	kind, item := "ADDED", l.one.DeepCopyObject()
 	if name != "" {
-		kind, item = "MODIFIED", object{}
-		for key, value := range l.items[name] {
-			item[key] = value
+		old := l.items[name]
+		if old == nil {
+			return fmt.Errorf("there is no %s", name)
 		}
-		for key, value := range body {
-			item[key] = value
-		}
+		kind, item = "MODIFIED", old.DeepCopyObject()
 	}
-	if old, ok := item["metadata"].(object); ok { // one of ours
-		for key, value := range old {
-			meta[key] = value
-		}
-	} else if sent, ok := item["metadata"].(map[string]any); ok {
-		for key, value := range sent {
-			meta[key] = value
-		}
+	if err := json.Unmarshal(text, item); err != nil {
+		return err
 	}
-	s.version++
-	meta["resourceVersion"] = strconv.Itoa(s.version)
-	item["metadata"] = meta
-	if spec, ok := item["spec"].(map[string]any); ok {
-		spec["clusterIPs"], spec["type"] = []any{spec["clusterIP"]}, "ClusterIP"
-	}
-	name = meta["name"].(string)
-	text, err := json.Marshal(item)
+	m, err := meta.Accessor(item)
 	if err != nil {
 		return err
 	}
-	typed := l.one.DeepCopyObject()
-	if err := json.Unmarshal(text, typed); err != nil {
-		return err
+	s.version++
+	m.SetNamespace(metav1.NamespaceDefault)
+	m.SetCreationTimestamp(metav1.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC))
+	m.SetResourceVersion(strconv.Itoa(s.version))
+	if service, ok := item.(*corev1.Service); ok {
+		service.Spec.ClusterIPs, service.Spec.Type = []string{service.Spec.ClusterIP}, corev1.ServiceTypeClusterIP
 	}
-	l.items[name], l.typed[name] = item, typed
-	l.events = append(l.events, event{s.version, name, kind, item})
+	l.items[m.GetName()] = item
+	l.events = append(l.events, event{s.version, m.GetName(), kind, item})
 	close(s.more)
 	s.more = make(chan struct{})
 	return nil
 }
 
-func (s *standIn) list(w http.ResponseWriter, req *http.Request, l *list) {
+func (s *standIn) list(w http.ResponseWriter, l *list) {
 	s.mu.Lock()
-	items, typed := slices.Collect(maps.Values(l.items)), slices.Collect(maps.Values(l.typed))
-	version := strconv.Itoa(s.version)
+	items, version := slices.Collect(maps.Values(l.items)), s.version
 	l.events = slices.DeleteFunc(l.events, func(e event) bool { return e.kind == "ADDED" })
 	s.mu.Unlock()
-	if !strings.Contains(req.Header.Get("Accept"), runtime.ContentTypeProtobuf) {
-		w.Header().Set("Content-Type", ofJSON)
-		_ = json.NewEncoder(w).Encode(object{"kind": l.kind + "List", "apiVersion": l.group, "metadata": object{"resourceVersion": version}, "items": items})
-		return
-	}
-	all := l.many.DeepCopyObject()
-	all.GetObjectKind().SetGroupVersionKind(schema.FromAPIVersionAndKind(l.group, l.kind+"List"))
-	err := meta.SetList(all, typed)
-	if list, ok := all.(metav1.ListInterface); ok && err == nil {
-		list.SetResourceVersion(version)
-	}
+	all := l.many.DeepCopyObject().(typedList)
+	all.SetResourceVersion(strconv.Itoa(version))
+	err := meta.SetList(all, items)
 	w.Header().Set("Content-Type", runtime.ContentTypeProtobuf)
 	if err == nil {
 		err = s.encoder.Encode(all, w)
