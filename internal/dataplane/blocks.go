@@ -32,9 +32,9 @@ type blocks struct {
 	now  func() time.Time
 
 	mu sync.Mutex
-	// What this node did and the watches may not show yet.
-	made    map[types.UID]madeBlock
-	deleted map[types.UID]time.Time
+	// What this node did, or found out, and the watches may not show yet.
+	made map[types.UID]madeBlock
+	gone map[types.UID]time.Time
 	// verified are those of which it is certain that no other node has any of their addresses.
 	verified map[types.UID]bool
 	busy     map[netip.Prefix]time.Time // when a block was used last
@@ -56,7 +56,7 @@ type blockAPI interface {
 
 func newBlocks(node string, api blockAPI, see func() ippool.Objects, log *slog.Logger) *blocks {
 	return &blocks{node: node, api: api, see: see, log: log, now: time.Now,
-		made: map[types.UID]madeBlock{}, deleted: map[types.UID]time.Time{}, verified: map[types.UID]bool{}, busy: map[netip.Prefix]time.Time{}}
+		made: map[types.UID]madeBlock{}, gone: map[types.UID]time.Time{}, verified: map[types.UID]bool{}, busy: map[netip.Prefix]time.Time{}}
 }
 
 const (
@@ -64,7 +64,7 @@ const (
 	rest = time.Minute
 	// restFixed is the same for an address that a pod asked for, which may wait for it on another node by now.
 	restFixed = 5 * time.Second
-	// forget is how long what this node did is remembered against what the watches say.
+	// forget is how long what this node did, and the watches do not show, is remembered against them.
 	forget = 10 * time.Minute
 	// attempts is how many blocks a node tries to take before it lets the pod wait.
 	attempts = 8
@@ -83,7 +83,7 @@ func (b *blocks) facts() ippool.Facts {
 	seen := map[types.UID]bool{}
 	o.Blocks = slices.DeleteFunc(slices.Clone(o.Blocks), func(x *v1alpha1.IPBlock) bool {
 		seen[x.UID] = true
-		_, gone := b.deleted[x.UID]
+		_, gone := b.gone[x.UID]
 		return gone
 	})
 	for uid, x := range b.made {
@@ -93,9 +93,9 @@ func (b *blocks) facts() ippool.Facts {
 		}
 		o.Blocks = append(o.Blocks, x.object)
 	}
-	for uid, when := range b.deleted {
-		if b.now().Sub(when) > forget {
-			delete(b.deleted, uid)
+	for uid, when := range b.gone {
+		if !seen[uid] && b.now().Sub(when) > forget {
+			delete(b.gone, uid)
 		}
 	}
 	return ippool.Read(o)
@@ -247,6 +247,8 @@ func (b *blocks) verify(ctx context.Context, f *ippool.Facts, state ipam.State) 
 	for _, x := range doubtful {
 		switch overlapping, there := overlaps(all, x); {
 		case !there: // the watches are late
+			// Remembered: a block of the same prefix that is made next must not stand beside it in what they say.
+			b.gone[x.UID] = b.now()
 			b.drop(f, x)
 			errs = append(errs, fmt.Errorf("block %s of this node is gone", x.Prefix))
 		case overlapping.IsValid() && given(x.Prefix, state):
@@ -286,6 +288,7 @@ func overlaps(all []ippool.Block, own ippool.Block) (other netip.Prefix, there b
 	return other, there
 }
 
+// drop forgets a block, but for what the watches say of it.
 func (b *blocks) drop(f *ippool.Facts, x ippool.Block) {
 	f.Blocks = slices.DeleteFunc(f.Blocks, func(y ippool.Block) bool { return y.UID == x.UID })
 	delete(b.made, x.UID)
@@ -293,7 +296,7 @@ func (b *blocks) drop(f *ippool.Facts, x ippool.Block) {
 	delete(b.busy, x.Prefix)
 }
 
-// giveBack deletes a block of which no address is given out any more.
+// giveBack deletes a block of which no address is given out any more; the caller drops it.
 func (b *blocks) giveBack(ctx context.Context, x ippool.Block) error {
 	// An answer that is lost may be of a block that is deleted: before it is given out of again it is verified anew.
 	delete(b.verified, x.UID)
@@ -301,10 +304,7 @@ func (b *blocks) giveBack(ctx context.Context, x ippool.Block) error {
 		return err
 	}
 	b.log.Info("gave a block back", "pool", x.Pool, "block", x.Prefix)
-	b.deleted[x.UID] = b.now()
-	delete(b.made, x.UID)
-	delete(b.verified, x.UID)
-	delete(b.busy, x.Prefix)
+	b.gone[x.UID] = b.now()
 	return nil
 }
 

@@ -240,6 +240,49 @@ func TestLifeOfABlock(t *testing.T) {
 	}
 }
 
+// TestLostAnswer: a block that was deleted, though the node was told otherwise, is no block of it any more, however
+// late the watch is, and stands once in what is given when the node takes the same prefix again.
+func TestLostAnswer(t *testing.T) {
+	s := newServer(1, ipv4Pool("public", "10.50.0.0/28", 28))
+	m := s.machine(t, 0)
+	m.cool = time.Millisecond
+	m.start(t, s, m.node)
+	now := time.Now()
+	m.now = func() time.Time { return now }
+	if _, err := m.add("web", fromPool); err != nil {
+		t.Fatal(err)
+	}
+	m.seen = s.snapshot()
+	m.pass(t)
+	m.del(t, "web")
+	time.Sleep(2 * m.cool)
+	now = now.Add(2 * rest)
+	asked := 0
+	s.fail = func() error {
+		if asked++; asked == 2 { // once for the request, once for its answer
+			return errors.New("the connection was lost")
+		}
+		return nil
+	}
+	if problems := m.pass(t); len(problems) != 1 || len(s.blocks) != 0 {
+		t.Fatal(problems, s.blocks)
+	}
+	if m.pass(t); len(m.gone) != 1 {
+		t.Errorf("a look at the API did not tell that the block is gone: %v", m.gone)
+	}
+	for range 2 * forget / rest { // a watch may be as late as it likes
+		now = now.Add(rest)
+		m.pass(t)
+	}
+	if _, err := m.add("web", fromPool); err != nil {
+		t.Error(err)
+	}
+	state, err := m.store.State()
+	if err != nil || len(state.Pools) != 1 || len(state.Pools[0].Ranges) != 1 {
+		t.Error(state.Pools, err)
+	}
+}
+
 // TestReserve: before the last address is gone another block is there, and a full pool says that it is.
 func TestReserve(t *testing.T) {
 	s := newServer(1, ipv4Pool("public", "10.50.0.0/28", 29))
