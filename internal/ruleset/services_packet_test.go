@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -147,15 +148,18 @@ const (
 	silence  = 300 * time.Millisecond // is enough to say that nothing does
 )
 
-// dial connects from a namespace, from an address unless it is empty.
+// udpSockets numbers the sockets of dial.
+var udpSockets atomic.Uint32
+
+// dial connects from a namespace, from an address unless it is empty. No two sockets of UDP have one port: the kernel
+// remembers where the datagrams of one went after it was closed, and would send those of the next there, too.
 func dial(n *link.Namespace, network, from, to string, wait time.Duration) (c net.Conn, err error) {
 	d := net.Dialer{Timeout: wait}
-	if from != "" {
-		if strings.HasPrefix(network, "tcp") {
-			d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
-		} else {
-			d.LocalAddr = &net.UDPAddr{IP: net.ParseIP(from)}
-		}
+	switch {
+	case strings.HasPrefix(network, "udp"):
+		d.LocalAddr = &net.UDPAddr{IP: net.ParseIP(from), Port: 10000 + int(udpSockets.Add(1)%20000)}
+	case from != "":
+		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
 	}
 	err = n.Do(func() error {
 		c, err = d.Dial(network, to)
