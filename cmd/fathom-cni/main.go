@@ -12,6 +12,13 @@ import (
 var version = "unknown" // set by the linker
 
 func main() {
+	if args := os.Args[1:]; cni.DeletesDevice(args) {
+		if err := cni.DeleteDevice(args); err != nil {
+			fmt.Fprintln(os.Stderr, "fathom-cni:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := cni.Main(os.Stdout, "CNI plugin fathom-cni "+version); err != nil {
 		if err := err.Print(); err != nil {
 			fmt.Fprintln(os.Stderr, "fathom-cni: tell the error:", err)

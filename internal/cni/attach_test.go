@@ -48,6 +48,9 @@ var program = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
+	if asPlugin() {
+		return
+	}
 	code := m.Run()
 	if programDir != "" {
 		os.RemoveAll(programDir)

@@ -66,7 +66,7 @@ func (p plugin) add(args *skel.CmdArgs) error {
 		err = result.PrintTo(p.out)
 	}
 	if err != nil { // the runtime knows nothing of the attachment
-		return asError("tell the result", errors.Join(err, detach(node, store, l)))
+		return asError("tell the result", errors.Join(err, detach(node.DeletePod, store, l)))
 	}
 	return nil
 }
@@ -154,19 +154,19 @@ func (p plugin) del(args *skel.CmdArgs) error {
 		l = lease.Lease{Attachment: c.attachment, HostDevice: hostDevice(c.pod.name, c.attachment, 0)}
 		stray, found, err := c.stray(node, store, l)
 		if err == nil && found {
-			err = node.DeletePod(stray.Name, stray.Alias)
+			err = deletePod(node, stray.Name, stray.Alias)
 		}
 		if err == nil {
 			err = store.Release(l.Attachment) // a damaged one
 		}
 		return asError("detach "+c.pod.String(), err)
 	}
-	return asError("detach "+c.pod.String(), detach(node, store, l))
+	return asError("detach "+c.pod.String(), detach(func(device, alias string) error { return deletePod(node, device, alias) }, store, l))
 }
 
 // detach takes the device away, then the lease: as long as an address is on a device, nobody else gets it.
-func detach(node *link.Namespace, store lease.Leases, l lease.Lease) error {
-	err := node.DeletePod(l.HostDevice, alias(l))
+func detach(deletePod func(device, alias string) error, store lease.Leases, l lease.Lease) error {
+	err := deletePod(l.HostDevice, alias(l))
 	var foreign *link.ForeignDeviceError
 	if err != nil && !errors.As(err, &foreign) { // a foreign one has the name because ours is gone, or never was
 		return err

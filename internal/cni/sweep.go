@@ -43,7 +43,7 @@ func Sweep(node *link.Namespace, store *lease.Store, network string, valid func(
 			swept.Kept = append(swept.Kept, l)
 			continue
 		}
-		if err := detach(node, store, l); err != nil {
+		if err := detach(node.DeletePod, store, l); err != nil {
 			errs, swept.Kept = append(errs, err), append(swept.Kept, l)
 			continue
 		}

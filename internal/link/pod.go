@@ -53,11 +53,6 @@ type Pod struct {
 	Sources []netip.Addr
 }
 
-// PodDevice is a node's end of a pod's veth pair that was found.
-type PodDevice struct {
-	Name, Alias string
-}
-
 // AddPod makes the veth pair between the node's namespace, which is n, and the pod's: addresses, routes both ways,
 // and neighbours that need not be asked for. Of what failed half-way nothing stays. If there is a device of one of
 // the names, the error is DeviceExistsError.
@@ -282,56 +277,6 @@ func (n *Namespace) setNeighbour(l netlink.Link, a netip.Addr, mac net.HardwareA
 		return fmt.Errorf("add neighbour %s on %s: %w", a, l.Attrs().Name, err)
 	}
 	return nil
-}
-
-// DeletePod takes a pod's device away, by the name and the alias of the node's end: both ends, and the routes with
-// them. One that is not there is not an error. One that is another's stays: the error is ForeignDeviceError.
-func (n *Namespace) DeletePod(hostDevice, alias string) error {
-	l, err := n.nl.LinkByName(hostDevice)
-	if err != nil {
-		if isGone(err) {
-			return nil
-		}
-		return fmt.Errorf("look up device %s: %w", hostDevice, err)
-	}
-	a := l.Attrs()
-	// AddPod was killed between the device and its alias: then there is none.
-	if a.Group != PodGroup || a.Alias != alias && a.Alias != "" {
-		return &ForeignDeviceError{Name: hostDevice, Group: a.Group, Alias: a.Alias}
-	}
-	return n.deleteLink(l)
-}
-
-// ForeignDeviceError says that a device that was to go is not the one that was meant.
-type ForeignDeviceError struct {
-	Name, Alias string
-	Group       uint32
-}
-
-func (e *ForeignDeviceError) Error() string {
-	return fmt.Sprintf("delete device %s: it is another's (group %d, alias %q)", e.Name, e.Group, e.Alias)
-}
-
-func (n *Namespace) deleteLink(l netlink.Link) error {
-	if err := n.nl.LinkDel(l); err != nil && !isGone(err) {
-		return fmt.Errorf("delete device %s: %w", l.Attrs().Name, err)
-	}
-	return nil
-}
-
-// PodDevices returns the node's ends of all pods' devices.
-func (n *Namespace) PodDevices() ([]PodDevice, error) {
-	all, err := dump(n.nl.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list devices: %w", err)
-	}
-	var devices []PodDevice
-	for _, l := range all {
-		if a := l.Attrs(); a.Group == PodGroup && l.Type() == "veth" {
-			devices = append(devices, PodDevice{Name: a.Name, Alias: a.Alias})
-		}
-	}
-	return devices, nil
 }
 
 // DeviceExistsError says that there is a device of a name that AddPod was to use.

@@ -79,6 +79,55 @@ func TestPod(t *testing.T) {
 	}
 }
 
+// A device that has another's name or index by now stays, and who waits for the end of one hears of it.
+func TestDeletePodDevice(t *testing.T) {
+	node, pod := linktest.Namespace(t), linktest.Namespace(t)
+	testenv.Must(t, node.SetUp("lo", true))
+	p := testPod("a-1", 1, "10.1.0.2")
+	p.Sources = nil
+	testenv.Must(t, node.AddPod(pod, p))
+	d, found, err := node.FindPod(p.HostDevice, p.Alias)
+	if err != nil || !found || d.Name != p.HostDevice || d.Alias != p.Alias {
+		t.Fatalf("%+v, %v, %v", d, found, err)
+	}
+	var foreign *link.ForeignDeviceError
+	if _, found, err := node.FindPod(p.HostDevice, "another"); found || !errors.As(err, &foreign) {
+		t.Errorf("a foreign device: %v, %v", found, err)
+	}
+	if _, found, err := node.FindPod("a-2", p.Alias); found || err != nil {
+		t.Errorf("no device: %v, %v", found, err)
+	}
+	for _, other := range []link.PodDevice{{d.Name, d.Alias, d.Index + 1}, {"a-2", d.Alias, d.Index}} {
+		testenv.Must(t, node.DeletePodDevice(other))
+	}
+	for _, other := range []link.PodDevice{{d.Name, "another", d.Index}, {d.Name, "", d.Index}} {
+		if err := node.DeletePodDevice(other); !errors.As(err, &foreign) {
+			t.Errorf("%+v: %v", other, err)
+		}
+	}
+	gone, err := node.WatchGone(t.Context(), d.Index)
+	testenv.Must(t, err)
+	// Word of what is not meant comes first: of another device, and of the device itself.
+	linktest.Run(t, node, "ip", "link", "add", "x", "type", "veth", "peer", "name", "y")
+	linktest.Run(t, node, "ip", "link", "del", "x")
+	linktest.Run(t, node, "ip", "link", "add", "br0", "type", "bridge")
+	linktest.Run(t, node, "ip", "link", "set", d.Name, "master", "br0")
+	linktest.Run(t, node, "ip", "link", "set", d.Name, "nomaster")
+	select {
+	case <-gone:
+		t.Error("a device that is there is told to have gone")
+	case <-time.After(100 * time.Millisecond):
+	}
+	for range 2 {
+		testenv.Must(t, node.DeletePodDevice(d))
+	}
+	select {
+	case <-gone:
+	case <-time.After(5 * time.Second):
+		t.Error("no word of it")
+	}
+}
+
 // The first packet from a pod goes through, and the first to it, also where the kernel is busy with other devices.
 func TestPodFirstPacket(t *testing.T) {
 	node, elsewhere := linktest.Namespace(t), linktest.Namespace(t)

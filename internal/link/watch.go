@@ -14,19 +14,9 @@ import (
 // when a device goes down the kernel forgets the routes by it, and does not make them again. It tells nothing more,
 // and several changes once: what is true is read from the kernel.
 func (n *Namespace) WatchChanges(ctx context.Context) (<-chan struct{}, error) {
-	var fd int
-	err := n.do(func() error {
-		var err error
-		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
-		return err
-	})
+	socket, err := n.listen(unix.RTMGRP_LINK | unix.RTMGRP_TC |
+		unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE)
 	if err != nil {
-		return nil, fmt.Errorf("watch the changes of %s: %w", n.path, err)
-	}
-	socket := os.NewFile(uintptr(fd), "netlink")
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_LINK | unix.RTMGRP_TC |
-		unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE}); err != nil {
-		socket.Close()
 		return nil, fmt.Errorf("watch the changes of %s: %w", n.path, err)
 	}
 	changes := make(chan struct{}, 1)
@@ -48,4 +38,23 @@ func (n *Namespace) WatchChanges(ctx context.Context) (<-chan struct{}, error) {
 		}
 	}()
 	return changes, nil
+}
+
+// listen opens a route netlink socket that hears what the kernel tells these groups.
+func (n *Namespace) listen(groups uint32) (*os.File, error) {
+	var fd int
+	err := n.do(func() error {
+		var err error
+		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	socket := os.NewFile(uintptr(fd), "netlink")
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
+		socket.Close()
+		return nil, err
+	}
+	return socket, nil
 }
