@@ -78,18 +78,56 @@ func (a *Agent) needed() bool { return a.readConflist().AgentRequired }
 
 // installProgram puts the plugin where the runtime looks for plugins. One that runs goes on with the old file.
 func installProgram(program, dir string) error {
-	source, err := os.ReadFile(program)
-	if err != nil {
-		return fmt.Errorf("install the CNI plugin: %w", err)
-	}
-	path := filepath.Join(dir, conflist.Plugin)
-	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, source) {
-		return nil
-	}
-	if err := replaceFile(path, bytes.NewReader(source), 0o755); err != nil {
+	if err := keepCopy(program, filepath.Join(dir, conflist.Plugin)); err != nil {
 		return fmt.Errorf("install the CNI plugin: %w", err)
 	}
 	return nil
+}
+
+// keepCopy makes the file at path a copy of the program, unless it is one.
+func keepCopy(program, path string) error {
+	source, err := os.Open(program)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	if same, err := isCopy(source, path); err != nil || same {
+		return err
+	}
+	if _, err := source.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	return replaceFile(path, source, 0o755)
+}
+
+// isCopy says whether the file at path has what the source has. It reads both in pieces: the plugin has megabytes, and most
+// agents that start find it in its place.
+func isCopy(source *os.File, path string) (bool, error) {
+	have, err := os.Open(path)
+	if err != nil {
+		return false, nil // and is made
+	}
+	defer have.Close()
+	is, err := source.Stat()
+	if err != nil {
+		return false, err
+	}
+	if has, err := have.Stat(); err != nil || has.Size() != is.Size() {
+		return false, nil
+	}
+	var a, b [64 << 10]byte
+	for {
+		n, err := io.ReadFull(source, a[:])
+		if m, _ := io.ReadFull(have, b[:]); m != n || !bytes.Equal(a[:n], b[:m]) {
+			return false, nil
+		}
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
 }
 
 // replaceFile writes a file in one step, for who reads it.

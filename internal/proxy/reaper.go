@@ -41,17 +41,22 @@ func newReaper(paths Paths, log *slog.Logger, counts *metrics) *reaper {
 	return &reaper{paths: paths, log: log, counts: counts, kick: make(chan struct{}, 1)}
 }
 
-// replace tells of a new plan.
+// replace tells of a new plan. What went while no agent ran has waited, and does so until the start is over.
 func (r *reaper) replace(plan service.Plan, ranges []netip.Prefix, others []netip.Addr, connect *bpf.Connect, lives service.Lives) {
 	r.mu.Lock()
-	if r.index == nil {
+	first := r.index == nil
+	if first {
 		r.index = service.NewIndex(plan, ranges, others)
 	} else {
 		r.index.Replace(plan, ranges, others)
 	}
 	r.connect, r.lives = connect, lives
 	r.mu.Unlock()
-	r.wake()
+	if first {
+		time.AfterFunc(sweepAgain, r.wake)
+	} else {
+		r.wake()
+	}
 }
 
 // apply tells of changes to it.
