@@ -128,8 +128,21 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 		})
 	})
 	g.Go(func() error {
-		return t.step(c.Name, "the API server's roles", func() error {
+		return t.step(c.Name, "the controllers' accounts", func() error {
+			return l.hint(c, withTimeout(gctx, apiTimeout, func(ctx context.Context) error { return createAccounts(ctx, client) }))
+		})
+	})
+	g.Go(func() error {
+		err := t.step(c.Name, "the API server's roles", func() error {
 			return l.planeHint(c, withTimeout(gctx, apiTimeout, client.WaitReady))
+		})
+		if err != nil {
+			return err
+		}
+		// What `kubeadm join`, `kubeadm upgrade` and a person look for, and no pod: it is written while the agents' pods
+		// wait for their volumes. As CoreDNS starts, there is more to do.
+		return t.step(c.Name, "kubeadm: configuration and roles", func() error {
+			return kubeadm(gctx, machines[0], []string{"upload-config", "bootstrap-token"})
 		})
 	})
 	switch c.Network.Kind {
@@ -150,13 +163,7 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	// What `kubeadm join`, `kubeadm upgrade` and a person look for, and no pod: it is written while CoreDNS starts.
 	g, gctx = errgroup.WithContext(ctx)
-	g.Go(func() error {
-		return t.step(c.Name, "kubeadm: configuration and roles", func() error {
-			return kubeadm(gctx, machines[0], []string{"upload-config", "bootstrap-token"})
-		})
-	})
 	if l.proxied(c) {
 		g.Go(func() error { return l.waitProxy(gctx, c, t) })
 	}
