@@ -6,11 +6,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/fathom-network/fathom/internal/lab"
+	"github.com/fathom-network/fathom/internal/manifest"
 	"github.com/fathom-network/fathom/internal/topology"
 )
 
@@ -26,10 +28,14 @@ func (a *app) up() *cobra.Command {
 
 Without a file: clusters east and west, one control-plane node and two workers each. A lab that is there is
 brought to that state again: nodes that are off are started, a cluster that an interrupted run left half
-made is made anew. Flags win over the file. docs/lab-file.md describes the file.`,
+made is made anew. Flags win over the file. docs/lab-file.md describes the file.
+
+Manifests, of the file and of --manifest, are applied while the clusters start, and again by each up that names
+them. It does not wait for their pods.`,
 		Example: `  fathom up
   fathom up --clusters 1 --workers 3
   fathom up --name net --clusters a,b --network flannel --proxy-mode iptables
+  fathom up --clusters 1 --manifest app.yaml
   fathom up -f lab.yaml`,
 		Args:    cobra.NoArgs,
 		PreRunE: requireRoot,
@@ -46,6 +52,7 @@ made is made anew. Flags win over the file. docs/lab-file.md describes the file.
 	f.StringVar(&o.IPFamily, "ip-family", "", "ipv4, ipv6 or dual")
 	f.StringVar(&o.PodCIDR, "pod-cidr", "", "addresses of pods")
 	f.StringVar(&o.ServiceCIDR, "service-cidr", "", "addresses of Services")
+	f.StringArrayVar(&o.Manifests, "manifest", nil, "`file` of objects that every cluster gets while it starts; may be repeated")
 	f.BoolVar(&timings, "timings", false, "end with a timeline of the steps")
 	complete := func(flag string, values ...string) {
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
@@ -80,22 +87,28 @@ made is made anew. Flags win over the file. docs/lab-file.md describes the file.
 		if err != nil {
 			return err
 		}
-		wish := want
 		if !asked { // no wishes: the lab that exists is the one that is meant
-			if _, err := lab.Open(a.paths, want.Name); err == nil {
-				wish = nil
+			if have, err := lab.Open(a.paths, want.Name); err == nil {
+				for i := range have.Clusters {
+					have.Clusters[i].Manifests = want.Clusters[0].Manifests // those of the flag
+				}
+				want = &have.Lab
 			}
 		}
 		start := time.Now()
 		progress := newProgress(a.err)
-		l, err := lab.Up(cmd.Context(), a.paths, want.Name, wish, progress.report)
+		l, err := lab.Up(cmd.Context(), a.paths, want, progress.report)
 		progress.close()
 		if timings {
 			progress.timeline(a.err)
 		}
 		if err != nil {
 			if cmd.Context().Err() != nil {
-				fmt.Fprintf(a.err, "Interrupted: `fathom up%s` goes on, `fathom down%s` leaves nothing.\n", nameFlag(want.Name), nameFlag(want.Name))
+				again := "`fathom up" + nameFlag(want.Name) + "`"
+				if hasManifests(want) {
+					again = "the same command"
+				}
+				fmt.Fprintf(a.err, "Interrupted: %s goes on, `fathom down%s` leaves nothing.\n", again, nameFlag(want.Name))
 			}
 			return err
 		}
@@ -107,13 +120,26 @@ made is made anew. Flags win over the file. docs/lab-file.md describes the file.
 
 // describe makes the lab that the file and the flags ask for.
 func (a *app) describe(file string, o topology.Overrides) (*topology.Lab, error) {
+	want, err := parseLab(file, o)
+	if err != nil {
+		return nil, err
+	}
+	err = want.ReadManifests(func(path string) ([]byte, error) { return readBounded(path, manifest.MaxSize, "manifest") })
+	if err != nil {
+		return nil, err
+	}
+	return want, nil
+}
+
+func parseLab(file string, o topology.Overrides) (*topology.Lab, error) {
 	if file == "" {
 		return topology.Default(o)
 	}
+	path := file
 	if file == "-" {
-		file = "/dev/stdin"
+		path, file = "/dev/stdin", "standard input" // whose paths begin here, not in /dev
 	}
-	data, err := readBounded(file, 1<<20)
+	data, err := readBounded(path, 1<<20, "lab file")
 	if err != nil {
 		return nil, fmt.Errorf("read the lab file: %w", err)
 	}
@@ -121,7 +147,7 @@ func (a *app) describe(file string, o topology.Overrides) (*topology.Lab, error)
 }
 
 // readBounded reads a file of at most limit bytes.
-func readBounded(path string, limit int64) ([]byte, error) {
+func readBounded(path string, limit int64, what string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -132,9 +158,13 @@ func readBounded(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("%s has more than %d bytes: it is no lab file", path, limit)
+		return nil, fmt.Errorf("%s has more than %d bytes: it is no %s", path, limit, what)
 	}
 	return data, nil
+}
+
+func hasManifests(l *topology.Lab) bool {
+	return slices.ContainsFunc(l.Clusters, func(c topology.Cluster) bool { return len(c.Manifests) > 0 })
 }
 
 func nameFlag(name string) string {
@@ -153,6 +183,9 @@ func (a *app) summary(l *lab.Lab, took time.Duration) {
 	for i := range l.Clusters {
 		c := &l.Clusters[i]
 		fmt.Fprintf(a.out, "  %-12s %s, API https://%s:6443, pods %s, context %s\n", c.Name, count(len(c.Nodes), "node"), l.APIAddr(c), c.PodCIDRs[0], l.Context(c))
+	}
+	if hasManifests(&l.Lab) {
+		fmt.Fprintf(a.out, "\nThe manifests are applied. Their pods may still be starting.\n")
 	}
 	self := commandName()
 	fmt.Fprintf(a.out, "\nTry next:\n  %s kubectl%s --cluster %s -- get nodes -o wide\n  %s node shell%s %s\n",

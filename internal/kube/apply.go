@@ -103,15 +103,18 @@ func waitEstablished(ctx context.Context, crds dynamic.ResourceInterface, name s
 	}
 }
 
-// ranks is the number of groups that objects are applied in, each at once.
-const ranks = 3
+// ranks is the number of groups that objects are applied in, each at once. The last is what has pods.
+const (
+	ranks      = 3
+	rankOfPods = ranks - 1
+)
 
 func rankOf(o *unstructured.Unstructured) int {
 	switch o.GetKind() {
 	case "Namespace", "CustomResourceDefinition":
 		return 0
-	case "DaemonSet", "Deployment":
-		return 2
+	case "DaemonSet", "Deployment", "StatefulSet", "ReplicaSet", "ReplicationController", "Job", "CronJob", "Pod":
+		return rankOfPods
 	}
 	return 1
 }

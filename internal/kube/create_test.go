@@ -15,7 +15,7 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-const manifest = `# a comment
+const addOn = `# a comment
 ---
 apiVersion: v1
 kind: ServiceAccount
@@ -57,7 +57,7 @@ func TestCreate(t *testing.T) {
 	}))
 	defer server.Close()
 	c := &Client{config: &rest.Config{Host: server.URL}}
-	if err := c.Create(t.Context(), []byte(manifest)); err != nil {
+	if err := c.Create(t.Context(), []byte(addOn)); err != nil {
 		t.Fatal(err)
 	}
 	accounts := "POST /api/v1/namespaces/ns/serviceaccounts"

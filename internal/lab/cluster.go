@@ -98,8 +98,8 @@ func (l *Lab) startPlanes(ctx context.Context, c *topology.Cluster, machines []*
 const relistPeriod = time.Second
 
 // join makes the nodes known to an API server that has only begun to serve, starts their kubelets, and installs the add-ons
-// and the network meanwhile.
-func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client, machines []*machine.Machine, add addOns, t *timeline) error {
+// and the network meanwhile. It calls nodesReady when pods can be made.
+func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client, machines []*machine.Machine, add addOns, nodesReady func(), t *timeline) error {
 	// Nodes are made before their kubelets register, so that each has the pod CIDR that its routes and its
 	// network configuration were written for, instead of the next one in the order of registration.
 	for i := range c.Nodes {
@@ -159,7 +159,7 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 			return t.step(c.Name, "create flannel", func() error { return l.createFlannel(gctx, c, client) })
 		})
 	}
-	g.Go(func() error { return l.installAddOns(gctx, c, client, add, t) })
+	g.Go(func() error { return l.installAddOns(gctx, c, client, add, nodesReady, t) })
 	if err := g.Wait(); err != nil {
 		return err
 	}
@@ -174,7 +174,7 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 // installAddOns creates kube-proxy and CoreDNS. CoreDNS's pods wait for kube-proxy to run on every node: one that
 // starts much before its node has rules for Services loses a second and more in reaching the API server. They
 // take longer to start than kube-proxy then takes to write its rules.
-func (l *Lab) installAddOns(ctx context.Context, c *topology.Cluster, client *kube.Client, add addOns, t *timeline) error {
+func (l *Lab) installAddOns(ctx context.Context, c *topology.Cluster, client *kube.Client, add addOns, nodesReady func(), t *timeline) error {
 	return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error {
 		if len(add.proxy) > 0 {
 			if err := t.step(c.Name, "create kube-proxy", func() error { return client.Create(ctx, add.proxy) }); err != nil {
@@ -208,6 +208,7 @@ func (l *Lab) installAddOns(ctx context.Context, c *topology.Cluster, client *ku
 				return err
 			}
 		}
+		nodesReady()
 		return t.step(c.Name, "create CoreDNS", func() error { return client.Create(ctx, add.dns) })
 	}))
 }

@@ -27,34 +27,39 @@ var ErrDiffers = errors.New("a lab of this name exists and is another one than y
 
 // Up brings a lab up and returns when every node is Ready and names resolve. A lab that is there is
 // brought to that state from whatever state it is in; clusters that an interrupted Up left half made are
-// made anew. want may be nil for the lab that exists.
-func Up(ctx context.Context, paths Paths, name string, want *topology.Lab, report Report) (*Lab, error) {
+// made anew. want's manifests are applied meanwhile.
+func Up(ctx context.Context, paths Paths, want *topology.Lab, report Report) (*Lab, error) {
 	t := &timeline{report: report}
-	unlock, err := lock(paths, name)
+	unlock, err := lock(paths, want.Name)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	l, err := begin(ctx, paths, name, want, t)
+	l, err := begin(ctx, paths, want, t)
 	if err != nil {
 		return nil, err
 	}
-	err = l.up(ctx, t)
+	m, stop := l.beginManifests(ctx, t)
+	defer stop()
+	err = l.up(ctx, m, t)
 	if err == nil {
 		err = t.step("", "write the kubeconfig", l.mergeKubeconfig)
 	}
-	return l, err
+	if err != nil {
+		return l, err
+	}
+	return l, m.wait()
 }
 
 // begin makes the lab exist, if this machine can run it. Labs begin one at a time, so that no two choose the
 // same underlay.
-func begin(ctx context.Context, paths Paths, name string, want *topology.Lab, t *timeline) (*Lab, error) {
+func begin(ctx context.Context, paths Paths, want *topology.Lab, t *timeline) (*Lab, error) {
 	unlock, err := lockDir(paths.State)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	l, err := define(paths, name, want)
+	l, err := define(paths, want)
 	if err != nil {
 		return nil, err
 	}
@@ -67,20 +72,19 @@ func begin(ctx context.Context, paths Paths, name string, want *topology.Lab, t 
 	return l, l.save()
 }
 
-// define returns the lab to bring up: the one that exists, or want with an underlay.
-func define(paths Paths, name string, want *topology.Lab) (*Lab, error) {
-	have, err := Open(paths, name)
-	switch {
-	case IsNotFound(err) && want == nil:
-		return nil, err
-	case err == nil && want == nil:
-		return have, nil
-	case err == nil:
-		if w := *want; !sameLab(&have.Lab, &w) {
-			return nil, fmt.Errorf("%w: take it down with `fathom down --name %s`, or give the new one another --name", ErrDiffers, name)
+// define returns the lab to bring up: the one that exists, with want's manifests, or want with an underlay.
+func define(paths Paths, want *topology.Lab) (*Lab, error) {
+	have, err := Open(paths, want.Name)
+	if err == nil {
+		if !sameLab(&have.Lab, want) {
+			return nil, fmt.Errorf("%w: take it down with `fathom down --name %s`, or give the new one another --name", ErrDiffers, want.Name)
+		}
+		for i := range have.Clusters {
+			have.Clusters[i].Manifests = want.Clusters[i].Manifests
 		}
 		return have, nil
-	case !IsNotFound(err):
+	}
+	if !IsNotFound(err) {
 		return nil, err
 	}
 	l := &Lab{Lab: *want, Paths: paths}
@@ -170,7 +174,7 @@ func (l *Lab) check(ctx context.Context) error {
 	return doctor.Failed(doctor.Run(ctx, o))
 }
 
-func (l *Lab) up(ctx context.Context, t *timeline) error {
+func (l *Lab) up(ctx context.Context, m *manifests, t *timeline) error {
 	for i := range l.Clusters {
 		c := &l.Clusters[i]
 		if l.built(c) {
@@ -209,9 +213,9 @@ func (l *Lab) up(ctx context.Context, t *timeline) error {
 		g.Go(func() error {
 			var err error
 			if l.built(c) {
-				err = l.resume(gctx, c, t)
+				err = l.resume(gctx, c, m, t)
 			} else {
-				err = l.build(gctx, c, store, t)
+				err = l.build(gctx, c, store, m, t)
 			}
 			if err != nil {
 				return fmt.Errorf("cluster %s: %w", c.Name, err)
@@ -243,7 +247,7 @@ func (l *Lab) wipe(ctx context.Context, c *topology.Cluster) error {
 const bootLimit = 4
 
 // build makes a cluster from nothing.
-func (l *Lab) build(ctx context.Context, c *topology.Cluster, store image.Store, t *timeline) error {
+func (l *Lab) build(ctx context.Context, c *topology.Cluster, store image.Store, m *manifests, t *timeline) error {
 	planes := c.ControlPlanes()
 	machines := make([]*machine.Machine, len(c.Nodes))
 	boot := func(nodes []topology.Node) error {
@@ -315,7 +319,9 @@ func (l *Lab) build(ctx context.Context, c *topology.Cluster, store image.Store,
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if err := l.join(ctx, c, client, machines, add, t); err != nil {
+	nodes := make(chan struct{})
+	m.apply(c, client, nodes)
+	if err := l.join(ctx, c, client, machines, add, func() { close(nodes) }, t); err != nil {
 		return err
 	}
 	return l.setBuilt(c)
@@ -341,7 +347,7 @@ func withTimeout(ctx context.Context, d time.Duration, f func(context.Context) e
 }
 
 // resume brings a cluster that was once built back up: nodes that are off are booted.
-func (l *Lab) resume(ctx context.Context, c *topology.Cluster, t *timeline) error {
+func (l *Lab) resume(ctx context.Context, c *topology.Cluster, m *manifests, t *timeline) error {
 	if err := l.startBalancer(ctx, c); err != nil {
 		return err
 	}
@@ -373,6 +379,7 @@ func (l *Lab) resume(ctx context.Context, c *topology.Cluster, t *timeline) erro
 	if err != nil {
 		return err
 	}
+	m.apply(c, client, nil)
 	if l.proxied(c) {
 		if err := l.waitProxy(ctx, c, t); err != nil {
 			return err

@@ -104,6 +104,7 @@ func (b *builder) cluster(s *clusterSpec, index int, lab *Lab) Cluster {
 	}
 	c.Proxy = b.proxy(s, c.Network.Kind)
 	c.DNS = b.dns(s, c.Proxy.Kind)
+	c.Manifests = b.manifests(s.manifests)
 	if s.dnsDomain.set {
 		c.DNSDomain = s.dnsDomain.value
 		if !isDNSName(c.DNSDomain) {

@@ -19,6 +19,7 @@ type Overrides struct {
 	IPFamily      string   // --ip-family
 	PodCIDR       string   // --pod-cidr
 	ServiceCIDR   string   // --service-cidr
+	Manifests     []string // --manifest, of every cluster, beside those of the file
 }
 
 // maxClusters bounds a lab: the core subnet has room for as many API balancers, and no machine that the
@@ -126,6 +127,9 @@ func (o Overrides) apply(c *clusterSpec) {
 	}
 	c.dns = override(c.dns, "--dns", o.DNS)
 	c.proxy.mode = override(c.proxy.mode, "--proxy-mode", o.ProxyMode)
+	for _, path := range o.Manifests {
+		c.manifests = append(c.manifests, text{value: path, set: true, at: source{field: "--manifest"}})
+	}
 }
 
 // pickClusters returns the clusters of the file that are named, and new ones for the other names.

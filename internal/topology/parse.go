@@ -108,6 +108,7 @@ func (r *reader) cluster(n *yaml.Node, at source, c *clusterSpec, named bool) {
 		"schedulerArgs":         r.textsInto(&c.schedulerArgs),
 		"kubeletArgs":           r.textsInto(&c.kubeletArgs),
 		"mounts":                func(n *yaml.Node, at source) { c.mounts = r.mounts(n, at) },
+		"manifests":             func(n *yaml.Node, at source) { c.manifests = r.texts(n, at) },
 		"wire":                  func(n *yaml.Node, at source) { r.wire(n, at, &c.wire) },
 		"nodes":                 func(n *yaml.Node, at source) { c.nodes = r.nodes(n, at) },
 	}

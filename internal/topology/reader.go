@@ -20,7 +20,7 @@ const (
 	maxVisits = 200_000
 	// maxNodes is a whole cluster of nodes with room to spare.
 	maxNodes = 250
-	// maxMounts bounds the mounts or taints of one list.
+	// maxMounts bounds the mounts, taints or manifests of one list.
 	maxMounts = 64
 )
 
@@ -184,6 +184,18 @@ func (r *reader) textInto(v *text) func(*yaml.Node, source) {
 		}
 		*v = text{value: n.Value, at: at, set: true}
 	}
+}
+
+// texts reads a list of strings.
+func (r *reader) texts(n *yaml.Node, at source) []text {
+	var texts []text
+	r.list(n, at, maxMounts, func(n *yaml.Node, at source) {
+		var v text
+		if r.textInto(&v)(n, at); v.set {
+			texts = append(texts, v)
+		}
+	})
+	return texts
 }
 
 // scalarInto returns a reader of any single value, as it is written.

@@ -1,6 +1,9 @@
 package topology
 
-import "maps"
+import (
+	"maps"
+	"slices"
+)
 
 // The spec types hold a lab file as it was written, each value with its place, before any default.
 
@@ -40,6 +43,7 @@ type clusterSpec struct {
 	schedulerArgs          map[string]text
 	kubeletArgs            map[string]text
 	mounts                 []mountSpec
+	manifests              []text
 	wire                   wireSpec
 	nodes                  []nodeSpec
 	// inherited are the nodes entries of defaults; one that fits no node of this cluster is no mistake
@@ -90,7 +94,7 @@ func (v item[T]) or(other item[T]) item[T] {
 }
 
 // inherit fills what c leaves open from the defaults. Single values and the sections network, proxy and
-// wire are taken whole; maps and mounts add up, and the cluster's own entry wins.
+// wire are taken whole; maps, mounts and manifests add up, and the cluster's own entry wins.
 func (c clusterSpec) inherit(d clusterSpec) clusterSpec {
 	c.controlPlanes = c.controlPlanes.or(d.controlPlanes)
 	c.workers = c.workers.or(d.workers)
@@ -115,6 +119,7 @@ func (c clusterSpec) inherit(d clusterSpec) clusterSpec {
 	c.schedulerArgs = merge(d.schedulerArgs, c.schedulerArgs)
 	c.kubeletArgs = merge(d.kubeletArgs, c.kubeletArgs)
 	c.mounts = mergeMounts(d.mounts, c.mounts)
+	c.manifests = slices.Concat(d.manifests, c.manifests)
 	c.inherited = d.nodes
 	return c
 }

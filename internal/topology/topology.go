@@ -40,6 +40,8 @@ type Cluster struct {
 	ControllerManagerArgs map[string]string
 	SchedulerArgs         map[string]string
 	KubeletArgs           map[string]string
+	// Manifests are applied while the cluster starts. They are no part of what the cluster is: each `up` has its own.
+	Manifests []Manifest `json:"-"`
 }
 
 // Family is an IP family.

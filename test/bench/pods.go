@@ -43,12 +43,9 @@ spec:
     command: [sh, -c, "until curl -so /dev/null -m 1 http://hello.default.svc.cluster.local; do sleep 0.05; done; echo answered"]
 `
 
-// answered makes the objects of service and returns when the client says that it was answered. It looks at
-// the container's log on the node's disk: the pod's status would come up to a second later.
+// answered returns when the client of service says that it was answered. It looks at the container's log on the node's
+// disk: the pod's status would come up to a second later.
 func (l *lab) answered(ctx context.Context) error {
-	if err := l.create(ctx, service); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	pattern := filepath.Join(l.dir("*"), "var/log/pods/default_client_*/client/0.log")

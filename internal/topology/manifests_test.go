@@ -1,0 +1,90 @@
+package topology
+
+import (
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const labOfManifests = `apiVersion: fathom.network/v1alpha1
+kind: Lab
+defaults:
+  manifests: [app/web.yaml]
+clusters:
+- name: east
+  manifests: [../crd.yaml, ./app/web.yaml]
+- name: west
+  manifests: [/srv/job.yaml]
+`
+
+// readFrom reads what the map has.
+func readFrom(files map[string]string) func(string) ([]byte, error) {
+	return func(path string) ([]byte, error) {
+		data, found := files[path]
+		if !found {
+			return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+		}
+		return []byte(data), nil
+	}
+}
+
+func configMap(name string) string {
+	return "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: " + name + "}\n---\n"
+}
+
+func TestManifests(t *testing.T) {
+	lab, err := Parse([]byte(labOfManifests), "labs/shop/lab.yaml", Overrides{Manifests: []string{"mine.yaml"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = lab.ReadManifests(readFrom(map[string]string{
+		"labs/shop/app/web.yaml": configMap("web") + configMap("more"), "labs/crd.yaml": configMap("crd"),
+		"/srv/job.yaml": configMap("job"), "mine.yaml": configMap("mine"),
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := [][]string{
+		{"ConfigMap web (labs/shop/app/web.yaml:1)", "ConfigMap more (labs/shop/app/web.yaml:5)", "ConfigMap crd (labs/crd.yaml:1)", "ConfigMap mine (mine.yaml:1)"},
+		{"ConfigMap web (labs/shop/app/web.yaml:1)", "ConfigMap more (labs/shop/app/web.yaml:5)", "ConfigMap job (/srv/job.yaml:1)", "ConfigMap mine (mine.yaml:1)"},
+	}
+	for i, c := range lab.Clusters {
+		var got []string
+		for _, m := range c.Manifests {
+			for _, o := range m.Objects {
+				got = append(got, o.String())
+			}
+		}
+		if !slices.Equal(got, want[i]) {
+			t.Errorf("%s has\n%s\nwant\n%s", c.Name, strings.Join(got, "\n"), strings.Join(want[i], "\n"))
+		}
+	}
+}
+
+// Everything that is wrong is told at once, with its place in the lab file and in the manifest, and once for all clusters.
+func TestInvalidManifests(t *testing.T) {
+	lab, err := Parse([]byte(labOfManifests), "lab.yaml", Overrides{Manifests: []string{"mine.yaml", "big.yaml"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := readFrom(map[string]string{
+		"app/web.yaml":  configMap("web") + "kind: Service\n",
+		"/srv/job.yaml": configMap("job"), "mine.yaml": configMap("job"),
+	})
+	err = lab.ReadManifests(func(path string) ([]byte, error) {
+		if path == "big.yaml" {
+			return nil, fmt.Errorf("%s has more than 16 bytes", path)
+		}
+		return files(path)
+	})
+	const want = `the lab has 4 problems:
+  lab.yaml:4:15: defaults.manifests[0]: "app/web.yaml": line 5 (document 2): no apiVersion; want one such as v1 or apps/v1
+  lab.yaml:7:15: clusters[0].manifests[0]: "../crd.yaml": open ../crd.yaml: file does not exist
+  --manifest: "big.yaml": big.yaml has more than 16 bytes
+  --manifest: "mine.yaml": ConfigMap job (mine.yaml:1) is there before: ConfigMap job (/srv/job.yaml:1); want each object once`
+	if !IsInvalid(err) || err.Error() != want {
+		t.Errorf("got\n%v\nwant\n%s", err, want)
+	}
+}
