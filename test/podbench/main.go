@@ -50,7 +50,7 @@ func main() {
 	flag.DurationVar(&o.slice, "slice", 25*time.Millisecond, "for what `duration` each way is measured at a time")
 	flag.IntVar(&o.adds, "adds", 150, "how many `pods` come and go by each plugin; 0 leaves that out")
 	flag.StringVar(&o.only, "only", "", "measure these `ways` alone, with commas between; veth is always there")
-	flag.StringVar(&o.measures, "measures", "RR,CRR,STREAM,8-STREAMS", "take these `measures` of each way, with commas between")
+	flag.StringVar(&o.measures, "measures", "RR,CRR,RR-1CPU,CRR-1CPU,STREAM,8-STREAMS", "take these `measures` of each way, with commas between")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -106,7 +106,11 @@ func measure(ctx context.Context, o options) error {
 		return err
 	}
 	rows, missed := b.pathRows()
-	print([]string{"WHERE", "WAY", "RR", "CRR", "STREAM", "8-STREAMS"}, rows)
+	header := []string{"WHERE", "WAY"}
+	for _, m := range measures {
+		header = append(header, m.name)
+	}
+	print(header, rows)
 	if o.adds > 0 {
 		fmt.Println()
 		kinds, err := b.measureAdds(ctx)
