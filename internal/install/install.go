@@ -10,6 +10,7 @@ import (
 	"net"
 	"strconv"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -171,4 +172,17 @@ func Apply(ctx context.Context, client *kube.Client, o Options) error {
 		return err
 	}
 	return client.Delete(ctx, cache)
+}
+
+// CreatePods makes the agents' pods on nodes of a cluster whose controllers have yet to begin: they wait for the roles that
+// the API server makes, a second and more after it serves, and an agent needs none of those. ca are the certificates that
+// service accounts trust the API server by. What is not there when ctx ends, the controllers make.
+func CreatePods(ctx context.Context, client *kube.Client, nodes []string, ca string) error {
+	// A part of every service account's volume, which a controller makes in each namespace, too.
+	roots := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "kube-root-ca.crt"}, Data: map[string]string{"ca.crt": ca}}
+	_, err := client.CoreV1().ConfigMaps(netconf.Namespace).Create(ctx, roots, metav1.CreateOptions{})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("create ConfigMap %s/%s: %w", netconf.Namespace, roots.Name, err)
+	}
+	return client.CreateDaemonPods(ctx, netconf.Namespace, daemonSet, nodes)
 }

@@ -71,10 +71,13 @@ func (c *Client) create(ctx context.Context, object runtime.Object) error {
 
 // WhenStarted does something with a server that has only begun to serve, again until it is not refused for that,
 // or ctx ends.
-func WhenStarted(ctx context.Context, do func() error) error {
+func WhenStarted(ctx context.Context, do func() error) error { return again(ctx, do, startsYet) }
+
+// again does something until what it says is no reason to wait, or ctx ends.
+func again(ctx context.Context, do func() error, wait func(error) bool) error {
 	for {
 		err := do()
-		if err == nil || !startsYet(err) {
+		if err == nil || !wait(err) {
 			return err
 		}
 		select {

@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"os"
 	"runtime"
 	"strconv"
 	"sync"
 	"text/template"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -92,11 +92,6 @@ func (l *Lab) startPlanes(ctx context.Context, c *topology.Cluster, machines []*
 	return g.Wait()
 }
 
-// relistPeriod is how often kubelet looks at its containers, from its own start on (GenericPLEG): a container that has
-// started is seen by the API up to so much later. The workers' kubelets begin at different moments of it, so that the first
-// of several pods that start together on several nodes is soon seen. They have nothing to do yet.
-const relistPeriod = time.Second
-
 // join makes the nodes known to an API server that has only begun to serve, starts their kubelets, and installs the add-ons
 // and the network meanwhile. It calls nodesReady when pods can be made.
 func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client, machines []*machine.Machine, add addOns, nodesReady func(), t *timeline) error {
@@ -112,17 +107,8 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 		return t.step(c.Name, "start kubelet on the workers", func() error {
 			g, gctx := errgroup.WithContext(gctx)
 			g.SetLimit(bootLimit)
-			workers, began := c.Workers(), time.Now()
-			for i := range workers {
-				due := began.Add(relistPeriod * time.Duration(i) / time.Duration(len(workers)))
-				g.Go(func() error {
-					select {
-					case <-gctx.Done():
-						return gctx.Err()
-					case <-time.After(time.Until(due)):
-						return startKubelet(gctx, machines[workers[i].Index])
-					}
-				})
+			for _, w := range c.Workers() {
+				g.Go(func() error { return startKubelet(gctx, machines[w.Index]) })
 			}
 			return g.Wait()
 		})
@@ -132,25 +118,25 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 			return l.hint(c, withTimeout(gctx, apiTimeout, func(ctx context.Context) error { return createAccounts(ctx, client) }))
 		})
 	})
+	idle, controllersBegin := context.WithCancel(gctx)
+	defer controllersBegin()
 	g.Go(func() error {
 		err := t.step(c.Name, "the API server's roles", func() error {
 			return l.planeHint(c, withTimeout(gctx, apiTimeout, client.WaitReady))
 		})
-		if err != nil {
-			return err
-		}
-		// What `kubeadm join`, `kubeadm upgrade` and a person look for, and no pod: it is written while the agents' pods
-		// wait for their volumes. As CoreDNS starts, there is more to do.
-		return t.step(c.Name, "kubeadm: configuration and roles", func() error {
-			return kubeadm(gctx, machines[0], []string{"upload-config", "bootstrap-token"})
-		})
+		controllersBegin()
+		return err
 	})
 	switch c.Network.Kind {
 	case topology.NetworkFathom:
 		g.Go(func() error {
 			return t.step(c.Name, "install the network", func() error {
 				return l.hint(c, withTimeout(gctx, apiTimeout, func(ctx context.Context) error {
-					return kube.WhenStarted(ctx, func() error { return install.Apply(ctx, client, l.installOptions(c)) })
+					err := kube.WhenStarted(ctx, func() error { return install.Apply(ctx, client, l.installOptions(c)) })
+					if err != nil {
+						return err
+					}
+					return l.createAgents(idle, c, client)
 				}))
 			})
 		})
@@ -163,7 +149,14 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	// What `kubeadm join`, `kubeadm upgrade` and a person look for, and no pod: it is written while CoreDNS's pods wait for
+	// their volumes.
 	g, gctx = errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return t.step(c.Name, "kubeadm: configuration and roles", func() error {
+			return kubeadm(gctx, machines[0], []string{"upload-config", "bootstrap-token"})
+		})
+	})
 	if l.proxied(c) {
 		g.Go(func() error { return l.waitProxy(gctx, c, t) })
 	}
@@ -297,7 +290,7 @@ func (l *Lab) waitUsable(ctx context.Context, c *topology.Cluster, client *kube.
 }
 
 func (l *Lab) nodeObject(c *topology.Cluster, n *topology.Node) *corev1.Node {
-	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{}}}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{corev1.LabelOSStable: "linux"}}}
 	// A kubelet that runs already believes what the API says of its node. From one that has no room for pods it
 	// would turn the next static pod away, for good, before it has said itself what room there is.
 	node.Status.Capacity = capacity()
@@ -321,6 +314,18 @@ func (l *Lab) nodeObject(c *topology.Cluster, n *topology.Node) *corev1.Node {
 		}
 	}
 	return node
+}
+
+// createAgents makes the agents' pods until ctx ends.
+func (l *Lab) createAgents(ctx context.Context, c *topology.Cluster, client *kube.Client) error {
+	ca, err := os.ReadFile(l.diskFile(c.Nodes[0].Name, clusterCA))
+	if err != nil {
+		return err
+	}
+	if err := install.CreatePods(ctx, client, names(c.Nodes), string(ca)); ctx.Err() == nil {
+		return err
+	}
+	return nil // the DaemonSet controller makes those that are not there
 }
 
 // installOptions are what `fathom install` would be told for this cluster.
