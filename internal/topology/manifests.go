@@ -2,6 +2,7 @@ package topology
 
 import (
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/fathom-network/fathom/internal/manifest"
@@ -47,9 +48,10 @@ func (l *Lab) ReadManifests(read func(path string) ([]byte, error)) error {
 	files := map[string]file{}
 	var ps problems
 	for i := range l.Clusters {
+		manifests := l.Clusters[i].Manifests
 		var objects []manifest.Object
-		for j := range l.Clusters[i].Manifests {
-			m := &l.Clusters[i].Manifests[j]
+		for j := range manifests {
+			m := &manifests[j]
 			f, known := files[m.Path]
 			if !known {
 				data, err := read(m.Path)
@@ -65,9 +67,10 @@ func (l *Lab) ReadManifests(read func(path string) ([]byte, error)) error {
 			}
 			m.Objects = f.objects
 			objects = append(objects, f.objects...)
-			if again, first, found := manifest.Twice(objects); found && len(f.objects) > 0 {
-				ps.add(m.named.at, m.named.value, "%s is there before: %s; want each object once", again, first)
-			}
+		}
+		if again, first, found := manifest.Twice(objects); found {
+			named := manifests[slices.IndexFunc(manifests, func(m Manifest) bool { return m.Path == again.File })].named
+			ps.add(named.at, named.value, "%s is there before: %s; want each object once", again, first)
 		}
 	}
 	return ps.err()

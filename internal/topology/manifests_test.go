@@ -65,13 +65,14 @@ func TestManifests(t *testing.T) {
 
 // Everything that is wrong is told at once, with its place in the lab file and in the manifest, and once for all clusters.
 func TestInvalidManifests(t *testing.T) {
-	lab, err := Parse([]byte(labOfManifests), "lab.yaml", Overrides{Manifests: []string{"mine.yaml", "big.yaml"}})
+	lab, err := Parse([]byte(labOfManifests), "lab.yaml", Overrides{Manifests: []string{"mine.yaml", "big.yaml", "last.yaml"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	files := readFrom(map[string]string{
 		"app/web.yaml":  configMap("web") + "kind: Service\n",
 		"/srv/job.yaml": configMap("job"), "mine.yaml": configMap("job"),
+		"last.yaml": configMap("last"), // a file behind one with a mistake has none by that
 	})
 	err = lab.ReadManifests(func(path string) ([]byte, error) {
 		if path == "big.yaml" {
