@@ -292,8 +292,11 @@ func (a *assigner) chooseOne(c *claim, f corev1.IPFamily, pools []*Pool) {
 		}
 		names = append(names, p.Name)
 	}
+	apart := a.notShared(c, f, names)
 	prefer := c.service.Spec.IPFamilyPolicy != nil && *c.service.Spec.IPFamilyPolicy == corev1.IPFamilyPolicyPreferDualStack
 	switch {
+	case apart != "":
+		c.deny(AddressInUse, "%s; and no other %s address is free in AddressPool %s", apart, f, strings.Join(names, ", "))
 	case len(names) > 0:
 		c.deny(PoolExhausted, "no %s address is free in AddressPool %s: add addresses to it, delete Services that are not needed, or let Services share (annotation %s)",
 			f, strings.Join(names, ", "), ShareAnnotation)
@@ -302,6 +305,17 @@ func (a *assigner) chooseOne(c *claim, f corev1.IPFamily, pools []*Pool) {
 	default:
 		c.deny(NoPool, "no AddressPool that this Service may use has %s addresses: add some to one, or change the Service's ipFamilies", f)
 	}
+}
+
+// notShared says why a Service cannot have the address of those with the same key, in one of the pools; empty if there
+// is none. It is what a user who meant to share has to know: more addresses would only give the Service one of its own.
+func (a *assigner) notShared(c *claim, f corev1.IPFamily, pools []string) string {
+	for _, addr := range a.groups[c.share] { // nobody's if there is no key
+		if pool := a.pools.Of(addr); familyOf(addr) == f && pool != nil && slices.Contains(pools, pool.Name) {
+			return fmt.Sprintf("it cannot share %s: %s", addr, a.held(addr, c))
+		}
+	}
+	return ""
 }
 
 // candidates are the pools that a Service may have an address of without asking for it, those first that are for some
