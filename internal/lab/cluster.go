@@ -306,12 +306,9 @@ func (l *Lab) nodeObject(c *topology.Cluster, n *topology.Node) *corev1.Node {
 		node.Spec.Taints = append(node.Spec.Taints, corev1.Taint{Key: t.Key, Value: t.Value, Effect: corev1.TaintEffect(t.Effect)})
 	}
 	if n.Role == topology.ControlPlane {
-		// What kubeadm's mark-control-plane does. A cluster of control-plane nodes alone runs pods on them.
+		// The labels of kubeadm's mark-control-plane. Its taint is among the node's own.
 		node.Labels["node-role.kubernetes.io/control-plane"] = ""
 		node.Labels["node.kubernetes.io/exclude-from-external-load-balancers"] = ""
-		if len(c.Workers()) > 0 {
-			node.Spec.Taints = append(node.Spec.Taints, corev1.Taint{Key: "node-role.kubernetes.io/control-plane", Effect: corev1.TaintEffectNoSchedule})
-		}
 	}
 	return node
 }

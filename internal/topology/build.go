@@ -161,6 +161,9 @@ func (b *builder) nodes(s *clusterSpec, c *Cluster) {
 		n, entry := &c.Nodes[i], own[i]
 		n.Labels = b.labels(entry.labels)
 		n.Taints = b.taints(entry.taints)
+		if entry.taints == nil && n.Role == ControlPlane && workers > 0 {
+			n.Taints = []Taint{{Key: ControlPlaneTaint, Effect: "NoSchedule"}}
+		}
 		n.Mounts = b.mounts(mergeMounts(s.mounts, entry.mounts))
 		wire := entry.wire
 		if !wire.set {

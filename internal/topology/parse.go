@@ -199,7 +199,7 @@ func (r *reader) nodes(n *yaml.Node, at source) []nodeSpec {
 
 // taints reads the API's form and kubectl's: {key: k, value: v, effect: NoSchedule} or k=v:NoSchedule.
 func (r *reader) taints(n *yaml.Node, at source) []taintSpec {
-	var taints []taintSpec
+	taints := []taintSpec{} // not nil: an empty list says that there are none
 	r.list(n, at, maxMounts, func(n *yaml.Node, at source) {
 		t := taintSpec{at: at}
 		if n.Kind == yaml.ScalarNode {

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -203,6 +204,47 @@ clusters:
 	}
 	if want := (Wire{"", "1ms", 0}); west.Wire != want {
 		t.Errorf("%s has wire %v", west.Name, west.Wire)
+	}
+}
+
+func TestControlPlaneTaints(t *testing.T) {
+	standard := []Taint{{ControlPlaneTaint, "", "NoSchedule"}}
+	for name, tc := range map[string]struct {
+		cluster, taints string // beside the name; of the control-plane node's entry
+		want            []Taint
+	}{
+		"by itself":             {"", "", standard},
+		"an entry without":      {"", "labels: {a: b}", standard},
+		"as kubeadm takes it":   {"", `taints: ["node-role.kubernetes.io/control-plane:NoSchedule"]`, standard},
+		"as the API takes it":   {"", "taints: [{key: node-role.kubernetes.io/control-plane, effect: NoSchedule}]", standard},
+		"none":                  {"", "taints: []", nil},
+		"another in its place":  {"", `taints: ["dedicated=db:NoExecute"]`, []Taint{{"dedicated", "db", "NoExecute"}}},
+		"alone":                 {"workers: 0", "", nil},
+		"alone, and asked for":  {"workers: 0", `taints: ["node-role.kubernetes.io/control-plane:NoSchedule"]`, standard},
+		"with others, by right": {"", `taints: ["node-role.kubernetes.io/control-plane:NoSchedule", "node-role.kubernetes.io/control-plane:NoExecute"]`, append(slices.Clone(standard), Taint{ControlPlaneTaint, "", "NoExecute"})},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := "apiVersion: fathom.network/v1alpha1\nkind: Lab\nclusters:\n- name: east\n"
+			if tc.cluster != "" {
+				file += "  " + tc.cluster + "\n"
+			}
+			if tc.taints != "" {
+				file += "  nodes:\n  - name: control-plane\n    " + tc.taints + "\n"
+			}
+			lab, err := Parse([]byte(file), "lab.yaml", Overrides{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			nodes := lab.Clusters[0].Nodes
+			if !slices.Equal(nodes[0].Taints, tc.want) {
+				t.Errorf("the control-plane node has taints %v, want %v", nodes[0].Taints, tc.want)
+			}
+			for _, n := range nodes[1:] {
+				if len(n.Taints) > 0 {
+					t.Errorf("%s has taints %v", n.Name, n.Taints)
+				}
+			}
+		})
 	}
 }
 

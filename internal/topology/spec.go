@@ -64,7 +64,7 @@ type nodeSpec struct {
 	at     source
 	name   text
 	labels map[string]text
-	taints []taintSpec
+	taints []taintSpec // nil if the file does not say
 	mounts []mountSpec
 	wire   wireSpec
 }

@@ -70,10 +70,17 @@ type Node struct {
 	// PodCIDRs is what this node takes from Cluster.PodCIDRs: block number Index of each.
 	PodCIDRs []netip.Prefix
 	Labels   map[string]string
-	Taints   []Taint
-	Mounts   []Mount
-	Wire     Wire
+	// Taints are all that the node registers with. As in kubeadm's nodeRegistration.taints, a control-plane node whose
+	// taints nobody set has ControlPlaneTaint, and a list, be it empty, stands in its place. A cluster of control-plane
+	// nodes alone has it on none, since its pods have nowhere else to run.
+	Taints []Taint
+	Mounts []Mount
+	Wire   Wire
 }
+
+// ControlPlaneTaint is the key of the taint that keeps ordinary pods off control-plane nodes.
+// https://kubernetes.io/docs/reference/labels-annotations-taints/#node-role-kubernetes-io-control-plane-taint
+const ControlPlaneTaint = "node-role.kubernetes.io/control-plane"
 
 // Taint is a Kubernetes node taint.
 type Taint struct {
