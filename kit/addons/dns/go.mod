@@ -7,6 +7,7 @@ require (
 	github.com/coredns/coredns v1.14.2
 	github.com/miekg/dns v1.1.72
 	github.com/prometheus/client_golang v1.23.0
+	golang.org/x/sys v0.41.0
 )
 
 require (
@@ -32,7 +33,6 @@ require (
 	golang.org/x/mod v0.32.0 // indirect
 	golang.org/x/net v0.51.0 // indirect
 	golang.org/x/sync v0.19.0 // indirect
-	golang.org/x/sys v0.41.0 // indirect
 	golang.org/x/text v0.34.0 // indirect
 	golang.org/x/tools v0.41.0 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260217215200-42d3e9bedb6d // indirect

@@ -6,6 +6,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -13,17 +14,12 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/coredns/caddy"
-	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/coremain"
 	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/chaos"
 	_ "github.com/coredns/coredns/plugin/errors"
-	_ "github.com/coredns/coredns/plugin/health"
 	_ "github.com/coredns/coredns/plugin/loadbalance"
 	_ "github.com/coredns/coredns/plugin/metrics"
-
-	_ "github.com/fathom-network/fathom/kit/addons/dns/nodecache"
 )
 
 func main() {
@@ -32,6 +28,9 @@ func main() {
 		os.Exit(1)
 	}
 }
+
+// maxResolvConf is more than any resolv.conf that kubelet writes.
+const maxResolvConf = 64 << 10
 
 func run() error {
 	// CoreDNS has flags of its own, -version among them, in the same set.
@@ -46,6 +45,9 @@ func run() error {
 	if flag.Lookup("version").Value.String() == "true" {
 		coremain.Run()
 	}
+	if *port < 0 || *port > 65535 {
+		return fmt.Errorf("-port: %d is none", *port)
+	}
 	o := options{Port: *port, Upstream: *up, Health: *health, Metrics: *metrics}
 	var err error
 	if o.Upstream == "" {
@@ -53,11 +55,16 @@ func run() error {
 			return err
 		}
 	}
-	file, err := os.ReadFile(*resolv)
+	file, err := os.Open(*resolv)
 	if err != nil {
 		return fmt.Errorf("read the search list: %w", err)
 	}
-	o.Search = searchList(string(file))
+	text, err := io.ReadAll(io.LimitReader(file, maxResolvConf))
+	_ = file.Close()
+	if err != nil {
+		return fmt.Errorf("read the search list in %s: %w", *resolv, err)
+	}
+	o.Search = searchList(string(text))
 	var wanted []netip.Addr
 	for word := range strings.SplitSeq(*listen, ",") {
 		addr, err := netip.ParseAddr(word)
@@ -72,26 +79,12 @@ func run() error {
 		return nil
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	o.Listen, err = waitForAddresses(ctx, wanted)
-	stop()
-	if err != nil {
+	defer stop()
+	if o.Listen, err = waitForAddresses(ctx, wanted); err != nil {
 		return err
 	}
-	order()
-	// Answers are many and short-lived, what stays is small: a few megabytes more, half the collections.
+	// Answers are many and short-lived, what stays is small: a few megabytes more, half the collections. GOMEMLIMIT, where
+	// it is set, has them come sooner.
 	debug.SetGCPercent(400)
-	caddy.SetDefaultCaddyfileLoader("fathom-dns", caddy.LoaderFunc(func(serverType string) (caddy.Input, error) {
-		return caddy.CaddyfileInput{Contents: []byte(o.corefile()), Filepath: "fathom-dns", ServerTypeName: serverType}, nil
-	}))
-	coremain.Run()
-	return nil
-}
-
-// order gives nodecache its place among CoreDNS's plugins: that of cache, which it has instead.
-func order() {
-	for i, d := range dnsserver.Directives {
-		if d == "cache" {
-			dnsserver.Directives[i] = "nodecache"
-		}
-	}
+	return o.serve(ctx)
 }

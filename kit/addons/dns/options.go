@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
 // options are what the Corefile is made of.
@@ -30,7 +32,8 @@ func (o options) corefile() string {
 	}
 	fmt.Fprintf(&b, "\n\terrors {\n\t\tconsolidate 10s \".*\" warning show_first\n\t}\n")
 	// The agent asks for version.bind whether anybody is there.
-	fmt.Fprintf(&b, "\tchaos fathom-dns\n\thealth %s\n\tprometheus %s\n\tloadbalance\n", o.Health, o.Metrics)
+	// Who listens for scrapes is not prometheus, which only counts, but serve.
+	fmt.Fprintf(&b, "\tchaos fathom-dns\n\tprometheus\n\tloadbalance\n")
 	fmt.Fprintf(&b, "\tnodecache %s\n}\n", strings.Join(append([]string{o.Upstream}, o.Search...), " "))
 	return b.String()
 }
@@ -44,8 +47,13 @@ func upstreamOf(getenv func(string) string) (string, error) {
 	return net.JoinHostPort(host, "53"), nil
 }
 
+// maxSearch is how many domains Kubernetes allows in a search list (KEP-2595). Each is a question more when a name does
+// not exist.
+const maxSearch = 32
+
 // searchList reads the search list of a pod's resolv.conf, which begins with NAMESPACE.svc.DOMAIN; one that does not is
-// nobody's whom we answer, and of no use. What follows is the same for pods of all namespaces.
+// nobody's whom we answer, and of no use. What follows is the same for pods of all namespaces. Words that are no names
+// of hosts are left out: the list becomes part of a Corefile, where a brace or a quote means something else.
 func searchList(resolvConf string) []string {
 	var list []string
 	for line := range strings.Lines(resolvConf) {
@@ -53,6 +61,7 @@ func searchList(resolvConf string) []string {
 			list = words[1:] // the last one counts
 		}
 	}
+	list = slices.DeleteFunc(list, func(name string) bool { return !isHostName(name) })
 	if len(list) < 3 {
 		return nil
 	}
@@ -60,7 +69,15 @@ func searchList(resolvConf string) []string {
 	if strings.TrimSuffix(list[1], ".") != "svc."+domain || !strings.HasSuffix(strings.TrimSuffix(list[0], "."), ".svc."+domain) {
 		return nil
 	}
-	return list[1:]
+	return list[1:min(len(list), maxSearch)]
+}
+
+// isHostName says whether a search list may have the name: letters, digits, hyphens, and the underscores that Kubernetes
+// allows there (RelaxedDNSSearchValidation).
+func isHostName(name string) bool {
+	_, ok := dns.IsDomainName(name)
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
+	return ok && name != "." && strings.Trim(name, letters) == ""
 }
 
 // waitForAddresses waits until the node has the first of the addresses, and returns those that it has then. The agent

@@ -8,14 +8,16 @@ package nodecache
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/netip"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/coredns/coredns/plugin"
-	"github.com/coredns/coredns/plugin/pkg/cache"
 	"github.com/miekg/dns"
 
+	"github.com/fathom-network/fathom/kit/addons/dns/share"
 	"github.com/fathom-network/fathom/kit/addons/dns/upstream"
 )
 
@@ -42,8 +44,9 @@ const (
 	failedPause = time.Second
 )
 
-// size is how many answers are kept; one takes half a kilobyte to two.
-const size = 20000
+// maxWaiting is how many requests may wait for the servers at once, whether they asked or somebody else did; one client's
+// are half of them at most (package share). Each has a goroutine of about ten kilobytes.
+const maxWaiting = 1024
 
 // NodeCache is the plugin.
 type NodeCache struct {
@@ -52,93 +55,141 @@ type NodeCache struct {
 	// search are the domains that resolvers of pods try after that of their own namespace, each absolute: svc.DOMAIN
 	// first.
 	search  []string
-	answers *cache.Cache[*answer]
+	answers *answers
+	waiting *share.Places
 	now     func() time.Time
+	closing chan struct{}
+	close   func()
 }
 
 // New returns a cache of the servers at HOST:PORT, for pods with such a search list (without that of the namespace).
 func New(addr string, search []string) *NodeCache {
-	return &NodeCache{upstream: upstream.New(addr), search: search, answers: cache.New[*answer](size), now: time.Now}
+	c := &NodeCache{
+		upstream: upstream.New(addr), search: search, answers: newAnswers(), waiting: share.New(maxWaiting), now: time.Now,
+		closing: make(chan struct{}),
+	}
+	c.close = sync.OnceFunc(func() { close(c.closing); c.upstream.Close() })
+	return c
 }
 
 // Name implements plugin.Handler.
 func (*NodeCache) Name() string { return "nodecache" }
 
-// Close ends connections to the servers.
-func (c *NodeCache) Close() { c.upstream.Close() }
+// Close ends connections to the servers, and gives who waits what there is: an older answer, or SERVFAIL. To let them
+// wait on would be worse in an update: CoreDNS reads no further query, and keeps its socket, until the last is answered.
+func (c *NodeCache) Close() { c.close() }
 
-// errGone is what the log tells when a client gets no answer since nobody gives one.
-var errGone = errors.New("none of the cluster's DNS servers can be reached, and no older answer is known")
+// What the log tells when a client gets no answer.
+var (
+	errGone    = errors.New("none of the cluster's DNS servers can be reached, and no older answer is known")
+	errClosing = errors.New("this cache ends, and no older answer is known")
+)
 
 // ServeDNS implements plugin.Handler.
 func (c *NodeCache) ServeDNS(_ context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
 	if r.Opcode != dns.OpcodeQuery {
 		return dns.RcodeNotImplemented, nil
 	}
+	if len(r.Question) != 1 {
+		return dns.RcodeFormatError, nil // RFC 9619
+	}
 	q := upstream.QuestionOf(r)
 	if q.Type == dns.TypeAXFR || q.Type == dns.TypeIXFR {
 		return dns.RcodeRefused, nil
 	}
 	now := c.now()
-	have := c.find(q)
+	have := c.answers.find(q)
 	if have != nil && now.Before(have.until) {
 		if have.wantsRefresh(now) {
-			c.ask(q)
+			_, _ = c.ask(q, share.Client(w.RemoteAddr())) // without room for it, whoever asks when it is too old does it
 		}
-		answersTotal.WithLabelValues("cache").Inc()
+		fromCache.Inc()
 		return dns.RcodeSuccess, w.WriteMsg(have.reply(r, now))
 	}
 	if have != nil && now.After(have.until.Add(staleTime)) {
 		have = nil
 	}
-	if have != nil {
-		return c.serveOld(w, r, q, have, now)
+	client := share.Client(w.RemoteAddr())
+	if err := c.waiting.Take(client); err != nil {
+		refused(overWaiting, err)
+		if have != nil {
+			return c.giveOld(w, r, have, now)
+		}
+		return c.giveNone(client, err)
 	}
-	return c.serveNew(w, r, q)
+	defer c.waiting.Leave(client)
+	if have != nil {
+		return c.serveOld(w, r, q, have, now, client)
+	}
+	return c.serveNew(w, r, q, client)
 }
 
 // serveOld answers anew if the servers do soon, and with an older answer otherwise.
-func (c *NodeCache) serveOld(w dns.ResponseWriter, r *dns.Msg, q upstream.Question, have *answer, now time.Time) (int, error) {
+func (c *NodeCache) serveOld(w dns.ResponseWriter, r *dns.Msg, q upstream.Question, have *answer, now time.Time, client netip.Addr) (int, error) {
 	gone := c.upstream.Gone()
-	if now.UnixNano()-have.failed.Load() > int64(failedPause) && !isClosed(gone) {
-		f := c.ask(q)
-		patience := time.NewTimer(stalePatience)
-		defer patience.Stop()
-		select {
-		case <-f.Done:
-			if f.Err == nil && conclusive(f.Answer) {
-				answersTotal.WithLabelValues("upstream").Inc()
-				return dns.RcodeSuccess, w.WriteMsg(newAnswer(q, f.Answer, now, c.limit(q)).reply(r, now))
-			}
-		case <-gone:
-		case <-patience.C:
-		}
-		have.failed.Store(now.UnixNano())
+	if now.UnixNano()-have.failed.Load() <= int64(failedPause) || isClosed(gone) {
+		return c.giveOld(w, r, have, now)
 	}
-	answersTotal.WithLabelValues("stale").Inc()
+	f, err := c.ask(q, client)
+	if err != nil {
+		return c.giveOld(w, r, have, now)
+	}
+	patience := time.NewTimer(stalePatience)
+	defer patience.Stop()
+	select {
+	case <-f.Done:
+		if f.Err == nil && conclusive(f.Answer) {
+			fromUpstream.Inc()
+			return dns.RcodeSuccess, w.WriteMsg(newAnswer(q, f.Answer, now, c.limit(q)).reply(r, now))
+		}
+	case <-gone:
+	case <-patience.C:
+	case <-c.closing:
+	}
+	have.failed.Store(now.UnixNano())
+	return c.giveOld(w, r, have, now)
+}
+
+// giveOld answers with what was true once.
+func (c *NodeCache) giveOld(w dns.ResponseWriter, r *dns.Msg, have *answer, now time.Time) (int, error) {
+	fromStale.Inc()
 	return dns.RcodeSuccess, w.WriteMsg(have.reply(r, now))
 }
 
+// giveNone tells a client, and the log, why there is no answer.
+func (c *NodeCache) giveNone(client netip.Addr, why error) (int, error) {
+	fromNone.Inc()
+	if errors.Is(why, share.ErrClient) || errors.Is(why, share.ErrAll) {
+		why = fmt.Errorf("%s asks while too much waits for the servers: %w", client, why)
+	}
+	return dns.RcodeServerFailure, why
+}
+
 // serveNew waits for the servers, less long if none can be reached.
-func (c *NodeCache) serveNew(w dns.ResponseWriter, r *dns.Msg, q upstream.Question) (int, error) {
-	f := c.ask(q)
+func (c *NodeCache) serveNew(w dns.ResponseWriter, r *dns.Msg, q upstream.Question, client netip.Addr) (int, error) {
+	f, err := c.ask(q, client)
+	if err != nil {
+		return c.giveNone(client, err)
+	}
 	patience := time.NewTimer(gonePatience)
 	defer patience.Stop()
 	select {
 	case <-f.Done:
+	case <-c.closing:
+		return c.giveNone(client, errClosing)
 	case <-patience.C:
 		select {
 		case <-f.Done:
+		case <-c.closing:
+			return c.giveNone(client, errClosing)
 		case <-c.upstream.Gone(): // perhaps later than the patience ended
-			answersTotal.WithLabelValues("none").Inc()
-			return dns.RcodeServerFailure, errGone
+			return c.giveNone(client, errGone)
 		}
 	}
 	if f.Err != nil {
-		answersTotal.WithLabelValues("none").Inc()
-		return dns.RcodeServerFailure, f.Err
+		return c.giveNone(client, f.Err)
 	}
-	answersTotal.WithLabelValues("upstream").Inc()
+	fromUpstream.Inc()
 	now := c.now()
 	return dns.RcodeSuccess, w.WriteMsg(newAnswer(q, f.Answer, now, c.limit(q)).reply(r, now))
 }
@@ -157,18 +208,24 @@ func conclusive(m *dns.Msg) bool {
 	return m.Rcode == dns.RcodeSuccess || m.Rcode == dns.RcodeNameError
 }
 
-// ask asks the servers and keeps what they say.
-func (c *NodeCache) ask(q upstream.Question) *upstream.Flight { return c.fly(q, false) }
+// ask asks the servers for a client and keeps what they say. The error is share.ErrClient or share.ErrAll.
+func (c *NodeCache) ask(q upstream.Question, client netip.Addr) (*upstream.Flight, error) {
+	f, err := c.fly(q, client, false)
+	if err != nil {
+		refused(overQuestions, err)
+	}
+	return f, err
+}
 
 // fly asks the servers. follows says that nobody has asked for it yet, but that a search list makes it the next.
-func (c *NodeCache) fly(q upstream.Question, follows bool) *upstream.Flight {
-	return c.upstream.Ask(q, func(m *dns.Msg) {
-		if before := c.find(q); before != nil {
+func (c *NodeCache) fly(q upstream.Question, client netip.Addr, follows bool) (*upstream.Flight, error) {
+	return c.upstream.Ask(q, client, func(m *dns.Msg) {
+		if before := c.answers.find(q); before != nil {
 			follows = follows || before.follows
 		}
 		c.keep(q, m, follows)
 		if m.Rcode == dns.RcodeNameError && !follows {
-			c.lookAhead(q)
+			c.lookAhead(q, client)
 		}
 	})
 }
@@ -177,16 +234,18 @@ func (c *NodeCache) fly(q upstream.Question, follows bool) *upstream.Flight {
 // domains of the list, and the name itself. All at once, so that the resolver waits for the servers twice, and
 // not once for each domain, and finds what it asks for on the node. If the name was no such thing, nothing is lost but
 // these questions. What follows www.example.com.svc.DOMAIN, as if com were a namespace, is asked for only if that name
-// came by itself.
-func (c *NodeCache) lookAhead(q upstream.Question) {
+// came by itself. They are on the client's account, and where there is no room for them they are left out.
+func (c *NodeCache) lookAhead(q upstream.Question, client netip.Addr) {
 	for _, name := range c.following(q) {
 		next := q
 		next.Name = name
-		if have := c.find(next); have != nil && c.now().Before(have.until) {
+		if have := c.answers.find(next); have != nil && c.now().Before(have.until) {
 			continue
 		}
+		if _, err := c.fly(next, client, true); err != nil {
+			return
+		}
 		lookaheadsTotal.Inc()
-		c.fly(next, true)
 	}
 }
 
@@ -220,9 +279,9 @@ func (c *NodeCache) keep(q upstream.Question, m *dns.Msg, follows bool) {
 	}
 	if a := newAnswer(q, m, c.now(), c.limit(q)); a.until.After(a.since) {
 		a.follows = follows
-		c.answers.Add(hash(q), a)
+		c.answers.keep(a)
 	} else {
-		c.answers.Remove(hash(q)) // it is not to be kept, and what was is not true any more
+		c.answers.drop(q) // it is not to be kept, and what was is not true any more
 	}
 }
 
@@ -246,130 +305,4 @@ func (c *NodeCache) ofCluster(name string) bool {
 		}
 	}
 	return false
-}
-
-func (c *NodeCache) find(q upstream.Question) *answer {
-	a, found := c.answers.Get(hash(q))
-	if !found || a.question != q {
-		return nil
-	}
-	return a
-}
-
-// hash is the number that an answer is kept by (FNV-1a).
-func hash(q upstream.Question) uint64 {
-	h := uint64(14695981039346656037)
-	add := func(b byte) { h = (h ^ uint64(b)) * 1099511628211 }
-	for i := range len(q.Name) {
-		add(q.Name[i])
-	}
-	for _, n := range []uint16{q.Type, q.Class} {
-		add(byte(n))
-		add(byte(n >> 8))
-	}
-	for _, flag := range []bool{q.RD, q.CD, q.AD, q.EDNS, q.DNSSEC} {
-		if flag {
-			add(1)
-		} else {
-			add(0)
-		}
-	}
-	return h
-}
-
-// answer is what a server said.
-type answer struct {
-	question     upstream.Question
-	msg          *dns.Msg // for reading
-	since, until time.Time
-	follows      bool // it is one of a search list, and not the first
-	hits         atomic.Int64
-	refreshed    atomic.Bool  // whether it was asked for again
-	failed       atomic.Int64 // when that last led to nothing, in nanoseconds since 1970
-}
-
-// newAnswer makes one of a message, good for the TTL that it has and no longer than the limit.
-func newAnswer(q upstream.Question, m *dns.Msg, now time.Time, limit time.Duration) *answer {
-	return &answer{question: q, msg: m, since: now, until: now.Add(min(limit, lifetime(m)))}
-}
-
-// lifetime is how long a message may be kept. A denial's is what its SOA record says, and without one none (RFC 2308,
-// section 5).
-func lifetime(m *dns.Msg) time.Duration {
-	least, denial := int64(-1), m.Rcode == dns.RcodeNameError || !answersType(m)
-	soa := false
-	for _, records := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
-		for _, rr := range records {
-			h := rr.Header()
-			if h.Rrtype == dns.TypeOPT {
-				continue
-			}
-			ttl := int64(h.Ttl)
-			if s, ok := rr.(*dns.SOA); ok && denial {
-				ttl, soa = min(ttl, int64(s.Minttl)), true
-			}
-			if least < 0 || ttl < least {
-				least = ttl
-			}
-		}
-	}
-	switch d := time.Duration(least) * time.Second; {
-	case least < 0 || denial && !soa:
-		return 0
-	case denial:
-		return min(d, denialTTL)
-	default:
-		return d
-	}
-}
-
-// answersType says whether there is a record of the type that was asked for.
-func answersType(m *dns.Msg) bool {
-	for _, rr := range m.Answer {
-		if t := rr.Header().Rrtype; t == m.Question[0].Qtype || m.Question[0].Qtype == dns.TypeANY {
-			return true
-		}
-	}
-	return false
-}
-
-// wantsRefresh says, once, that an answer that is in use will soon be too old.
-func (a *answer) wantsRefresh(now time.Time) bool {
-	if a.hits.Add(1) < 2 || a.until.Sub(now) > a.until.Sub(a.since)/4 {
-		return false
-	}
-	return a.refreshed.CompareAndSwap(false, true)
-}
-
-// reply is the answer to a client, with the time that has passed taken off.
-func (a *answer) reply(r *dns.Msg, now time.Time) *dns.Msg {
-	m := a.msg.Copy()
-	m.Id, m.Question = r.Id, r.Question
-	if !a.question.AD && !a.question.DNSSEC {
-		m.AuthenticatedData = false
-	}
-	left := uint32(staleTTL)
-	if now.Before(a.until) {
-		left = uint32((a.until.Sub(now) + time.Second - 1) / time.Second)
-	}
-	for _, records := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
-		for _, rr := range records {
-			if h := rr.Header(); h.Rrtype != dns.TypeOPT {
-				h.Ttl = min(h.Ttl, left)
-			}
-		}
-	}
-	// The server puts in what this client can take.
-	m.Extra = withoutOPT(m.Extra)
-	return m
-}
-
-func withoutOPT(records []dns.RR) []dns.RR {
-	kept := records[:0]
-	for _, rr := range records {
-		if rr.Header().Rrtype != dns.TypeOPT {
-			kept = append(kept, rr)
-		}
-	}
-	return kept
 }

@@ -2,6 +2,7 @@ package nodecache
 
 import (
 	"context"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -55,7 +56,9 @@ type servers struct {
 	rcode   map[string]int    // other answers
 	ttl     uint32
 	silent  bool
+	hushed  string // the domain below which nothing is answered
 	asked   []string
+	open    func() int // connections
 }
 
 func newServers(t *testing.T) *servers {
@@ -76,11 +79,17 @@ func (s *servers) start() {
 	open := map[net.Conn]bool{}
 	server := &dns.Server{Listener: recorder{l, &mu, open}, Handler: s}
 	go func() { _ = server.ActivateAndServe() }()
+	s.open = func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(open)
+	}
 	s.stop = sync.OnceFunc(func() {
 		_ = l.Close()
 		mu.Lock()
-		defer mu.Unlock()
-		for c := range open {
+		all := slices.Collect(maps.Keys(open))
+		mu.Unlock()
+		for _, c := range all {
 			_ = c.Close()
 		}
 	})
@@ -96,11 +105,24 @@ type recorder struct {
 func (r recorder) Accept() (net.Conn, error) {
 	c, err := r.Listener.Accept()
 	if err == nil {
+		c = &recorded{c, r}
 		r.mu.Lock()
 		r.open[c] = true
 		r.mu.Unlock()
 	}
 	return c, err
+}
+
+type recorded struct {
+	net.Conn
+	by recorder
+}
+
+func (c *recorded) Close() error {
+	c.by.mu.Lock()
+	delete(c.by.open, c)
+	c.by.mu.Unlock()
+	return c.Conn.Close()
 }
 
 func (s *servers) ServeDNS(w dns.ResponseWriter, r *dns.Msg) {
@@ -110,7 +132,7 @@ func (s *servers) ServeDNS(w dns.ResponseWriter, r *dns.Msg) {
 	addr, found := s.records[q.Name]
 	m := new(dns.Msg).SetReply(r)
 	switch rcode, other := s.rcode[q.Name]; {
-	case s.silent:
+	case s.silent || s.hushed != "" && dns.IsSubDomain(s.hushed, q.Name):
 		m = nil
 	case other:
 		m.Rcode = rcode
@@ -168,17 +190,22 @@ func newCache(t *testing.T, s *servers) (*NodeCache, *clock) {
 	return c, k
 }
 
-// writer takes an answer.
+// writer takes an answer to a client.
 type writer struct {
 	dns.ResponseWriter
-	msg *dns.Msg
+	client net.IP
+	msg    *dns.Msg
 }
+
+func (w *writer) RemoteAddr() net.Addr { return &net.UDPAddr{IP: w.client, Port: 1024} }
 
 func (w *writer) WriteMsg(m *dns.Msg) error { w.msg = m; return nil }
 
 // resolve asks the cache, and writes the answer as "NOERROR 10.0.0.1 ttl 30".
-func resolve(c *NodeCache, name string) string {
-	w := &writer{}
+func resolve(c *NodeCache, name string) string { return resolveFor(c, net.IPv4(127, 0, 0, 1), name) }
+
+func resolveFor(c *NodeCache, client net.IP, name string) string {
+	w := &writer{client: client}
 	r := new(dns.Msg).SetQuestion(name, dns.TypeA)
 	rcode, _ := c.ServeDNS(context.Background(), w, r)
 	if w.msg == nil {

@@ -1,6 +1,8 @@
 // Package upstream asks the cluster's DNS servers on behalf of a node: over TCP, one question at a time however many
-// want to know, and with a bound on how long anybody waits. CoreDNS's own plugin forward waits two seconds for a
-// connection to a server that is gone, and goes on for five: as long as resolvers in pods wait themselves.
+// want to know, and with bounds on how long anybody waits, on the questions and connections that there are at once, and
+// on those of one client. CoreDNS's own plugin forward waits two seconds for a connection to a server that is gone, and
+// goes on for five: as long as resolvers in pods wait themselves. Its max_concurrent bounds all clients together, so
+// that one can have all of it.
 package upstream
 
 import (
@@ -9,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -16,6 +19,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/fathom-network/fathom/kit/addons/dns/share"
 )
 
 // How long things may take.
@@ -34,6 +39,19 @@ const (
 	// servers that have come since take part.
 	idleTime = 8 * time.Second
 	lifeTime = 30 * time.Second
+)
+
+// How much there may be at once; of each, one client has half at most (package share). A question that nobody answers
+// takes its connection, four goroutines and a few kilobytes for flightTime.
+const (
+	// maxFlights is for questions on their way. It is half of what a CoreDNS of kubeadm's configuration passes on at
+	// once (max_concurrent 1000): one node does not take all of that. To servers that answer in 20 ms these are 25,000
+	// questions a second.
+	maxFlights = 512
+	// maxHedges is for the further connections that a question is asked on again.
+	maxHedges = 256
+	// maxIdle is for connections that are kept for the next question.
+	maxIdle = 64
 )
 
 // Question is what is asked, in the form in which equal ones are the same.
@@ -67,20 +85,25 @@ func (q Question) msg() *dns.Msg {
 
 // Upstream is the servers behind one address, such as a Service's.
 type Upstream struct {
-	addr string
+	addr           string
+	places, hedges *share.Places // of maxFlights and maxHedges
 
 	mu      sync.Mutex
 	flights map[Question]*Flight
 	idle    []*conn       // the one used last comes last
 	gone    chan struct{} // closed while no server can be reached
 	back    chan struct{} // closed while one can
+	heard   time.Time     // when a server last answered, or took a connection
 	pruning bool          // a timer for prune runs
 	closed  bool
 }
 
 // New returns the upstream at HOST:PORT.
 func New(addr string) *Upstream {
-	u := &Upstream{addr: addr, flights: map[Question]*Flight{}, gone: make(chan struct{}), back: make(chan struct{})}
+	u := &Upstream{
+		addr: addr, places: share.New(maxFlights), hedges: share.New(maxHedges),
+		flights: map[Question]*Flight{}, gone: make(chan struct{}), back: make(chan struct{}),
+	}
 	close(u.back)
 	return u
 }
@@ -111,32 +134,39 @@ type Flight struct {
 	Err    error
 }
 
-// Ask sends a question, unless it is on its way already. landed is called with an answer before anyone who waits for
-// the flight hears of it.
-func (u *Upstream) Ask(q Question, landed func(*dns.Msg)) *Flight {
+// Flights is the number of questions on their way. It takes no lock.
+func (u *Upstream) Flights() int { return u.places.Taken() }
+
+// Ask sends a question for a client, unless it is on its way already. landed is called with an answer before anyone who
+// waits for the flight hears of it. The error is share.ErrClient or share.ErrAll: too much is on its way.
+func (u *Upstream) Ask(q Question, client netip.Addr, landed func(*dns.Msg)) (*Flight, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if f := u.flights[q]; f != nil {
-		return f
+		return f, nil
+	}
+	if err := u.places.Take(client); err != nil {
+		return nil, err
 	}
 	f := &Flight{Done: make(chan struct{})}
 	u.flights[q] = f
 	go func() {
-		f.Answer, f.Err = u.fly(q)
+		f.Answer, f.Err = u.fly(q, client)
 		if f.Err == nil {
 			landed(f.Answer)
 		}
 		u.mu.Lock()
 		delete(u.flights, q)
 		u.mu.Unlock()
+		u.places.Leave(client)
 		close(f.Done)
 	}()
-	return f
+	return f, nil
 }
 
 // fly asks until there is an answer. Nearly always one comes soon, on a connection that is there: what all else takes,
 // timers and goroutines, is made when it is needed.
-func (u *Upstream) fly(q Question) (*dns.Msg, error) {
+func (u *Upstream) fly(q Question, client netip.Addr) (*dns.Msg, error) {
 	m := q.msg()
 	var silent *conn
 	if c := u.take(); c != nil {
@@ -148,7 +178,7 @@ func (u *Upstream) fly(q Question) (*dns.Msg, error) {
 			silent = c
 		}
 	}
-	return u.insist(q, m, silent)
+	return u.insist(q, client, m, silent)
 }
 
 // quick asks once, on a connection that is there. pending says that the question is asked and nothing has come yet; where
@@ -174,8 +204,10 @@ func (u *Upstream) quick(c *conn, q Question, m *dns.Msg) (answer *dns.Msg, pend
 	return answer, false
 }
 
-// insist asks until there is an answer, on several connections if need be. On silent, if there is one, m was asked already.
-func (u *Upstream) insist(q Question, m *dns.Msg, silent *conn) (*dns.Msg, error) {
+// insist asks until there is an answer, on several connections if need be. On silent, if there is one, m was asked
+// already. One connection is the question's own; each further one takes a place among the hedges, and if there is none
+// the question waits for those that it has.
+func (u *Upstream) insist(q Question, client netip.Addr, m *dns.Msg, silent *conn) (*dns.Msg, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), flightTime-hedgeAfter)
 	defer cancel() // ends the attempts that were not needed, and their connections
 	type result struct {
@@ -186,9 +218,16 @@ func (u *Upstream) insist(q Question, m *dns.Msg, silent *conn) (*dns.Msg, error
 	results := make(chan result)
 	running := 0
 	try := func(anew bool, ask func() (*dns.Msg, error)) {
+		hedge := running > 0
+		if hedge && u.hedges.Take(client) != nil {
+			return
+		}
 		running++
 		go func() {
 			answer, err := ask()
+			if hedge {
+				u.hedges.Leave(client)
+			}
 			select {
 			case results <- result{answer, err, anew}:
 			case <-ctx.Done():
@@ -202,8 +241,8 @@ func (u *Upstream) insist(q Question, m *dns.Msg, silent *conn) (*dns.Msg, error
 		try(false, func() (*dns.Msg, error) { return u.over(ctx, silent, q, m, true) })
 	}
 	attempt(silent != nil)
-	hedge := time.NewTimer(hedgeAfter)
-	defer hedge.Stop()
+	again := time.NewTimer(hedgeAfter)
+	defer again.Stop()
 	err := errors.New("no answer")
 	for {
 		select {
@@ -223,11 +262,11 @@ func (u *Upstream) insist(q Question, m *dns.Msg, silent *conn) (*dns.Msg, error
 				return nil, fmt.Errorf("ask %s: %w", u.addr, err)
 			}
 			attempt(true)
-		case <-hedge.C:
+		case <-again.C:
 			if running < 3 {
 				attempt(true)
 			}
-			hedge.Reset(2 * hedgeAfter)
+			again.Reset(2 * hedgeAfter)
 		case <-ctx.Done():
 			return nil, fmt.Errorf("ask %s: not within %v: %w", u.addr, flightTime, err)
 		}
@@ -317,9 +356,13 @@ func (c *conn) answer(q Question, id uint16) (*dns.Msg, error) {
 		if err != nil {
 			return nil, err
 		}
-		if answer.Id == id {
-			return answer, matches(q, answer)
+		if answer.Id != id {
+			continue
 		}
+		if err := matches(q, answer); err != nil {
+			return nil, err
+		}
+		return answer, nil
 	}
 }
 
@@ -349,13 +392,11 @@ func (u *Upstream) take() *conn {
 	return nil
 }
 
-// maxIdle bounds the connections that are kept.
-const maxIdle = 64
-
 func (u *Upstream) put(c *conn) {
 	c.used = time.Now()
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.heard = c.used
 	if u.closed || len(u.idle) >= maxIdle || c.used.Sub(c.made) >= lifeTime {
 		_ = c.Close()
 		return
@@ -396,11 +437,12 @@ func (u *Upstream) drop() {
 }
 
 func (u *Upstream) dial(ctx context.Context) (*conn, error) {
+	began := time.Now()
 	d := net.Dialer{Timeout: dialTimeout}
 	c, err := d.DialContext(ctx, "tcp", u.addr)
 	if err != nil {
 		if ctx.Err() == nil {
-			u.lost()
+			u.lost(began)
 		}
 		return nil, err
 	}
@@ -412,6 +454,7 @@ func (u *Upstream) dial(ctx context.Context) (*conn, error) {
 func (u *Upstream) found() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.heard = time.Now()
 	select {
 	case <-u.back:
 	default:
@@ -420,10 +463,14 @@ func (u *Upstream) found() {
 	}
 }
 
-// lost notes that none can, and looks for one from then on.
-func (u *Upstream) lost() {
+// lost notes that none can, and looks for one from then on; began is when the attempt that failed did. If a server was
+// heard since, it was one of several that is away, or this node was too busy to notice in time that it was not.
+func (u *Upstream) lost(began time.Time) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.heard.After(began) {
+		return
+	}
 	select {
 	case <-u.gone:
 		return // somebody looks already
