@@ -117,9 +117,10 @@ func recipes(k kit.Kit, b busybox) []recipe {
 			config: run("/fathom-agent"),
 		},
 		recipe{
+			// As CoreDNS's: port 53 by the file's capability.
 			names:  []string{deploy.DNSImage},
 			layers: []string{layerDNS},
-			config: run("/fathom-dns"),
+			config: as("65532:65532", run("/fathom-dns")),
 		},
 		recipe{
 			names:  []string{"ghcr.io/flannel-io/flannel:" + k.Flannel},
@@ -248,7 +249,7 @@ func trees(k kit.Kit, b busybox) (map[string]tree, error) {
 	all[layerAgent] = agent
 
 	nodeDNS := tree{}
-	nodeDNS.copy("/fathom-dns", k.Program("fathom-dns"), 0o755)
+	nodeDNS["/fathom-dns"] = file{Source: k.Program("fathom-dns"), Mode: 0o755, Xattrs: map[string]string{"security.capability": capNetBindService}}
 	all[layerDNS] = nodeDNS
 
 	flanneld := tree{}
