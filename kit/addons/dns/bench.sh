@@ -1,8 +1,10 @@
 #!/bin/sh
 # bench.sh FATHOM-DNS COREDNS [SECONDS] measures the node's cache beside CoreDNS alone, in namespaces of its own: a pod, its
 # node, and a pod of CoreDNS on the node's other side, with routed veth pairs between. It needs root, and dnsperf of
-# Debian's package of that name. "New names" are asked for once each; MILLION=1 asks a million questions more. In the end
-# it ends CoreDNS, without a last word, and starts it again, while 100 clients ask.
+# Debian's package of that name. "New names" are asked for once each; MILLION=1 asks a million questions more. Then it
+# ends CoreDNS, without a last word, and starts it again, while 100 clients ask. In the end another pod floods the cache
+# with questions, each for a name of its own, to which the server beyond CoreDNS is silent: 12,000 a second, and then as
+# many as it can, while the pod asks for what the cache knows and for new names. FLOOD=1 does that alone.
 #
 # CoreDNS has the plugin file in the place of kubernetes, which would need an API server; both answer from memory.
 set -eu
@@ -12,13 +14,13 @@ pids=""
 end() {
 	for p in $pids; do kill "$p" 2>/dev/null || true; done
 	wait 2>/dev/null || true
-	for n in pod node dns; do ip netns del "fathom-bench-$n" 2>/dev/null || true; done
+	for n in pod flood node dns; do ip netns del "fathom-bench-$n" 2>/dev/null || true; done
 	rm -rf "$work"
 }
 trap end EXIT INT TERM
 in_ns() { n=$1; shift; ip netns exec "fathom-bench-$n" "$@"; }
 
-for n in pod node dns; do
+for n in pod flood node dns; do
 	ip netns add "fathom-bench-$n"
 	in_ns $n ip link set lo up
 done
@@ -33,9 +35,11 @@ join() { # join POD ADDRESS
 	in_ns "$1" ip route add default via 169.254.1.1
 }
 join pod 10.244.1.2
+join flood 10.244.1.3
 join dns 10.244.2.2
 in_ns node sysctl -qw net.ipv4.ip_forward=1
 in_ns node ip addr add 169.254.20.10/32 dev lo
+in_ns node nft 'table ip silent { chain forward { type filter hook prerouting priority -300; ip daddr 192.0.2.1 drop; }; }'
 
 cat >"$work/Corefile" <<EOF
 .:53 {
@@ -52,6 +56,11 @@ cat >"$work/Corefile" <<EOF
 		disable denial cluster.local
 	}
 	loadbalance
+}
+silent.test:53 {
+	forward . 192.0.2.1 {
+		max_fails 0
+	}
 }
 EOF
 {
@@ -76,10 +85,11 @@ done >"$work/queries"
 
 # Names that nobody has asked for before, for each round and each of both.
 i=0
-while [ $i -lt 40000 ]; do
-	echo "new$i.example.com A" >>"$work/new$((i / 10000))"
+while [ $i -lt 8 ]; do
+	seq -f "new%.0f.example.com A" $((i * 10000)) $((i * 10000 + 9999)) >"$work/new$i"
 	i=$((i + 1))
 done
+seq -f "n%.0f.silent.test A" 1000000 1500000 >"$work/silent"
 
 start_server() {
 	# Not by in_ns: of a function the shell makes a process of its own, and to kill that one would leave the program.
@@ -90,7 +100,8 @@ start_server() {
 }
 start_server
 ip netns exec fathom-bench-node "$cache" -upstream 10.244.2.2:53 -resolv-conf "$work/resolv.conf" >"$work/cache.log" 2>&1 &
-pids="$pids $!"
+cache_pid=$!
+pids="$pids $cache_pid"
 until in_ns node ss -lnuH | grep -q '169.254.20.10:53 '; do sleep 0.05; done
 
 run() { # run NAME ADDRESS FILE ARGUMENT...
@@ -107,22 +118,58 @@ run() { # run NAME ADDRESS FILE ARGUMENT...
 			printf "%-28s %7d/s  mean %7.3f ms  p99 %7.2f ms  max %8.2f ms  sent %d lost %d  %s\n", name, qps, avg * 1e3, (i + 1) / 100, max * 1e3, sent, lost, codes
 		}' "$work/out"
 }
-for round in 1 2; do
-	run "CoreDNS alone" 10.244.2.2 queries -l "$seconds" -c 100 -q 100
-	run "through the node's cache" 169.254.20.10 queries -l "$seconds" -c 100 -q 100
-	run "new names, CoreDNS alone" 10.244.2.2 "new$((round * 2 - 2))" -n 1 -c 100 -q 100
-	run "new names, node's cache" 169.254.20.10 "new$((round * 2 - 1))" -n 1 -c 100 -q 100
-done
-run "5,000/s, CoreDNS alone" 10.244.2.2 queries -l "$seconds" -c 100 -q 100 -Q 5000
-run "5,000/s, node's cache" 169.254.20.10 queries -l "$seconds" -c 100 -q 100 -Q 5000
-[ -z "${MILLION:-}" ] || run "a million" 169.254.20.10 queries -n 1000 -c 100 -q 100 # of 1,000 questions
+speed() {
+	for round in 1 2; do
+		run "CoreDNS alone" 10.244.2.2 queries -l "$seconds" -c 100 -q 100
+		run "through the node's cache" 169.254.20.10 queries -l "$seconds" -c 100 -q 100
+		run "new names, CoreDNS alone" 10.244.2.2 "new$((round * 2 - 2))" -n 1 -c 100 -q 100
+		run "new names, node's cache" 169.254.20.10 "new$((round * 2 - 1))" -n 1 -c 100 -q 100
+	done
+	run "5,000/s, CoreDNS alone" 10.244.2.2 queries -l "$seconds" -c 100 -q 100 -Q 5000
+	run "5,000/s, node's cache" 169.254.20.10 queries -l "$seconds" -c 100 -q 100 -Q 5000
+	[ -z "${MILLION:-}" ] || run "a million" 169.254.20.10 queries -n 1000 -c 100 -q 100 # of 1,000 questions
 
-(
-	sleep 2
-	kill -9 "$server_pid"
-	sleep 5
-	exec ip netns exec fathom-bench-dns "$server" -conf "$work/Corefile" >>"$work/server.log" 2>&1
-) &
-pids="$pids $!"
-run "CoreDNS ended for 5 s" 169.254.20.10 queries -l 15 -c 100 -q 100 -Q 5000
+	(
+		sleep 2
+		kill -9 "$server_pid"
+		sleep 5
+		exec ip netns exec fathom-bench-dns "$server" -conf "$work/Corefile" >>"$work/server.log" 2>&1
+	) &
+	pids="$pids $!"
+	run "CoreDNS ended for 5 s" 169.254.20.10 queries -l 15 -c 100 -q 100 -Q 5000
+}
+
+# flood NAME NEW ARGUMENT... floods while the pod asks, first for what is known and then for the new names in a file.
+flood() {
+	flood_name=$1 new=$2
+	shift 2
+	ip netns exec fathom-bench-flood dnsperf -s 169.254.20.10 -d "$work/silent" -n 100 -l $((2 * seconds + 3)) -t 5 -c 50 -q 12000 "$@" >"$work/flood" 2>&1 &
+	flood_pid=$!
+	pids="$pids $flood_pid"
+	( # which files and goroutines there are, at most
+		files=0 goroutines=0
+		while kill -0 "$flood_pid" 2>/dev/null; do
+			n=$(find "/proc/$cache_pid/fd" -mindepth 1 2>/dev/null | wc -l)
+			[ "$n" -le "$files" ] || files=$n
+			n=$(in_ns node curl -s -m 2 http://127.0.0.1:10473/metrics | awk '$1 == "go_goroutines" { print $2 }')
+			[ "${n:-0}" -le "$goroutines" ] || goroutines=$n
+			echo "$files open files, $goroutines goroutines" >"$work/most"
+			sleep 0.1
+		done
+	) &
+	watch_pid=$!
+	sleep 1
+	run "$flood_name, known names" 169.254.20.10 queries -l "$seconds" -c 20 -q 100 -Q 1000
+	run "$flood_name, new names" 169.254.20.10 "$new" -l "$seconds" -n 1 -c 20 -q 100 -Q 1000
+	wait "$flood_pid" "$watch_pid" || true
+	echo "$flood_name: $(awk '/Queries sent/ { print $3 }' "$work/flood") questions in $((2 * seconds + 3)) s; the cache had at most $(cat "$work/most"), $(awk '/VmHWM/ { print int($2 / 1024) }' "/proc/$cache_pid/status") MiB of memory"
+}
+
+if [ -z "${FLOOD:-}" ]; then
+	speed
+else
+	run "warm" 169.254.20.10 queries -n 1 -c 20 -q 100
+fi
+flood "flood of 12,000/s" new4 -Q 12000
+flood "flood without a limit" new5
 tail -n 5 "$work/cache.log" >&2
