@@ -25,10 +25,10 @@ var layers = []struct {
 }{
 	// Pure values and functions: no I/O, no clock, no lock.
 	{name: "facts", packages: []string{"bgpconf", "conflist", "ipam", "ippool", "manifest", "netconf", "netfacts", "nodestate", "podnet", "service", "topology", "vip"}, within: true},
-	// What needs nothing but the standard library, and may read files.
-	{name: "ground", packages: []string{"kit", "testenv"}},
+	// What needs nothing but the standard library and x/sys, and may read files.
+	{name: "ground", packages: []string{"durable", "kit", "testenv"}},
 	// The kernel's things. They know nothing of Kubernetes.
-	{name: "kernel", packages: []string{"affinity", "announce", "bpf", "bpf/pin", "cgroup", "flow", "lease", "link", "machine", "machine/boot", "probe", "ruleset"}, below: []string{"facts"}, within: true},
+	{name: "kernel", packages: []string{"affinity", "announce", "bootclock", "bpf", "bpf/pin", "cgroup", "flow", "lease", "link", "machine", "machine/boot", "probe", "ruleset"}, below: []string{"facts", "ground"}, within: true},
 	// What other programs say of themselves: the API server, the container runtime. They change no kernel.
 	{name: "watch", packages: []string{"kube", "cri"}, below: []string{"facts"}},
 	// Parts of programs, each of use alone.
