@@ -13,6 +13,8 @@ import (
 type Swept struct {
 	Leases  []lease.Lease
 	Devices []string // that no lease had
+	// Damaged are the names of leases that could not be read.
+	Damaged []string
 	// Kept are the leases that are left, of whatever network.
 	Kept []lease.Lease
 }
@@ -59,7 +61,8 @@ func Sweep(node *link.Namespace, store *lease.Store, network string, valid func(
 		}
 		swept.Devices = append(swept.Devices, d.Name)
 	}
-	return swept, errors.Join(append(errs, store.Repair())...)
+	swept.Damaged, err = store.Repair()
+	return swept, errors.Join(append(errs, err)...)
 }
 
 // gc sweeps with what the runtime holds to be valid. A runtime that does not say what is gets only what nobody has

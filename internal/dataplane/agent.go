@@ -111,7 +111,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer a.node.Close()
 	a.node.SysctlsAt(o.Paths.Sysctl)
-	a.settings = newSettings(a.node, o.Paths.Leases)
+	a.settings = newSettings(a.node, o.Paths.Leases, func(err error) { a.damaged(ctx, err) })
 	a.proxy = a.newProxy(ctx)
 	a.lb = a.newBalancer(a.node)
 	if a.rules, err = ruleset.Open("/proc/self/ns/net"); err != nil {
@@ -124,9 +124,11 @@ func Run(ctx context.Context, o Options) error {
 	if a.leases, err = lease.Open(o.Paths.Leases, conflist.DefaultCoolDown); err != nil {
 		return err
 	}
-	if err := a.leases.Repair(); err != nil {
+	damaged, err := a.leases.Repair()
+	if err != nil {
 		return fmt.Errorf("repair the leases in %s: %w", o.Paths.Leases, err)
 	}
+	a.tellDamagedLeases(ctx, damaged)
 	if o.Paths.Plugin != "" {
 		if err := installProgram(o.Paths.Plugin, o.Paths.CNIBin); err != nil {
 			return err
@@ -281,7 +283,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	}
 	if pods || plan.PodMTU != a.podMTU {
 		a.podProblems = nil
-		leases, swept := a.sweep()
+		leases, swept := a.sweep(ctx)
 		for _, err := range []error{swept, a.repairPods(leases, plan, f.Own)} {
 			if err != nil {
 				a.podProblems = append(a.podProblems, oneLine(err))
@@ -342,6 +344,18 @@ func (a *Agent) tellProblems(ctx context.Context, problems []string) {
 	}
 	a.problems = problems
 	a.metrics.problems.Set(float64(len(problems)))
+}
+
+// damaged tells of a file of the node's that could not be read and was replaced.
+func (a *Agent) damaged(ctx context.Context, err error) {
+	a.Log.Error("a file was damaged", "error", err)
+	a.event(ctx, true, "StateDamaged", err.Error())
+}
+
+func (a *Agent) tellDamagedLeases(ctx context.Context, names []string) {
+	if len(names) > 0 {
+		a.damaged(ctx, fmt.Errorf("%d leases in %s could not be read and were taken back, their addresses rest: %s", len(names), a.Paths.Leases, strings.Join(names, ", ")))
+	}
 }
 
 func (a *Agent) event(ctx context.Context, warning bool, reason, message string) {

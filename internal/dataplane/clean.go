@@ -49,7 +49,7 @@ func (a *Agent) clean() error {
 	}
 	defer node.Close()
 	node.SysctlsAt(a.Paths.Sysctl)
-	settings := newSettings(node, a.Paths.Leases)
+	settings := newSettings(node, a.Paths.Leases, func(err error) { a.Log.Error("a file was damaged", "error", err) })
 	if err := proxy.Remove(proxyPaths(a.Paths), loopback{settings}); err != nil {
 		return err
 	}

@@ -2,11 +2,11 @@ package dataplane
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -15,6 +15,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/cni"
 	"github.com/fathom-network/fathom/internal/conflist"
+	"github.com/fathom-network/fathom/internal/durable"
 	"github.com/fathom-network/fathom/internal/ipam"
 	"github.com/fathom-network/fathom/internal/lease"
 	"github.com/fathom-network/fathom/internal/netconf"
@@ -47,7 +48,7 @@ func (a *Agent) writeConflist(plan podnet.Plan, own podnet.Node) error {
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
 		return nil
 	}
-	if err := replaceFile(path, bytes.NewReader(data), 0o644); err != nil {
+	if err := durable.WriteFile(path, data, 0o644); err != nil {
 		return fmt.Errorf("write the conflist: %w", err)
 	}
 	a.Log.Info("wrote the conflist", "path", path)
@@ -97,7 +98,7 @@ func keepCopy(program, path string) error {
 	if _, err := source.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	return replaceFile(path, source, 0o755)
+	return durable.Write(path, source, 0o755)
 }
 
 // isCopy says whether the file at path has what the source has. It reads both in pieces: the plugin has megabytes, and most
@@ -130,43 +131,28 @@ func isCopy(source *os.File, path string) (bool, error) {
 	}
 }
 
-// replaceFile writes a file in one step, for who reads it.
-func replaceFile(path string, data io.Reader, mode fs.FileMode) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	// A name with a dot in front and no known ending: runtimes take it for no configuration.
-	temp, err := os.CreateTemp(filepath.Dir(path), ".fathom-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(temp.Name())
-	_, err = io.Copy(temp, data)
-	err = errors.Join(err, temp.Chmod(mode), temp.Close())
-	if err != nil {
-		return err
-	}
-	return os.Rename(temp.Name(), path)
-}
-
 // attachPatience is longer than any ADD takes: a lease that is younger may be of one that is under way.
 const attachPatience = time.Minute
 
 // sweep takes back what pods that are gone have left, which the plugin was not asked to take back: its runtime
 // was killed, or the node lost power. It returns the leases that are left.
-func (a *Agent) sweep() ([]lease.Lease, error) {
+func (a *Agent) sweep(ctx context.Context) ([]lease.Lease, error) {
 	swept, err := cni.Sweep(a.node, a.leases, networkName, func(l lease.Lease, present bool) bool {
 		// A veth pair ends with the namespace of either end. So a device that is there proves that its pod's
 		// namespace is, whatever this process can see of the runtime's mounts.
 		if present || a.hasNetNS(l.Netns) {
 			return true
 		}
-		wait := attachPatience - time.Since(l.Time)
+		if !a.leases.OfThisBoot(l) {
+			return false // the runtime asks for nothing that it began before the boot
+		}
+		wait := attachPatience - a.leases.Age(l)
 		if wait > 0 {
 			a.lookIn(wait)
 		}
 		return wait > 0
 	})
+	a.tellDamagedLeases(ctx, swept.Damaged)
 	a.metrics.swept.WithLabelValues("lease").Add(float64(len(swept.Leases)))
 	a.metrics.swept.WithLabelValues("device").Add(float64(len(swept.Devices)))
 	a.metrics.leases.Set(float64(len(swept.Kept)))

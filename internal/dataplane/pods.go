@@ -29,7 +29,7 @@ func (a *Agent) repairPods(leases []lease.Lease, plan podnet.Plan, own podnet.No
 		if !found || intact(end, l, plan.PodMTU) {
 			continue
 		}
-		if age := time.Since(l.Time); age >= 0 && age < addPatience { // the plugin is about to do it
+		if age := a.leases.Age(l); a.leases.OfThisBoot(l) && age < addPatience { // the plugin is about to do it
 			a.lookIn(addPatience - age)
 			continue
 		}

@@ -21,12 +21,17 @@ type published struct {
 	unavailable corev1.ConditionStatus
 }
 
-// publish tells the cluster what the node's network is like, when that has changed.
+// publish tells the cluster what the node's network is like, when that has changed. A pass that failed before there was
+// a plan is told as well: the condition would go on saying that pods are routed.
 func (a *Agent) publish(ctx context.Context, s nodestate.Status) {
-	if s.Plan.Node == "" {
-		return // there is no Node to write to, or it was never seen
+	node, found := a.view.Node(a.Node)
+	if s.Waiting || !found {
+		return // nothing is known yet, or there is no Node to write to
 	}
-	now := published{ready: s.Ready, reason: s.Reason, annotations: netfacts.Announcement(s.Plan), unavailable: a.condition()}
+	now := published{ready: s.Ready, reason: s.Reason, annotations: a.told.annotations, unavailable: condition(node)}
+	if s.Plan.Node != "" {
+		now.annotations = netfacts.Announcement(s.Plan)
+	}
 	want := corev1.ConditionFalse
 	if !s.Ready {
 		want = corev1.ConditionTrue
@@ -41,7 +46,7 @@ func (a *Agent) publish(ctx context.Context, s nodestate.Status) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, apiPatience)
 	defer cancel()
-	if err := a.Client.PublishNetwork(ctx, s.Plan.Node, n); err != nil {
+	if err := a.Client.PublishNetwork(ctx, a.Node, n); err != nil {
 		a.Log.Warn("the node's state was not published", "error", err) // the next pass tries again
 		return
 	}
@@ -51,16 +56,11 @@ func (a *Agent) publish(ctx context.Context, s nodestate.Status) {
 	a.told = now
 }
 
-// condition returns the condition NetworkUnavailable of the node as the API has it.
-func (a *Agent) condition() corev1.ConditionStatus {
-	for _, n := range a.view.Nodes() {
-		if n.Name != a.Node {
-			continue
-		}
-		for _, c := range n.Status.Conditions {
-			if c.Type == corev1.NodeNetworkUnavailable {
-				return c.Status
-			}
+// condition returns the node's condition NetworkUnavailable; empty if it has none.
+func condition(n *corev1.Node) corev1.ConditionStatus {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeNetworkUnavailable {
+			return c.Status
 		}
 	}
 	return ""

@@ -1,7 +1,6 @@
 package dataplane
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,23 +11,37 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/fathom-network/fathom/internal/durable"
 	"github.com/fathom-network/fathom/internal/link"
 	"github.com/fathom-network/fathom/internal/podnet"
 )
 
-// settings remembers the node's settings as they were before the first agent changed them, across agents, for who puts
-// them back.
+// settings records the node's sysctls as they were before the first agent changed them. The record outlives agents and
+// reboots, and is what an uninstall goes by.
+//
+// Nothing else knows these values. If the file is damaged it is set aside, and what is recorded from then on is how the
+// node is now: after a power cut those are the values of its boot, but a value that an agent has set since then can no
+// longer be told from the administrator's and stays at the uninstall.
 type settings struct {
 	node *link.Namespace
 	path string
-	mu   sync.Mutex // the agent's loop and the proxy's are two
+	// damaged is told once of a file that was set aside.
+	damaged func(error)
+	mu      sync.Mutex // the agent's loop and the proxy's are two
 }
 
-func newSettings(node *link.Namespace, dir string) *settings {
-	return &settings{node: node, path: filepath.Join(dir, "settings.json")}
+func newSettings(node *link.Namespace, dir string, damaged func(error)) *settings {
+	return &settings{node: node, path: filepath.Join(dir, "settings.json"), damaged: damaged}
 }
 
-func (s *settings) read() ([]podnet.Sysctl, error) {
+// Reasons of recorded values, for who reads the file.
+const (
+	whyBefore  = "as it was before Fathom's network came"
+	whyRebuilt = "as it was when the record of the time before Fathom's network was found damaged"
+)
+
+// read returns what is recorded. A damaged record is set aside, and is none.
+func (s *settings) read() (known []podnet.Sysctl, err error) {
 	data, err := os.ReadFile(s.path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
@@ -36,9 +49,29 @@ func (s *settings) read() ([]podnet.Sysctl, error) {
 	if err != nil {
 		return nil, err
 	}
+	known, err = parseSettings(data)
+	if err == nil {
+		return known, nil
+	}
+	aside, moveErr := durable.SetAside(s.path)
+	if moveErr != nil {
+		return nil, moveErr
+	}
+	s.damaged(fmt.Errorf("%s was damaged (%w) and is %s now: how the node's settings were before Fathom's network came is not known; "+
+		"those that are not as they were have to be put back by hand after an uninstall", s.path, err, aside))
+	return nil, nil
+}
+
+// parseSettings reads a record. Its names become paths below /proc/sys/net, so none may lead out of there.
+func parseSettings(data []byte) ([]podnet.Sysctl, error) {
 	var known []podnet.Sysctl
 	if err := json.Unmarshal(data, &known); err != nil {
-		return nil, fmt.Errorf("read %s: %w", s.path, err)
+		return nil, err
+	}
+	for _, c := range known {
+		if !filepath.IsLocal(c.Name) || c.Name == "." || c.Name != filepath.Clean(c.Name) || strings.ContainsRune(c.Name, 0) || c.Value == "" {
+			return nil, fmt.Errorf("%q with the value %q is no setting", c.Name, c.Value)
+		}
 	}
 	return known, nil
 }
@@ -48,16 +81,20 @@ func (s *settings) write(known []podnet.Sysctl) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(s.path, bytes.NewReader(data), 0o644)
+	return durable.WriteFile(s.path, data, 0o644)
 }
 
-// remember writes down how settings are that are to be changed, unless that is known.
+// remember records how settings are that are to be changed, unless that is known.
 func (s *settings) remember(want []podnet.Sysctl) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	known, err := s.read()
 	if err != nil {
 		return err
+	}
+	why := whyBefore
+	if _, err := os.Lstat(s.path + durable.Damaged); err == nil {
+		why = whyRebuilt
 	}
 	before := len(known)
 	for _, c := range unknown(want, known) {
@@ -68,7 +105,7 @@ func (s *settings) remember(want []podnet.Sysctl) error {
 		if err != nil {
 			return err
 		}
-		known = append(known, podnet.Sysctl{Name: c.Name, Value: value, Why: "as it was before Fathom's network came"})
+		known = append(known, podnet.Sysctl{Name: c.Name, Value: value, Why: why})
 	}
 	if len(known) == before {
 		return nil

@@ -7,13 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/bootclock"
+	"github.com/fathom-network/fathom/internal/durable"
 	"github.com/fathom-network/fathom/internal/ipam"
 )
 
@@ -49,12 +53,26 @@ func read(path string) (Lease, error) {
 	if err != nil {
 		return Lease{}, err
 	}
+	l, err := parse(data)
+	if err != nil {
+		return Lease{}, &damagedError{fmt.Errorf("read the lease %s: %w", path, err)}
+	}
+	return l, nil
+}
+
+// parse reads a lease. What it names becomes the names of files and devices, so what cannot be one is damage.
+func parse(data []byte) (Lease, error) {
 	var l Lease
 	if err := json.Unmarshal(data, &l); err != nil {
-		return Lease{}, &damagedError{fmt.Errorf("%s: %w", path, err)}
+		return Lease{}, err
 	}
-	if l.ContainerID == "" {
-		return Lease{}, &damagedError{fmt.Errorf("%s names no container", path)}
+	for _, name := range []string{l.ContainerID, l.IfName} {
+		if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
+			return Lease{}, fmt.Errorf("%q is no name of a container or of an interface", name)
+		}
+	}
+	if slices.ContainsFunc(l.Addresses, func(a netip.Addr) bool { return !a.IsValid() || a.Zone() != "" }) {
+		return Lease{}, fmt.Errorf("%v are no addresses of a pod", l.Addresses)
 	}
 	return l, nil
 }
@@ -68,8 +86,7 @@ func remove(path string) error {
 
 // cool moves an address from those in use to those that cool down, in one step.
 func (s *Store) cool(a netip.Addr) error {
-	name := fmt.Sprintf("%s@%d", a, s.now().UnixMilli())
-	if err := os.Rename(s.address(a), filepath.Join(s.dir, coolingDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Rename(s.address(a), filepath.Join(s.dir, coolingDir, coolingName(a, s.now()))); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("release address %s: %w", a, err)
 	}
 	return nil
@@ -97,11 +114,7 @@ func (s *Store) state(l Lease) (ipam.State, error) {
 		if !ok {
 			continue // no file of ours
 		}
-		if released.After(now) { // the clock went back: it cools from now
-			_ = os.Rename(path, filepath.Join(s.dir, coolingDir, fmt.Sprintf("%s@%d", a, now.UnixMilli())))
-			released = now
-		}
-		if now.Sub(released) >= s.coolDown {
+		if now.Since(released) >= s.coolDown {
 			_ = os.Remove(path) // one that stays is looked at again the next time
 			continue
 		}
@@ -123,14 +136,27 @@ func (s *Store) state(l Lease) (ipam.State, error) {
 	return state, nil
 }
 
-func parseCooling(name string) (a netip.Addr, released time.Time, ok bool) {
-	address, millis, _ := strings.Cut(name, "@")
+func coolingName(a netip.Addr, released bootclock.Instant) string {
+	return fmt.Sprintf("%s@%d@%s", a, released.At.Milliseconds(), released.Boot)
+}
+
+// parseCooling reads a name that coolingName made. One without a boot, as older versions wrote it by the wall clock, is of
+// before this boot.
+func parseCooling(name string) (a netip.Addr, released bootclock.Instant, ok bool) {
+	address, rest, _ := strings.Cut(name, "@")
 	a, err := netip.ParseAddr(address)
 	if err != nil {
 		return a, released, false
 	}
+	millis, boot, _ := strings.Cut(rest, "@")
 	n, err := strconv.ParseInt(millis, 10, 64)
-	return a, time.UnixMilli(n), err == nil
+	if err != nil {
+		return a, released, false
+	}
+	if boot == "" || n < 0 || n > int64(math.MaxInt64/time.Millisecond) {
+		return a, released, true
+	}
+	return a, bootclock.Instant{Boot: boot, At: time.Duration(n) * time.Millisecond}, true
 }
 
 // wasHeldBy says whether each lease that the address cools down from was one of the same pod.
@@ -157,9 +183,18 @@ func (s *Store) pools() []ipam.Pool {
 	if err != nil {
 		return nil
 	}
+	return parsePools(data)
+}
+
+func parsePools(data []byte) []ipam.Pool {
 	var pools []ipam.Pool
 	if err := json.Unmarshal(data, &pools); err != nil {
 		return nil
+	}
+	for _, p := range pools {
+		if slices.ContainsFunc(p.Ranges, func(r netip.Prefix) bool { return !r.IsValid() }) {
+			return nil
+		}
 	}
 	return pools
 }
@@ -167,22 +202,29 @@ func (s *Store) pools() []ipam.Pool {
 // SetPools replaces the pools that addresses are given from beside those of the configuration, and says what is
 // in use and what cools down then. Who gets an address reads the pools under the same lock: what is not in use
 // when its range has been left out is not given to anyone any more, whatever a plugin that runs since earlier
-// was told.
+// was told. There is one agent, so nobody else calls it meanwhile.
 func (s *Store) SetPools(pools []ipam.Pool) (ipam.State, error) {
-	unlock, err := s.lock()
-	if err != nil {
-		return ipam.State{}, err
-	}
-	defer unlock()
 	data, err := json.Marshal(pools)
 	if err != nil {
 		return ipam.State{}, err
 	}
+	var staged *durable.Staged
 	if have, err := os.ReadFile(s.path(poolsFile)); err != nil && len(pools) > 0 || err == nil && !bytes.Equal(have, data) {
-		if err := os.WriteFile(s.path(poolsFile+".new"), data, 0o644); err != nil {
+		// What waits for the disk longest comes before the lock, for which plugins wait.
+		if staged, err = durable.Stage(s.path(poolsFile), bytes.NewReader(data), 0o644); err != nil {
 			return ipam.State{}, fmt.Errorf("write the pools of the store of leases: %w", err)
 		}
-		if err := os.Rename(s.path(poolsFile+".new"), s.path(poolsFile)); err != nil {
+	}
+	unlock, err := s.lock()
+	if err != nil {
+		if staged != nil {
+			staged.Discard()
+		}
+		return ipam.State{}, err
+	}
+	defer unlock()
+	if staged != nil {
+		if err := staged.Commit(); err != nil {
 			return ipam.State{}, fmt.Errorf("write the pools of the store of leases: %w", err)
 		}
 	}

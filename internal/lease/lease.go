@@ -3,14 +3,19 @@
 //
 //	addresses/10.244.1.7       the lease that has the address, as JSON; the name is the address
 //	attachments/ID@eth0        the same file under the name of the container and its interface
-//	cooling/10.244.1.5@MILLIS  a released address, and when it was released
+//	cooling/10.244.1.5@MILLIS@BOOT  a released address, and when it was released, by the clock of which boot
 //	last                       where the search of each pool ended
 //	pools                      the node's blocks of address pools, which the agent writes
 //	lock                       held by whoever changes something
 //
 // A program may be killed between any two steps: an attachment is written before its addresses and goes after
-// them, so that whatever is there is found by its attachment. Nothing is synced to the disk: a power cut ends
-// the pods too, and a file that it damaged is known to be nobody's by that.
+// them, so that whatever is there is found by its attachment.
+//
+// Leases are not synced to the disk. No pod outlives the power, so after a power cut every lease is void, whether it is
+// there, damaged or lost; an fsync would cost each ADD more than all else that it writes. The pools are synced: to a node
+// that fell back to older ones, a range would count as its own that another node may have taken since.
+//
+// Ages go by the boot's clock, which nobody sets: package bootclock. What is of another boot is as old as this one, at least.
 package lease
 
 import (
@@ -24,6 +29,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/bootclock"
 	"github.com/fathom-network/fathom/internal/ipam"
 )
 
@@ -46,7 +52,9 @@ type Lease struct {
 	HostDevice   string       `json:"hostDevice"`
 	Pool         string       `json:"pool"`
 	Addresses    []netip.Addr `json:"addresses"`
-	Time         time.Time    `json:"time"`
+	// Time is by the wall clock, for people. Made is the same moment for who reckons: Store.Age.
+	Time time.Time         `json:"time"`
+	Made bootclock.Instant `json:"made,omitzero"`
 }
 
 // SamePod says whether both are leases of pods of one name. A pod without a name is like no other.
@@ -80,14 +88,18 @@ func (e *ExistsError) Error() string {
 type Store struct {
 	dir      string
 	coolDown time.Duration
-	now      func() time.Time // tests have their own
+	now      func() bootclock.Instant // tests have their own
 }
 
 var _ Leases = (*Store)(nil)
 
 // Open opens the store in a directory, which is made if it is not there.
 func Open(dir string, coolDown time.Duration) (*Store, error) {
-	s := &Store{dir: dir, coolDown: coolDown, now: time.Now}
+	clock, err := bootclock.Open()
+	if err != nil {
+		return nil, fmt.Errorf("open the store of leases: %w", err)
+	}
+	s := &Store{dir: dir, coolDown: coolDown, now: clock.Now}
 	if _, err := os.Stat(s.path(addressesDir)); err == nil { // made last
 		return s, nil
 	}
@@ -124,7 +136,8 @@ func (s *Store) Acquire(l Lease, choose func(ipam.State) (ipam.Choice, error)) (
 	if err != nil {
 		return Lease{}, err
 	}
-	l.Pool, l.Addresses, l.Time = choice.Pool, choice.Addresses, s.now().UTC().Round(0) // local time would read a file more
+	l.Pool, l.Addresses, l.Made = choice.Pool, choice.Addresses, s.now()
+	l.Time = time.Now().UTC().Round(0) // local time would read a file more
 	if err := s.write(l); err != nil {
 		// What is half there must not be kept; what cannot be removed is found by its attachment.
 		return Lease{}, errors.Join(err, s.release(l.Attachment))
@@ -160,6 +173,12 @@ func (s *Store) write(l Lease) error {
 	}
 	return nil
 }
+
+// Age is how old a lease is, at least: one of another boot is as old as this boot.
+func (s *Store) Age(l Lease) time.Duration { return s.now().Since(l.Made) }
+
+// OfThisBoot says whether the pod of a lease may be there still.
+func (s *Store) OfThisBoot(l Lease) bool { return s.now().SameBoot(l.Made) }
 
 // Find implements Leases.
 func (s *Store) Find(a Attachment) (Lease, bool, error) {
@@ -253,26 +272,28 @@ func (s *Store) ReleaseAddress(address netip.Addr) error {
 	return s.repair()
 }
 
-// Repair takes back addresses that no attachment has: a power cut, or a person, left them.
-func (s *Store) Repair() error {
+// Repair takes back addresses that no attachment has: a power cut, or a person, left them. It returns the names of the
+// leases that were damaged, which have gone with that. What they said is not kept: it was of pods that are gone.
+func (s *Store) Repair() (damaged []string, err error) {
 	unlock, err := s.lock()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer unlock()
 	entries, err := os.ReadDir(s.path(attachmentsDir))
 	if err != nil {
-		return fmt.Errorf("repair the store of leases: %w", err)
+		return nil, fmt.Errorf("repair the store of leases: %w", err)
 	}
 	for _, e := range entries {
 		path := filepath.Join(s.path(attachmentsDir), e.Name())
 		if _, err := read(path); isDamaged(err) {
 			if err := remove(path); err != nil {
-				return err
+				return damaged, err
 			}
+			damaged = append(damaged, e.Name())
 		}
 	}
-	return s.repair()
+	return damaged, s.repair()
 }
 
 func (s *Store) repair() error {

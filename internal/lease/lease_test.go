@@ -13,7 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/bootclock"
 	"github.com/fathom-network/fathom/internal/ipam"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 var pools = []ipam.Pool{{Name: "default", Ranges: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/28"), netip.MustParsePrefix("fd00::/64")}}}
@@ -22,7 +24,7 @@ func choose(fixed ...netip.Addr) func(ipam.State) (ipam.Choice, error) {
 	return func(s ipam.State) (ipam.Choice, error) { return ipam.Choose(pools, ipam.Request{Addresses: fixed}, s) }
 }
 
-func open(t *testing.T, coolDown time.Duration, now func() time.Time) *Store {
+func open(t *testing.T, coolDown time.Duration, now func() bootclock.Instant) *Store {
 	t.Helper()
 	s, err := Open(filepath.Join(t.TempDir(), "fathom"), coolDown)
 	if err != nil {
@@ -46,7 +48,7 @@ func TestProperties(t *testing.T) {
 		clock := func() time.Time { return now }
 		var s Leases = &Fake{CoolDown: coolDown, Now: clock}
 		if !fake {
-			s = open(t, coolDown, clock)
+			s = open(t, coolDown, func() bootclock.Instant { return bootclock.Instant{Boot: "this", At: now.Sub(time.UnixMilli(0))} })
 		}
 		rnd := rand.New(rand.NewPCG(seed, 0))
 		held := map[Attachment]Lease{}
@@ -131,23 +133,165 @@ func TestTheSamePodReturns(t *testing.T) {
 	}
 }
 
-// TestTheClockGoesBack: what was released in the future cools down from now, not until that future comes.
-func TestTheClockGoesBack(t *testing.T) {
-	now := time.UnixMilli(10_000_000)
-	s := open(t, time.Second, func() time.Time { return now })
+// An address rests by the boot's clock, whatever the wall clock does. One that was released before the boot rests from then
+// on; a time that the clock cannot have said counts as before the boot.
+func TestCoolDown(t *testing.T) {
+	const coolDown = 30 * time.Second
 	fixed := netip.MustParseAddr("10.1.0.9")
-	for _, test := range []struct {
-		at   int64
-		free bool
-	}{{10_000_000, true}, {5_000_000, false}, {5_000_900, false}, {5_001_000, true}} {
-		now = time.UnixMilli(test.at)
-		if _, err := s.Acquire(Lease{Attachment: attachment(1)}, choose(fixed)); (err == nil) != test.free {
-			t.Errorf("at %d: %v", test.at, err)
-		}
-		if err := s.Release(attachment(1)); err != nil {
-			t.Fatal(err)
+	at := func(boot string, seconds int) bootclock.Instant {
+		return bootclock.Instant{Boot: boot, At: time.Duration(seconds) * time.Second}
+	}
+	for name, test := range map[string]struct {
+		released, asked bootclock.Instant
+		free            bool
+	}{
+		"too early":                          {at("a", 100), at("a", 129), false},
+		"rested":                             {at("a", 100), at("a", 130), true},
+		"just after another boot":            {at("a", 100), at("b", 29), false},
+		"a while after another boot":         {at("a", 100), at("b", 30), true},
+		"another boot, at the same time":     {at("a", 100), at("b", 101), true},
+		"a time that is yet to come":         {at("a", 5000), at("a", 29), false},
+		"a time that is yet to come, rested": {at("a", 5000), at("a", 130), true},
+	} {
+		now := test.released
+		s := open(t, coolDown, func() bootclock.Instant { return now })
+		_, err := s.Acquire(Lease{Attachment: attachment(1)}, choose(fixed))
+		testenv.Must(t, err)
+		testenv.Must(t, s.Release(attachment(1)))
+		now = test.asked
+		if _, err := s.Acquire(Lease{Attachment: attachment(2)}, choose(fixed)); (err == nil) != test.free {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
+	// As versions before this clock wrote it.
+	for seconds, free := range map[int]bool{29: false, 30: true} {
+		s := open(t, coolDown, func() bootclock.Instant { return at("a", seconds) })
+		testenv.Must(t, os.WriteFile(filepath.Join(s.dir, coolingDir, fmt.Sprintf("%s@%d", fixed, time.Now().UnixMilli())), nil, 0o644))
+		if _, err := s.Acquire(Lease{Attachment: attachment(1)}, choose(fixed)); (err == nil) != free {
+			t.Errorf("%d s after the boot: %v", seconds, err)
+		}
+	}
+}
+
+func TestAge(t *testing.T) {
+	now := bootclock.Instant{Boot: "a", At: time.Hour}
+	s := open(t, time.Second, func() bootclock.Instant { return now })
+	_, err := s.Acquire(Lease{Attachment: attachment(1)}, choose())
+	testenv.Must(t, err)
+	check := func(age time.Duration, ofThisBoot bool) {
+		t.Helper()
+		l, found, err := s.Find(attachment(1))
+		if err != nil || !found || s.Age(l) != age || s.OfThisBoot(l) != ofThisBoot {
+			t.Errorf("%v, %v, %v: is %s old, of this boot: %v; want %s, %v", l, found, err, s.Age(l), s.OfThisBoot(l), age, ofThisBoot)
+		}
+	}
+	check(0, true)
+	now.At += time.Minute
+	check(time.Minute, true)
+	now = bootclock.Instant{Boot: "b", At: time.Second}
+	check(time.Second, false)
+	if l := (Lease{Time: time.Now()}); s.OfThisBoot(l) { // of a version before this clock
+		t.Errorf("%v is of this boot", l)
+	}
+}
+
+// Whatever a power cut makes of the files, addresses are given, none twice, and Repair takes the damaged leases back.
+func TestDamaged(t *testing.T) {
+	boot := "before"
+	s := open(t, time.Minute, func() bootclock.Instant { return bootclock.Instant{Boot: boot, At: time.Hour} })
+	for class := range testenv.Damages(nil) {
+		for i := range 2 {
+			_, err := s.Acquire(Lease{Attachment: attachment(i)}, choose())
+			testenv.Must(t, err)
+		}
+		_, err := s.SetPools([]ipam.Pool{{Name: "public", Ranges: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/28")}}})
+		testenv.Must(t, err)
+		for _, path := range []string{s.attachment(attachment(0)), s.path("last"), s.path(poolsFile)} {
+			data, err := os.ReadFile(path)
+			testenv.Must(t, err)
+			testenv.Must(t, os.WriteFile(path, testenv.Damages(data)[class], 0o644)) // of a lease: under all its names
+		}
+		if l, found, err := s.Find(attachment(0)); err != nil || found {
+			t.Errorf("%s: found %v, %v", class, l, err)
+		}
+		l, err := s.Acquire(Lease{Attachment: attachment(2)}, choose())
+		if err != nil {
+			t.Fatalf("%s: %v", class, err)
+		}
+		if other, _, _ := s.Find(attachment(1)); slices.ContainsFunc(l.Addresses, func(a netip.Addr) bool { return slices.Contains(other.Addresses, a) }) {
+			t.Errorf("%s: %v and %v have the same", class, l, other)
+		}
+		damaged, err := s.Repair()
+		if err != nil || len(damaged) != 1 || damaged[0] != "container0@eth0" {
+			t.Errorf("%s: damaged are %v, %v", class, damaged, err)
+		}
+		state, err := s.State()
+		if err != nil || len(state.InUse) != 4 || len(state.Cooling) != 2 || len(state.Pools) != 0 {
+			t.Errorf("%s: %+v, %v", class, state, err)
+		}
+		for i := 1; i <= 2; i++ {
+			testenv.Must(t, s.Release(attachment(i)))
+		}
+		boot += "," // all have rested
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(`{"containerID":"c","ifname":"eth0","network":"fathom","netns":"/run/netns/x","hostDevice":"web","pool":"default","addresses":["10.1.0.9","fd00::9"],` +
+		`"time":"2026-01-02T03:04:05Z","made":{"boot":"0a1b","at":123456789}}`))
+	f.Add([]byte(`{"containerID":"../../x","ifname":"eth0"}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		l, err := parse(data)
+		if err != nil {
+			if l.ContainerID != "" {
+				t.Fatalf("both %v and %v", l, err)
+			}
+			return
+		}
+		s := &Store{dir: "/leases"}
+		if dir := filepath.Dir(s.attachment(l.Attachment)); dir != "/leases/attachments" {
+			t.Errorf("%q is in %s", l.Attachment, dir)
+		}
+		for _, a := range l.Addresses {
+			if dir := filepath.Dir(s.address(a)); dir != "/leases/addresses" {
+				t.Errorf("%q is in %s", a, dir)
+			}
+		}
+	})
+}
+
+// What is made of names of files is what made them, or nothing.
+func FuzzParseCooling(f *testing.F) {
+	f.Add("10.1.0.9@123456@0a1b")
+	f.Add("fd00::9@1700000000000")
+	f.Add("10.1.0.9@-1@b")
+	f.Fuzz(func(t *testing.T, name string) {
+		a, released, ok := parseCooling(name)
+		if !ok {
+			return
+		}
+		if released.At < 0 || !a.IsValid() {
+			t.Fatalf("%q is %v, released at %v", name, a, released)
+		}
+		if released.Boot != "" {
+			if b, again, ok := parseCooling(coolingName(a, released)); !ok || a != b || again != released {
+				t.Errorf("%q is %v, %v, and then %v, %v, %v", name, a, released, b, again, ok)
+			}
+		}
+	})
+}
+
+func FuzzParsePools(f *testing.F) {
+	f.Add([]byte(`[{"name":"public","ranges":["192.0.2.0/28"]}]`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		state := ipam.State{InUse: map[netip.Addr]bool{}, Cooling: map[netip.Addr]bool{}, Last: map[string]netip.Addr{}, Pools: parsePools(data)}
+		for _, p := range state.Pools {
+			_, _ = ipam.Choose(state.Pools, ipam.Request{Pool: p.Name}, state)
+			for _, family := range ipam.Families {
+				_ = p.Usage(family, state)
+			}
+		}
+	})
 }
 
 // TestInterrupted stops between any two steps: by hand, what a killed program would leave.
@@ -202,7 +346,7 @@ func TestInterrupted(t *testing.T) {
 	if _, err := s.Acquire(Lease{Attachment: damaged.Attachment}, choose()); err != nil {
 		t.Errorf("the container of a damaged lease: %v", err)
 	}
-	if err := s.Repair(); err != nil {
+	if _, err := s.Repair(); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.ReleaseAddress(orphan.Addresses[0]); err != nil {
