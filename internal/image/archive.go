@@ -23,6 +23,8 @@ import (
 // Bounds on what is read of an archive that somebody gives us.
 const (
 	maxEntries  = 200_000
+	maxName     = 4096     // a file's or a link's: PATH_MAX. In a tar file a name may have a megabyte
+	maxNames    = 16 << 20 // all names of an archive
 	maxDocument = 4 << 20  // a manifest, an index or a configuration
 	maxKept     = 64 << 20 // all documents of an archive
 	maxArchive  = 64 << 30 // an archive, unpacked
@@ -139,6 +141,7 @@ type contents struct {
 	links     map[string]string // symlinks and hard links, as paths in the archive
 	documents map[string][]byte // small files that begin like JSON
 	kept      int               // size of the documents
+	names     int               // size of all names
 }
 
 // blob is a regular file of an archive.
@@ -260,6 +263,15 @@ func readContents(r io.Reader) (*contents, error) {
 		}
 		if c.entries++; c.entries > maxEntries {
 			return nil, fmt.Errorf("it has more than %d entries: that is no image", maxEntries)
+		}
+		for _, name := range []string{header.Name, header.Linkname} {
+			if len(name) > maxName {
+				return nil, fmt.Errorf("%.40s... in it has a name of %d bytes, where %d is the most: that is no image", name, len(name), maxName)
+			}
+			c.names += len(name)
+		}
+		if c.names > maxNames {
+			return nil, fmt.Errorf("the names in it have more than %d bytes: that is no image", maxNames)
 		}
 		if len(c.top) < 5 {
 			c.top = append(c.top, header.Name)

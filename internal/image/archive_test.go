@@ -327,6 +327,44 @@ func TestArchiveOfSeveralPlatforms(t *testing.T) {
 	}
 }
 
+// Names compress to nothing and are kept in memory: they are bounded singly and together.
+func TestNamesAreBounded(t *testing.T) {
+	read := func(entries int, header tar.Header) (*contents, error) {
+		t.Helper()
+		r, w := io.Pipe()
+		defer r.Close()
+		go func() {
+			tw := tar.NewWriter(w)
+			for range entries {
+				if tw.WriteHeader(&header) != nil {
+					return // the reader has seen enough
+				}
+			}
+			w.CloseWithError(tw.Close())
+		}()
+		return readContents(r)
+	}
+	long := func(n int) string { return strings.Repeat("x", n) }
+	fits := tar.Header{Typeflag: tar.TypeSymlink, Name: long(maxName), Linkname: long(maxName)}
+	c, err := read(3, fits)
+	if err != nil || c.names != 3*2*maxName {
+		t.Fatalf("names that fit: %v, and %d bytes are counted", err, c.names)
+	}
+	for name, header := range map[string]tar.Header{
+		"a symlink's target":   {Typeflag: tar.TypeSymlink, Name: "x", Linkname: long(maxName + 1)},
+		"a hard link's target": {Typeflag: tar.TypeLink, Name: "x", Linkname: long(maxName + 1)},
+		"a file's name":        {Typeflag: tar.TypeReg, Name: long(maxName + 1)},
+		"a directory's name":   {Typeflag: tar.TypeDir, Name: long(maxName + 1)},
+	} {
+		if c, err := read(1, header); err == nil || !strings.Contains(err.Error(), "4097 bytes") || len(err.Error()) > 200 {
+			t.Errorf("%s: %v, %v", name, c, err)
+		}
+	}
+	if c, err := read(maxNames/(2*maxName)+1, fits); err == nil || !strings.Contains(err.Error(), "16777216 bytes") {
+		t.Errorf("too much in all: %v, %v", c, err)
+	}
+}
+
 func FuzzOpenArchive(f *testing.F) {
 	image := testImage(f, "amd64", "text")
 	docker := dockerArchive(f, "nginx:1", image)
