@@ -6,7 +6,6 @@
 package lab
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/internal/durable"
 	"github.com/fathom-network/fathom/internal/kit"
 	"github.com/fathom-network/fathom/internal/machine"
 	"github.com/fathom-network/fathom/internal/topology"
@@ -43,6 +43,8 @@ type Lab struct {
 	topology.Lab
 	Paths Paths
 	Kit   kit.Kit
+	// damage is why the lab's definition was read from its copy.
+	damage error
 }
 
 // cgroupRoot is the group that all labs are in.
@@ -72,26 +74,63 @@ func IsNotFound(err error) bool {
 	return errors.As(err, &e)
 }
 
-// Open reads the lab of that name.
+// Open reads the lab of that name. If its definition is damaged or lost, that is read which was written when a cluster
+// of it had been built; Up then mends the file.
 func Open(paths Paths, name string) (*Lab, error) {
-	data, err := os.ReadFile(filepath.Join(paths.State, "labs", name, "lab.json"))
-	if errors.Is(err, fs.ErrNotExist) || !topology.IsName(name) {
-		have, err := Names(paths)
-		if err != nil {
-			return nil, err
+	if !topology.IsName(name) {
+		return nil, notFound(paths, name)
+	}
+	l := &Lab{Lab: topology.Lab{Name: name}, Paths: paths}
+	data, err := os.ReadFile(l.dir(definition))
+	if err == nil {
+		var facts topology.Lab
+		if facts, err = topology.Decode(data, name); err != nil {
+			err = &DamagedError{name, err}
+		} else {
+			l.Lab = facts
 		}
-		return nil, &NotFoundError{Kind: "lab", Name: name, Have: have, Hint: "start one with `fathom up`"}
+	}
+	if err != nil && (IsDamaged(err) || errors.Is(err, fs.ErrNotExist)) {
+		copied, found := l.fromMarks()
+		switch {
+		case found:
+			l.Lab, l.damage, err = copied, err, nil
+		case errors.Is(err, fs.ErrNotExist):
+			return nil, notFound(paths, name)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open lab %s: %w", name, err)
 	}
-	l := &Lab{Paths: paths}
-	if err := json.Unmarshal(data, &l.Lab); err != nil {
-		return nil, fmt.Errorf("open lab %s: its state is damaged, take it down with `fathom down --name %s`: %w", name, name, err)
-	}
 	// The kit is needed to start programs, not to look at or to end a lab.
 	l.Kit, _ = kit.Find()
 	return l, nil
+}
+
+func notFound(paths Paths, name string) error {
+	have, err := Names(paths)
+	if err != nil {
+		return err
+	}
+	return &NotFoundError{Kind: "lab", Name: name, Have: have, Hint: "start one with `fathom up`"}
+}
+
+// DamagedError says that a lab's definition cannot be read, and that there is no copy of it.
+type DamagedError struct {
+	Name string
+	Err  error
+}
+
+func (e *DamagedError) Error() string {
+	return fmt.Sprintf("its definition is damaged, take it down with `fathom down --name %s`: %v", e.Name, e.Err)
+}
+
+func (e *DamagedError) Unwrap() error { return e.Err }
+
+// IsDamaged says whether err is about a lab whose definition cannot be read.
+func IsDamaged(err error) bool {
+	var e *DamagedError
+	return errors.As(err, &e)
 }
 
 // Names returns the names of the labs that there are, also of those that were only begun.
@@ -121,16 +160,25 @@ func (l *Lab) cgroup(parts ...string) string {
 	return filepath.Join(append([]string{cgroupRoot, l.Name}, parts...)...)
 }
 
+const (
+	definition = "lab.json"
+	marks      = "built" // a directory with a file for each cluster
+)
+
 // save writes the lab's definition. It is what makes a lab exist.
 func (l *Lab) save() error {
-	data, err := json.MarshalIndent(l.Lab, "", "  ")
+	data, err := topology.Record(&l.Lab)
 	if err != nil {
 		return err
 	}
-	return writeFile(l.dir("lab.json"), data, 0o600)
+	if err := durable.WriteFile(l.dir(definition), data, 0o600); err != nil {
+		return fmt.Errorf("write down what lab %s is: %w", l.Name, err)
+	}
+	return nil
 }
 
-// writeFile replaces a file in one step, so that no crash leaves half of one.
+// writeFile replaces a file of a node in one step, for programs that read it there. It is not synced: a cluster is
+// made of thousands of files, most of them by other programs, and setBuilt syncs them all.
 func writeFile(path string, data []byte, mode os.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
@@ -282,12 +330,64 @@ func (l *Lab) diskFile(node, path string) string {
 
 // built says whether the cluster was once brought up to its end. One that was not is begun anew.
 func (l *Lab) built(c *topology.Cluster) bool {
-	_, err := os.Stat(l.dir("built", c.Name))
+	_, err := os.Stat(l.dir(marks, c.Name))
 	return err == nil
 }
 
+// setBuilt marks the cluster as built. The mark outlives a power cut, so what it speaks of has to be on the disk before
+// it: certificates and manifests, which kubeadm does not sync. It holds the lab's definition, for a lab whose own is
+// damaged.
 func (l *Lab) setBuilt(c *topology.Cluster) error {
-	return writeFile(l.dir("built", c.Name), nil, 0o600)
+	if err := durable.SyncAll(l.dir()); err != nil {
+		return fmt.Errorf("have the disks of cluster %s written: %w", c.Name, err)
+	}
+	data, err := topology.Record(&l.Lab)
+	if err != nil {
+		return err
+	}
+	if err := durable.WriteFile(l.dir(marks, c.Name), data, 0o600); err != nil {
+		return fmt.Errorf("mark cluster %s as built: %w", c.Name, err)
+	}
+	return nil
+}
+
+// fromMarks reads the definition from a mark.
+func (l *Lab) fromMarks() (topology.Lab, bool) {
+	entries, err := os.ReadDir(l.dir(marks))
+	if err != nil {
+		return topology.Lab{}, false
+	}
+	for _, e := range entries {
+		data, err := os.ReadFile(l.dir(marks, e.Name()))
+		if err != nil {
+			continue
+		}
+		if facts, err := topology.Decode(data, l.Name); err == nil {
+			return facts, true
+		}
+	}
+	return topology.Lab{}, false
+}
+
+// begun says whether no cluster of the lab was ever built, so that nothing is lost with its definition.
+func (l *Lab) begun() bool {
+	entries, err := os.ReadDir(l.dir(marks))
+	return len(entries) == 0 && (err == nil || errors.Is(err, fs.ErrNotExist))
+}
+
+// mend moves a damaged definition aside and says so. What takes its place was read from a mark, or is new.
+func (l *Lab) mend(t *timeline) error {
+	if l.damage == nil {
+		return nil
+	}
+	step := fmt.Sprintf("replace %s, which was lost", l.dir(definition))
+	if IsDamaged(l.damage) {
+		step = fmt.Sprintf("replace %s, which was damaged and is kept as %s%s", l.dir(definition), definition, durable.Damaged)
+	}
+	return t.step("", step, func() error {
+		_, err := durable.SetAside(l.dir(definition))
+		return err
+	})
 }
 
 func (l *Lab) nodeNames() []string {

@@ -69,6 +69,9 @@ func begin(ctx context.Context, paths Paths, want *topology.Lab, t *timeline) (*
 	if err := t.step("", "check this machine", func() error { return l.check(ctx) }); err != nil {
 		return nil, err
 	}
+	if err := l.mend(t); err != nil {
+		return nil, err
+	}
 	return l, l.save()
 }
 
@@ -84,10 +87,14 @@ func define(paths Paths, want *topology.Lab) (*Lab, error) {
 		}
 		return have, nil
 	}
-	if !IsNotFound(err) {
+	l := &Lab{Lab: *want, Paths: paths}
+	switch {
+	case IsNotFound(err):
+	case IsDamaged(err) && l.begun():
+		l.damage = err
+	default:
 		return nil, err
 	}
-	l := &Lab{Lab: *want, Paths: paths}
 	taken, err := takenPrefixes(paths, l)
 	if err != nil {
 		return nil, err

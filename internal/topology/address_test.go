@@ -1,6 +1,7 @@
 package topology
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -25,6 +26,15 @@ func checkLab(t testing.TB, lab *Lab) {
 		if !lab.Underlay6.IsValid() {
 			lab.Underlay6 = v6
 		}
+	}
+	data, err := Record(lab)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if read, err := Decode(data, lab.Name); err != nil {
+		t.Errorf("what is recorded is not read: %v\n%s", err, data)
+	} else if again, err := Record(&read); err != nil || !bytes.Equal(data, again) {
+		t.Errorf("recorded is %s\nand read %s, %v", data, again, err)
 	}
 	owner := map[netip.Addr]string{}
 	claim := func(a netip.Addr, who string) {
