@@ -71,7 +71,11 @@ func Build(ctx context.Context, k kit.Kit, progress func(string)) error {
 	}
 
 	dir := k.ImagesDir()
-	if have, err := os.ReadFile(filepath.Join(dir, keyFile)); err == nil && string(have) == key+"\n" {
+	current := func() bool {
+		have, err := os.ReadFile(filepath.Join(dir, keyFile))
+		return err == nil && string(have) == key+"\n" && isWhole(dir, dir)
+	}
+	if current() {
 		progress("local images are up to date")
 		return nil
 	}
@@ -80,7 +84,7 @@ func Build(ctx context.Context, k kit.Kit, progress func(string)) error {
 		return fmt.Errorf("build images: %w", err)
 	}
 	defer unlock()
-	if have, err := os.ReadFile(filepath.Join(dir, keyFile)); err == nil && string(have) == key+"\n" {
+	if current() {
 		return nil // somebody else built them while we waited
 	}
 	stale, _ := filepath.Glob(filepath.Join(k.Dir, ".images-*"))
@@ -102,6 +106,9 @@ func Build(ctx context.Context, k kit.Kit, progress func(string)) error {
 	}
 	if err := os.WriteFile(filepath.Join(temp, keyFile), []byte(key+"\n"), 0o644); err != nil {
 		return fmt.Errorf("build images: %w", err)
+	}
+	if err := seal(temp, temp); err != nil {
+		return fmt.Errorf("build images: write them to the disk: %w", err)
 	}
 	if err := exchange(temp, dir); err != nil {
 		return fmt.Errorf("build images: put the new ones in place: %w", err)

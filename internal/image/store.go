@@ -19,6 +19,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/internal/durable"
 	"github.com/fathom-network/fathom/internal/kit"
 )
 
@@ -83,7 +84,16 @@ func prepare(ctx context.Context, k kit.Kit, stateDir string, progress func(stri
 
 	at := filepath.Join(dir, key)
 	if held, err := hold(at, unix.LOCK_SH); err == nil {
-		return Store{root: filepath.Join(at, "root"), held: held}, nil
+		if isWhole(filepath.Join(at, "root"), at) {
+			return Store{root: filepath.Join(at, "root"), held: held}, nil
+		}
+		held.Close()
+	}
+	if _, err := os.Lstat(at); err == nil {
+		progress("the nodes' images in " + at + " are damaged and are made anew")
+		if err := discard(at, filepath.Join(dir, ".new-damaged")); err != nil {
+			return Store{}, err
+		}
 	}
 	progress("preparing the nodes' images, once for this kit")
 	started := time.Now()
@@ -95,7 +105,7 @@ func prepare(ctx context.Context, k kit.Kit, stateDir string, progress func(stri
 	if err := fill(ctx, k, temp, manifest); err != nil {
 		return Store{}, err
 	}
-	if err := os.Rename(temp, at); err != nil {
+	if err := durable.Rename(temp, at); err != nil {
 		return Store{}, err
 	}
 	held, err := hold(at, unix.LOCK_SH)
@@ -196,13 +206,10 @@ func fill(ctx context.Context, k kit.Kit, temp string, manifest v1.IndexManifest
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	// Or the machine's crash soon afterwards could leave a template whose name says it is complete,
-	// with files that are empty.
-	if err := unix.Syncfs(int(f.Fd())); err != nil {
-		return fmt.Errorf("write the template to the disk: %w", err)
+	if err := f.Close(); err != nil {
+		return err
 	}
-	return nil
+	return seal(root, temp)
 }
 
 // writeArchive writes an OCI image layout as a tar archive, the form in which containerd takes it,

@@ -108,6 +108,43 @@ func TestDamagedFiles(t *testing.T) {
 	}
 }
 
+// A layer of the kit's programs that lost some is made anew, also while nodes have it open.
+func TestDamagedLayer(t *testing.T) {
+	l := testLab(t, "damaged")
+	l.Kit.Dir = t.TempDir()
+	for _, path := range []string{filepath.Join(l.Kit.BinDir(), "kubelet"), filepath.Join(l.Kit.CNIDir(), "bridge")} {
+		testenv.Must(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		testenv.Must(t, os.WriteFile(path, []byte("a program"), 0o755))
+	}
+	testenv.Must(t, os.Symlink("kubelet", filepath.Join(l.Kit.BinDir(), "link")))
+	dir, err := l.kitLayer()
+	testenv.Must(t, err)
+	program := filepath.Join(dir, "usr/local/bin/kubelet")
+	first, err := os.Stat(program)
+	testenv.Must(t, err)
+	check := func(what string) {
+		t.Helper()
+		if again, err := l.kitLayer(); err != nil || again != dir || string(read(t, program)) != "a program" {
+			t.Errorf("%s: %s, %v, with %q", what, again, err, read(t, program))
+		}
+		if left, err := os.ReadDir(filepath.Dir(dir)); err != nil || len(left) != 1 {
+			t.Errorf("%s: left are %v, %v", what, left, err)
+		}
+	}
+	check("whole")
+	if now, err := os.Stat(program); err != nil || !os.SameFile(first, now) {
+		t.Error("a whole layer was made anew")
+	}
+	// In place of the link to the kit's file, as on another file system.
+	testenv.Must(t, os.Remove(program))
+	check("without a program")
+	testenv.Must(t, os.Remove(program))
+	testenv.Must(t, os.WriteFile(program, nil, 0o755))
+	check("with an empty program")
+	testenv.Must(t, os.RemoveAll(filepath.Join(dir, "opt")))
+	check("without a directory")
+}
+
 func read(t *testing.T, path string) []byte {
 	t.Helper()
 	data, err := os.ReadFile(path)

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/durable"
 )
 
 // hiddenDirs are the node's own: what the host has there does not show through.
@@ -25,7 +27,7 @@ func (l *Lab) kitLayer() (string, error) {
 		return "", fmt.Errorf("lay the kit over the nodes' root: %w", err)
 	}
 	dir := filepath.Join(l.Paths.Cache, "layers", key)
-	if _, err := os.Stat(dir); err == nil {
+	if isLayer(dir, sources) {
 		return dir, nil
 	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
@@ -39,11 +41,40 @@ func (l *Lab) kitLayer() (string, error) {
 	if err := fillLayer(tmp, sources); err != nil {
 		return "", fmt.Errorf("lay the kit over the nodes' root: %w", err)
 	}
+	if err := durable.SyncAll(tmp); err != nil {
+		return "", fmt.Errorf("lay the kit over the nodes' root: %w", err)
+	}
 	// Two commands may do this at once: the first rename wins, and both layers are alike.
-	if err := os.Rename(tmp, dir); err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.ENOTEMPTY) {
+	err = durable.Rename(tmp, dir)
+	if (errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTEMPTY)) && !isLayer(dir, sources) {
+		// What is there is damaged. Nodes that run have it open; it goes with tmp.
+		err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, dir, unix.RENAME_EXCHANGE)
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.ENOTEMPTY) {
 		return "", err
 	}
 	return dir, nil
+}
+
+// isLayer says whether dir has all files of the sources. Of what is in them the sizes are compared.
+func isLayer(dir string, sources map[string]string) bool {
+	for from, to := range sources {
+		entries, err := os.ReadDir(from)
+		if err != nil {
+			return false
+		}
+		for _, e := range entries {
+			want, err := e.Info()
+			if err != nil {
+				return false
+			}
+			have, err := os.Lstat(filepath.Join(dir, to, e.Name()))
+			if err != nil || have.Mode().Type() != want.Mode().Type() || have.Size() != want.Size() {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 func layerKey(sources map[string]string) (string, error) {
