@@ -25,10 +25,10 @@ func (a *app) verifyPods() *cobra.Command {
 	var t target
 	cmd := &cobra.Command{
 		Use:   "pods",
-		Short: "Compare every node's routes, neighbours, devices, masquerade and addresses with Nodes and Pods",
+		Short: "Compare every node's routes, neighbours, devices, rules and addresses with Nodes and Pods",
 		Long: `Reads back every node's kernel and says where it differs from what the API implies: routes, neighbours and
-forwarding entries that are missing or stale, devices, addresses held without a pod, masquerade, settings. What is
-expected is worked out from the cluster's objects by this command; the agents only read their kernels. The exit
+forwarding entries that are missing or stale, devices, addresses held without a pod, masquerade, the rules that stop
+false sources, settings. What is expected is worked out from the cluster's objects by this command; the agents only read their kernels. The exit
 status is 0 if nothing differs.
 
 ` + targetHelp,

@@ -254,6 +254,12 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	// The rules come first: with them the kernel loads what follows connections, and that has settings of the plan.
 	// Routes do not wait for them to be good.
 	masquerade, ruleErr := a.rules.SetMasquerade(plan.Masquerade)
+	// The guard comes before the tunnel, which without it takes packets from anyone. A kernel that lacks what its rules need
+	// (nft_fib_inet) still carries pods, so that it is a problem to report, not a node that is not ready.
+	guard, err := a.rules.SetGuard(plan.Guard)
+	if err != nil {
+		problems = append(problems, "pods can send from addresses that are not theirs: "+oneLine(err))
+	}
 	if err := a.settings.remember(plan.Sysctls); err != nil {
 		return nodestate.Status{}, problems, errors.Join(ruleErr, fmt.Errorf("write down the node's settings: %w", err))
 	}
@@ -270,7 +276,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 		// Packets have a way, if not ours. While a network is replaced that is as it should be.
 		problems = append(problems, f.Error())
 	}
-	changes.Masquerade = masquerade
+	changes.Masquerade, changes.Guard = masquerade, guard
 	a.metrics.changed(changes)
 	if err := errors.Join(err, ruleErr); err != nil {
 		return nodestate.Status{}, problems, err

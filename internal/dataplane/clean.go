@@ -86,8 +86,10 @@ func (a *Agent) clean() error {
 		return err
 	}
 	defer rules.Close()
-	if err := rules.Delete(ruleset.MasqueradeTable); err != nil {
-		return err
+	for _, table := range []string{ruleset.MasqueradeTable, ruleset.GuardTable} {
+		if err := rules.Delete(table); err != nil {
+			return err
+		}
 	}
 	// The directory itself is a mount.
 	entries, err := os.ReadDir(a.Paths.Leases)

@@ -66,7 +66,7 @@ func (m *metrics) passed(took time.Duration, err error) {
 
 func (m *metrics) changed(c podnet.Changes) {
 	for kind, n := range map[string]podnet.Count{"device": c.Tunnel, "address": c.Addrs, "route": c.Routes, "neighbour": c.Neighbours,
-		"forward": c.Forwards, "sysctl": c.Sysctls, "masquerade": c.Masquerade} {
+		"forward": c.Forwards, "sysctl": c.Sysctls, "masquerade": c.Masquerade, "guard": c.Guard} {
 		m.count(kind, n)
 	}
 }

@@ -67,7 +67,7 @@ func holds(t testing.TB, n *link.Namespace, plan podnet.Plan) {
 	t.Helper()
 	have, err := n.PodNetwork(plan.Sysctls)
 	testenv.Must(t, err)
-	have.Masquerade = plan.Masquerade // is internal/ruleset's
+	have.Masquerade, have.Guard = plan.Masquerade, plan.Guard // is internal/ruleset's
 	for _, d := range podnet.Diff(plan, have) {
 		t.Error(d)
 	}
@@ -146,7 +146,7 @@ func TestPodNetwork(t *testing.T) {
 		}
 		have, err := n.PodNetwork(plan.Sysctls)
 		testenv.Must(t, err)
-		have.Masquerade = plan.Masquerade
+		have.Masquerade, have.Guard = plan.Masquerade, plan.Guard
 		differences := podnet.Diff(plan, have)
 		changes := set(t, n, plan)
 		if len(differences) != 14 || changes.Total() != 14 {

@@ -149,6 +149,8 @@ func (f *fabric) applyEach(t *testing.T, configs ...podnet.Config) []podnet.Plan
 				t.Fatal(p)
 			}
 		}
+		_, err = n.rules.SetGuard(plan.Guard) // as the agent does: before the tunnel
+		testenv.Must(t, err)
 		set(t, n.ns, plan)
 		_, err = n.rules.SetMasquerade(plan.Masquerade)
 		testenv.Must(t, err)
@@ -164,6 +166,8 @@ func (f *fabric) agree(t *testing.T, plans []podnet.Plan) {
 		have, err := n.ns.PodNetwork(plans[i].Sysctls)
 		testenv.Must(t, err)
 		have.Masquerade, err = n.rules.Masquerade()
+		testenv.Must(t, err)
+		have.Guard, err = n.rules.Guard(plans[i].Guard.Port, plans[i].Guard.VNI)
 		testenv.Must(t, err)
 		for _, d := range podnet.Diff(plans[i], have) {
 			t.Error(d)

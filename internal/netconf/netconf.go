@@ -37,6 +37,8 @@ type Config struct {
 	Masquerade bool
 	// NonMasqueradeCIDRs are destinations outside the cluster that see pods' own addresses.
 	NonMasqueradeCIDRs []netip.Prefix
+	// LinkLocal are link-local addresses and clouds' metadata that pods reach by their node. Without, it forwards to none.
+	LinkLocal []netip.Prefix
 	// CoolDown is how long an address rests before another pod gets it.
 	CoolDown time.Duration
 	// ServiceProxy says how the agent carries Services, if it does.
@@ -112,6 +114,11 @@ var settings = map[string]func(c *Config, value string) error{
 	"nonMasqueradeCIDRs": func(c *Config, v string) error {
 		var err error
 		c.NonMasqueradeCIDRs, err = prefixes(v)
+		return err
+	},
+	"linkLocal": func(c *Config, v string) error {
+		var err error
+		c.LinkLocal, err = linkLocal(v)
 		return err
 	},
 	"coolDown": func(c *Config, v string) error {
@@ -201,10 +208,38 @@ func boolean(into *bool, v string) error {
 	return oneOf(v, "true", "false")
 }
 
+// linkLocal reads what is open of link-local addresses: "none", or a list of which "metadata" is a word.
+func linkLocal(v string) ([]netip.Prefix, error) {
+	if v == "none" || v == "" {
+		return nil, nil
+	}
+	var list []netip.Prefix
+	for _, word := range words(v) {
+		if word == "metadata" {
+			list = append(list, podnet.Metadata...)
+			continue
+		}
+		found, err := prefixes(word)
+		if err != nil || !isLinkLocal(found[0]) {
+			return nil, fmt.Errorf("%q: want none, metadata, or a CIDR within 169.254.0.0/16 such as 169.254.169.253/32, several with commas between them", word)
+		}
+		list = append(list, found...)
+	}
+	return list, nil
+}
+
+func isLinkLocal(p netip.Prefix) bool {
+	return p.Addr().Is4() && p.Addr().IsLinkLocalUnicast() && p.Bits() >= 16
+}
+
+func words(v string) []string {
+	return strings.FieldsFunc(v, func(r rune) bool { return strings.ContainsRune(", \t\r\n", r) })
+}
+
 // prefixes reads a list in which commas, spaces and line ends separate.
 func prefixes(v string) ([]netip.Prefix, error) {
 	var list []netip.Prefix
-	for _, word := range strings.FieldsFunc(v, func(r rune) bool { return strings.ContainsRune(", \t\r\n", r) }) {
+	for _, word := range words(v) {
 		p, err := netip.ParsePrefix(word)
 		if err != nil {
 			return nil, fmt.Errorf("%q is no CIDR; want something like 192.0.2.0/24, several with commas between them", word)

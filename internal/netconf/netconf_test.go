@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -30,7 +31,11 @@ func TestParse(t *testing.T) {
 		"DNS": {map[string]string{"dns": "node-cache", "serviceProxy": "auto"}, with(func(c *netconf.Config) {
 			c.DNS, c.ServiceProxy = netconf.DNSNodeCache, netconf.ProxyAuto
 		})},
-		"MTU by itself": {map[string]string{"mtu": "0"}, netconf.Default()},
+		"link-local addresses": {map[string]string{"linkLocal": "metadata, 169.254.169.253/32"}, with(func(c *netconf.Config) {
+			c.LinkLocal = append(slices.Clone(podnet.Metadata), netip.MustParsePrefix("169.254.169.253/32"))
+		})},
+		"no link-local address": {map[string]string{"linkLocal": "none"}, netconf.Default()},
+		"MTU by itself":         {map[string]string{"mtu": "0"}, netconf.Default()},
 	} {
 		got, err := netconf.Parse(tt.data)
 		if err != nil || !reflect.DeepEqual(got, tt.want) {
@@ -49,11 +54,12 @@ func TestNodeCacheNeedsProxy(t *testing.T) {
 
 func TestParseTellsAllProblems(t *testing.T) {
 	_, err := netconf.Parse(map[string]string{"mode": "overlay", "vni": "0", "port": "65536", "mtu": "1279", "masquerade": "yes",
-		"nonMasqueradeCIDRs": "192.0.2.1/24", "coolDown": "soon", "fastPath": "on", "mod": "auto"})
+		"nonMasqueradeCIDRs": "192.0.2.1/24", "coolDown": "soon", "fastPath": "on", "linkLocal": "metadata, 10.0.0.0/8", "mod": "auto"})
 	const want = `coolDown: "soon": want a duration from 0s to 1h0m0s, such as 30s
 fastPath: "on": want auto or off
+linkLocal: "metadata, 10.0.0.0/8": "10.0.0.0/8": want none, metadata, or a CIDR within 169.254.0.0/16 such as 169.254.169.253/32, several with commas between them
 masquerade: "yes": want true or false
-mod: "auto": there is no such setting; want one of coolDown, dns, fastPath, masquerade, mode, mtu, nodePortAddresses, nonMasqueradeCIDRs, port, serviceProxy, vni
+mod: "auto": there is no such setting; want one of coolDown, dns, fastPath, linkLocal, masquerade, mode, mtu, nodePortAddresses, nonMasqueradeCIDRs, port, serviceProxy, vni
 mode: "overlay": want auto or direct or vxlan
 mtu: "1279": want a number from 1280 to 65535
 nonMasqueradeCIDRs: "192.0.2.1/24": 192.0.2.1/24 has bits set below its mask; want 192.0.2.0/24

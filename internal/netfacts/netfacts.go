@@ -35,6 +35,7 @@ func Read(nodes []*corev1.Node, self string, c netconf.Config) Facts {
 	f := Facts{Config: podnet.Config{
 		Mode: c.Mode, VNI: uint32(c.VNI), Port: uint16(c.Port), MTU: c.MTU,
 		NonMasquerade: c.NonMasqueradeCIDRs, NoMasquerade4: !c.Masquerade, NoMasquerade6: !c.Masquerade,
+		LinkLocal: c.LinkLocal,
 	}}
 	tunnel := fmt.Sprintf("%d:%d", c.VNI, c.Port)
 	f.Nodes = make([]podnet.Node, 0, len(nodes))

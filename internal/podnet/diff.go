@@ -93,13 +93,13 @@ func (d Delta[T]) Counted() Count { return Count{len(d.Add), len(d.Correct), len
 // Changes counts what was changed in the kernel.
 type Changes struct {
 	Tunnel, Addrs, Routes, Neighbours, Forwards, Sysctls Count
-	Masquerade                                           Count // elements of sets, and 1 added for a table made anew
+	Masquerade, Guard                                    Count // elements of sets, and 1 added for a table made anew
 }
 
 // Total is the number of changes of any kind.
 func (c Changes) Total() int {
 	total := 0
-	for _, n := range []Count{c.Tunnel, c.Addrs, c.Routes, c.Neighbours, c.Forwards, c.Sysctls, c.Masquerade} {
+	for _, n := range []Count{c.Tunnel, c.Addrs, c.Routes, c.Neighbours, c.Forwards, c.Sysctls, c.Masquerade, c.Guard} {
 		total += n.Added + n.Corrected + n.Removed
 	}
 	return total
@@ -112,7 +112,7 @@ func (c Changes) String() string {
 		what string
 		n    Count
 	}{{"device", c.Tunnel}, {"addresses", c.Addrs}, {"routes", c.Routes}, {"neighbours", c.Neighbours}, {"forwards", c.Forwards},
-		{"settings", c.Sysctls}, {"masquerade", c.Masquerade}} {
+		{"settings", c.Sysctls}, {"masquerade", c.Masquerade}, {"guard", c.Guard}} {
 		if k.n == (Count{}) {
 			continue
 		}
@@ -156,6 +156,7 @@ func Diff(plan Plan, have State) []Difference {
 	set(&d, "masquerade: pod range", plan.Masquerade.Pods, have.Masquerade.Pods)
 	set(&d, "masquerade: node", plan.Masquerade.Nodes, have.Masquerade.Nodes)
 	set(&d, "masquerade: exempt range", plan.Masquerade.Others, have.Masquerade.Others)
+	d.guard(plan.Guard, have.Guard)
 	return d.found
 }
 

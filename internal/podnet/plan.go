@@ -110,6 +110,7 @@ func (p *planner) plan(self string, nodes []Node, config Config) Plan {
 	}
 	plan.Sysctls = p.sysctls(plan.State, me)
 	plan.Masquerade = p.masquerade(me, members)
+	plan.Guard = p.guard(me, members, plan.Tunnel, family)
 	if len(plan.Masquerade.Sources) > 0 {
 		plan.Sysctls = append(plan.Sysctls, halfClosed)
 	}
@@ -143,7 +144,7 @@ func (p *planner) checked(c Config) Config {
 		p.add("", InvalidConfig, "MTU %d: want %d to 65535, or 0 to have it worked out", c.MTU, minMTU)
 		c.MTU = 0
 	}
-	for _, list := range []*[]netip.Prefix{&c.PodRanges, &c.NonMasquerade} {
+	for _, list := range []*[]netip.Prefix{&c.PodRanges, &c.NonMasquerade, &c.LinkLocal} {
 		var good []netip.Prefix
 		for _, r := range *list {
 			if !r.IsValid() || r.Addr().Is4In6() || r != r.Masked() {
@@ -483,8 +484,9 @@ func (p *planner) masquerade(me *member, members []*member) Masquerade {
 			}
 		}
 	}
-	// Link-local and multicast packets are never routed; should one get here, it is nothing to rewrite.
-	m.Others = append(slices.Clone(unroutable), p.config.NonMasquerade...)
+	// Link-local and multicast packets are never routed; should one get here, it is nothing to rewrite. What is open of
+	// link-local addresses is: a cloud answers its instance there, and knows of no pods.
+	m.Others = append(without(unroutable, p.config.LinkLocal), p.config.NonMasquerade...)
 	m.Sources, m.Pods, m.Others = disjoint(m.Sources), disjoint(m.Pods), disjoint(m.Others)
 	slices.SortFunc(m.Nodes, netip.Addr.Compare)
 	m.Nodes = slices.Compact(m.Nodes)

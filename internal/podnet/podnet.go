@@ -87,6 +87,8 @@ type Config struct {
 	PodRanges []netip.Prefix
 	// NonMasquerade are destinations outside of the cluster that are to see pods' own addresses.
 	NonMasquerade []netip.Prefix
+	// LinkLocal are link-local and metadata addresses that pods' packets are forwarded to all the same.
+	LinkLocal []netip.Prefix
 	// NoMasquerade4 and NoMasquerade6 leave the packets of a family as they are.
 	NoMasquerade4, NoMasquerade6 bool
 }
@@ -132,6 +134,7 @@ type State struct {
 	Forwards   []Forward   // of the tunnel
 	Sysctls    []Sysctl
 	Masquerade Masquerade
+	Guard      Guard
 }
 
 // Peer says how another node's pods are reached: by Direct, by VXLAN, or, where it is empty, not at all.

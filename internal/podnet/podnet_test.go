@@ -93,6 +93,7 @@ func TestPlan(t *testing.T) {
 			at(node("c", "10.201.2.2", "10.244.3.0/24"), 3)}},
 		{name: "masquerade", nodes: all, config: podnet.Config{NoMasquerade6: true,
 			PodRanges: prefixes("10.244.0.0/16"), NonMasquerade: prefixes("172.16.0.0/12", "172.16.1.0/24")}},
+		{name: "link-local", nodes: []podnet.Node{a}, config: podnet.Config{LinkLocal: podnet.Metadata}},
 		{name: "overlap", nodes: []podnet.Node{at(a, 2), at(b, 3), at(c, 4),
 			at(node("young", "10.201.1.4", "10.244.2.128/25", "10.244.7.0/24"), 5), at(node("old", "10.201.1.5", "10.244.3.0/25"), 1)}},
 		{name: "invalid", nodes: []podnet.Node{a, b, b,

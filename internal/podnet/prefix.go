@@ -28,6 +28,30 @@ func disjoint(list []netip.Prefix) []netip.Prefix {
 	return kept
 }
 
+// without returns prefixes that cover what the first ones do and the others do not.
+func without(list, holes []netip.Prefix) []netip.Prefix {
+	var left []netip.Prefix
+	for _, p := range list {
+		i := slices.IndexFunc(holes, p.Overlaps)
+		switch {
+		case i < 0:
+			left = append(left, p)
+		case isWithin(p, holes[i]):
+		default:
+			left = append(left, without(halves(p), holes)...)
+		}
+	}
+	return left
+}
+
+// halves returns the two prefixes that a larger one consists of.
+func halves(p netip.Prefix) []netip.Prefix {
+	b := p.Addr().AsSlice()
+	b[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
+	upper, _ := netip.AddrFromSlice(b)
+	return []netip.Prefix{netip.PrefixFrom(p.Addr(), p.Bits()+1), netip.PrefixFrom(upper, p.Bits()+1)}
+}
+
 // claim is a range that a node says is its own.
 type claim struct {
 	prefix netip.Prefix

@@ -42,6 +42,7 @@ func (s State) String() string {
 		fmt.Fprintf(&b, "sysctl %s\n", c)
 	}
 	b.WriteString(s.Masquerade.String())
+	b.WriteString(s.Guard.String())
 	return b.String()
 }
 

@@ -2,8 +2,6 @@ package ruleset
 
 import (
 	"errors"
-	"net/netip"
-	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -27,17 +25,8 @@ const (
 func (r *Ruleset) SetMasquerade(m podnet.Masquerade) (podnet.Count, error) {
 	want := elements{}
 	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
-		of := func(list []netip.Prefix) []netip.Prefix {
-			list = slices.DeleteFunc(slices.Clone(list), func(p netip.Prefix) bool { return podnet.FamilyOf(p.Addr()) != f })
-			slices.SortFunc(list, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
-			return list
-		}
-		nodes := make([]netip.Prefix, 0, len(m.Nodes))
-		for _, a := range m.Nodes {
-			nodes = append(nodes, netip.PrefixFrom(a, a.BitLen()))
-		}
-		want[named(ownPods, f)], want[named(podCIDRs, f)] = of(m.Sources), of(m.Pods)
-		want[named(nodeAddrs, f)], want[named(nonMasquerade, f)] = of(nodes), of(m.Others)
+		want[named(ownPods, f)], want[named(podCIDRs, f)] = alone(m.Sources, f), alone(m.Pods, f)
+		want[named(nodeAddrs, f)], want[named(nonMasquerade, f)] = single(m.Nodes, f), alone(m.Others, f)
 	}
 	return r.set(masqueradeTable(), want)
 }
@@ -54,12 +43,10 @@ func (r *Ruleset) Masquerade() (podnet.Masquerade, error) {
 		return m, err
 	}
 	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
-		m.Sources = append(m.Sources, have[named(ownPods, f)]...)
-		m.Pods = append(m.Pods, have[named(podCIDRs, f)]...)
-		for _, p := range have[named(nodeAddrs, f)] {
-			m.Nodes = append(m.Nodes, p.Addr())
-		}
-		m.Others = append(m.Others, have[named(nonMasquerade, f)]...)
+		m.Sources = prefixes(m.Sources, have[named(ownPods, f)])
+		m.Pods = prefixes(m.Pods, have[named(podCIDRs, f)])
+		m.Nodes = addrs(m.Nodes, have[named(nodeAddrs, f)])
+		m.Others = prefixes(m.Others, have[named(nonMasquerade, f)])
 	}
 	return m, nil
 }

@@ -24,6 +24,7 @@ type Ruleset struct {
 
 // known is what a table held at a generation of the kernel's whole rule set.
 type known struct {
+	variant    string
 	generation uint32
 	elements   elements
 }

@@ -320,8 +320,8 @@ func decode(sets map[string][]element) (service.Plan, bool) {
 		for _, e := range sets[named(ownPods, family)] {
 			found = append(found, nftables.SetElement{Key: []byte(e.key), IntervalEnd: e.end})
 		}
-		all, ok := set{interval: true}.prefixes(found)
-		p.OwnPods = append(p.OwnPods, all...)
+		all, ok := set{interval: true}.singles(found)
+		p.OwnPods = prefixes(p.OwnPods, all)
 		complete = complete && ok
 	}
 	slices.SortFunc(p.Frontends, func(a, b service.Frontend) int { return a.Compare(b.Key) })

@@ -1,6 +1,8 @@
 package ruleset
 
 import (
+	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -17,16 +19,21 @@ import (
 
 // table is what a table of ours should hold.
 type table struct {
-	name   string
-	sets   []set
-	chains []chain
+	name string
+	// variant tells tables of one name with other rules apart.
+	variant string
+	sets    []set
+	chains  []chain
 }
 
-// set is a named set of addresses.
+// set is a named set of addresses, or of pairs of them.
 type set struct {
 	name, comment string
 	family        podnet.Family
 	interval      bool // of prefixes, not of single addresses
+	// pairedWith, if set, is the family of the address that comes first in each element, `address . prefix`. Such a set
+	// is one of intervals.
+	pairedWith podnet.Family
 }
 
 type chain struct {
@@ -42,8 +49,53 @@ type rule struct {
 	exprs   []expr.Any
 }
 
-// elements are those of a table's sets, by the sets' names, sorted. Single addresses are prefixes of full length.
-type elements map[string][]netip.Prefix
+// member is an element of a set. A single address is a prefix of full length.
+type member struct {
+	first  netip.Addr // of a pair
+	prefix netip.Prefix
+}
+
+func (m member) key() member { return m }
+
+// elements are the members of a table's sets, by the sets' names, sorted.
+type elements map[string][]member
+
+// alone returns members that are no pairs: the prefixes of one family, sorted.
+func alone(list []netip.Prefix, f podnet.Family) []member {
+	members := make([]member, 0, len(list))
+	for _, p := range list {
+		if podnet.FamilyOf(p.Addr()) == f {
+			members = append(members, member{prefix: p})
+		}
+	}
+	slices.SortFunc(members, func(a, b member) int { return a.prefix.Addr().Compare(b.prefix.Addr()) })
+	return members
+}
+
+// single is alone of addresses.
+func single(list []netip.Addr, f podnet.Family) []member {
+	prefixes := make([]netip.Prefix, 0, len(list))
+	for _, a := range list {
+		prefixes = append(prefixes, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return alone(prefixes, f)
+}
+
+// prefixes adds those of members to a list.
+func prefixes(list []netip.Prefix, members []member) []netip.Prefix {
+	for _, m := range members {
+		list = append(list, m.prefix)
+	}
+	return list
+}
+
+// addrs is prefixes of single addresses.
+func addrs(list []netip.Addr, members []member) []netip.Addr {
+	for _, m := range members {
+		list = append(list, m.prefix.Addr())
+	}
+	return list
+}
 
 // errStrange says that a table is not as we make them: it is made anew.
 var errStrange = errors.New("the table is not as it should be")
@@ -68,7 +120,7 @@ func (r *Ruleset) try(t table, want elements) (podnet.Count, error) {
 	var count podnet.Count
 	inKernel := r.table(t)
 	for _, s := range t.sets {
-		d := podnet.Compare(want[s.name], have[s.name], func(p netip.Prefix) netip.Prefix { return p })
+		d := podnet.Compare(want[s.name], have[s.name], member.key)
 		count.Added, count.Removed = count.Added+len(d.Add), count.Removed+len(d.Remove)
 		// All of it becomes true at once, so that what goes may go first: it may overlap what comes.
 		in := inKernel.set(s)
@@ -80,22 +132,22 @@ func (r *Ruleset) try(t table, want elements) (podnet.Count, error) {
 		}
 	}
 	if count == (podnet.Count{}) {
-		r.known[t.name] = known{before, want}
+		r.known[t.name] = known{t.variant, before, want}
 		return count, nil
 	}
 	if err := r.conn.Flush(); err != nil {
 		// Elements that somebody else added or took away meanwhile, or ones that only look like ours.
 		return podnet.Count{Added: 1}, r.replace(t, want)
 	}
-	r.learn(t.name, before, want)
+	r.learn(t, before, want)
 	return count, nil
 }
 
 // learn keeps in mind what the table holds if ours was the only transaction since a generation.
-func (r *Ruleset) learn(table string, before uint32, holds elements) {
-	delete(r.known, table)
+func (r *Ruleset) learn(t table, before uint32, holds elements) {
+	delete(r.known, t.name)
 	if after, err := r.socket.generation(); err == nil && after == before+1 {
-		r.known[table] = known{after, holds}
+		r.known[t.name] = known{t.variant, after, holds}
 	}
 }
 
@@ -118,17 +170,20 @@ func (r *Ruleset) replace(t table, want elements) error {
 			return err
 		}
 	}
-	for _, c := range t.chains {
-		kernel := r.conn.AddChain(&nftables.Chain{Name: c.name, Table: in.Table, Type: c.kind, Hooknum: c.hook, Priority: c.priority})
+	chains := make([]*nftables.Chain, len(t.chains))
+	for i, c := range t.chains { // all of them first: rules may jump to any
+		chains[i] = r.conn.AddChain(&nftables.Chain{Name: c.name, Table: in.Table, Type: c.kind, Hooknum: c.hook, Priority: c.priority})
+	}
+	for i, c := range t.chains {
 		for _, x := range c.rules {
-			r.conn.AddRule(&nftables.Rule{Table: in.Table, Chain: kernel, Exprs: x.exprs,
+			r.conn.AddRule(&nftables.Rule{Table: in.Table, Chain: chains[i], Exprs: x.exprs,
 				UserData: userdata.AppendString(nil, userdata.TypeComment, x.comment)})
 		}
 	}
 	if err := r.conn.Flush(); err != nil {
 		return err
 	}
-	r.learn(t.name, before, want)
+	r.learn(t, before, want)
 	return nil
 }
 
@@ -141,7 +196,7 @@ func (r *Ruleset) read(t table) (elements, uint32, error) {
 		if err != nil {
 			return nil, 0, err
 		}
-		if k, ok := r.known[t.name]; ok && k.generation == before {
+		if k, ok := r.known[t.name]; ok && k.variant == t.variant && k.generation == before {
 			return k.elements, before, nil // no transaction since, so it cannot have changed
 		}
 		have, err := r.readOnce(t)
@@ -198,7 +253,7 @@ func (r *Ruleset) readOnce(t table) (elements, error) {
 			return nil, err
 		}
 		var ok bool
-		if have[want.name], ok = want.prefixes(found); !ok {
+		if have[want.name], ok = want.members(found); !ok {
 			return nil, errStrange
 		}
 	}
@@ -223,6 +278,8 @@ func isRule(have *nftables.Rule, want rule) bool {
 				named.Exprs = nil
 			}
 			a = &named
+		case *expr.Counter: // packets change it
+			a = &expr.Counter{}
 		}
 		return reflect.DeepEqual(a, b)
 	})
@@ -236,22 +293,39 @@ func (r *Ruleset) table(t table) inKernel {
 }
 
 func (t inKernel) set(s set) *nftables.Set {
-	return &nftables.Set{Table: t.Table, Name: s.name, KeyType: s.key(), Interval: s.interval, Comment: s.comment}
+	return &nftables.Set{Table: t.Table, Name: s.name, KeyType: s.key(), Interval: s.interval, Concatenation: s.isPaired(), Comment: s.comment}
 }
 
+func (s set) isPaired() bool { return s.pairedWith != 0 }
+
 func (s set) key() nftables.SetDatatype {
-	if s.family == podnet.IPv4 {
+	if s.isPaired() {
+		return nftables.MustConcatSetType(addrType(s.pairedWith), addrType(s.family))
+	}
+	return addrType(s.family)
+}
+
+func addrType(f podnet.Family) nftables.SetDatatype {
+	if f == podnet.IPv4 {
 		return nftables.TypeIPAddr
 	}
 	return nftables.TypeIP6Addr
 }
 
 // elements queues a change of elements, in messages that a netlink attribute's 64 KiB have room for.
-func (r *Ruleset) elements(list []netip.Prefix, s set, kernel *nftables.Set, change func(*nftables.Set, []nftables.SetElement) error) error {
+func (r *Ruleset) elements(list []member, s set, kernel *nftables.Set, change func(*nftables.Set, []nftables.SetElement) error) error {
 	const room = 500
 	for part := range slices.Chunk(list, room) {
 		var all []nftables.SetElement
-		for _, p := range part {
+		for _, m := range part {
+			p := m.prefix
+			if s.isPaired() {
+				all = append(all, nftables.SetElement{
+					Key:    append(m.first.AsSlice(), p.Addr().AsSlice()...),
+					KeyEnd: append(m.first.AsSlice(), last(p).AsSlice()...),
+				})
+				continue
+			}
 			all = append(all, nftables.SetElement{Key: p.Addr().AsSlice()})
 			if !s.interval {
 				continue
@@ -288,8 +362,53 @@ func sameBits(a, b netip.Addr) int {
 	return a.BitLen()
 }
 
-// prefixes is the reverse of elements. It is not ok if there is an interval that is no prefix: it is not ours.
-func (s set) prefixes(found []nftables.SetElement) ([]netip.Prefix, bool) {
+// members is the reverse of elements. It is not ok if there is an interval that is no prefix: it is not ours.
+func (s set) members(found []nftables.SetElement) ([]member, bool) {
+	if s.isPaired() {
+		return s.pairs(found)
+	}
+	return s.singles(found)
+}
+
+// pairs is members of a set of pairs.
+func (s set) pairs(found []nftables.SetElement) ([]member, bool) {
+	size := words(s.pairedWith) * 4
+	list := make([]member, 0, len(found))
+	for _, e := range found {
+		end := e.KeyEnd
+		if len(end) == 0 {
+			end = e.Key
+		}
+		if len(e.Key) != size+words(s.family)*4 || len(end) != len(e.Key) || !bytes.Equal(e.Key[:size], end[:size]) {
+			return nil, false
+		}
+		first, _ := netip.AddrFromSlice(e.Key[:size])
+		from, _ := netip.AddrFromSlice(e.Key[size:])
+		to, _ := netip.AddrFromSlice(end[size:])
+		p, ok := prefixFrom(from, to)
+		if !ok {
+			return nil, false
+		}
+		list = append(list, member{first, p})
+	}
+	sortPairs(list)
+	return list, true
+}
+
+func sortPairs(list []member) {
+	slices.SortFunc(list, func(a, b member) int {
+		return cmp.Or(a.first.Compare(b.first), a.prefix.Addr().Compare(b.prefix.Addr()))
+	})
+}
+
+// prefixFrom returns the prefix that reaches from one address to another, if there is one.
+func prefixFrom(from, to netip.Addr) (netip.Prefix, bool) {
+	p := netip.PrefixFrom(from, sameBits(from, to))
+	return p, p == p.Masked() && last(p) == to
+}
+
+// singles is members of a set of addresses or prefixes.
+func (s set) singles(found []nftables.SetElement) ([]member, bool) {
 	type bound struct {
 		addr netip.Addr
 		end  bool
@@ -311,7 +430,7 @@ func (s set) prefixes(found []nftables.SetElement) ([]netip.Prefix, bool) {
 		}
 		return 1
 	})
-	var list []netip.Prefix
+	var list []member
 	for i, b := range bounds {
 		if b.end {
 			continue
@@ -325,12 +444,12 @@ func (s set) prefixes(found []nftables.SetElement) ([]netip.Prefix, bool) {
 				}
 				to = bounds[i+1].addr.Prev()
 			}
-			p = netip.PrefixFrom(b.addr, sameBits(b.addr, to))
-			if p != p.Masked() || last(p) != to {
+			var ok bool
+			if p, ok = prefixFrom(b.addr, to); !ok {
 				return nil, false
 			}
 		}
-		list = append(list, p)
+		list = append(list, member{prefix: p})
 	}
 	return list, true
 }

@@ -27,9 +27,8 @@ func (r *Ruleset) SetUntracked(addrs []netip.Addr) (podnet.Count, error) {
 
 func untrackedElements(addrs []netip.Addr) elements {
 	want := elements{}
-	for _, a := range addrs {
-		name := named(untracked, podnet.FamilyOf(a))
-		want[name] = append(want[name], netip.PrefixFrom(a, a.BitLen()))
+	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		want[named(untracked, f)] = single(addrs, f)
 	}
 	return want
 }
@@ -48,7 +47,7 @@ func (r *Ruleset) HoldsUntracked(addrs []netip.Addr) (bool, error) {
 	}
 	want := untrackedElements(addrs)
 	for _, s := range dnsTable().sets {
-		d := podnet.Compare(want[s.name], have[s.name], func(p netip.Prefix) netip.Prefix { return p })
+		d := podnet.Compare(want[s.name], have[s.name], member.key)
 		if len(d.Add)+len(d.Remove) > 0 {
 			return false, nil
 		}

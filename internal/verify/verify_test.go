@@ -68,8 +68,12 @@ func TestPods(t *testing.T) {
 			s.Kernel.Routes = slices.DeleteFunc(slices.Clone(s.Kernel.Routes), func(r podnet.Route) bool { return r.To.String() == "10.244.1.0/24" })
 		}, []string{"route 10.244.1.0/24 via 10.0.0.2 dev eth0 is missing"}},
 		"a node is gone, its route is not": {func(c *verify.Cluster, _ *nodestate.State) { c.Nodes = c.Nodes[:1] },
-			[]string{"masquerade: node 10.0.0.2 should not be there", "masquerade: pod range 10.244.1.0/24 should not be there",
+			[]string{"guard: node 10.0.0.2 should not be there", "masquerade: node 10.0.0.2 should not be there", "masquerade: pod range 10.244.1.0/24 should not be there",
 				"route 10.244.1.0/24 via 10.0.0.2 dev eth0 should not be there"}},
+		"no guard": {func(_ *verify.Cluster, s *nodestate.State) { s.Kernel.Guard = podnet.Guard{} },
+			[]string{"guard: pods may pass for others: the table of rules is missing, or is another one"}},
+		"a guard that is open": {func(_ *verify.Cluster, s *nodestate.State) { s.Kernel.Guard.Open = podnet.Metadata[:1] },
+			[]string{"guard: open range 169.254.169.254/32 should not be there"}},
 		"the agent plans wrongly": {func(_ *verify.Cluster, s *nodestate.State) { s.Plan = podnet.Plan{Node: "a"}; s.Kernel.Routes = nil },
 			[]string{"route 10.244.1.0/24 via 10.0.0.2 dev eth0 is missing", "route unreachable 10.244.0.0/24 metric 65535 is missing"}},
 		"another address": {func(_ *verify.Cluster, s *nodestate.State) { s.Leases[0].Addresses = addrs("10.244.0.3") },
