@@ -29,6 +29,7 @@ import (
 type node struct {
 	*link.Namespace
 	name string
+	ns   string // the namespace's path
 	dir  string
 	path *bpf.Path
 	plan bpf.Plan
@@ -49,7 +50,8 @@ const rules = `table inet proxy {
 
 func newNode(t testing.TB, name string, opts bpf.Options) *node {
 	t.Helper()
-	n := &node{Namespace: linktest.Namespace(t), name: name, dir: t.TempDir(), opts: opts}
+	n := &node{name: name, dir: t.TempDir(), opts: opts}
+	n.Namespace, n.ns = linktest.NamespaceAt(t)
 	testenv.Must(t, n.SetUp("lo", true))
 	testenv.Must(t, n.SetAddrs("lo", []netip.Prefix{netip.MustParsePrefix("198.51.100.1/32"), netip.MustParsePrefix("2001:db8:1::1/128")}))
 	testenv.Must(t, unix.Mount("bpf", n.dir, "bpf", 0, ""))

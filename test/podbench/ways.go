@@ -19,6 +19,7 @@ import (
 	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/link"
 	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/ruleset"
 )
 
 // bench is a run.
@@ -33,6 +34,7 @@ type bench struct {
 // node is a namespace that stands for one.
 type node struct {
 	*link.Namespace
+	path string // of the namespace
 	dir  string
 	i    int // 1 or 2
 	conf map[string]any
@@ -107,7 +109,7 @@ func (b *bench) space() (*link.Namespace, string, error) {
 func (b *bench) nodes(count int) (all []*node, err error) {
 	for i := range count {
 		n := &node{i: i + 1}
-		if n.Namespace, _, err = b.space(); err != nil {
+		if n.Namespace, n.path, err = b.space(); err != nil {
 			return nil, err
 		}
 		if n.dir, err = os.MkdirTemp(b.dir, "node-"); err != nil {
@@ -222,6 +224,9 @@ func fathom(mode podnet.Mode, fast bool) func(context.Context, *bench, []*node) 
 			if len(problems) > 0 {
 				return fmt.Errorf("plan the network: %v", problems)
 			}
+			if err := guard(n.path, plan.Guard); err != nil {
+				return err
+			}
 			if _, err := n.SetPodNetwork(plan); err != nil {
 				return err
 			}
@@ -244,6 +249,17 @@ func fathom(mode podnet.Mode, fast bool) func(context.Context, *bench, []*node) 
 		}
 		return nil
 	}
+}
+
+// guard has a node refuse what the agent would have it refuse.
+func guard(path string, g podnet.Guard) error {
+	rules, err := ruleset.Open(path)
+	if err != nil {
+		return err
+	}
+	defer rules.Close()
+	_, err = rules.SetGuard(g)
+	return err
 }
 
 // reference is one of the reference plugins with host-local, and routes between the nodes.
