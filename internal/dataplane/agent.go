@@ -371,12 +371,19 @@ func (a *Agent) event(ctx context.Context, warning bool, reason, message string)
 func (a *Agent) record(ctx context.Context, e kube.Event) {
 	ctx, cancel := context.WithTimeout(ctx, apiPatience)
 	defer cancel()
-	if len(e.Message) > 1024 { // the API's limit
-		e.Message = e.Message[:1020] + " ..."
-	}
-	if err := a.Client.Record(ctx, Component, e); err != nil {
+	e.Message = clip(e.Message)
+	if err := a.Client.Record(ctx, kube.Reporter{Component: Component, Instance: a.Node}, e); err != nil {
 		a.Log.Warn("an event was lost", "error", err)
 	}
+}
+
+// clip cuts a message to what the API takes in an event and in the status of a BGPPeer.
+func clip(message string) string {
+	const longest, more = 1024, " ..."
+	if len(message) <= longest {
+		return message
+	}
+	return strings.ToValidUTF8(message[:longest-len(more)], "") + more
 }
 
 const (

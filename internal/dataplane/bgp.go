@@ -180,7 +180,7 @@ const maxTold = 100
 func entry(p *v1alpha1.BGPPeer, node string, sessions []bgp.Session, problems []bgpconf.Problem) *v1alpha1.BGPSession {
 	for _, s := range sessions {
 		if s.Peer == p.Name {
-			e := &v1alpha1.BGPSession{Node: node, State: string(s.State), Since: metav1.NewTime(s.Since.Truncate(time.Second)), Message: s.Reason, Prefixes: int32(s.Routes)}
+			e := &v1alpha1.BGPSession{Node: node, State: string(s.State), Since: metav1.NewTime(s.Since.Truncate(time.Second)), Message: clip(s.Reason), Prefixes: int32(s.Routes)}
 			if s.State != bgp.Established {
 				// It tries again and again: where it is between two attempts is of no interest to the cluster.
 				e.State = string(bgp.Active)
@@ -191,7 +191,7 @@ func entry(p *v1alpha1.BGPPeer, node string, sessions []bgp.Session, problems []
 	for _, problem := range problems {
 		if problem.Peer == p.Name && problem.Refused {
 			// Since the object is as it is.
-			e := &v1alpha1.BGPSession{Node: node, State: "Refused", Since: p.CreationTimestamp, Message: problem.Text}
+			e := &v1alpha1.BGPSession{Node: node, State: "Refused", Since: p.CreationTimestamp, Message: clip(problem.Text)}
 			if have := kube.BGPSessionOf(p, node); have != nil && have.State == e.State {
 				e.Since = have.Since
 			}
@@ -201,31 +201,20 @@ func entry(p *v1alpha1.BGPPeer, node string, sessions []bgp.Session, problems []
 	return nil
 }
 
-// publishSession writes the node's entry, if the API has another. The first of the peer's nodes also takes away the
-// entries of nodes that the cluster no longer has.
+// publishSession writes the node's entry, if the API has another. It is all of the status that an agent may write: entries
+// of nodes that the cluster no longer has are the controller's to take away.
 func (a *Agent) publishSession(ctx context.Context, p *v1alpha1.BGPPeer, nodes []*corev1.Node, want *v1alpha1.BGPSession) error {
-	var selected []string
-	known := map[string]bool{}
+	selected := 0
 	for _, n := range nodes {
-		known[n.Name] = true
 		if ok, err := bgpconf.Selects(p, n.Labels); ok && err == nil {
-			selected = append(selected, n.Name)
+			selected++
 		}
 	}
-	if len(selected) > maxTold {
+	if selected > maxTold {
 		want = nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, apiPatience)
 	defer cancel()
-	if len(selected) > 0 && slices.Min(selected) == a.Node {
-		for _, s := range p.Status.Sessions {
-			if !known[s.Node] {
-				if err := a.Client.PublishBGPSession(ctx, p.Name, s.Node, nil); err != nil {
-					return err
-				}
-			}
-		}
-	}
 	have := kube.BGPSessionOf(p, a.Node)
 	if have == nil && want == nil || have != nil && want != nil && have.State == want.State && have.Message == want.Message &&
 		have.Prefixes == want.Prefixes && have.Since.Equal(&want.Since) {

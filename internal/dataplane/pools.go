@@ -103,9 +103,7 @@ func (a *Agent) tellPool(ctx context.Context, p ippool.Pool, status v1alpha1.IPP
 		return
 	}
 	e := kube.Event{Object: kube.PoolReference(p.Object()), Warning: is.Status != metav1.ConditionTrue, Reason: is.Reason, Message: is.Message}
-	if err := a.Client.Record(ctx, Component, e); err != nil {
-		a.Log.Warn("an event was lost", "error", err)
-	}
+	a.record(ctx, e)
 }
 
 const (

@@ -23,7 +23,7 @@ import (
 // BalancerView is a live picture of what load balancers' addresses follow from: Services of type LoadBalancer and those
 // that were, pools, and what pools must not overlap.
 type BalancerView struct {
-	services, namespaces, nodes, ranges, pools, podPools cache.Indexer
+	services, namespaces, nodes, ranges, pools, podPools, peers cache.Indexer
 
 	synced []func() bool
 }
@@ -58,12 +58,21 @@ func (c *Client) BalancerView(ctx context.Context, owner string, changed func())
 			}
 		}()
 	}
+	// What agents say of their sessions is nothing to act on: there may be many of them, and they say much when a router ends.
+	o.changed = func() {}
+	peers := watched{&v.peers, &v1alpha1.BGPPeer{}, cache.NewListWatchFromClient(c.fathom, bgpPeers, "", all), true}
+	if _, _, err := inform(ctx, peers, o); err != nil {
+		return nil, err
+	}
 	return v, nil
 }
 
 // shrinkBalancer keeps of a Service what says whose address it is. A Service that has nothing to do with load balancers
 // keeps its name.
 func shrinkBalancer(o any, owner string) (any, error) {
+	if p, ok := o.(*v1alpha1.BGPPeer); ok {
+		return shrinkPeer(p, ""), nil
+	}
 	s, ok := o.(*corev1.Service)
 	if !ok {
 		return shrink(o)
@@ -106,6 +115,10 @@ func (v *BalancerView) AddressPools() []*v1alpha1.AddressPool {
 
 // PodPools returns the pools of pods' addresses, in no order.
 func (v *BalancerView) PodPools() []*v1alpha1.IPPool { return all[*v1alpha1.IPPool](v.podPools) }
+
+// BGPPeers returns those that were seen up to now, in no order. Of the sessions in their status the nodes' names are there.
+// Changes of them are not told.
+func (v *BalancerView) BGPPeers() []*v1alpha1.BGPPeer { return all[*v1alpha1.BGPPeer](v.peers) }
 
 // SetIngress writes the load balancer's addresses into the status of a Service as it was seen, and with them its
 // finalizers, which the subresource takes, too: if it has changed since,

@@ -3,7 +3,6 @@ package kube
 import (
 	"context"
 	"fmt"
-	"os"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -251,8 +250,16 @@ func ServiceReference(name types.NamespacedName) corev1.ObjectReference {
 	return corev1.ObjectReference{Kind: "Service", APIVersion: "v1", Namespace: name.Namespace, Name: name.Name}
 }
 
-// Record makes an event of a component.
-func (c *Client) Record(ctx context.Context, component string, e Event) error {
+// Reporter is who tells of an event.
+type Reporter struct {
+	Component string // fathom-agent
+	// Instance is which of them: the Node of an agent, the pod of the controller. Admission policies compare an agent's
+	// with the node that its token names.
+	Instance string
+}
+
+// Record makes an event.
+func (c *Client) Record(ctx context.Context, by Reporter, e Event) error {
 	kind := corev1.EventTypeNormal
 	if e.Warning {
 		kind = corev1.EventTypeWarning
@@ -261,15 +268,14 @@ func (c *Client) Record(ctx context.Context, component string, e Event) error {
 	if namespace == "" {
 		namespace = metav1.NamespaceDefault
 	}
-	host, _ := os.Hostname()
 	now := metav1.NewTime(time.Now())
 	_, err := c.CoreV1().Events(namespace).Create(ctx, &corev1.Event{
 		ObjectMeta:     metav1.ObjectMeta{GenerateName: e.Object.Name + ".", Namespace: namespace},
 		InvolvedObject: e.Object,
 		Type:           kind, Reason: e.Reason, Message: e.Message,
-		Source:         corev1.EventSource{Component: component, Host: host},
+		Source:         corev1.EventSource{Component: by.Component, Host: by.Instance},
 		FirstTimestamp: now, LastTimestamp: now, Count: 1,
-		ReportingController: component, ReportingInstance: host,
+		ReportingController: by.Component, ReportingInstance: by.Instance,
 	}, metav1.CreateOptions{})
 	if err != nil {
 		return fmt.Errorf("record event %s: %w", e.Reason, err)

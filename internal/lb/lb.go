@@ -1,5 +1,6 @@
-// Package lb is the controller of a cluster: it gives Services of type LoadBalancer addresses of AddressPools, and says
-// of pools how full they are. Who answers for an address is each node's own to decide; package dataplane.
+// Package lb is the controller of a cluster: it gives Services of type LoadBalancer addresses of AddressPools, says of
+// pools how full they are, and takes from BGPPeers what nodes said that are gone. Who answers for an address is each node's
+// own to decide; package dataplane.
 //
 // Like an agent it has one loop, from the whole of what is known to the whole of what should be: docs/design/load-balancer.md.
 package lb
@@ -136,7 +137,7 @@ func (a *allocator) pass(ctx context.Context) error {
 		services[types.NamespacedName{Namespace: s.Namespace, Name: s.Name}] = s
 	}
 	assignments := pools.Assign(all, namespaces)
-	errs := []error{a.takeBack(ctx, all)}
+	errs := []error{a.takeBack(ctx, all), a.takeSessions(ctx)}
 	// Addresses that change hands are taken from the one before the other gets them.
 	for _, losing := range []bool{true, false} {
 		for _, x := range assignments {
@@ -220,6 +221,24 @@ func (a *allocator) takeBack(ctx context.Context, all []*corev1.Service) error {
 	return errors.Join(errs...)
 }
 
+// takeSessions takes from the status of BGPPeers what nodes have said that the cluster no longer has. The agents may write
+// no entries but their own. Of a node that has only just come an entry may be taken too early: its agent writes it again.
+func (a *allocator) takeSessions(ctx context.Context) error {
+	nodes := map[string]bool{}
+	for _, n := range a.view.Nodes() {
+		nodes[n.Name] = true
+	}
+	var errs []error
+	for _, p := range a.view.BGPPeers() {
+		for _, s := range p.Status.Sessions {
+			if !nodes[s.Node] {
+				errs = append(errs, a.Client.PublishBGPSession(ctx, p.Name, s.Node, nil))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // tellPool writes the status of a pool, and makes an event where it has become good or bad.
 func (a *allocator) tellPool(ctx context.Context, p *vip.Pool, assignments []vip.Assignment) (v1alpha1.AddressPoolStatus, error) {
 	status, differs := p.Status(assignments, time.Now())
@@ -258,7 +277,7 @@ func (a *allocator) send(ctx context.Context, e kube.Event) {
 	if len(e.Message) > longest {
 		e.Message = e.Message[:longest-4] + " ..."
 	}
-	if err := a.Client.Record(ctx, Component, e); err != nil {
+	if err := a.Client.Record(ctx, kube.Reporter{Component: Component, Instance: a.Identity}, e); err != nil {
 		a.Log.Warn("an event was lost", "error", err)
 	}
 }

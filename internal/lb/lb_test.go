@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/deploy"
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/lb"
@@ -48,7 +49,7 @@ func start(t *testing.T) cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	as := strings.Replace(string(config), "user: {", `user: {as: "system:serviceaccount:fathom-system:fathom-controller", `, 1)
+	as := strings.Replace(string(config), "user: {", `user: {as: "system:serviceaccount:fathom-system:fathom-controller", as-user-extra: {authentication.kubernetes.io/node-name: [n1]}, `, 1)
 	path = filepath.Join(t.TempDir(), "kubeconfig")
 	if err := os.WriteFile(path, []byte(as), 0o600); err != nil {
 		t.Fatal(err)
@@ -258,6 +259,36 @@ func (c cluster) usage(pool, want string) {
 		}
 		return got == want
 	}, func() string { return fmt.Sprintf("pool %s: %s, want %s", pool, got, want) })
+}
+
+// TestSessions: what nodes have said of BGP sessions goes with them.
+func TestSessions(t *testing.T) {
+	c := start(t)
+	c.must(c.client.SetNode(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "stays"}}))
+	c.must(c.client.SetNode(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "goes"}}))
+	c.must(c.apply(`{apiVersion: fathom.network/v1alpha1, kind: BGPPeer, metadata: {name: router}, spec: {peerAddress: 192.0.2.1, peerASN: 64500, localASN: 64512}}`))
+	for _, node := range []string{"never-was", "stays", "goes"} {
+		c.must(c.client.PublishBGPSession(t.Context(), "router", node, &v1alpha1.BGPSession{Node: node, State: "Active", Since: metav1.NewTime(time.Unix(1, 0))}))
+	}
+	tell := func(want string) {
+		t.Helper()
+		var got []string
+		c.await(func() bool {
+			data, err := c.client.CoreV1().RESTClient().Get().AbsPath("/apis/fathom.network/v1alpha1/bgppeers/router").DoRaw(c.Context())
+			c.must(err)
+			var peer v1alpha1.BGPPeer
+			c.must(json.Unmarshal(data, &peer))
+			got = nil
+			for _, s := range peer.Status.Sessions {
+				got = append(got, s.Node)
+			}
+			return strings.Join(got, " ") == want
+		}, func() string { return fmt.Sprintf("sessions of %v, want %s", got, want) })
+	}
+	c.run("one")
+	tell("stays goes")
+	c.must(c.client.CoreV1().Nodes().Delete(t.Context(), "goes", metav1.DeleteOptions{}))
+	tell("stays")
 }
 
 // TestCRD: what makes no sense is refused by the API server.
