@@ -17,10 +17,16 @@ var Fathom []byte
 //go:embed dns.yaml
 var DNS []byte
 
+// Admission is admission.yaml: which objects, and what of them, the network's service accounts may change.
+//
+//go:embed admission.yaml
+var Admission []byte
+
 //go:embed crds/*.yaml
 var crds embed.FS
 
-// Manifests are all that an installation is made of, as one file: the kinds of our own first.
+// Manifests are all that an installation is made of, as one file: the kinds of our own first, and then what limits
+// the service accounts, before there are any.
 func Manifests() []byte {
 	var all bytes.Buffer
 	files, err := fs.Glob(crds, "crds/*.yaml")
@@ -35,6 +41,8 @@ func Manifests() []byte {
 		all.Write(data)
 		all.WriteString("---\n")
 	}
+	all.Write(Admission)
+	all.WriteString("---\n")
 	all.Write(Fathom)
 	return all.Bytes()
 }

@@ -46,8 +46,8 @@ type BGPPeerSpec struct {
 
 // SecretKey is a key of a Secret in the namespace fathom-system.
 type SecretKey struct {
-	Name string `json:"name"`
-	Key  string `json:"key,omitempty"` // password
+	Name string `json:"name,omitempty"` // fathom-bgp, the one that agents may read
+	Key  string `json:"key,omitempty"`  // password
 }
 
 // BGPAdvertisement is a kind of prefixes.

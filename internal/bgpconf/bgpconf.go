@@ -58,6 +58,7 @@ const (
 	DefaultHoldTime    = 90 * time.Second
 	DefaultKeepalive   = 30 * time.Second
 	DefaultRestartTime = 120 * time.Second
+	DefaultSecret      = "fathom-bgp" // of passwords; deploy/fathom.yaml lets agents read it
 )
 
 // Node is what is known of a node.

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
@@ -71,6 +73,9 @@ func TestRead(t *testing.T) {
 	four := Node{Name: "n4", Addrs: addrs("10.0.0.4"), PodCIDRs: prefixes("10.244.4.0/24", "fd00:244:4::/64")}
 	six := Node{Name: "n6", Addrs: addrs("fd00::6"), PodCIDRs: prefixes("fd00:244:6::/64")}
 	secrets := func(name string) (map[string][]byte, error) {
+		if name == "locked" {
+			return nil, apierrors.NewForbidden(corev1.Resource("secrets"), name, errors.New("no role"))
+		}
 		if name != "bgp" {
 			return nil, fmt.Errorf("secrets %q not found", name)
 		}
@@ -144,9 +149,15 @@ func TestRead(t *testing.T) {
 		{name: "passwords", node: dualNode(), peers: []*v1alpha1.BGPPeer{
 			plain("a", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) { s.PasswordSecret = &v1alpha1.SecretKey{Name: "bgp", Key: "long"} }),
 			plain("b", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) { s.PasswordSecret = &v1alpha1.SecretKey{Name: "bgp", Key: "none"} }),
+			plain("c", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) { s.PasswordSecret = &v1alpha1.SecretKey{} }),
+			plain("d", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) { s.PasswordSecret = &v1alpha1.SecretKey{Name: "locked"} }),
 		}, problems: []string{
 			"BGPPeer a: passwordSecret: key long of Secret bgp has 81 bytes, want 1 to 80",
 			"BGPPeer b: passwordSecret: Secret bgp has no key none",
+			`BGPPeer c: passwordSecret: secrets "fathom-bgp" not found`,
+			"BGPPeer d: passwordSecret: agents may not read Secret locked of namespace fathom-system, of which they read fathom-bgp alone. Keep the password in a key of fathom-bgp, or let them: " +
+				"kubectl -n fathom-system create role bgp-locked --verb=get --resource=secrets --resource-name=locked && " +
+				"kubectl -n fathom-system create rolebinding bgp-locked --role=bgp-locked --serviceaccount=fathom-system:fathom-agent",
 		}},
 		{name: "being deleted", node: dualNode(), peers: []*v1alpha1.BGPPeer{{ObjectMeta: metav1.ObjectMeta{Name: "a", DeletionTimestamp: &metav1.Time{Time: epoch}}}}},
 		{name: "bad selector", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) {

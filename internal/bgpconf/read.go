@@ -8,10 +8,12 @@ import (
 	"slices"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/netconf"
 )
 
 // Problem is why a BGPPeer is not followed on this node, or not wholly.
@@ -181,18 +183,29 @@ func (r *reader) password(secrets Secrets) Password {
 	if ref == nil {
 		return ""
 	}
-	key := cmp.Or(ref.Key, "password")
-	data, err := secrets(ref.Name)
+	name, key := cmp.Or(ref.Name, DefaultSecret), cmp.Or(ref.Key, "password")
+	data, err := secrets(name)
 	value, found := data[key]
 	switch {
+	case apierrors.IsForbidden(err):
+		r.refuse("passwordSecret: %s", forbidden(name))
 	case err != nil:
 		r.refuse("passwordSecret: %v", err)
 	case !found:
-		r.refuse("passwordSecret: Secret %s has no key %s", ref.Name, key)
+		r.refuse("passwordSecret: Secret %s has no key %s", name, key)
 	case len(value) == 0 || len(value) > maxPassword:
-		r.refuse("passwordSecret: key %s of Secret %s has %d bytes, want 1 to %d", key, ref.Name, len(value), maxPassword)
+		r.refuse("passwordSecret: key %s of Secret %s has %d bytes, want 1 to %d", key, name, len(value), maxPassword)
 	}
 	return Password(value)
+}
+
+// forbidden says what to do about a Secret that agents may not read. RBAC gives them names, not what BGPPeers name: who may
+// read any Secret of a namespace may read tokens there.
+func forbidden(secret string) string {
+	const namespace, account = netconf.Namespace, "fathom-agent"
+	return fmt.Sprintf("agents may not read Secret %[1]s of namespace %[2]s, of which they read %[3]s alone. Keep the password in a key of %[3]s, or let them: "+
+		"kubectl -n %[2]s create role bgp-%[1]s --verb=get --resource=secrets --resource-name=%[1]s && "+
+		"kubectl -n %[2]s create rolebinding bgp-%[1]s --role=bgp-%[1]s --serviceaccount=%[2]s:%[4]s", secret, namespace, DefaultSecret, account)
 }
 
 func (r *reader) communities() []Community {

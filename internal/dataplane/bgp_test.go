@@ -52,7 +52,7 @@ const (
 	kit      = "../../bin/kit/bin/"
 	routerNS = "FATHOM_TEST_ROUTER_NS"
 	admin    = "admin-token"
-	agent    = "agent-token"
+	agent    = "agent" // of node n1
 )
 
 // TestBGP runs the agent of a node, with the rights that an installation gives it, against a real API server and a
@@ -104,16 +104,21 @@ func server(t testing.TB) (connect func(token string) *kube.Client, kubeconfig f
 		return path
 	}
 	sa := file("sa.key", string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})))
-	tokens := file("tokens", admin+",admin,1,system:masters\n"+agent+",system:serviceaccount:fathom-system:fathom-agent,2,system:serviceaccounts\n")
+	tokens := file("tokens", admin+",admin,1,system:masters\n")
 	begin(t, here, kit+"etcd", "--data-dir", filepath.Join(dir, "etcd"), "--listen-client-urls", "http://127.0.0.1:2379", "--advertise-client-urls", "http://127.0.0.1:2379",
 		"--listen-peer-urls", "http://127.0.0.1:2380", "--unsafe-no-fsync")
 	begin(t, here, kit+"kube-apiserver", "--etcd-servers=http://127.0.0.1:2379", "--cert-dir="+filepath.Join(dir, "certs"), "--secure-port=6443", "--bind-address=127.0.0.1",
 		"--advertise-address=10.1.1.2", "--token-auth-file="+tokens, "--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/16",
 		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+sa, "--service-account-signing-key-file="+sa)
 	kubeconfig = func(token string) string {
+		user := `{"token": "` + token + `"}`
+		if token == agent { // what the API server makes of the token of an agent's pod
+			user = `{"token": "` + admin + `", "as": "system:serviceaccount:fathom-system:fathom-agent", "as-groups": ["system:serviceaccounts"],
+				"as-user-extra": {"authentication.kubernetes.io/node-name": ["n1"]}}`
+		}
 		return file("kubeconfig-"+token, `{"apiVersion": "v1", "kind": "Config", "current-context": "x",
 			"clusters": [{"name": "x", "cluster": {"server": "https://127.0.0.1:6443", "insecure-skip-tls-verify": true}}],
-			"users": [{"name": "x", "user": {"token": "`+token+`"}}],
+			"users": [{"name": "x", "user": `+user+`}],
 			"contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}]}`)
 	}
 	connect = func(token string) *kube.Client {
@@ -241,6 +246,12 @@ protocol bgp { local as 64500; neighbor 10.1.1.2 as 64512; passive; password "te
 			"nodeSelector": {"matchLabels": {"rack": "a"}}, "communities": ["64512:1", "64512:1:2", "no-export"]}`))
 		return err == nil, fmt.Sprint(err)
 	})
+	testenv.Eventually(t, "it is told that the agent may not read the password", says("Refused", "agents may not read Secret router", "kubectl -n fathom-system create role bgp-router --verb=get", "n1"))
+	testenv.Must(t, c.Apply(ctx, "test", append( // what those commands do
+		object(t, `{"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "bgp-router", "namespace": "fathom-system"},
+			"rules": [{"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["router"], "verbs": ["get"]}]}`),
+		object(t, `{"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "bgp-router", "namespace": "fathom-system"},
+			"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "bgp-router"}, "subjects": [{"kind": "ServiceAccount", "name": "fathom-agent", "namespace": "fathom-system"}]}`)...)))
 	testenv.Eventually(t, "the missing password is told", says("Refused", `secrets "router" not found`, "n1"))
 	testenv.Must(t, c.Apply(ctx, "test", object(t, `{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "router", "namespace": "fathom-system"}, "stringData": {"password": "tell-nobody"}}`)))
 	testenv.Eventually(t, "the session is told", says("Established", "prefixes:2"))

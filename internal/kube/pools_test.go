@@ -187,7 +187,7 @@ func agentsAreKeptApart(t *testing.T, c *Client, made *v1alpha1.IPBlock) {
 		t.Errorf("node b deletes a block of node a: %v", err)
 	}
 	other := made.DeepCopy()
-	other.ObjectMeta = metav1.ObjectMeta{Name: "10.50.1.0-26"}
+	other.ObjectMeta = metav1.ObjectMeta{Name: "10.50.1.0-26", OwnerReferences: []metav1.OwnerReference{NodeOwner("a", "3-4")}}
 	other.Spec.CIDR = "10.50.1.0/26"
 	if _, err := b.CreateBlock(ctx, other); err == nil {
 		t.Error("node b makes a block of node a")

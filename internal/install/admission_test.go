@@ -1,0 +1,289 @@
+package install_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/install"
+	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/testenv"
+	"github.com/fathom-network/fathom/internal/vip"
+)
+
+const (
+	agentAccount      = "fathom-agent"
+	controllerAccount = "fathom-controller"
+	// noNode is what a token is told that is not of a pod on a node.
+	noNode = "this token names no node"
+)
+
+// TestAdmission tries what the tokens of an agent and of the controller are good for, against a real API server: whatever
+// deploy/ gives them is used by the code that runs with them, or by a line here, and misuses are refused in the words
+// that are expected. A right that is added without a case fails, and so does one that is not needed any more.
+func TestAdmission(t *testing.T) {
+	path := testenv.APIServer(t)
+	admin, err := kube.Connect(path)
+	testenv.Must(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	objects, err := install.Objects(install.Options{Config: map[string]string{"serviceProxy": "auto", "dns": "node-cache"}})
+	testenv.Must(t, err)
+	objects = slices.DeleteFunc(objects, func(o *unstructured.Unstructured) bool {
+		return o.GetKind() == "DaemonSet" || o.GetKind() == "Deployment" // nobody would run them here
+	})
+	testenv.Must(t, admin.Apply(ctx, install.Owner, objects))
+	prepare(ctx, t, admin)
+
+	w := newWitness(t, path)
+	agent := w.as(t, agentAccount, podToken(ctx, t, admin, agentAccount, "node-a"))
+	controller := w.as(t, controllerAccount, podToken(ctx, t, admin, controllerAccount, "node-a"))
+	anyAgent := w.as(t, agentAccount, token(ctx, t, admin, agentAccount, nil))
+	anyController := w.as(t, controllerAccount, token(ctx, t, admin, controllerAccount, nil))
+
+	// First what is to be refused, none of which is carried out even if it is not (dry run). When all of it is, the policies
+	// are in force, which takes the API server a moment.
+	tries := slices.Concat(
+		misusesBy("agent", agent, agentMisuses), misusesBy("controller", controller, controllerMisuses),
+		misusesBy("agent without a node", anyAgent, unboundAgent), misusesBy("controller without a node", anyController, unboundController),
+	)
+	refusals := map[string]string{}
+	testenv.Eventually(t, "every misuse is refused", func() (bool, string) {
+		var wrong []string
+		for _, m := range tries {
+			name := m.name()
+			if refusals[name] != "" {
+				continue
+			}
+			code, text := m.by.do(ctx, t, m.method, m.path, m.kind, m.body, true)
+			if (code == http.StatusForbidden || code == http.StatusUnprocessableEntity) && strings.Contains(text, m.want) {
+				refusals[name] = text
+			} else {
+				wrong = append(wrong, fmt.Sprintf("%s: %d %s\n\twant %q", name, code, text, m.want))
+			}
+		}
+		return len(wrong) == 0, strings.Join(wrong, "\n")
+	})
+	if len(refusals) < 30 {
+		t.Errorf("%d misuses are tried, want 30 at least", len(refusals))
+	}
+	testPolicies(t, objects, slices.Collect(maps.Values(refusals)))
+
+	// Then what is needed, by the code that needs it. Each change is tried with the account's other token before, which
+	// no pod has.
+	agent.refusedTo, controller.refusedTo = anyAgent, anyController
+	useController(ctx, t, controller, admin) // makes a Secret that agents read
+	useAgent(ctx, t, agent, admin)
+	for _, problem := range w.problems() {
+		t.Error(problem)
+	}
+
+	rights := rightsOf(t, objects)
+	if len(rights) < 40 {
+		t.Errorf("%d rights are read from the manifests: %v", len(rights), rights)
+	}
+	used := w.used()
+	for _, r := range rights {
+		if !slices.ContainsFunc(used, r.covers) {
+			t.Errorf("deploy/ gives %s, and nothing here uses it: have the test use it as the code does, with misuses of it in the table, or take it away", r)
+		}
+	}
+}
+
+// prepare makes what agents and the controller find.
+func prepare(ctx context.Context, t *testing.T, admin *kube.Client) {
+	t.Helper()
+	for _, name := range []string{"node-a", "node-b"} {
+		n, err := admin.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name,
+			Labels: map[string]string{"rack": "a"}, Annotations: map[string]string{"example.com/owner": "somebody"}, Finalizers: []string{"example.com/hold"}}}, metav1.CreateOptions{})
+		testenv.Must(t, err)
+		n.Status = corev1.NodeStatus{
+			Addresses:       []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "10.1.1.2"}},
+			Capacity:        corev1.ResourceList{corev1.ResourceCPU: quantity("2"), corev1.ResourceMemory: quantity("4096Mi")},
+			Allocatable:     corev1.ResourceList{corev1.ResourceCPU: quantity("1900m")},
+			DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: 10250}},
+			Images:          []corev1.ContainerImage{{Names: []string{"registry.example/a:1"}, SizeBytes: 1}},
+			VolumesInUse:    []corev1.UniqueVolumeName{"example.com/volume"},
+			Conditions: []corev1.NodeCondition{
+				{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady"},
+				{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionTrue, Reason: "NoRouteCreated"},
+				{Type: corev1.NodeDiskPressure, Status: corev1.ConditionFalse},
+			},
+		}
+		_, err = admin.CoreV1().Nodes().UpdateStatus(ctx, n, metav1.UpdateOptions{})
+		testenv.Must(t, err)
+	}
+	made, err := kube.Decode(strings.NewReader(`
+apiVersion: fathom.network/v1alpha1
+kind: IPPool
+metadata: {name: public}
+spec: {ipv4: {cidr: 10.50.0.0/16}, ipv6: {cidr: "fd00:50::/64"}}
+---
+apiVersion: fathom.network/v1alpha1
+kind: AddressPool
+metadata: {name: outside}
+spec: {addresses: [192.0.2.0/28]}
+---
+apiVersion: fathom.network/v1alpha1
+kind: BGPPeer
+metadata: {name: router}
+spec: {peerAddress: 192.0.2.1, peerASN: 64500, localASN: 64512, passwordSecret: {}}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: fathom-bgp, namespace: fathom-system}
+stringData: {password: tell-nobody}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default, labels: {app: web}, finalizers: [example.com/hold]}
+spec: {type: LoadBalancer, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: inner, namespace: default}
+spec: {ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: cloud, namespace: default}
+spec: {type: LoadBalancer, loadBalancerClass: example.com/cloud, ports: [{port: 80}]}
+`))
+	testenv.Must(t, err)
+	testenv.Must(t, admin.Apply(ctx, "test", made))
+	for _, node := range []string{"node-b", "node-z"} { // of which the cluster has the first
+		testenv.Must(t, admin.PublishBGPSession(ctx, "router", node, session(node, "Active")))
+	}
+	_, err = admin.CreateBlock(ctx, block("10.50.0.0-26", "10.50.0.0/26", "node-b"))
+	testenv.Must(t, err)
+}
+
+func session(node, state string) *v1alpha1.BGPSession {
+	return &v1alpha1.BGPSession{Node: node, State: state, Since: metav1.NewTime(time.Unix(1000, 0))}
+}
+
+func block(name, cidr, node string) *v1alpha1.IPBlock {
+	return &v1alpha1.IPBlock{ObjectMeta: metav1.ObjectMeta{Name: name, OwnerReferences: []metav1.OwnerReference{kube.NodeOwner(node, "1-2")}},
+		Spec: v1alpha1.IPBlockSpec{Pool: "public", CIDR: cidr, Node: node}}
+}
+
+// podToken is what kubelet gives a pod of the account on the node.
+func podToken(ctx context.Context, t *testing.T, admin *kube.Client, account, node string) string {
+	t.Helper()
+	pod, err := admin.CoreV1().Pods(netconf.Namespace).Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{GenerateName: account + "-"},
+		Spec: corev1.PodSpec{ServiceAccountName: account, NodeName: node, Containers: []corev1.Container{{Name: "c", Image: "i"}}}}, metav1.CreateOptions{})
+	testenv.Must(t, err)
+	return token(ctx, t, admin, account, &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID})
+}
+
+// token is one of an account, bound to an object or, as of `kubectl create token`, to none.
+func token(ctx context.Context, t *testing.T, admin *kube.Client, account string, to *authenticationv1.BoundObjectReference) string {
+	t.Helper()
+	r, err := admin.CoreV1().ServiceAccounts(netconf.Namespace).CreateToken(ctx, account,
+		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: to}}, metav1.CreateOptions{})
+	testenv.Must(t, err)
+	return r.Status.Token
+}
+
+// useAgent does what the agent of node-a does.
+func useAgent(ctx context.Context, t *testing.T, as *caller, admin *kube.Client) {
+	t.Helper()
+	c := as.client(t)
+	view, err := c.View(ctx, kube.ViewOptions{Node: "node-a", Namespace: netconf.Namespace, ConfigMap: netconf.ConfigMap, Changed: func() {}})
+	testenv.Must(t, err)
+	services := c.WatchServices(ctx, deaf{})
+	testenv.Eventually(t, "an agent sees everything", func() (bool, string) {
+		_, peers := view.BGPPeers()
+		return view.Synced() && services() && peers, fmt.Sprint(view.Problem())
+	})
+	as.list(ctx, t, "/api/v1/nodes", "/api/v1/pods?fieldSelector=spec.nodeName%3Dnode-a", "/api/v1/namespaces", "/api/v1/services",
+		"/apis/discovery.k8s.io/v1/endpointslices", "/apis/networking.k8s.io/v1/servicecidrs", own+"/ippools", own+"/addresspools", own+"/bgppeers",
+		"/api/v1/namespaces/fathom-system/configmaps?fieldSelector=metadata.name%3Dfathom-config")
+	if _, err := c.Blocks(ctx); err != nil {
+		t.Error(err)
+	}
+	for _, ready := range []bool{false, true} {
+		testenv.Must(t, c.PublishNetwork(ctx, "node-a", kube.NodeNetwork{Annotations: map[string]string{"fathom.network/mode": "auto", "fathom.network/tunnel": "none"},
+			Unavailable: !ready, Reason: "Test", Message: "test"}))
+	}
+	testenv.Must(t, c.PublishBGPSession(ctx, "router", "node-a", session("node-a", "Established")))
+	testenv.Must(t, c.PublishBGPSession(ctx, "router", "node-a", session("node-a", "Active")))
+	testenv.Must(t, c.PublishBGPSession(ctx, "router", "node-a", nil))
+	testenv.Must(t, c.SetPoolStatus(ctx, "public", v1alpha1.IPPoolStatus{Nodes: 1, IPv4: &v1alpha1.IPPoolUsage{Blocks: 1, Addresses: 65536, Taken: 64},
+		Conditions: []metav1.Condition{{Type: v1alpha1.PoolValid, Status: metav1.ConditionTrue, Reason: "Valid", LastTransitionTime: metav1.Now()}}}))
+	for name, cidr := range map[string]string{"10.50.0.64-26": "10.50.0.64/26", "10.50.0.7-32": "10.50.0.7/32", "fd00-50-0-0-0-0-0-40-122": "fd00:50::40/122"} {
+		want := block(name, cidr, "node-a")
+		want.Spec.Fixed = strings.HasSuffix(name, "-32")
+		made, err := c.CreateBlock(ctx, want)
+		testenv.Must(t, err)
+		testenv.Must(t, c.SetBlockOwner(ctx, name, made.UID, kube.NodeOwner("node-a", "3-4")))
+		testenv.Must(t, c.DeleteBlock(ctx, name, made.UID))
+	}
+	pools, err := admin.Pools(ctx)
+	testenv.Must(t, err)
+	peers, _ := view.BGPPeers()
+	by := kube.Reporter{Component: agentAccount, Instance: "node-a"}
+	for _, about := range []corev1.ObjectReference{kube.NodeReference("node-a"), kube.PoolReference(pools[0]), kube.BGPPeerReference(peers[0]),
+		kube.ServiceReference(types.NamespacedName{Namespace: "default", Name: "web"})} {
+		testenv.Must(t, c.Record(ctx, by, kube.Event{Object: about, Warning: true, Reason: "Test", Message: "test"}))
+	}
+	for _, name := range []string{"fathom-bgp", "fathom-membership"} {
+		if _, err := c.Secret(ctx, netconf.Namespace, name); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// useController does what the controller does.
+func useController(ctx context.Context, t *testing.T, as *caller, admin *kube.Client) {
+	t.Helper()
+	c := as.client(t)
+	view, err := c.BalancerView(ctx, vip.Owner, func() {})
+	testenv.Must(t, err)
+	testenv.Eventually(t, "the controller sees everything", func() (bool, string) { return view.Synced() && len(view.BGPPeers()) == 1, "" })
+	as.list(ctx, t, "/api/v1/services", "/api/v1/namespaces", "/api/v1/nodes", "/apis/networking.k8s.io/v1/servicecidrs", own+"/addresspools", own+"/ippools", own+"/bgppeers")
+	mode := corev1.LoadBalancerIPModeVIP
+	for _, ingress := range [][]corev1.LoadBalancerIngress{{{IP: "192.0.2.1", IPMode: &mode}}, nil} {
+		s, err := admin.CoreV1().Services("default").Get(ctx, "web", metav1.GetOptions{})
+		testenv.Must(t, err)
+		testenv.Must(t, c.SetIngress(ctx, s, vip.Owner, ingress, vip.Finalizers(s, len(ingress) > 0)))
+	}
+	testenv.Must(t, c.SetAddressPoolStatus(ctx, "outside", v1alpha1.AddressPoolStatus{Services: 1,
+		Conditions: []metav1.Condition{{Type: v1alpha1.PoolValid, Status: metav1.ConditionTrue, Reason: "Valid", LastTransitionTime: metav1.Now()}}}))
+	testenv.Must(t, c.PublishBGPSession(ctx, "router", "node-z", nil))
+	for _, about := range []corev1.ObjectReference{kube.AddressPoolReference(view.AddressPools()[0]), kube.ServiceReference(types.NamespacedName{Namespace: "default", Name: "web"})} {
+		testenv.Must(t, c.Record(ctx, kube.Reporter{Component: vip.Owner, Instance: "pod"}, kube.Event{Object: about, Reason: "Test", Message: "test"}))
+	}
+	for range 2 { // the second time there is one
+		testenv.Must(t, c.EnsureSecret(ctx, netconf.Namespace, "fathom-membership", map[string][]byte{"key": bytes.Repeat([]byte{1}, 32)}))
+	}
+	renewed := request{controllerAccount, "update", "coordination.k8s.io", "leases", netconf.Namespace, vip.Owner}
+	testenv.Must(t, c.Lead(ctx, netconf.Namespace, vip.Owner, "pod", func(context.Context) error {
+		testenv.Eventually(t, "the controller renews its Lease", func() (bool, string) { return slices.Contains(as.w.used(), renewed), "" })
+		return nil
+	}))
+}
+
+// deaf does nothing with what it is told.
+type deaf struct{}
+
+func (deaf) SetService(*corev1.Service)          {}
+func (deaf) DeleteService(types.NamespacedName)  {}
+func (deaf) SetSlice(*discoveryv1.EndpointSlice) {}
+func (deaf) DeleteSlice(types.NamespacedName)    {}
+func (deaf) Listed()                             {}
