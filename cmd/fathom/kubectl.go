@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -12,6 +11,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/fathom-network/fathom/internal/kit"
+	"github.com/fathom-network/fathom/internal/kubeconfig"
 )
 
 func (a *app) kubectl() *cobra.Command {
@@ -124,12 +124,12 @@ func (a *app) kubeconfig() *cobra.Command {
 				_, err = a.out.Write(data)
 				return err
 			}
-			if err := os.WriteFile(filepath.Clean(path), data, 0o600); err != nil {
+			if err := kubeconfig.WriteSecret(path, data); err != nil {
 				return fmt.Errorf("write the kubeconfig: %w", err)
 			}
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&path, "to", "", "write it to a `file` instead of standard output")
+	cmd.Flags().StringVar(&path, "to", "", "write it to a `file` that only its owner reads, instead of standard output")
 	return cmd
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/fathom-network/fathom/internal/cgroup"
+	"github.com/fathom-network/fathom/internal/kubeconfig"
 	"github.com/fathom-network/fathom/internal/topology"
 )
 
@@ -27,10 +28,13 @@ func Down(ctx context.Context, paths Paths, name string, report Report) error {
 		return err
 	}
 	defer unlock()
+	noted := l.notedKubeconfigs()
 	err = t.step("", "end every process", func() error { return cgroup.Kill(ctx, l.cgroup()) })
 	if err != nil {
 		return err
 	}
+	// First, while the lab's directory says which files those are. Should it fail, the rest goes nevertheless.
+	errConfig := t.step("", "take it out of the kubeconfig", func() error { return l.cleanKubeconfig(noted) })
 	var g errgroup.Group
 	g.Go(func() error {
 		return t.step("", "remove the nodes' disks", func() error {
@@ -51,11 +55,12 @@ func Down(ctx context.Context, paths Paths, name string, report Report) error {
 			return cgroup.Prune(cgroupRoot)
 		})
 	})
-	g.Go(func() error {
-		return t.step("", "take it out of the kubeconfig", l.cleanKubeconfig)
-	})
 	if err := g.Wait(); err != nil {
-		return err
+		return errors.Join(err, errConfig)
+	}
+	if errConfig != nil {
+		// The lab is there until its contexts are gone, so that another down can take them.
+		return errors.Join(errConfig, l.noteKubeconfigs(append(noted, kubeconfig.Files()...)))
 	}
 	unlockState, err := lockDir(paths.State)
 	if err != nil {

@@ -1,18 +1,21 @@
 package lab
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
-	"strings"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	clientcmdv1 "k8s.io/client-go/tools/clientcmd/api/v1"
 
+	"github.com/fathom-network/fathom/internal/durable"
+	"github.com/fathom-network/fathom/internal/kubeconfig"
 	"github.com/fathom-network/fathom/internal/topology"
 )
 
@@ -51,114 +54,98 @@ func (l *Lab) addContext(conf *clientcmdapi.Config, c *topology.Cluster) error {
 	conf.Clusters[name] = admin.Clusters[from.Cluster]
 	conf.AuthInfos[name] = admin.AuthInfos[from.AuthInfo]
 	conf.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name, Extensions: map[string]runtime.Object{
-		labExtension: &runtime.Unknown{Raw: []byte(strconv.Quote(l.Name)), ContentType: runtime.ContentTypeJSON},
+		kubeconfig.Mark: &runtime.Unknown{Raw: []byte(strconv.Quote(l.Name)), ContentType: runtime.ContentTypeJSON},
 	}}
 	// Where an entry was read from is not part of it.
 	conf.Clusters[name].LocationOfOrigin, conf.AuthInfos[name].LocationOfOrigin = "", ""
 	return nil
 }
 
-// UserKubeconfig is the file that contexts are merged into: the first of $KUBECONFIG, or ~/.kube/config.
-func UserKubeconfig() string {
-	for file := range strings.SplitSeq(os.Getenv("KUBECONFIG"), string(filepath.ListSeparator)) {
-		if file != "" {
-			return file
-		}
+// kubeconfigEntries are the contexts, clusters and users of the lab, as the user's kubeconfig is to have them.
+func (l *Lab) kubeconfigEntries() ([]kubeconfig.Entry, error) {
+	conf, err := l.Kubeconfig("")
+	if err != nil {
+		return nil, err
 	}
-	return clientcmd.RecommendedHomeFile
+	var entries []kubeconfig.Entry
+	for i := range l.Clusters {
+		name := l.Context(&l.Clusters[i])
+		var cluster clientcmdv1.Cluster
+		var user clientcmdv1.AuthInfo
+		err := errors.Join(
+			clientcmdv1.Convert_api_Cluster_To_v1_Cluster(conf.Clusters[name], &cluster, nil),
+			clientcmdv1.Convert_api_AuthInfo_To_v1_AuthInfo(conf.AuthInfos[name], &user, nil))
+		e := kubeconfig.Entry{Name: name}
+		if err == nil {
+			e.Cluster, err = json.Marshal(cluster)
+		}
+		if err == nil {
+			e.User, err = json.Marshal(user)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the credentials of %s: %w", name, err)
+		}
+		entries = append(entries, e)
+	}
+	return entries, nil
+}
+
+// checkKubeconfig says early what mergeKubeconfig would fail at.
+func (l *Lab) checkKubeconfig() error {
+	var names []string
+	for i := range l.Clusters {
+		names = append(names, l.Context(&l.Clusters[i]))
+	}
+	return kubeconfig.Check(kubeconfig.Files(), l.Name, names)
 }
 
 // mergeKubeconfig puts the lab's contexts into the user's kubeconfig and makes the first the current one.
 func (l *Lab) mergeKubeconfig() error {
-	ours, err := l.Kubeconfig("")
+	entries, err := l.kubeconfigEntries()
 	if err != nil {
 		return err
 	}
-	return editKubeconfig(UserKubeconfig(), func(conf *clientcmdapi.Config) bool {
-		removeContexts(conf, l.Name, ours)
-		for name := range ours.Contexts {
-			conf.Clusters[name], conf.AuthInfos[name], conf.Contexts[name] = ours.Clusters[name], ours.AuthInfos[name], ours.Contexts[name]
-		}
-		conf.CurrentContext = ours.CurrentContext
-		return true
-	})
-}
-
-// labExtension marks the contexts that are a lab's, so that `down` removes those and no others, even when
-// it knows nothing of the lab but its name.
-const labExtension = "fathom.network/lab"
-
-// cleanKubeconfig takes the lab's contexts out of the user's kubeconfig.
-func (l *Lab) cleanKubeconfig() error {
-	if _, err := os.Stat(UserKubeconfig()); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return editKubeconfig(UserKubeconfig(), func(conf *clientcmdapi.Config) bool {
-		return removeContexts(conf, l.Name, nil)
-	})
-}
-
-// removeContexts removes the contexts that carry the mark of the lab, and says whether there were any.
-func removeContexts(conf *clientcmdapi.Config, lab string, keep *clientcmdapi.Config) bool {
-	changed := false
-	for name, c := range conf.Contexts {
-		if markOf(c) != lab || (keep != nil && keep.Contexts[name] != nil) {
-			continue
-		}
-		delete(conf.Contexts, name)
-		delete(conf.Clusters, name)
-		delete(conf.AuthInfos, name)
-		if conf.CurrentContext == name {
-			conf.CurrentContext = ""
-		}
-		changed = true
-	}
-	return changed
-}
-
-func markOf(c *clientcmdapi.Context) string {
-	if u, ok := c.Extensions[labExtension].(*runtime.Unknown); ok {
-		if lab, err := strconv.Unquote(strings.TrimSpace(string(u.Raw))); err == nil {
-			return lab
-		}
-	}
-	return ""
-}
-
-// editKubeconfig changes a kubeconfig file in one step, keeping its mode and whatever else it holds.
-func editKubeconfig(path string, edit func(*clientcmdapi.Config) bool) error {
-	dir := filepath.Dir(path)
-	// client-go locks a file beside the kubeconfig instead; a command that was killed would leave it, and
-	// nobody could change the kubeconfig any more.
-	unlock, err := lockDir(dir)
-	if err != nil {
+	files := kubeconfig.Files()
+	// Noted first: an up that ends in between has noted one too many, and none is forgotten.
+	if err := l.noteKubeconfigs(append(l.notedKubeconfigs(), kubeconfig.Target(files))); err != nil {
 		return err
 	}
-	defer unlock()
-	conf, err := clientcmd.LoadFromFile(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		conf = clientcmdapi.NewConfig()
-	case err != nil:
-		return fmt.Errorf("read the kubeconfig %s: %w", path, err)
-	}
-	if !edit(conf) {
-		return nil
-	}
-	if len(conf.Contexts) == 0 && len(conf.Clusters) == 0 && len(conf.AuthInfos) == 0 {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	return kubeconfig.Put(files, l.Name, entries)
+}
+
+// kubeconfigsFile lists the kubeconfigs that up has written to. down may run with another $KUBECONFIG, or under sudo.
+const kubeconfigsFile = "kubeconfigs.json"
+
+func (l *Lab) noteKubeconfigs(files []string) error {
+	for i, file := range files {
+		path, err := filepath.Abs(file)
+		if err != nil {
 			return err
 		}
-		removeEmpty(dir)
-		return nil
+		files[i] = path
 	}
-	data, err := clientcmd.Write(*conf)
+	slices.Sort(files)
+	data, err := json.Marshal(slices.Compact(files))
 	if err != nil {
 		return err
 	}
-	// A kubeconfig is often a symbolic link into a directory of settings, and stays one.
-	if target, err := filepath.EvalSymlinks(path); err == nil {
-		path = target
+	return durable.WriteFile(l.dir(kubeconfigsFile), data, 0o600)
+}
+
+// notedKubeconfigs are the files that mergeKubeconfig has written to.
+func (l *Lab) notedKubeconfigs() []string {
+	var noted []string
+	if data, err := os.ReadFile(l.dir(kubeconfigsFile)); err == nil {
+		_ = json.Unmarshal(data, &noted) // damaged: there are still those that kubectl reads
 	}
-	return writeFile(path, data, 0o600)
+	return noted
+}
+
+// cleanKubeconfig takes the lab's contexts out of the kubeconfigs that up has written to, and of those that kubectl reads.
+func (l *Lab) cleanKubeconfig(noted []string) error {
+	var errs []error
+	for _, file := range append(noted, kubeconfig.Files()...) {
+		errs = append(errs, kubeconfig.Take(file, l.Name))
+	}
+	return errors.Join(errs...)
 }

@@ -9,6 +9,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
+	"github.com/fathom-network/fathom/internal/kubeconfig"
 	"github.com/fathom-network/fathom/internal/topology"
 )
 
@@ -76,58 +77,61 @@ func TestKubeconfigOfSeveralLabs(t *testing.T) {
 		t.Errorf("mode is %v (%v), want 0600: it holds keys", st.Mode(), err)
 	}
 
-	// Somebody else's context stays, also one that is named as if it were a lab's.
-	if err := editKubeconfig(path, func(conf *clientcmdapi.Config) bool {
-		conf.Clusters["b-mine"] = &clientcmdapi.Cluster{Server: "https://example.org"}
-		conf.AuthInfos["b-mine"] = &clientcmdapi.AuthInfo{Token: "x"}
-		conf.Contexts["b-mine"] = &clientcmdapi.Context{Cluster: "b-mine", AuthInfo: "b-mine"}
-		return true
-	}); err != nil {
-		t.Fatal(err)
-	}
 	gone := &Lab{Lab: topology.Lab{Name: "b"}, Paths: b.Paths} // `down` may know no more than the name
-	if err := gone.cleanKubeconfig(); err != nil {
+	if err := gone.cleanKubeconfig(nil); err != nil {
 		t.Fatal(err)
 	}
 	names, current = contexts(t, path)
-	if want := []string{"a-east", "a-west", "b-mine"}; !slices.Equal(names, want) || current != "" {
-		t.Errorf("contexts are %v with %q current, want %v and none", names, current, want)
+	if want := []string{"a-east", "a-west"}; !slices.Equal(names, want) || current != "a-east" {
+		t.Errorf("contexts are %v with %q current, want %v and a-east", names, current, want)
 	}
 }
 
-func TestKubeconfigThatWasOnlyOursGoes(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "dir", "config")
+// TestKubeconfigOfAnotherEnvironment takes a lab out of the file that up wrote to, wherever $KUBECONFIG points since.
+func TestKubeconfigOfAnotherEnvironment(t *testing.T) {
+	home := t.TempDir()
+	t.Setenv("HOME", home)
+	path := filepath.Join(home, "mine")
+	const text = "# mine\nclusters: []\ncurrent-context: prod\n"
+	if err := os.WriteFile(path, []byte(text), 0o640); err != nil {
+		t.Fatal(err)
+	}
 	t.Setenv("KUBECONFIG", path)
 	l := testLab(t, "a")
+	if err := l.checkKubeconfig(); err != nil {
+		t.Fatal(err)
+	}
 	if err := l.mergeKubeconfig(); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.cleanKubeconfig(); err != nil {
+	names, current := contexts(t, path)
+	if want := []string{"a-east", "a-west"}; !slices.Equal(names, want) || current != "a-east" {
+		t.Errorf("contexts are %v with %q current, want %v and a-east", names, current, want)
+	}
+	t.Setenv("KUBECONFIG", "")
+	if err := l.cleanKubeconfig(l.notedKubeconfigs()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(filepath.Dir(path)); !os.IsNotExist(err) {
-		t.Errorf("the directory that was made for it stays: %v", err)
+	if data, err := os.ReadFile(path); err != nil || string(data) != text {
+		t.Errorf("it is %q (%v), want %q", data, err, text)
 	}
 }
 
-func TestKubeconfigBehindALink(t *testing.T) {
-	dir := t.TempDir()
-	target, link := filepath.Join(dir, "real"), filepath.Join(dir, "config")
-	if err := os.Symlink(target, link); err != nil {
+func TestKubeconfigWithAContextOfThatName(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config")
+	const text = "contexts:\n- {name: a-west, context: {cluster: mine, user: me}}\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(target, []byte("apiVersion: v1\nkind: Config\n"), 0o600); err != nil {
-		t.Fatal(err)
+	t.Setenv("KUBECONFIG", path)
+	l := testLab(t, "a")
+	for _, err := range []error{l.checkKubeconfig(), l.mergeKubeconfig(), l.cleanKubeconfig(l.notedKubeconfigs())}[:2] {
+		if !kubeconfig.IsTaken(err) {
+			t.Errorf("got %v, want a TakenError", err)
+		}
 	}
-	t.Setenv("KUBECONFIG", link)
-	if err := testLab(t, "a").mergeKubeconfig(); err != nil {
-		t.Fatal(err)
-	}
-	if st, err := os.Lstat(link); err != nil || st.Mode()&os.ModeSymlink == 0 {
-		t.Errorf("the link was replaced by a file: %v, %v", st, err)
-	}
-	if names, _ := contexts(t, target); len(names) != 2 {
-		t.Errorf("the file behind the link has contexts %v", names)
+	if data, _ := os.ReadFile(path); string(data) != text {
+		t.Errorf("it became %q", data)
 	}
 }
 

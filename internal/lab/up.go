@@ -69,6 +69,9 @@ func begin(ctx context.Context, paths Paths, want *topology.Lab, t *timeline) (*
 	if err := t.step("", "check this machine", func() error { return l.check(ctx) }); err != nil {
 		return nil, err
 	}
+	if err := l.checkKubeconfig(); err != nil {
+		return nil, err
+	}
 	if err := l.mend(t); err != nil {
 		return nil, err
 	}
