@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -49,4 +50,24 @@ func TestUsableResolvConf(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What is kept of a resolv.conf has a name server that nodes reach, and is kept again as it is.
+func FuzzUsableResolvConf(f *testing.F) {
+	f.Add("# by hand\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nsearch example.com\noptions edns0\n")
+	f.Add("nameserver fe80::1%eth0\nnameserver ::1\n")
+	f.Add("nameserver\t192.0.2.1 trailing")
+	f.Fuzz(func(t *testing.T, conf string) {
+		kept := usableResolvConf(conf)
+		if again := usableResolvConf(kept); again != kept {
+			t.Errorf("%q keeps %q, of which is kept %q", conf, kept, again)
+		}
+		for line := range strings.Lines(kept) {
+			if fields := strings.Fields(line); fields[0] == "nameserver" {
+				if addr, err := netip.ParseAddr(fields[1]); err != nil || addr.IsLoopback() {
+					t.Errorf("name server %q", line)
+				}
+			}
+		}
+	})
 }

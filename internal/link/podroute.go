@@ -108,12 +108,52 @@ func (s *podSetter) read(state *podnet.State, tunnel int) error {
 	return nil
 }
 
-func (s *podSetter) readRoutes(state *podnet.State) error {
-	type found struct {
-		podnet.Route
-		device uint32
+// routeFound is a route as the kernel tells it: its device is a number yet, 0 for none.
+type routeFound struct {
+	podnet.Route
+	device uint32
+}
+
+// parseRoute reads struct rtmsg and attributes. Of a kernel that does not filter dumps it leaves out what is not ours.
+func parseRoute(family byte, b []byte) (r routeFound, ok bool) {
+	if len(b) < unix.SizeofRtMsg || b[0] != family || b[4] != unix.RT_TABLE_MAIN || b[5] != podnet.RouteProtocol {
+		return r, false
 	}
-	var all []found
+	flags := binary.NativeEndian.Uint32(b[8:])
+	if flags&unix.RTM_F_CLONED != 0 {
+		return r, false
+	}
+	r.Onlink, r.Unreachable = flags&unix.RTNH_F_ONLINK != 0, b[7] == unix.RTN_UNREACHABLE
+	to := netip.IPv6Unspecified()
+	if family == unix.AF_INET {
+		to = netip.IPv4Unspecified()
+	}
+	attrs(b[unix.SizeofRtMsg:], func(kind uint16, data []byte) {
+		switch {
+		case kind == unix.RTA_DST:
+			to, _ = netip.AddrFromSlice(data)
+		case kind == unix.RTA_GATEWAY:
+			r.Via, _ = netip.AddrFromSlice(data)
+		case kind == unix.RTA_PREFSRC:
+			r.Source, _ = netip.AddrFromSlice(data)
+		case kind == unix.RTA_OIF && len(data) == 4:
+			r.device = binary.NativeEndian.Uint32(data)
+		case kind == unix.RTA_PRIORITY && len(data) == 4:
+			r.Metric = binary.NativeEndian.Uint32(data)
+		}
+	})
+	r.To = netip.PrefixFrom(to, int(b[1]))
+	if r.Unreachable {
+		r.device = 0 // IPv6 says lo
+	}
+	if family == unix.AF_INET6 && r.Metric == defaultMetric6 {
+		r.Metric = 0
+	}
+	return r, true
+}
+
+func (s *podSetter) readRoutes(state *podnet.State) error {
+	var all []routeFound
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		body := make([]byte, unix.SizeofRtMsg)
 		body[0], body[4], body[5] = family, unix.RT_TABLE_MAIN, podnet.RouteProtocol
@@ -123,38 +163,9 @@ func (s *podSetter) readRoutes(state *podnet.State) error {
 				all = all[:before]
 				return
 			}
-			if len(b) < unix.SizeofRtMsg || b[0] != family || b[4] != unix.RT_TABLE_MAIN || b[5] != podnet.RouteProtocol {
-				return // from a kernel that does not filter
-			}
-			flags := binary.NativeEndian.Uint32(b[8:])
-			if flags&unix.RTM_F_CLONED != 0 {
+			r, ok := parseRoute(family, b)
+			if !ok {
 				return
-			}
-			r := found{Route: podnet.Route{Onlink: flags&unix.RTNH_F_ONLINK != 0, Unreachable: b[7] == unix.RTN_UNREACHABLE}}
-			to := netip.IPv6Unspecified()
-			if family == unix.AF_INET {
-				to = netip.IPv4Unspecified()
-			}
-			attrs(b[unix.SizeofRtMsg:], func(kind uint16, data []byte) {
-				switch kind {
-				case unix.RTA_DST:
-					to, _ = netip.AddrFromSlice(data)
-				case unix.RTA_GATEWAY:
-					r.Via, _ = netip.AddrFromSlice(data)
-				case unix.RTA_PREFSRC:
-					r.Source, _ = netip.AddrFromSlice(data)
-				case unix.RTA_OIF:
-					r.device = binary.NativeEndian.Uint32(data)
-				case unix.RTA_PRIORITY:
-					r.Metric = binary.NativeEndian.Uint32(data)
-				}
-			})
-			r.To = netip.PrefixFrom(to, int(b[1]))
-			if r.Unreachable {
-				r.device = 0 // IPv6 says lo
-			}
-			if family == unix.AF_INET6 && r.Metric == defaultMetric6 {
-				r.Metric = 0
 			}
 			all = append(all, r)
 		}); err != nil {
@@ -198,16 +209,8 @@ func (s *podSetter) readNeighbours(state *podnet.State, device int) error {
 		if !isNeighbourOf(b, device) || binary.NativeEndian.Uint16(b[8:])&unix.NUD_PERMANENT == 0 {
 			return
 		}
-		var x podnet.Neighbour
-		attrs(b[unix.SizeofNdMsg:], func(kind uint16, data []byte) {
-			switch {
-			case kind == unix.NDA_DST:
-				x.Addr, _ = netip.AddrFromSlice(data)
-			case kind == unix.NDA_LLADDR && len(data) == len(x.MAC):
-				x.MAC = podnet.MAC(data)
-			}
-		})
-		state.Neighbours = append(state.Neighbours, x)
+		addr, mac := parseNeighbour(b)
+		state.Neighbours = append(state.Neighbours, podnet.Neighbour{Addr: addr, MAC: mac})
 	})
 	slices.SortFunc(state.Neighbours, func(a, b podnet.Neighbour) int { return a.Addr.Compare(b.Addr) })
 	return err
@@ -225,21 +228,26 @@ func (s *podSetter) readForwards(state *podnet.State, device int) error {
 		if !isNeighbourOf(b, device) {
 			return
 		}
-		var f podnet.Forward
-		attrs(b[unix.SizeofNdMsg:], func(kind uint16, data []byte) {
-			switch {
-			case kind == unix.NDA_DST:
-				f.To, _ = netip.AddrFromSlice(data)
-			case kind == unix.NDA_LLADDR && len(data) == len(f.MAC):
-				f.MAC = podnet.MAC(data)
-			}
-		})
-		state.Forwards = append(state.Forwards, f)
+		to, mac := parseNeighbour(b)
+		state.Forwards = append(state.Forwards, podnet.Forward{To: to, MAC: mac})
 	})
 	slices.SortFunc(state.Forwards, func(a, b podnet.Forward) int {
 		return cmp.Or(slices.Compare(a.MAC[:], b.MAC[:]), a.To.Compare(b.To))
 	})
 	return err
+}
+
+// parseNeighbour reads a neighbour, or a forwarding entry, which has the same form: struct ndmsg and attributes.
+func parseNeighbour(b []byte) (addr netip.Addr, mac podnet.MAC) {
+	attrs(b[unix.SizeofNdMsg:], func(kind uint16, data []byte) {
+		switch {
+		case kind == unix.NDA_DST:
+			addr, _ = netip.AddrFromSlice(data)
+		case kind == unix.NDA_LLADDR && len(data) == len(mac):
+			mac = podnet.MAC(data)
+		}
+	})
+	return addr, mac
 }
 
 func isNeighbourOf(b []byte, device int) bool {

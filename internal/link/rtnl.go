@@ -180,7 +180,12 @@ func (c *rtnl) receive(each func(kind, flags uint16, seq uint32, body []byte)) e
 			return fmt.Errorf("receive from netlink: %w", err)
 		}
 	}
-	for rest := c.buf[:size]; len(rest) >= unix.NLMSG_HDRLEN; {
+	return messages(c.buf[:size], each)
+}
+
+// messages calls each for the messages of a datagram.
+func messages(rest []byte, each func(kind, flags uint16, seq uint32, body []byte)) error {
+	for len(rest) >= unix.NLMSG_HDRLEN {
 		length := int(binary.NativeEndian.Uint32(rest))
 		if length < unix.NLMSG_HDRLEN || length > len(rest) {
 			return errors.New("receive from netlink: a message is cut off")

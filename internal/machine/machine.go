@@ -240,13 +240,11 @@ func (m *Machine) control(ctx context.Context, req Request) (Response, error) {
 	if err := json.NewEncoder(c).Encode(req); err != nil {
 		return resp, err
 	}
-	if err := json.NewDecoder(c).Decode(&resp); err != nil {
-		if ctx.Err() != nil {
-			return resp, ctx.Err()
-		}
-		return resp, err
+	resp, err = DecodeResponse(c)
+	if err != nil && ctx.Err() != nil {
+		err = ctx.Err()
 	}
-	return resp, nil
+	return resp, err
 }
 
 // PowerOff ends the machine cleanly: its processes are asked to end first. It returns when none is left.

@@ -1,5 +1,11 @@
 package machine
 
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+)
+
 // Spec is what a machine is made of. Start hands it to the machine's init, which builds the root file
 // system, starts the services and from then on is the machine.
 type Spec struct {
@@ -68,6 +74,26 @@ const (
 type Response struct {
 	Error    string          `json:"error,omitempty"`
 	Services []ServiceStatus `json:"services,omitempty"`
+}
+
+// MaxMessage bounds a request and an answer, in bytes. Whoever is root on a machine may be at either end.
+const MaxMessage = 64 << 10
+
+// DecodeRequest reads one request.
+func DecodeRequest(r io.Reader) (Request, error) { return decode[Request](r) }
+
+// DecodeResponse reads one answer.
+func DecodeResponse(r io.Reader) (Response, error) { return decode[Response](r) }
+
+func decode[M any](r io.Reader) (message M, err error) {
+	limited := &io.LimitedReader{R: r, N: MaxMessage}
+	if err = json.NewDecoder(limited).Decode(&message); err != nil && limited.N == 0 {
+		err = fmt.Errorf("it has more than %d bytes", MaxMessage)
+	}
+	if err != nil {
+		return *new(M), err
+	}
+	return message, nil
 }
 
 // ControlSocket is where init listens, as a path in the machine.

@@ -300,17 +300,25 @@ func (s *socket) receive(flags int, f func(kind uint16, sequence uint32, payload
 		if err != nil {
 			return err
 		}
-		for b := answer[:size]; len(b) >= unix.NLMSG_HDRLEN; {
-			length := int(binary.NativeEndian.Uint32(b))
-			if length < unix.NLMSG_HDRLEN || length > len(b) {
-				return errors.New("the kernel's answer is cut off")
-			}
-			if !f(binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint32(b[8:]), b[unix.NLMSG_HDRLEN:length]) {
-				return nil
-			}
-			b = b[min(len(b), (length+3)&^3):]
+		if more, err := eachMessage(answer[:size], f); err != nil || !more {
+			return err
 		}
 	}
+}
+
+// eachMessage hands over the messages of a datagram until f has seen enough.
+func eachMessage(b []byte, f func(kind uint16, sequence uint32, payload []byte) bool) (more bool, err error) {
+	for len(b) >= unix.NLMSG_HDRLEN {
+		length := int(binary.NativeEndian.Uint32(b))
+		if length < unix.NLMSG_HDRLEN || length > len(b) {
+			return false, errors.New("the kernel's answer is cut off")
+		}
+		if !f(binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint32(b[8:]), b[unix.NLMSG_HDRLEN:length]) {
+			return false, nil
+		}
+		b = b[min(len(b), (length+3)&^3):]
+	}
+	return true, nil
 }
 
 // dump asks for all objects of a kind that the attributes say, and hands over the attributes of each.

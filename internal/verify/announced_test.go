@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -106,4 +107,22 @@ func TestAnnounced(t *testing.T) {
 			t.Errorf("%s:\n%s\nwant\n%s", name, strings.Join(lines, "\n"), tc.want)
 		}
 	}
+}
+
+func FuzzAccount(f *testing.F) {
+	addr := netip.MustParseAddr("192.0.2.80")
+	pools := vip.Read(vip.Objects{Pools: []*v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "office"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"192.0.2.80-192.0.2.89"}}}}})
+	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer},
+		Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: "192.0.2.80"}}}}}
+	whole, err := json.Marshal(vip.Account{Addresses: []vip.Verdict{{Address: addr, Devices: []string{"eth0"}, Eligible: []string{"n1"}, Announcer: "n1", Answers: true}}, Routers: []vip.Router{{}}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var a vip.Account
+		if json.Unmarshal(data, &a) == nil {
+			announced(svc, vip.Assignment{Addresses: []netip.Addr{addr}, Pools: []string{"office"}}, pools, map[string]vip.Account{"n1": a, "n2": {}}, nil)
+		}
+	})
 }

@@ -174,6 +174,28 @@ func findAgents(ctx context.Context, client *kube.Client) (map[string]*corev1.Po
 // agentPatience is how long an agent may take to answer, be it that it or its kubelet hangs.
 const agentPatience = 15 * time.Second
 
+// Bounds on what is kept of an agent's answer: a node may be somebody else's by now. The largest that is meant has all Services
+// of a cluster: 20 MB for ten thousand with ten endpoints each.
+const (
+	maxAnswer = 64 << 20
+	maxWords  = 4 << 10
+)
+
+// bounded is a buffer that takes no more than so many bytes. It takes the rest for written: an error would not end the
+// stream, whose other end goes on, but only be logged.
+type bounded struct {
+	bytes.Buffer
+	most int
+	over bool
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	room := b.most - b.Len()
+	b.over = b.over || len(p) > room
+	b.Buffer.Write(p[:min(len(p), room)])
+	return len(p), nil
+}
+
 // stateVerb has an agent tell all of its node but Services.
 const stateVerb = "state"
 
@@ -191,11 +213,13 @@ func ask[S any](ctx context.Context, client *kube.Client, agents map[string]*cor
 	for node, pod := range agents {
 		g.Go(func() error {
 			a := answer{node: node}
-			var out, stderr bytes.Buffer
+			out, stderr := bounded{most: maxAnswer}, bounded{most: maxWords}
 			ctx, cancel := context.WithTimeoutCause(ctx, agentPatience, fmt.Errorf("no answer within %v", agentPatience))
 			defer cancel()
 			if a.err = client.Exec(ctx, pod, kube.AgentContainer, nil, &out, &stderr, kube.AgentProgram, verb); a.err != nil {
 				a.err = fmt.Errorf("%w: %s", a.err, strings.TrimSpace(stderr.String()))
+			} else if out.over {
+				a.err = fmt.Errorf("read the answer of the agent on node %s: it has more than %d bytes", node, out.most)
 			} else if err := json.Unmarshal(out.Bytes(), &a.state); err != nil {
 				a.err = fmt.Errorf("read the answer of the agent on node %s: %w", node, err)
 			}

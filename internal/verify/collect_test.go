@@ -40,3 +40,18 @@ func TestReportOfNodesThatAreGone(t *testing.T) {
 		t.Errorf("of a node that is gone: %q", got)
 	}
 }
+
+// What is over the bound of an answer is not kept, and known to have been there.
+func TestBounded(t *testing.T) {
+	b := bounded{most: 5}
+	for _, part := range []string{"abc", "de"} {
+		if n, err := b.Write([]byte(part)); n != len(part) || err != nil || b.over {
+			t.Errorf("%q: %d, %v, %v", part, n, err, b.over)
+		}
+	}
+	for range 2 {
+		if n, err := b.Write([]byte("fghij")); n != 5 || err != nil || !b.over || b.String() != "abcde" {
+			t.Errorf("%d, %v, %v, %q", n, err, b.over, b.String())
+		}
+	}
+}

@@ -214,14 +214,16 @@ type session struct {
 	in   *io.PipeWriter
 	enc  *json.Encoder
 	dec  *json.Decoder
-	done chan struct{} // closed when the command in the pod has ended
+	out  *io.LimitedReader // what dec reads, bounded for each answer
+	done chan struct{}     // closed when the command in the pod has ended
 }
 
 // open starts a session and returns the places that it listens at.
 func open(ctx context.Context, client *kube.Client, agent *corev1.Pod, addrs []netip.Addr) (*session, []probe.Place, error) {
 	inReader, inWriter := io.Pipe()
 	outReader, outWriter := io.Pipe()
-	s := &session{in: inWriter, enc: json.NewEncoder(inWriter), dec: json.NewDecoder(outReader), done: make(chan struct{})}
+	out := &io.LimitedReader{R: outReader, N: maxAnswer}
+	s := &session{in: inWriter, enc: json.NewEncoder(inWriter), dec: json.NewDecoder(out), out: out, done: make(chan struct{})}
 	go func() {
 		var stderr strings.Builder
 		err := client.Exec(ctx, agent, kube.AgentContainer, inReader, outWriter, &stderr,
@@ -249,6 +251,7 @@ func (s *session) send(ctx context.Context, probes []probe.Probe) ([]probe.Resul
 	if err := s.enc.Encode(probe.Request{Probes: probes}); err != nil {
 		return nil, err
 	}
+	s.out.N = maxAnswer
 	var r probe.Response
 	if err := s.dec.Decode(&r); err != nil {
 		return nil, errors.Join(err, ctx.Err())

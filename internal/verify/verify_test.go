@@ -43,7 +43,7 @@ func pod(name, uid, ip string) *corev1.Pod {
 }
 
 // state is what node a holds when all is well.
-func state(t *testing.T, c verify.Cluster) nodestate.State {
+func state(t testing.TB, c verify.Cluster) nodestate.State {
 	t.Helper()
 	s := nodestate.State{Status: nodestate.Status{Ready: true, Config: netconf.Default(),
 		Interfaces: []podnet.Interface{{Name: "eth0", MTU: 1500, Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")}}}}}

@@ -1,7 +1,6 @@
 package boot
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -253,10 +252,14 @@ func (s *supervisor) listenControl(l net.Listener) {
 	}
 }
 
+// requestPatience is how long a request may take to arrive. Those who ask write it at once.
+const requestPatience = 10 * time.Second
+
 func (s *supervisor) serve(c net.Conn) {
 	defer c.Close()
-	var req machine.Request
-	if err := json.NewDecoder(bufio.NewReaderSize(c, 1024)).Decode(&req); err != nil {
+	_ = c.SetReadDeadline(time.Now().Add(requestPatience))
+	req, err := machine.DecodeRequest(c)
+	if err != nil {
 		_ = json.NewEncoder(c).Encode(machine.Response{Error: "malformed request: " + err.Error()})
 		return
 	}

@@ -1,0 +1,45 @@
+package bgpconf
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
+)
+
+// FuzzRead reads what an API server without our schema could hand over: every session is one that can be held, and what
+// is no session is a problem.
+func FuzzRead(f *testing.F) {
+	for _, p := range []*v1alpha1.BGPPeer{plain("a", "10.0.0.254"), plain("b", "fd00::fe", func(s *v1alpha1.BGPPeerSpec) {
+		s.Communities, s.Advertise = []string{"64512:1", "no-export"}, []v1alpha1.BGPAdvertisement{v1alpha1.AdvertiseServiceAddresses, "other"}
+		s.HoldTimeSeconds, s.KeepaliveTimeSeconds, s.PeerASN = -1, 5, 1<<40
+	})} {
+		data, err := json.Marshal(p)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var p v1alpha1.BGPPeer
+		if json.Unmarshal(data, &p) != nil {
+			return
+		}
+		s, problems := Read([]*v1alpha1.BGPPeer{&p, plain("other", "10.0.0.253")}, dualNode(), noSecrets)
+		for _, peer := range s.Peers {
+			if !peer.Address.IsValid() || peer.ASN == 0 || peer.LocalASN == 0 || peer.HoldTime < 0 || peer.Keepalive < 0 || peer.RestartTime < 0 || peer.Hops < 1 || peer.Hops > 255 {
+				t.Errorf("%s", render(peer))
+			}
+			for _, r := range peer.Routes {
+				if !r.Prefix.IsValid() {
+					t.Errorf("route %+v", r)
+				}
+			}
+		}
+		for _, problem := range problems {
+			if problem.Text == "" {
+				t.Error("a problem without words")
+			}
+		}
+	})
+}
