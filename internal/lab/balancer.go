@@ -90,7 +90,7 @@ func Balance(ctx context.Context, listen string, servers []string) error {
 	}
 	stop := context.AfterFunc(ctx, func() { ln.Close() })
 	defer stop()
-	b := &balancer{servers: servers, avoid: make([]atomic.Int64, len(servers))}
+	b := newBalancer(servers)
 	for {
 		conn, err := ln.Accept()
 		if ctx.Err() != nil {
@@ -109,15 +109,23 @@ func Balance(ctx context.Context, listen string, servers []string) error {
 
 type balancer struct {
 	servers []string
-	avoid   []atomic.Int64 // until when, in Unix nanoseconds
+	avoid   []atomic.Int64 // until when, as running tells it; 0 for one that answers
 	next    atomic.Uint64
+	// running is the time since the start: the wall clock steps, and one that steps back would have a server avoided
+	// for as long as that.
+	running func() time.Duration
+}
+
+func newBalancer(servers []string) *balancer {
+	began := time.Now()
+	return &balancer{servers: servers, avoid: make([]atomic.Int64, len(servers)), running: func() time.Duration { return time.Since(began) }}
 }
 
 // dial tries the servers that answered last first, then the others.
 func (b *balancer) dial(ctx context.Context) (*net.TCPConn, error) {
 	first := int(b.next.Add(1) % uint64(len(b.servers)))
 	var problems []string
-	now := time.Now().UnixNano()
+	now := int64(b.running())
 	for _, avoided := range []bool{false, true} {
 		for i := range b.servers {
 			s := (first + i) % len(b.servers)
@@ -129,7 +137,7 @@ func (b *balancer) dial(ctx context.Context) (*net.TCPConn, error) {
 			if err == nil {
 				return c.(*net.TCPConn), nil
 			}
-			b.avoid[s].Store(time.Now().Add(avoidFor).UnixNano())
+			b.avoid[s].Store(int64(b.running() + avoidFor))
 			problems = append(problems, err.Error())
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // answering is a server that greets with its name and then echoes what it is sent.
@@ -84,5 +86,31 @@ func TestBalance(t *testing.T) {
 	}
 	if err := Balance(t.Context(), "not an address", nil); err == nil {
 		t.Error("an address that is none gives no error")
+	}
+}
+
+// A server that did not answer is tried last for two seconds of a clock that nobody sets, and then like the others.
+func TestBalancerAvoids(t *testing.T) {
+	listen := func() net.Listener {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		testenv.Must(t, err)
+		t.Cleanup(func() { l.Close() })
+		return l
+	}
+	alive, dead := listen(), listen()
+	dead.Close()
+	b := newBalancer([]string{dead.Addr().String(), alive.Addr().String()})
+	var now time.Duration
+	b.running = func() time.Duration { return now }
+	for _, step := range []struct{ at, avoided time.Duration }{{0, avoidFor}, {time.Second, avoidFor}, {3 * time.Second, 3*time.Second + avoidFor}} {
+		now = step.at
+		for range b.servers { // each is the first once
+			c, err := b.dial(t.Context())
+			testenv.Must(t, err)
+			c.Close()
+		}
+		if until := time.Duration(b.avoid[0].Load()); until != step.avoided || b.avoid[1].Load() != 0 {
+			t.Errorf("at %s the dead one is avoided until %s, want %s; the other: %d", step.at, until, step.avoided, b.avoid[1].Load())
+		}
 	}
 }
