@@ -3,11 +3,17 @@ package ruleset
 import (
 	"bytes"
 	"encoding/binary"
+	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/link/linktest"
+	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // message is an element as a transaction has it, without the header of its attribute.
@@ -35,6 +41,37 @@ func TestElementOf(t *testing.T) {
 		}
 		for size := range whole { // nothing is read that is not there
 			elementOf(whole[:size:size])
+		}
+	}
+}
+
+// User data that says it is longer than it is, which anyone may write who may write nftables, ends no agent: the table
+// is made anew.
+func TestUserDataThatLies(t *testing.T) {
+	_, path := linktest.NamespaceAt(t)
+	r, err := Open(path)
+	testenv.Must(t, err)
+	t.Cleanup(r.Close)
+	want := podnet.Masquerade{Sources: []netip.Prefix{netip.MustParsePrefix("10.100.0.0/24")}, Nodes: []netip.Addr{netip.MustParseAddr("10.0.0.2")}}
+	_, err = r.SetMasquerade(want)
+	testenv.Must(t, err)
+	lie := newTransaction(MasqueradeTable)
+	at := lie.message(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, "lie")
+	lie.text(unix.NFTA_SET_ELEM_LIST_TABLE, MasqueradeTable)
+	lie.text(unix.NFTA_SET_ELEM_LIST_SET, "node_addrs4")
+	all := lie.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
+	one := lie.nest(unix.NFTA_LIST_ELEM)
+	key := lie.nest(unix.NFTA_SET_ELEM_KEY)
+	lie.bytes(unix.NFTA_DATA_VALUE, []byte{10, 0, 0, 3})
+	lie.unnest(key)
+	lie.bytes(unix.NFTA_SET_ELEM_USERDATA, []byte{byte(userdata.NFTNL_UDATA_SET_ELEM_COMMENT), 200, 'x'})
+	lie.unnest(one)
+	lie.unnest(all)
+	lie.close(at)
+	testenv.Must(t, r.socket.commit(lie))
+	for _, changes := range []podnet.Count{{Added: 1}, {}} {
+		if got, err := r.SetMasquerade(want); err != nil || got != changes {
+			t.Errorf("changed %+v, %v; want %+v", got, err, changes)
 		}
 	}
 }

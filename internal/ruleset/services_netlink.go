@@ -1,6 +1,7 @@
 package ruleset
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -358,6 +359,19 @@ func eachAttribute(b []byte, f func(kind uint16, data []byte)) {
 	}
 }
 
+// commentOf reads a comment out of the user data of an element or a rule; empty if there is none. Whoever may write nftables
+// may write any bytes there, and userdata.GetString reads beyond the end of those that say they are longer than they are.
+func commentOf(data []byte, kind userdata.Type) string {
+	for len(data) >= 2 && len(data)-2 >= int(data[1]) {
+		value := data[2 : 2+int(data[1])]
+		if userdata.Type(data[0]) == kind {
+			return string(bytes.TrimSuffix(value, []byte{0}))
+		}
+		data = data[2+len(value):]
+	}
+	return ""
+}
+
 func elementOf(b []byte) element {
 	var e element
 	eachAttribute(b, func(kind uint16, data []byte) {
@@ -369,7 +383,7 @@ func elementOf(b []byte) element {
 		case unix.NFTA_SET_ELEM_FLAGS:
 			e.end = len(data) == 4 && binary.BigEndian.Uint32(data)&unix.NFT_SET_ELEM_INTERVAL_END != 0
 		case unix.NFTA_SET_ELEM_USERDATA:
-			e.comment, _ = userdata.GetString(data, userdata.NFTNL_UDATA_SET_ELEM_COMMENT)
+			e.comment = commentOf(data, userdata.NFTNL_UDATA_SET_ELEM_COMMENT)
 		case unix.NFTA_SET_ELEM_DATA:
 			eachAttribute(data, func(kind uint16, v []byte) {
 				if kind == unix.NFTA_DATA_VALUE {

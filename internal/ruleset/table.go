@@ -234,7 +234,7 @@ func (r *Ruleset) readOnce(t table) (elements, error) {
 			return nil, errStrange
 		}
 	}
-	sets, err := r.conn.GetSets(in.Table)
+	sets, err := careful(func() ([]*nftables.Set, error) { return r.conn.GetSets(in.Table) })
 	if err != nil {
 		return nil, err
 	}
@@ -248,7 +248,7 @@ func (r *Ruleset) readOnce(t table) (elements, error) {
 		if i < 0 || sets[i].Interval != want.interval || sets[i].KeyType.Name != want.key().Name {
 			return nil, errStrange
 		}
-		found, err := r.conn.GetSetElements(sets[i])
+		found, err := careful(func() ([]nftables.SetElement, error) { return r.conn.GetSetElements(sets[i]) })
 		if err != nil {
 			return nil, err
 		}
@@ -260,9 +260,20 @@ func (r *Ruleset) readOnce(t table) (elements, error) {
 	return have, nil
 }
 
+// careful reads by the library, which panics at user data that says it is longer than it is (as of v0.3.0). None of ours does, so
+// the table is somebody else's work then, and is made anew.
+func careful[T any](read func() (T, error)) (have T, err error) {
+	defer func() {
+		if recover() != nil {
+			err = errStrange
+		}
+	}()
+	return read()
+}
+
 // isRule says whether a rule of the kernel's is the one that we would make.
 func isRule(have *nftables.Rule, want rule) bool {
-	if comment, _ := userdata.GetString(have.UserData, userdata.TypeComment); comment != want.comment {
+	if comment := commentOf(have.UserData, userdata.TypeComment); comment != want.comment {
 		return false
 	}
 	return slices.EqualFunc(have.Exprs, want.exprs, func(a, b expr.Any) bool {
