@@ -66,9 +66,13 @@ func (a *app) ipamShow() *cobra.Command {
 				}
 			}
 			if blocks {
-				header, rows = "BLOCK POOL NODE IN-USE SIZE FIXED", nil
+				header, rows = "BLOCK POOL NODE IN-USE SIZE FIXED STATE", nil
 				for _, b := range all.Blocks {
-					rows = append(rows, []string{b.Block.String(), b.Pool, b.Node, fmt.Sprint(b.InUse), addressCount(b.Size), strconv.FormatBool(b.Fixed)})
+					state := "Used"
+					if b.Refused != "" {
+						state = "Refused: " + b.Refused
+					}
+					rows = append(rows, []string{b.Block.String(), b.Pool, b.Node, fmt.Sprint(b.InUse), addressCount(b.Size), strconv.FormatBool(b.Fixed), state})
 				}
 			}
 			if err := o.print(a, all, header, rows); err != nil {
@@ -103,7 +107,7 @@ func (a *app) ipamCheck() *cobra.Command {
 		Use:   "check",
 		Short: "Compare the addresses that nodes hold with the pods that the API knows",
 		Long: `Finds addresses that two pods have, pods with other addresses than they hold, addresses that are held for nobody,
-blocks of IPPools that two nodes have, and those of nodes that are gone. The exit status is 0 if there are none.
+blocks of IPPools that no node uses, and those of nodes that are gone. The exit status is 0 if there are none.
 
 ` + targetHelp,
 		Args: cobra.NoArgs,

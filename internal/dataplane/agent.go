@@ -95,6 +95,7 @@ type Agent struct {
 	told        published
 	// poolsDiffer says since when the status of a pool is not what it should be.
 	poolsDiffer map[string]time.Time
+	refused     []string // blocks that nobody uses, as they were logged last
 }
 
 // Run keeps the node until the context ends. What is in the kernel stays: traffic does not notice that an agent
@@ -243,7 +244,9 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	if err != nil {
 		return nodestate.Status{}, problems, fmt.Errorf("read the node's devices: %w", err)
 	}
-	f := netfacts.Read(a.view.Nodes(), a.Node, *a.config).WithBlocks(a.blocks.all())
+	blocks, refused := a.blocks.all()
+	a.tellRefused(refused)
+	f := netfacts.Read(a.view.Nodes(), a.Node, *a.config).WithBlocks(blocks)
 	plan, found := podnet.NewPlan(a.Node, interfaces, f.Nodes, f.Config)
 	for _, p := range append(f.Problems, found...) {
 		problems = append(problems, p.String())

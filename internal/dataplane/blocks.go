@@ -101,11 +101,12 @@ func (b *blocks) facts() ippool.Facts {
 	return ippool.Read(o)
 }
 
-// all are the blocks of all nodes, also one that this node has taken a moment ago.
-func (b *blocks) all() []ippool.Block {
+// all are the blocks of all nodes that are used, also one that this node has taken a moment ago, and those that are not.
+func (b *blocks) all() ([]ippool.Block, []ippool.RefusedBlock) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.facts().Blocks
+	f := b.facts()
+	return f.Blocks, f.Refused
 }
 
 // keep makes the node's blocks what its pods need. What is in the way is a problem and no error. again is when it
@@ -114,12 +115,14 @@ func (b *blocks) keep(ctx context.Context, store *lease.Store, avoid []netip.Pre
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f := b.facts()
-	problems = f.Problems
+	for _, r := range f.RefusedOf(b.node) { // of others' the controller tells
+		problems = append(problems, r.String())
+	}
 	state, err := store.State()
 	if err != nil {
 		return problems, 0, err
 	}
-	if len(f.Pools)+len(f.Of(b.node))+len(state.Pools) == 0 {
+	if len(f.Pools)+len(f.Of(b.node))+len(problems)+len(state.Pools) == 0 {
 		clear(b.busy)
 		return problems, 0, nil
 	}
@@ -141,7 +144,7 @@ func (b *blocks) keep(ctx context.Context, store *lease.Store, avoid []netip.Pre
 	}
 	var held []ippool.Held
 	for _, x := range turn.Back {
-		if used(x.Prefix, state.InUse)+used(x.Prefix, state.Cooling) > 0 {
+		if own := f.Of(b.node); usedOf(x, own, state.InUse)+usedOf(x, own, state.Cooling) > 0 {
 			continue // somebody was faster than SetPools
 		}
 		if err := b.giveBack(ctx, x); err != nil {
@@ -172,8 +175,15 @@ func (b *blocks) keep(ctx context.Context, store *lease.Store, avoid []netip.Pre
 func (b *blocks) turn(f ippool.Facts, state ipam.State) (ippool.Turnover, []ippool.Held) {
 	var held []ippool.Held
 	now := b.now()
-	for _, x := range f.Of(b.node) {
-		h := ippool.Held{Block: x, InUse: used(x.Prefix, state.InUse), Cooling: used(x.Prefix, state.Cooling)}
+	blocks := f.Of(b.node)
+	inUse := len(blocks)
+	for _, r := range f.RefusedOf(b.node) {
+		if r.IsValid() {
+			blocks = append(blocks, r.Block)
+		}
+	}
+	for i, x := range blocks {
+		h := ippool.Held{Block: x, InUse: usedOf(x, blocks[:inUse], state.InUse), Cooling: usedOf(x, blocks[:inUse], state.Cooling), Refused: i >= inUse}
 		if _, known := b.busy[x.Prefix]; !known || h.InUse+h.Cooling > 0 {
 			b.busy[x.Prefix] = now
 		}
@@ -185,6 +195,19 @@ func (b *blocks) turn(f ippool.Facts, state ipam.State) (ippool.Turnover, []ippo
 		held = append(held, h)
 	}
 	return f.Turn(b.node, held), held
+}
+
+// usedOf counts the addresses of a block. Those that are of another block of the node are not of this one, which is refused
+// for overlapping it.
+func usedOf(x ippool.Block, own []ippool.Block, addrs map[netip.Addr]bool) int {
+	n := 0
+	for a := range addrs {
+		others := func(y ippool.Block) bool { return y.UID != x.UID && y.Contains(a) }
+		if x.Contains(a) && !slices.ContainsFunc(own, others) {
+			n++
+		}
+	}
+	return n
 }
 
 func used(r netip.Prefix, addrs map[netip.Addr]bool) int {
@@ -242,10 +265,14 @@ func (b *blocks) verify(ctx context.Context, f *ippool.Facts, state ipam.State) 
 	if err != nil {
 		return err
 	}
-	all := ippool.Read(ippool.Objects{Blocks: objects}).Blocks
+	all := f.WithBlocks(objects)
 	var errs []error
 	for _, x := range doubtful {
-		switch overlapping, there := overlaps(all, x); {
+		overlapping, there, isUsed := overlaps(all, x)
+		if isUsed && given(x.Prefix, state) {
+			overlapping = netip.Prefix{} // the other one came later, and nobody uses it
+		}
+		switch {
 		case !there: // the watches are late
 			// Remembered: a block of the same prefix that is made next must not stand beside it in what they say.
 			b.gone[x.UID] = b.now()
@@ -277,15 +304,19 @@ func given(r netip.Prefix, state ipam.State) bool {
 	return used(r, state.InUse)+used(r, state.Cooling) > 0
 }
 
-func overlaps(all []ippool.Block, own ippool.Block) (other netip.Prefix, there bool) {
-	for _, x := range all {
-		if x.UID == own.UID {
-			there = true
-		} else if x.Overlaps(own.Prefix) {
-			other = x.Prefix
+// overlaps looks for a block among all, and for another one that overlaps it. Those count that are refused, too, if they
+// were made for that reason: which of two was there first is by the clocks of API servers, of which there may be several,
+// and is not good enough to give addresses by.
+func overlaps(all ippool.Facts, own ippool.Block) (other netip.Prefix, there, isUsed bool) {
+	isOwn := func(x ippool.Block) bool { return x.UID == own.UID }
+	isUsed = slices.ContainsFunc(all.Blocks, isOwn)
+	there = isUsed || slices.ContainsFunc(all.Refused, func(r ippool.RefusedBlock) bool { return isOwn(r.Block) })
+	for _, p := range all.Taken() {
+		if p != own.Prefix && p.Overlaps(own.Prefix) { // of a prefix there is one block
+			other = p
 		}
 	}
-	return other, there
+	return other, there, isUsed
 }
 
 // drop forgets a block, but for what the watches say of it.
@@ -322,8 +353,8 @@ func (b *blocks) take(ctx context.Context, f *ippool.Facts, pool string, p netip
 		return err // if it was made all the same, the watches tell
 	}
 	b.made[made.UID] = madeBlock{made, b.now()}
-	mine := ippool.Read(ippool.Objects{Blocks: []*v1alpha1.IPBlock{made}}).Blocks
-	f.Blocks = append(f.Blocks, mine...)
+	mine, _, _ := ippool.ReadBlock(made)
+	f.Blocks = append(f.Blocks, mine)
 	b.busy[p] = b.now()
 	if err := b.verify(ctx, f, state); !b.verified[made.UID] {
 		return err
@@ -334,7 +365,7 @@ func (b *blocks) take(ctx context.Context, f *ippool.Facts, pool string, p netip
 
 // takeFree takes a block of a pool that nobody has.
 func (b *blocks) takeFree(ctx context.Context, f *ippool.Facts, n ippool.Need, avoid []netip.Prefix, state ipam.State) error {
-	taken := slices.Concat(ippool.Prefixes(f.Blocks), avoid)
+	taken := slices.Concat(f.Taken(), avoid)
 	var err error
 	for range attempts {
 		p, found := ippool.FreeBlock(n.Range, taken, b.node)
@@ -375,10 +406,14 @@ func (b *blocks) recover(ctx context.Context, f *ippool.Facts, leases []lease.Le
 				if err != nil {
 					return []string{err.Error()}
 				}
-				f.Blocks, asked = ippool.Read(ippool.Objects{Blocks: objects}).Blocks, true
+				*f, asked = f.WithBlocks(objects), true
 				if slices.ContainsFunc(f.Blocks, mine) {
 					continue
 				}
+			}
+			if i := slices.IndexFunc(f.Refused, func(r ippool.RefusedBlock) bool { return r.IsValid() && mine(r.Block) }); i >= 0 {
+				problems = append(problems, fmt.Sprintf("pod %s/%s has %s, and cannot be reached: %s; delete the pod", l.PodNamespace, l.PodName, a, f.Refused[i]))
+				continue
 			}
 			if err := b.recoverAddress(ctx, f, l.Pool, a, state); err != nil {
 				problems = append(problems, fmt.Sprintf("pod %s/%s has %s of pool %q, which is in no block of this node (%v): delete the pod",

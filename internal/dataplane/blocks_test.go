@@ -25,6 +25,9 @@ import (
 	"github.com/fathom-network/fathom/internal/ipam"
 	"github.com/fathom-network/fathom/internal/ippool"
 	"github.com/fathom-network/fathom/internal/lease"
+	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/netfacts"
+	"github.com/fathom-network/fathom/internal/podnet"
 )
 
 // server is the part of an API server that blocks need.
@@ -552,5 +555,137 @@ func TestClaimsAtOnce(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestHostileBlocks: what another node's agent writes leads nowhere unless a pool has it, and keeps nobody from a pool; a
+// block that is seen before its pool is used as soon as the pool is seen, and one whose pool is being deleted stays in use.
+func TestHostileBlocks(t *testing.T) {
+	s := newServer(3, ipv4Pool("public", "10.50.0.0/16", 26))
+	for i, n := range s.nodes {
+		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: fmt.Sprint("10.201.1.", i+2)}}
+	}
+	put := func(pool, cidr string, isFixed bool) {
+		p := netip.MustParsePrefix(cidr)
+		if _, err := s.CreateBlock(t.Context(), &v1alpha1.IPBlock{ObjectMeta: metav1.ObjectMeta{Name: ippool.BlockName(p)},
+			Spec: v1alpha1.IPBlockSpec{Pool: pool, CIDR: cidr, Node: "node1", Fixed: isFixed}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, honest := s.machine(t, 0), s.machine(t, 2)
+	l, err := honest.add("victim", fromPool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put("nosuch", "10.96.0.0/12", false)
+	put("public", "64.0.0.0/3", false)
+	put("public", "10.50.0.0/16", false)
+	put("public", "198.51.100.10/32", true)
+	put("public", "10.244.2.0/26", false)
+	put("public", l.Addresses[0].String()+"/32", true)
+	put("public", "10.50.255.192/26", false) // as any agent may
+	put("late", "10.60.0.0/26", false)
+	routes := func() string {
+		t.Helper()
+		m.seen = s.snapshot()
+		blocks, refused := m.all()
+		if len(blocks)+len(refused) != len(s.blocks) {
+			t.Errorf("%d used and %d refused of %d", len(blocks), len(refused), len(s.blocks))
+		}
+		f := netfacts.Read(s.nodes, "node0", netconf.Default()).WithBlocks(blocks)
+		plan, problems := podnet.NewPlan("node0", []podnet.Interface{{Name: "eth0", MTU: 1500, Addrs: []netip.Prefix{netip.MustParsePrefix("10.201.1.2/24")}}}, f.Nodes, f.Config)
+		if len(problems) > 0 {
+			t.Error(problems)
+		}
+		var to []string
+		for _, r := range plan.Routes {
+			to = append(to, fmt.Sprint(r.To, " ", r.Via))
+		}
+		for _, p := range plan.Masquerade.Pods {
+			to = append(to, p.String())
+		}
+		return strings.Join(to, ", ")
+	}
+	victim := netip.PrefixFrom(l.Addresses[0], 26).Masked().String()
+	sorted := func(prefixes ...string) string {
+		slices.Sort(prefixes)
+		return strings.Join(prefixes, ", ")
+	}
+	ways := func(more ...string) string {
+		return sorted(append([]string{"10.244.0.0/24 invalid IP", "10.244.1.0/24 10.201.1.3", "10.244.2.0/24 10.201.1.4", victim + " 10.201.1.4", "10.50.255.192/26 10.201.1.3",
+			"10.244.0.0/24", "10.244.1.0/24", "10.244.2.0/24", victim, "10.50.255.192/26"}, more...)...)
+	}
+	expect := func(want string) {
+		t.Helper()
+		if got := sorted(strings.Split(routes(), ", ")...); got != want {
+			t.Errorf("%s\nwant %s", got, want)
+		}
+	}
+	expect(ways())
+	s.pools = append(s.pools, ipv4Pool("late", "10.60.0.0/24", 26))
+	expect(ways("10.60.0.0/26 10.201.1.3", "10.60.0.0/26"))
+	late := s.pools[1].DeepCopy()
+	late.DeletionTimestamp = &metav1.Time{Time: time.Now()}
+	s.pools[1] = late
+	expect(ways("10.60.0.0/26 10.201.1.3", "10.60.0.0/26"))
+	if _, err := m.add("new", map[string]string{ippool.PoolAnnotation: "late"}); err == nil || !strings.Contains(err.Error(), "is being deleted") {
+		t.Error(err)
+	}
+	s.pools = s.pools[:1]
+	expect(ways())
+	// The block around all of the pool is refused, and still nobody can tell it from one that pods have of an earlier pool.
+	if _, err := m.add("new", fromPool); err == nil || !strings.Contains(err.Error(), "is full") {
+		t.Error(err)
+	}
+	if err := s.DeleteBlock(t.Context(), "10.50.0.0-16", s.blocks["10.50.0.0-16"].UID); err != nil {
+		t.Fatal(err)
+	}
+	m.seen = s.snapshot()
+	if l, err := m.add("new", fromPool); err != nil || l.Pool != "public" {
+		t.Error(l, err)
+	}
+}
+
+// TestOwnBlockIsRefused: a node gives nothing out of a block that others do not use, tells of it and of the pods that have
+// addresses of it, and gives it back when they have gone.
+func TestOwnBlockIsRefused(t *testing.T) {
+	s := newServer(1, ipv4Pool("public", "10.50.0.0/24", 26))
+	m := s.machine(t, 0)
+	if _, err := m.add("web", fromPool); err != nil {
+		t.Fatal(err)
+	}
+	pools := s.pools
+	s.pools = nil // by force: a finalizer keeps it otherwise
+	m.seen = s.snapshot()
+	problems := strings.Join(m.pass(t), "\n")
+	if !strings.Contains(problems, `of pool "public" on node node0 is not used: there is no such IPPool`) || !strings.Contains(problems, "pod ns/web has") {
+		t.Error(problems)
+	}
+	if l, err := m.lease("late", ipam.Request{Pool: "public"}); err == nil {
+		t.Errorf("%+v of a block that is not used", l)
+	}
+	s.pools = pools
+	m.seen = s.snapshot()
+	if problems := m.pass(t); len(problems) > 0 {
+		t.Error(problems)
+	}
+	if _, err := m.add("late", fromPool); err != nil || len(s.blocks) != 1 {
+		t.Error(err, s.blocks)
+	}
+	// One that overlaps it, by whomever, has none of its addresses, and goes at once.
+	if _, err := s.CreateBlock(t.Context(), &v1alpha1.IPBlock{ObjectMeta: metav1.ObjectMeta{Name: "10.50.0.0-24"}, Spec: v1alpha1.IPBlockSpec{Pool: "public", CIDR: "10.50.0.0/24", Node: "node0"}}); err != nil {
+		t.Fatal(err)
+	}
+	m.seen = s.snapshot()
+	if problems := m.pass(t); len(problems) != 1 || len(s.blocks) != 1 {
+		t.Error(problems, s.blocks)
+	}
+	s.pools = nil
+	m.seen = s.snapshot()
+	m.del(t, "web")
+	m.del(t, "late")
+	time.Sleep(coolDown + 10*time.Millisecond)
+	if m.pass(t); len(s.blocks) != 0 {
+		t.Errorf("%v is not given back", s.blocks)
 	}
 }

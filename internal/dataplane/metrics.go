@@ -20,6 +20,7 @@ type metrics struct {
 	repaired prometheus.Counter
 	problems prometheus.Gauge
 	leases   prometheus.Gauge
+	refused  prometheus.Gauge
 }
 
 func newMetrics(node string) *metrics {
@@ -42,6 +43,8 @@ func newMetrics(node string) *metrics {
 			Help: "Problems at present; each is an event of the Node."}),
 		leases: prometheus.NewGauge(prometheus.GaugeOpts{Name: "fathom_agent_leases", ConstLabels: labels,
 			Help: "Pods that hold addresses of this node."}),
+		refused: prometheus.NewGauge(prometheus.GaugeOpts{Name: "fathom_agent_refused_blocks", ConstLabels: labels,
+			Help: "IPBlocks, of any node, that nobody uses since no IPPool bears them out: no agent makes such."}),
 	}
 	for _, what := range []string{"lease", "device"} {
 		m.swept.WithLabelValues(what)
@@ -49,7 +52,7 @@ func newMetrics(node string) *metrics {
 	for _, result := range []string{"success", "error"} {
 		m.passes.WithLabelValues(result)
 	}
-	m.registry.MustRegister(m.passes, m.seconds, m.last, m.changes, m.swept, m.repaired, m.problems, m.leases,
+	m.registry.MustRegister(m.passes, m.seconds, m.last, m.changes, m.swept, m.repaired, m.problems, m.leases, m.refused,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -23,7 +23,23 @@ import (
 
 // poolObjects are what the watches say of address pools.
 func (a *Agent) poolObjects() ippool.Objects {
-	return ippool.Objects{Pools: a.view.Pools(), Blocks: a.view.Blocks(), Nodes: a.view.Nodes(), Services: a.view.ServiceCIDRs()}
+	return ippool.Objects{Pools: a.view.Pools(), Blocks: a.view.Blocks(), Nodes: a.view.Nodes(),
+		Services:     a.view.ServiceCIDRs(),
+		AddressPools: a.view.AddressPools()}
+}
+
+// tellRefused counts and logs the blocks that no node uses. Events of them are the controller's: one, not one of each node.
+func (a *Agent) tellRefused(refused []ippool.RefusedBlock) {
+	a.metrics.refused.Set(float64(len(refused)))
+	const most = 10 // whoever writes such blocks may write many
+	var now []string
+	for _, r := range refused[:min(len(refused), most)] {
+		now = append(now, r.String())
+		if !slices.Contains(a.refused, r.String()) {
+			a.Log.Warn("a block is not used", "what", r.String(), "all", len(refused))
+		}
+	}
+	a.refused = now
 }
 
 // keepBlocks makes the node's blocks of address pools what its pods need, and tells of pools what is known of them.

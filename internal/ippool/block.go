@@ -119,6 +119,8 @@ type Held struct {
 	InUse, Cooling int
 	// Rested says that nothing of it was in use or cooling down for a while.
 	Rested bool
+	// Refused is a block that no node uses: there is no way to its addresses.
+	Refused bool
 }
 
 func (h Held) free() uint64 { return ipam.Count(h.Prefix) - uint64(h.InUse+h.Cooling) }
@@ -149,7 +151,7 @@ func (f Facts) Turn(node string, held []Held) Turnover {
 			inUse := 0
 			for _, h := range held {
 				switch {
-				case h.Pool != p.Name || ipam.FamilyOf(h.Addr()) != r.Family():
+				case h.Refused || h.Pool != p.Name || ipam.FamilyOf(h.Addr()) != r.Family():
 				case !usable || !r.Overlaps(h.Prefix) || h.Bits() < r.Bits() || h.Fixed:
 					if h.InUse+h.Cooling == 0 && (h.Rested || !usable) {
 						t.Back = append(t.Back, h.Block)
@@ -182,12 +184,12 @@ func (f Facts) Turn(node string, held []Held) Turnover {
 			t.Give = append(t.Give, give)
 		}
 	}
-	for _, h := range held { // of a pool that is gone, or of a family that it has no longer
+	for _, h := range held {
 		p, found := f.Pool(h.Pool)
 		if found {
 			_, found = p.Range(ipam.FamilyOf(h.Addr()))
 		}
-		if !found && h.InUse+h.Cooling == 0 {
+		if (h.Refused || !found) && h.InUse+h.Cooling == 0 {
 			t.Back = append(t.Back, h.Block)
 		}
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/ipam"
 	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/vip"
 )
 
 // Objects are what the API has to say of pools.
@@ -28,16 +29,21 @@ type Objects struct {
 	Blocks   []*v1alpha1.IPBlock
 	Nodes    []*corev1.Node
 	Services []*networkingv1.ServiceCIDR
+	// AddressPools are the addresses of load balancers.
+	AddressPools []*v1alpha1.AddressPool
 }
 
 // Facts are what follows from them.
 type Facts struct {
-	Pools  []Pool  // the oldest first
-	Blocks []Block // those that can be read, ordered by prefix
-	// Problems are of blocks, which only agents make.
-	Problems []string
+	Pools []Pool // the oldest first
+	// Blocks are those that nodes use: for routes, as pods' own ranges, and to give addresses out of. They are ordered
+	// by prefix, and none overlaps another.
+	Blocks []Block
+	// Refused are all other blocks, which nodes do as if there were none; judge.go.
+	Refused []RefusedBlock
 	// nodes reads them on first use: without pools nobody asks, and there may be thousands.
-	nodes func() []node
+	nodes    func() []node
+	services []serviceRange
 }
 
 // Pool is an IPPool as it was read.
@@ -45,10 +51,13 @@ type Pool struct {
 	Name   string
 	Ranges []Range // at most one of each family, IPv4 first
 	// Problem says why it is not used; nil if it is.
-	Problem    *Problem
-	Disabled   bool
+	Problem  *Problem
+	Disabled bool
+	// Deleting is a pool that a finalizer keeps while blocks of it are left: see Finalizer.
+	Deleting   bool
 	nodes      labels.Selector
 	namespaces labels.Selector
+	balancers  []balancerRange // of AddressPools that are not younger
 	object     *v1alpha1.IPPool
 }
 
@@ -70,6 +79,8 @@ type Block struct {
 	Node  string
 	Owner types.UID // of the Node that it was made for
 	Fixed bool
+	// Created is when the API server stored it, which whoever made it has no say in.
+	Created time.Time
 }
 
 // Problem is why a pool is not used.
@@ -86,6 +97,7 @@ const (
 	InvalidField     = "InvalidField"
 	Overlap          = "Overlap"          // with an older pool, or a node's podCIDR
 	ServiceOverlap   = "ServiceOverlap"   // with a Service CIDR
+	BalancerOverlap  = "BalancerOverlap"  // with an AddressPool that is not younger
 	NodeAddressClash = "NodeAddressClash" // a node's own address is in the range
 	NoSuchFamily     = "NoSuchFamily"     // nodes have no pods of it
 	ReservedName     = "ReservedName"
@@ -110,34 +122,21 @@ func Read(o Objects) Facts {
 		slices.SortFunc(nodes, func(a, b node) int { return cmp.Compare(a.name, b.name) })
 		return nodes
 	})}
-	services := readServices(o.Services)
+	f.services = readServices(o.Services)
+	balancers := readBalancers(o.AddressPools)
 	pools := slices.Clone(o.Pools)
 	slices.SortFunc(pools, func(a, b *v1alpha1.IPPool) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
 	})
 	for _, p := range pools {
 		pool := readPool(p)
+		pool.balancers = slices.DeleteFunc(slices.Clone(balancers), func(b balancerRange) bool { return pool.Created().Before(b.created) })
 		if pool.Problem == nil {
-			pool.Problem = f.clash(pool, services)
+			pool.Problem = f.clash(pool)
 		}
 		f.Pools = append(f.Pools, pool)
 	}
-	for _, b := range o.Blocks {
-		p, err := netip.ParsePrefix(b.Spec.CIDR)
-		if err != nil || p != p.Masked() || b.Name != BlockName(p) {
-			f.Problems = append(f.Problems, fmt.Sprintf("IPBlock %s has the CIDR %q, which is not that of its name: it is left out", b.Name, b.Spec.CIDR))
-			continue
-		}
-		block := Block{Prefix: p, Name: b.Name, UID: b.UID, Pool: b.Spec.Pool, Node: b.Spec.Node, Fixed: b.Spec.Fixed}
-		for _, r := range b.OwnerReferences {
-			if r.Kind == "Node" {
-				block.Owner = r.UID
-			}
-		}
-		f.Blocks = append(f.Blocks, block)
-	}
-	slices.SortFunc(f.Blocks, func(a, b Block) int { return comparePrefixes(a.Prefix, b.Prefix) })
-	return f
+	return f.WithBlocks(o.Blocks)
 }
 
 func comparePrefixes(a, b netip.Prefix) int {
@@ -166,9 +165,32 @@ func readNode(n *corev1.Node) node {
 	return read
 }
 
+// balancerRange is a range of addresses of load balancers.
+type balancerRange struct {
+	vip.Range
+	pool    string
+	created time.Time
+}
+
+func (b balancerRange) overlaps(p netip.Prefix) bool {
+	return b.Contains(p.Addr()) || p.Contains(b.First)
+}
+
+// readBalancers reads AddressPools, those with a problem too: Services keep what they have of them.
+func readBalancers(objects []*v1alpha1.AddressPool) []balancerRange {
+	var ranges []balancerRange
+	for _, p := range vip.Read(vip.Objects{Pools: objects}) {
+		for _, r := range p.Ranges {
+			ranges = append(ranges, balancerRange{r, p.Name, p.Object().CreationTimestamp.Time})
+		}
+	}
+	return ranges
+}
+
 type serviceRange struct {
 	netip.Prefix
-	name string
+	name    string
+	created time.Time
 }
 
 func readServices(objects []*networkingv1.ServiceCIDR) []serviceRange {
@@ -176,7 +198,7 @@ func readServices(objects []*networkingv1.ServiceCIDR) []serviceRange {
 	for _, o := range objects {
 		for _, s := range o.Spec.CIDRs {
 			if p, err := netip.ParsePrefix(s); err == nil {
-				ranges = append(ranges, serviceRange{p.Masked(), o.Name})
+				ranges = append(ranges, serviceRange{p.Masked(), o.Name, o.CreationTimestamp.Time})
 			}
 		}
 	}
@@ -198,7 +220,7 @@ var unusable = []netip.Prefix{
 // readPool reads a pool by itself. The CRD's rules refuse most of what is a problem here, unless the API server is
 // older than they.
 func readPool(o *v1alpha1.IPPool) Pool {
-	p := Pool{Name: o.Name, Disabled: o.Spec.Disabled, object: o}
+	p := Pool{Name: o.Name, Disabled: o.Spec.Disabled, Deleting: o.DeletionTimestamp != nil, object: o}
 	wrong := func(field, format string, args ...any) {
 		if p.Problem == nil {
 			p.Problem = &Problem{field, InvalidField, fmt.Sprintf(format, args...)}
@@ -261,33 +283,16 @@ func selector(s *metav1.LabelSelector) (labels.Selector, error) {
 }
 
 // clash says what else has addresses of the pool. Of two pools the older one stays.
-func (f *Facts) clash(p Pool, services []serviceRange) *Problem {
+func (f *Facts) clash(p Pool) *Problem {
 	for _, r := range p.Ranges {
-		field := "spec." + strings.ToLower(r.Family().String()) + ".cidr"
-		problem := func(reason, format string, args ...any) *Problem {
-			return &Problem{field, reason, r.String() + " " + fmt.Sprintf(format, args...)}
+		problem := func(reason, text string) *Problem {
+			return &Problem{"spec." + strings.ToLower(r.Family().String()) + ".cidr", reason, r.String() + " " + text}
 		}
-		for _, s := range services {
-			if s.Overlaps(r.Prefix) {
-				return problem(ServiceOverlap, "overlaps %s of ServiceCIDR %s", s.Prefix, s.name)
-			}
+		if reason, text := f.foreign(p, r.Prefix, f.services); reason != "" {
+			return problem(reason, text)
 		}
-		hasPods, hasFamily := false, false
-		for _, n := range f.nodes() {
-			for _, c := range n.podCIDRs {
-				if c.Overlaps(r.Prefix) {
-					return problem(Overlap, "overlaps %s, the podCIDR of node %s", c, n.name)
-				}
-				hasPods, hasFamily = true, hasFamily || ipam.FamilyOf(c.Addr()) == r.Family()
-			}
-			for _, a := range n.addrs {
-				if r.Contains(a) {
-					return problem(NodeAddressClash, "holds %s, the address of node %s", a, n.name)
-				}
-			}
-		}
-		if hasPods && !hasFamily {
-			return problem(NoSuchFamily, "is %s, and no node has podCIDRs of that family: its pods could not be reached", r.Family())
+		if !f.hasFamily(r.Family()) {
+			return problem(NoSuchFamily, fmt.Sprintf("is %s, and no node has podCIDRs of that family: its pods could not be reached", r.Family()))
 		}
 		for _, older := range f.Pools {
 			if older.Problem != nil {
@@ -295,12 +300,53 @@ func (f *Facts) clash(p Pool, services []serviceRange) *Problem {
 			}
 			for _, other := range older.Ranges {
 				if other.Overlaps(r.Prefix) {
-					return problem(Overlap, "overlaps %s of the older pool %s", other.Prefix, older.Name)
+					return problem(Overlap, fmt.Sprintf("overlaps %s of the older pool %s", other.Prefix, older.Name))
 				}
 			}
 		}
 	}
 	return nil
+}
+
+// foreign says what besides pools has addresses of a prefix that lies in the pool, of Services those ranges that are given.
+func (f *Facts) foreign(p Pool, r netip.Prefix, services []serviceRange) (reason, text string) {
+	for _, s := range services {
+		if s.Overlaps(r) {
+			return ServiceOverlap, fmt.Sprintf("overlaps %s of ServiceCIDR %s", s.Prefix, s.name)
+		}
+	}
+	for _, b := range p.balancers {
+		if b.overlaps(r) {
+			return BalancerOverlap, fmt.Sprintf("overlaps %s of AddressPool %s, which is not younger", b.Range, b.pool)
+		}
+	}
+	for _, n := range f.nodes() {
+		for _, c := range n.podCIDRs {
+			if c.Overlaps(r) {
+				return Overlap, fmt.Sprintf("overlaps %s, the podCIDR of node %s", c, n.name)
+			}
+		}
+		for _, a := range n.addrs {
+			if r.Contains(a) {
+				return NodeAddressClash, fmt.Sprintf("holds %s, the address of node %s", a, n.name)
+			}
+		}
+	}
+	return "", ""
+}
+
+// hasFamily says whether nodes have pods of a family, or no pods at all yet.
+func (f *Facts) hasFamily(family ipam.Family) bool {
+	hasPods := false
+	for _, n := range f.nodes() {
+		for _, c := range n.podCIDRs {
+			if ipam.FamilyOf(c.Addr()) == family {
+				return true
+			}
+			hasPods = true
+		}
+	}
+	return !hasPods
 }
 
 // Pool finds a pool by its name.
@@ -312,7 +358,7 @@ func (f Facts) Pool(name string) (Pool, bool) {
 	return f.Pools[i], true
 }
 
-// Of returns the blocks of a node.
+// Of returns the blocks that a node has and uses.
 func (f Facts) Of(node string) []Block {
 	return slices.DeleteFunc(slices.Clone(f.Blocks), func(b Block) bool { return b.Node != node })
 }
@@ -338,6 +384,8 @@ func (f Facts) Usable(p Pool, nodeName string) string {
 	switch n := f.node(nodeName); {
 	case p.Problem != nil:
 		return fmt.Sprintf("pool %q is not used: %s", p.Name, p.Problem)
+	case p.Deleting:
+		return fmt.Sprintf("pool %q is being deleted and gives out no further address: ask for another pool", p.Name)
 	case p.Disabled:
 		return fmt.Sprintf("pool %q is disabled and gives out no further address: ask for another pool, or enable it", p.Name)
 	case n == nil:
@@ -347,6 +395,9 @@ func (f Facts) Usable(p Pool, nodeName string) string {
 	}
 	return ""
 }
+
+// Created is when the pool was made.
+func (p Pool) Created() time.Time { return p.object.CreationTimestamp.Time }
 
 // Range returns the part of a family.
 func (p Pool) Range(f ipam.Family) (Range, bool) {
@@ -370,6 +421,8 @@ func condition(p Pool, now time.Time) metav1.Condition {
 	switch {
 	case p.Problem != nil:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, p.Problem.Reason, p.Problem.String()
+	case p.Deleting:
+		c.Message = "it is being deleted: pods keep their addresses, and nobody gets another"
 	case p.Disabled:
 		c.Message = "it is disabled: pods keep their addresses, and nobody gets another"
 	}

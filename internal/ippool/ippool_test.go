@@ -168,7 +168,7 @@ func TestTurn(t *testing.T) {
 	const size = 16
 	o := ippool.Objects{Pools: []*v1alpha1.IPPool{pool("p", 1, "10.50.0.0/24 28")}, Nodes: []*corev1.Node{node("a", "10.201.1.2", "10.244.1.0/24")}}
 	held := func(b *v1alpha1.IPBlock, use ...int) ippool.Held {
-		x := ippool.Read(ippool.Objects{Blocks: []*v1alpha1.IPBlock{b}}).Blocks[0]
+		x, _, _ := ippool.ReadBlock(b)
 		return ippool.Held{Block: x, InUse: use[0], Cooling: use[1], Rested: use[0]+use[1] == 0 && len(use) == 2}
 	}
 	first, second := block("p", "a", "10.50.0.0/28"), block("p", "a", "10.50.0.16/28")

@@ -136,7 +136,10 @@ func (f Facts) Decide(w Wish, nodeName, namespace string, namespaceLabels map[st
 			return Grant{}, refuse(false, "%s is not in pool %q, which has %s", a, p.Name, rangesText(p))
 		}
 		i := slices.IndexFunc(f.Blocks, func(b Block) bool { return b.Contains(a) })
+		doubtful := slices.IndexFunc(f.Refused, func(r RefusedBlock) bool { return r.IsValid() && r.Contains(a) && f.within(r.Prefix) })
 		switch {
+		case i < 0 && doubtful >= 0:
+			return Grant{}, refuse(true, "%s is in a block that should not be there: %s; delete it, or ask for another address", a, f.Refused[doubtful])
 		case i < 0:
 			g.Fixed = append(g.Fixed, a)
 		case f.Blocks[i].Node != nodeName:
@@ -206,11 +209,17 @@ func rangesText(p Pool) string {
 // Full says that a pool has no block left, who has them, and what to do.
 func (f Facts) Full(n Need, inUse, cooling, here uint64) error {
 	taken, nodes := 0, map[string]bool{}
-	for _, b := range f.Blocks {
-		if b.Overlaps(n.Prefix) {
+	count := func(b Block) {
+		if b.IsValid() && b.Overlaps(n.Prefix) {
 			taken++
 			nodes[b.Node] = true
 		}
+	}
+	for _, b := range f.Blocks {
+		count(b)
+	}
+	for _, r := range f.Refused {
+		count(r.Block)
 	}
 	return refuse(true, "pool %q is full: all of %s is in %d blocks of %d nodes, and of the %d addresses that this node has of it %d are in use and %d cool down; "+
 		"wait for pods to go, let pods use another IPPool, or make one", n.Pool, n.Prefix, taken, len(nodes), here, inUse, cooling)

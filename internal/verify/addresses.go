@@ -15,6 +15,7 @@ import (
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/ipam"
+	"github.com/fathom-network/fathom/internal/ippool"
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/nodestate"
 	"github.com/fathom-network/fathom/internal/podnet"
@@ -55,6 +56,8 @@ type BlockState struct {
 	Fixed bool         `json:"fixed,omitempty"`
 	Size  uint64       `json:"size"`
 	InUse uint64       `json:"inUse"`
+	// Refused says why no node uses it.
+	Refused string `json:"refused,omitempty"`
 }
 
 // NodeLease is an address in use, or two of both families.
@@ -111,11 +114,13 @@ func (a *Addresses) readPools(c Cluster) {
 		switch {
 		case p.Problem != nil:
 			s.State = p.Problem.String()
+		case p.Deleting:
+			s.State = "Deleting"
 		case p.Disabled:
 			s.State = "Disabled"
 		}
 		if valid := meta.FindStatusCondition(p.Object().Status.Conditions, v1alpha1.PoolValid); valid != nil && valid.Status == metav1.ConditionFalse {
-			s.State = valid.Message // the agents see more, such as Service CIDRs
+			s.State = valid.Message
 		}
 		status, _ := f.Status(p, time.Time{})
 		s.Nodes = status.Nodes
@@ -129,8 +134,8 @@ func (a *Addresses) readPools(c Cluster) {
 		}
 		a.IPPools = append(a.IPPools, s)
 	}
-	for _, b := range f.Blocks {
-		s := BlockState{Block: b.Prefix, Pool: b.Pool, Node: b.Node, Fixed: b.Fixed, Size: ipam.Count(b.Prefix)}
+	add := func(b ippool.Block, refused string) {
+		s := BlockState{Block: b.Prefix, Pool: b.Pool, Node: b.Node, Fixed: b.Fixed, Size: ipam.Count(b.Prefix), Refused: refused}
 		for _, l := range a.Leases {
 			for _, x := range l.Addresses {
 				if l.Node == b.Node && b.Contains(x) {
@@ -139,6 +144,14 @@ func (a *Addresses) readPools(c Cluster) {
 			}
 		}
 		a.Blocks = append(a.Blocks, s)
+	}
+	for _, b := range f.Blocks {
+		add(b, "")
+	}
+	for _, r := range f.Refused {
+		if r.IsValid() {
+			add(r.Block, r.Text)
+		}
 	}
 }
 

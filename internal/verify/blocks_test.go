@@ -19,7 +19,9 @@ func TestBlocks(t *testing.T) {
 	block := func(cidr, node string) *v1alpha1.IPBlock {
 		return &v1alpha1.IPBlock{ObjectMeta: metav1.ObjectMeta{Name: ippool.BlockName(netip.MustParsePrefix(cidr))}, Spec: v1alpha1.IPBlockSpec{Pool: "p", CIDR: cidr, Node: node}}
 	}
-	c := Cluster{Blocks: []*v1alpha1.IPBlock{block("10.50.0.0/26", "a"), block("10.50.0.64/26", "b"), block("10.50.0.7/32", "b"), block("10.50.0.8/32", "a"), block("10.50.1.0/26", "gone")}}
+	c := Cluster{Blocks: []*v1alpha1.IPBlock{block("10.50.0.0/26", "a"), block("10.50.0.64/26", "b"), block("10.50.0.7/32", "b"), block("10.96.0.0/12", "a"), block("10.50.1.0/26", "gone")},
+		Pools: []*v1alpha1.IPPool{{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: v1alpha1.IPPoolSpec{IPv4: &v1alpha1.IPPoolRange{CIDR: "10.50.0.0/16"}}}}}
+	c.Blocks[2].Spec.Fixed = true
 	for _, name := range []string{"a", "b"} {
 		c.Nodes = append(c.Nodes, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name)}})
 	}
@@ -27,7 +29,8 @@ func TestBlocks(t *testing.T) {
 	for _, d := range Blocks(c) {
 		found = append(found, d.Node+": "+d.Text)
 	}
-	want := "b: block 10.50.0.7/32 overlaps 10.50.0.0/26 of node a; a: block 10.50.0.8/32 lies within 10.50.0.0/26 of the same node; " +
+	want := `b: IPBlock 10.50.0.7-32 of pool "p" on node b is not used: it overlaps 10.50.0.0/26 of node a, which was there first; ` +
+		`a: IPBlock 10.96.0.0-12 of pool "p" on node a is not used: it is not within 10.50.0.0/16, which the pool has; ` +
 		"gone: block 10.50.1.0/26 of pool p is of a node that is not there"
 	if got := strings.Join(found, "; "); got != want {
 		t.Errorf("%s\nwant %s", got, want)

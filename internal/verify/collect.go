@@ -263,9 +263,11 @@ func readCluster(ctx context.Context, client *kube.Client) (Cluster, error) {
 		return c, fmt.Errorf("read the network's configuration: %w", err)
 	}
 	c.Config = config.Data
-	if c.Pools, err = client.Pools(ctx); err != nil {
+	o, err := client.BalancerObjects(ctx)
+	if err != nil {
 		return c, err
 	}
+	c.Pools, c.AddressPools, c.ServiceCIDRs = o.PodPools, o.AddressPools, o.ServiceCIDRs
 	c.Blocks, err = client.Blocks(ctx)
 	return c, err
 }

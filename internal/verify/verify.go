@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/ippool"
@@ -26,6 +27,9 @@ type Cluster struct {
 	Config map[string]string
 	Pools  []*v1alpha1.IPPool
 	Blocks []*v1alpha1.IPBlock
+	// What pools may not overlap.
+	ServiceCIDRs []*networkingv1.ServiceCIDR
+	AddressPools []*v1alpha1.AddressPool
 	// For Services alone.
 	Services []*corev1.Service
 	Slices   []*discoveryv1.EndpointSlice
@@ -33,7 +37,7 @@ type Cluster struct {
 
 // pools are the facts of the cluster's address pools.
 func (c Cluster) pools() ippool.Facts {
-	return ippool.Read(ippool.Objects{Pools: c.Pools, Blocks: c.Blocks, Nodes: c.Nodes})
+	return ippool.Read(ippool.Objects{Pools: c.Pools, Blocks: c.Blocks, Nodes: c.Nodes, Services: c.ServiceCIDRs, AddressPools: c.AddressPools})
 }
 
 // Pods compares what one node holds for the pod network with what the cluster's objects imply. The plan is worked
@@ -215,24 +219,17 @@ func (d *differ) blocks(f ippool.Facts, s nodestate.State) {
 	}
 }
 
-// Blocks returns blocks that overlap another one, and those of nodes that are gone.
+// Blocks returns blocks that nobody uses, for what they say or for others that they overlap, and those of nodes that are
+// gone.
 func Blocks(c Cluster) []podnet.Difference {
 	var d differ
 	f := c.pools()
-	for _, p := range f.Problems {
-		d.add("%s", p)
+	for _, r := range f.Refused {
+		d.node = r.Node
+		d.add("%s", r)
 	}
-	var outer ippool.Block
-	for _, b := range f.Blocks { // by prefix, the greater one first
+	for _, b := range f.Blocks {
 		d.node = b.Node
-		switch {
-		case !outer.IsValid() || !outer.Overlaps(b.Prefix):
-			outer = b
-		case outer.Node == b.Node:
-			d.add("block %s lies within %s of the same node", b.Prefix, outer.Prefix)
-		default:
-			d.add("block %s overlaps %s of node %s", b.Prefix, outer.Prefix, outer.Node)
-		}
 		if f.NodeUID(b.Node) == "" {
 			d.add("block %s of pool %s is of a node that is not there", b.Prefix, b.Pool)
 		}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -131,7 +132,7 @@ func Read(o Objects) Pools {
 				}
 			}
 			for _, f := range foreign {
-				if !r.overlaps(f.Range) {
+				if !r.overlaps(f.Range) || object.CreationTimestamp.Time.Before(f.created) {
 					continue
 				}
 				if f.reason == NodeAddressClash {
@@ -149,24 +150,27 @@ func Read(o Objects) Pools {
 type foreign struct {
 	Range
 	reason, what string
+	// created is set of what gives way to an older AddressPool. That is an IPPool: package ippool has the same rule, and of
+	// two pools that were made in the same second neither is used.
+	created time.Time
 }
 
 func readForeign(o Objects) []foreign {
 	var all []foreign
-	prefix := func(s, reason, format string, args ...any) {
+	prefix := func(created time.Time, s, reason, format string, args ...any) {
 		if p, err := netip.ParsePrefix(s); err == nil {
-			all = append(all, foreign{rangeOf(p), reason, fmt.Sprintf(format, args...)})
+			all = append(all, foreign{rangeOf(p), reason, fmt.Sprintf(format, args...), created})
 		}
 	}
 	for _, s := range o.Services {
 		for _, c := range s.Spec.CIDRs {
-			prefix(c, ServiceOverlap, "%s, which is Services' (ServiceCIDR %s)", c, s.Name)
+			prefix(time.Time{}, c, ServiceOverlap, "%s, which is Services' (ServiceCIDR %s)", c, s.Name)
 		}
 	}
 	for _, p := range o.PodPools {
 		for _, r := range []*v1alpha1.IPPoolRange{p.Spec.IPv4, p.Spec.IPv6} {
 			if r != nil {
-				prefix(r.CIDR, PodOverlap, "%s, which is pods' (IPPool %s)", r.CIDR, p.Name)
+				prefix(p.CreationTimestamp.Time, r.CIDR, PodOverlap, "%s, which is pods' (IPPool %s)", r.CIDR, p.Name)
 			}
 		}
 	}
@@ -176,10 +180,10 @@ func readForeign(o Objects) []foreign {
 			cidrs = []string{n.Spec.PodCIDR}
 		}
 		for _, c := range cidrs {
-			prefix(c, PodOverlap, "%s, which is pods' of node %s", c, n.Name)
+			prefix(time.Time{}, c, PodOverlap, "%s, which is pods' of node %s", c, n.Name)
 		}
 		for _, a := range nodeAddrs(n) {
-			all = append(all, foreign{Range{a, a}, NodeAddressClash, fmt.Sprintf("%s, which is node %s's own address", a, n.Name)})
+			all = append(all, foreign{Range{a, a}, NodeAddressClash, fmt.Sprintf("%s, which is node %s's own address", a, n.Name), time.Time{}})
 		}
 	}
 	slices.SortFunc(all, func(a, b foreign) int { return cmp.Compare(a.what, b.what) })
