@@ -165,6 +165,10 @@ var controllerMisuses = []misuse{
 
 	{http.MethodPatch, own + "/addresspools/outside/status", "", `{"status": {"conditions": [{"type": "Ready", "status": "False", "reason": "x", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}`, "the controller sets no condition of a pool but Valid"},
 	{http.MethodPatch, own + "/addresspools/outside", "", `{"spec": {"addresses": ["10.1.1.0/24"]}}`, noRight + `patch resource \"addresspools\"`},
+	{http.MethodPatch, own + "/ippools/public", "", `{"spec": {"disabled": true}}`, "the controller changes the finalizer fathom.network/blocks of an IPPool, and not spec"},
+	{http.MethodPatch, own + "/ippools/public", "", `{"metadata": {"finalizers": ["example.com/mine"]}}`, "of an IPPool, and not metadata.finalizers"},
+	{http.MethodPatch, own + "/ippools/public", "", `{"metadata": {"labels": {"app": "mine"}}}`, "of an IPPool, and not metadata.labels"},
+	{http.MethodPatch, own + "/ippools/public/status", "", `{"status": {"nodes": 9}}`, noRight + `patch resource \"ippools/status\"`},
 	{http.MethodPatch, own + "/bgppeers/router/status", "", `{"status": {"sessions": [{"node": "node-b", "state": "Established", "since": "2026-01-01T00:00:00Z"}]}}`, "the controller takes away sessions of nodes that are gone"},
 	{http.MethodPatch, "/api/v1/nodes/node-b/status", merge, `{"metadata": {"annotations": {"fathom.network/mode": "vxlan"}}}`, noRight + `patch resource \"nodes/status\"`},
 

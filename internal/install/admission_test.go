@@ -20,6 +20,7 @@ import (
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/install"
+	"github.com/fathom-network/fathom/internal/ippool"
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/testenv"
@@ -256,7 +257,12 @@ func useController(ctx context.Context, t *testing.T, as *caller, admin *kube.Cl
 	view, err := c.BalancerView(ctx, vip.Owner, func() {})
 	testenv.Must(t, err)
 	testenv.Eventually(t, "the controller sees everything", func() (bool, string) { return view.Synced() && len(view.BGPPeers()) == 1, "" })
-	as.list(ctx, t, "/api/v1/services", "/api/v1/namespaces", "/api/v1/nodes", "/apis/networking.k8s.io/v1/servicecidrs", own+"/addresspools", own+"/ippools", own+"/bgppeers")
+	as.list(ctx, t, "/api/v1/services", "/api/v1/namespaces", "/api/v1/nodes", "/apis/networking.k8s.io/v1/servicecidrs", own+"/addresspools", own+"/ippools", own+"/ipblocks", own+"/bgppeers")
+	for _, finalizers := range [][]string{{ippool.Finalizer}, nil} {
+		pools, err := admin.Pools(ctx)
+		testenv.Must(t, err)
+		testenv.Must(t, c.SetPoolFinalizers(ctx, pools[0], finalizers))
+	}
 	mode := corev1.LoadBalancerIPModeVIP
 	for _, ingress := range [][]corev1.LoadBalancerIngress{{{IP: "192.0.2.1", IPMode: &mode}}, nil} {
 		s, err := admin.CoreV1().Services("default").Get(ctx, "web", metav1.GetOptions{})
@@ -266,7 +272,7 @@ func useController(ctx context.Context, t *testing.T, as *caller, admin *kube.Cl
 	testenv.Must(t, c.SetAddressPoolStatus(ctx, "outside", v1alpha1.AddressPoolStatus{Services: 1,
 		Conditions: []metav1.Condition{{Type: v1alpha1.PoolValid, Status: metav1.ConditionTrue, Reason: "Valid", LastTransitionTime: metav1.Now()}}}))
 	testenv.Must(t, c.PublishBGPSession(ctx, "router", "node-z", nil))
-	for _, about := range []corev1.ObjectReference{kube.AddressPoolReference(view.AddressPools()[0]), kube.ServiceReference(types.NamespacedName{Namespace: "default", Name: "web"})} {
+	for _, about := range []corev1.ObjectReference{kube.AddressPoolReference(view.AddressPools()[0]), kube.ServiceReference(types.NamespacedName{Namespace: "default", Name: "web"}), kube.BlockReference("10.50.0.0-26", "uid")} {
 		testenv.Must(t, c.Record(ctx, kube.Reporter{Component: vip.Owner, Instance: "pod"}, kube.Event{Object: about, Reason: "Test", Message: "test"}))
 	}
 	for range 2 { // the second time there is one

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/deploy"
+	"github.com/fathom-network/fathom/internal/ippool"
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/vip"
@@ -68,6 +70,9 @@ func Remove(ctx context.Context, client *kube.Client, force bool, progress func(
 	if err := takeBackAddresses(ctx, client); err != nil {
 		return err
 	}
+	if err := deletePools(ctx, client); err != nil {
+		return err
+	}
 	objects, err := kube.Decode(bytes.NewReader(deploy.Manifests()))
 	if err != nil {
 		return err
@@ -110,6 +115,38 @@ func takeBackAddresses(ctx context.Context, client *kube.Client) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("take back the addresses of %d Services: %w", left, context.Cause(ctx))
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// deletePools deletes the pools of pods' addresses with their blocks, and lets no finalizer keep them: no pod is left that
+// has an address of one, and the controller, which removes finalizers, may be gone. The kind could not be deleted before.
+func deletePools(ctx context.Context, client *kube.Client) error {
+	for {
+		if err := client.DeletePools(ctx); err != nil {
+			return err
+		}
+		pools, err := client.Pools(ctx)
+		if err != nil {
+			return err
+		}
+		ours := 0
+		for _, p := range pools {
+			if !slices.Contains(p.Finalizers, ippool.Finalizer) {
+				continue // gone by now, or kept by somebody else
+			}
+			ours++
+			if err := client.SetPoolFinalizers(ctx, p, ippool.WithoutFinalizer(p.Finalizers)); err != nil && !apierrors.IsConflict(err) {
+				return err
+			}
+		}
+		if ours == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("delete %d IPPools: %w", ours, context.Cause(ctx))
 		case <-time.After(200 * time.Millisecond):
 		}
 	}

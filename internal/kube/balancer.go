@@ -21,9 +21,9 @@ import (
 )
 
 // BalancerView is a live picture of what load balancers' addresses follow from: Services of type LoadBalancer and those
-// that were, pools, and what pools must not overlap.
+// that were, pools, and what pools must not overlap. It has the blocks of pods' pools, too.
 type BalancerView struct {
-	services, namespaces, nodes, ranges, pools, podPools, peers cache.Indexer
+	services, namespaces, nodes, ranges, pools, podPools, blocks, peers cache.Indexer
 
 	synced []func() bool
 }
@@ -46,6 +46,7 @@ func (c *Client) BalancerView(ctx context.Context, owner string, changed func())
 		{&v.ranges, &networkingv1.ServiceCIDR{}, cache.NewListWatchFromClient(c.NetworkingV1().RESTClient(), "servicecidrs", "", all), true},
 		{&v.pools, &v1alpha1.AddressPool{}, cache.NewListWatchFromClient(c.fathom, "addresspools", "", all), false},
 		{&v.podPools, &v1alpha1.IPPool{}, cache.NewListWatchFromClient(c.fathom, "ippools", "", all), true},
+		{&v.blocks, &v1alpha1.IPBlock{}, cache.NewListWatchFromClient(c.fathom, "ipblocks", "", all), true},
 	} {
 		informer, synced, err := inform(ctx, w, o)
 		if err != nil {
@@ -115,6 +116,9 @@ func (v *BalancerView) AddressPools() []*v1alpha1.AddressPool {
 
 // PodPools returns the pools of pods' addresses, in no order.
 func (v *BalancerView) PodPools() []*v1alpha1.IPPool { return all[*v1alpha1.IPPool](v.podPools) }
+
+// Blocks returns the blocks of pods' pools, in no order.
+func (v *BalancerView) Blocks() []*v1alpha1.IPBlock { return all[*v1alpha1.IPBlock](v.blocks) }
 
 // BGPPeers returns those that were seen up to now, in no order. Of the sessions in their status the nodes' names are there.
 // Changes of them are not told.

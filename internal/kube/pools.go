@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -114,9 +115,42 @@ func (c *Client) SetPoolStatus(ctx context.Context, name string, status v1alpha1
 	return nil
 }
 
+// SetPoolFinalizers replaces the finalizers of a pool as it was seen: if it has changed since, the error is one that
+// apierrors.IsConflict knows. A pool that is gone is not an error.
+func (c *Client) SetPoolFinalizers(ctx context.Context, p *v1alpha1.IPPool, finalizers []string) error {
+	if finalizers == nil {
+		finalizers = []string{}
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": p.UID, "resourceVersion": p.ResourceVersion, "finalizers": finalizers}})
+	if err != nil {
+		return err
+	}
+	err = c.fathom.Patch(types.MergePatchType).Resource("ippools").Name(p.Name).Body(patch).Do(ctx).Error()
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("change the finalizers of IPPool %s: %w", p.Name, err)
+	}
+	return nil
+}
+
+// DeletePools deletes all pools and their blocks. Pools with finalizers stay until these are removed. Without the kinds,
+// there are none.
+func (c *Client) DeletePools(ctx context.Context) error {
+	for _, resource := range []string{"ippools", "ipblocks"} {
+		if err := c.fathom.Delete().Resource(resource).Do(ctx).Error(); err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("delete the %s: %w", resource, err)
+		}
+	}
+	return nil
+}
+
 // PoolReference names a pool in events.
 func PoolReference(p *v1alpha1.IPPool) corev1.ObjectReference {
 	return corev1.ObjectReference{Kind: "IPPool", APIVersion: v1alpha1.GroupVersion.String(), Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion}
+}
+
+// BlockReference names a block in events.
+func BlockReference(name string, uid types.UID) corev1.ObjectReference {
+	return corev1.ObjectReference{Kind: "IPBlock", APIVersion: v1alpha1.GroupVersion.String(), Name: name, UID: uid}
 }
 
 // NodeOwner makes what belongs to a Node go with it, by Kubernetes' garbage collector.

@@ -1,6 +1,6 @@
 // Package lb is the controller of a cluster: it gives Services of type LoadBalancer addresses of AddressPools, says of
-// pools how full they are, and takes from BGPPeers what nodes said that are gone. Who answers for an address is each node's
-// own to decide; package dataplane.
+// pools how full they are, keeps IPPools for as long as blocks of them are left, and takes from BGPPeers what nodes said that
+// are gone. Who answers for an address is each node's own to decide; package dataplane.
 //
 // Like an agent it has one loop, from the whole of what is known to the whole of what should be: docs/design/load-balancer.md.
 package lb
@@ -67,6 +67,8 @@ type allocator struct {
 	view *kube.BalancerView
 	told map[types.NamespacedName]string // what was said of a Service last
 	key  time.Time                       // when it was last seen to be there
+
+	refusals refusals
 }
 
 func allocate(ctx context.Context, o Options, m *monitor) error {
@@ -99,6 +101,8 @@ func allocate(ctx context.Context, o Options, m *monitor) error {
 		if err != nil && ctx.Err() == nil {
 			o.Log.Warn("not all is as it should be; it is tried again", "error", err)
 			again = time.After(retry)
+		} else if a.refusals.wait() {
+			again = time.After(settled)
 		}
 		// What comes at once is looked at at once; a burst is one look.
 		select {
@@ -137,7 +141,7 @@ func (a *allocator) pass(ctx context.Context) error {
 		services[types.NamespacedName{Namespace: s.Namespace, Name: s.Name}] = s
 	}
 	assignments := pools.Assign(all, namespaces)
-	errs := []error{a.takeBack(ctx, all), a.takeSessions(ctx)}
+	errs := []error{a.takeBack(ctx, all), a.takeSessions(ctx), a.keepPools(ctx)}
 	// Addresses that change hands are taken from the one before the other gets them.
 	for _, losing := range []bool{true, false} {
 		for _, x := range assignments {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,6 +25,7 @@ import (
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/deploy"
+	"github.com/fathom-network/fathom/internal/ippool"
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/lb"
 	"github.com/fathom-network/fathom/internal/membership"
@@ -373,4 +375,73 @@ func TestMonitor(t *testing.T) {
 	stop()
 	tells(at[3], append(want, "fathom_controller_leading 1")...)
 	answers(at[2], "/readyz", 200)
+}
+
+// TestKeepsPools: an IPPool that is deleted stays while blocks of it are left, also if it was deleted while no controller
+// ran; and blocks that nodes do not use are told of.
+func TestKeepsPools(t *testing.T) {
+	c := start(t)
+	pool := func(name, cidr string) {
+		t.Helper()
+		c.must(c.apply(fmt.Sprintf(`{apiVersion: fathom.network/v1alpha1, kind: IPPool, metadata: {name: %s}, spec: {ipv4: {cidr: %s, blockSize: 26}}}`, name, cidr)))
+	}
+	block := func(pool, cidr string) string {
+		t.Helper()
+		p := netip.MustParsePrefix(cidr)
+		c.must(c.apply(fmt.Sprintf(`{apiVersion: fathom.network/v1alpha1, kind: IPBlock, metadata: {name: %s}, spec: {pool: %s, cidr: %s, node: a}}`, ippool.BlockName(p), pool, cidr)))
+		return ippool.BlockName(p)
+	}
+	at := c.client.CoreV1().RESTClient()
+	path := "/apis/fathom.network/v1alpha1/"
+	finalizers := func(name string) ([]string, bool) {
+		t.Helper()
+		pools, err := c.client.Pools(t.Context())
+		c.must(err)
+		for _, p := range pools {
+			if p.Name == name {
+				return p.Finalizers, true
+			}
+		}
+		return nil, false
+	}
+	remove := func(resource string) {
+		t.Helper()
+		_, err := at.Delete().AbsPath(path + resource).DoRaw(t.Context())
+		c.must(err)
+	}
+	kept := func(name string, want bool) {
+		t.Helper()
+		var list []string
+		c.await(func() bool { list, _ = finalizers(name); return slices.Contains(list, ippool.Finalizer) == want },
+			func() string { return fmt.Sprintf("IPPool %s has finalizers %q", name, list) })
+	}
+	gone := func(name string) {
+		t.Helper()
+		c.await(func() bool { _, there := finalizers(name); return !there }, func() string { return "IPPool " + name + " is there" })
+	}
+	pool("p", "10.50.0.0/16")
+	pool("q", "10.60.0.0/16")
+	first, second := block("p", "10.50.0.0/26"), block("p", "10.50.0.64/26")
+	stop := c.run("one")
+	kept("p", true) // one that is older than the controller
+	kept("q", false)
+	remove("ippools/q")
+	gone("q")
+	remove("ippools/p")
+	remove("ipblocks/" + first)
+	kept("p", true)
+	stop()
+	remove("ipblocks/" + second)
+	if _, there := finalizers("p"); !there {
+		t.Error("a pool is gone while no controller looks after it")
+	}
+	c.run("two")
+	gone("p")
+
+	block("p", "10.96.0.0/12")
+	c.await(func() bool {
+		l, err := c.client.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "reason=BlockRefused,involvedObject.name=10.96.0.0-12"})
+		c.must(err)
+		return len(l.Items) == 1 && strings.Contains(l.Items[0].Message, `IPBlock 10.96.0.0-12 of pool "p" on node a is not used: there is no such IPPool`)
+	}, func() string { return "nobody is told of a block that nodes refuse" })
 }
