@@ -24,7 +24,7 @@ var layers = []struct {
 	within   bool     // its packages may import each other
 }{
 	// Pure values and functions: no I/O, no clock, no lock.
-	{name: "facts", packages: []string{"bgpconf", "conflist", "ipam", "ippool", "manifest", "netconf", "netfacts", "nodestate", "podnet", "service", "topology", "vip"}, within: true},
+	{name: "facts", packages: []string{"bgpconf", "conflist", "ipam", "ippool", "keyset", "manifest", "netconf", "netfacts", "nodestate", "podnet", "service", "topology", "vip"}, within: true},
 	// What needs nothing but the standard library and x/sys, and may read files.
 	{name: "ground", packages: []string{"durable", "kit", "testenv"}},
 	// The kernel's things. They know nothing of Kubernetes.

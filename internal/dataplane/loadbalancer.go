@@ -19,6 +19,7 @@ import (
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/announce"
+	"github.com/fathom-network/fathom/internal/keyset"
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/link"
 	"github.com/fathom-network/fathom/internal/membership"
@@ -49,12 +50,13 @@ type balancer struct {
 	routed []netip.Prefix
 	known  bool // that routed is as it should be
 	told   vip.Account
+	keyIDs []string // names of the member's keys
 
 	// What follows belongs to the loop.
 	member    *membership.Member
 	as        membership.Options
-	keys      chan foundKey
-	isAsked   bool // for the key, and answered
+	keys      chan foundKeys
+	isAsked   bool // for the keys, and answered
 	keyAt     time.Time
 	joinAt    time.Time
 	joining   chan struct{} // closed when the attempt is over; nil before the first
@@ -69,13 +71,14 @@ type balancerSource interface {
 	Nodes() []*corev1.Node
 	AddressPools() []*v1alpha1.AddressPool
 	LoadBalancers() ([]service.LoadBalanced, bool)
-	Key(context.Context) ([]byte, error)
+	// Keys are those by which agents know each other: the one to encrypt with first.
+	Keys(context.Context) ([][]byte, error)
 }
 
-// foundKey is what is known of the key. Until it is asked for, nothing is.
-type foundKey struct {
-	key []byte
-	err error
+// foundKeys is what is known of the keys. Until they are asked for, nothing is.
+type foundKeys struct {
+	keys [][]byte
+	err  error
 }
 
 // balancerPlace is where the node is.
@@ -86,7 +89,7 @@ type balancerPlace struct {
 
 func (a *Agent) newBalancer(node *link.Namespace) *balancer {
 	b := &balancer{
-		node: a.Node, log: a.Log, resync: a.Resync, source: agentSource{a}, changed: a.Wake, kick: make(chan struct{}, 1), keys: make(chan foundKey, 1),
+		node: a.Node, log: a.Log, resync: a.Resync, source: agentSource{a}, changed: a.Wake, kick: make(chan struct{}, 1), keys: make(chan foundKeys, 1),
 		speaker: announce.New(node, a.Log), neighbour: node.NeighbourMAC,
 		count: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "fathom_loadbalancer_addresses", ConstLabels: prometheus.Labels{"node": a.Node},
 			Help: "Addresses of load balancers that the node answers for on its segments (l2), and that it tells routers of if they ask for it (routed)."}, []string{"how"}),
@@ -104,11 +107,14 @@ func (s agentSource) LoadBalancers() ([]service.LoadBalanced, bool) {
 	return s.a.proxy.LoadBalancers()
 }
 
-func (s agentSource) Key(ctx context.Context) ([]byte, error) {
+func (s agentSource) Keys(ctx context.Context) ([][]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiPatience)
 	defer cancel()
-	data, err := s.a.Client.Secret(ctx, netconf.Namespace, membership.Secret)
-	return data[membership.SecretKey], err
+	data, err := s.a.Client.Secret(ctx, netconf.Namespace, keyset.Secret)
+	if err != nil {
+		return nil, err
+	}
+	return keyset.Read(data)
 }
 
 // set tells where the node is, and that something may have changed. It does not wait.
@@ -273,7 +279,9 @@ func (b *balancer) waits(why string) {
 func (b *balancer) Account() vip.Account {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.told
+	account := b.told
+	account.Keys = b.keyIDs
+	return account
 }
 
 // tell logs what has come and gone.
@@ -314,8 +322,8 @@ func (b *balancer) keepMember(ctx context.Context, place balancerPlace, nodes []
 	if time.Since(b.keyAt) >= b.resync {
 		b.keyAt = time.Now()
 		go func() {
-			key, err := b.source.Key(ctx)
-			b.keys <- foundKey{key, err}
+			keys, err := b.source.Keys(ctx)
+			b.keys <- foundKeys{keys, err}
 			b.wake()
 		}()
 	}
@@ -323,7 +331,7 @@ func (b *balancer) keepMember(ctx context.Context, place balancerPlace, nodes []
 	case found := <-b.keys:
 		b.isAsked = true
 		if found.err == nil {
-			b.startMember(membership.Options{Name: b.node, Addr: place.addrs[0], Port: membership.Port, Key: found.key})
+			b.startMember(membership.Options{Name: b.node, Addr: place.addrs[0], Port: membership.Port, Keys: found.keys, Nodes: membersOf(nodes)})
 		} else if b.member == nil {
 			b.log.Info("nodes are taken for alive while they are Ready: there is no key by which agents know each other", "error", found.err)
 			b.keyAt = time.Now().Add(joinInterval - b.resync) // the controller may be about to make one
@@ -333,6 +341,7 @@ func (b *balancer) keepMember(ctx context.Context, place balancerPlace, nodes []
 	if b.member == nil {
 		return b.isAsked
 	}
+	b.member.SetNodes(membersOf(nodes))
 	joined := false
 	select {
 	case <-b.joining: // never of a nil channel
@@ -369,12 +378,29 @@ func (b *balancer) join(ctx context.Context, place balancerPlace, nodes []*corev
 	}()
 }
 
-// startMember makes the node a member, or another one if what it is has changed.
+// membersOf are the nodes whose agents may be members, and where they are.
+func membersOf(nodes []*corev1.Node) map[string][]netip.Addr {
+	members := make(map[string][]netip.Addr, len(nodes))
+	for _, n := range nodes {
+		members[n.Name] = service.NodeOf(n).Addrs
+	}
+	return members
+}
+
+// startMember makes the node a member, or another one if its address has changed. Other keys it takes up as it is.
 func (b *balancer) startMember(o membership.Options) {
-	if b.member != nil {
-		if b.as.Addr == o.Addr && bytes.Equal(b.as.Key, o.Key) {
+	if b.member != nil && b.as.Addr == o.Addr {
+		if slices.EqualFunc(b.as.Keys, o.Keys, bytes.Equal) {
 			return
 		}
+		if err := b.member.SetKeys(o.Keys); err != nil {
+			b.log.Warn("the key by which agents know each other is not changed", "error", err)
+			return
+		}
+		b.setKeys(o.Keys)
+		return
+	}
+	if b.member != nil {
 		b.member.Leave()
 		b.member = nil
 	}
@@ -382,7 +408,18 @@ func (b *balancer) startMember(o membership.Options) {
 	member, err := membership.Start(o)
 	if err != nil {
 		b.log.Warn("nodes are taken for alive while they are Ready", "error", err)
+		b.setKeys(nil)
 		return
 	}
 	b.member, b.as, b.joining = member, o, nil
+	b.setKeys(o.Keys)
+}
+
+// setKeys notes which keys the member has, and tells their names.
+func (b *balancer) setKeys(keys [][]byte) {
+	b.as.Keys = keys
+	b.mu.Lock()
+	b.keyIDs = keyset.IDs(keys)
+	b.mu.Unlock()
+	b.log.Info("agents know each other by other keys now", "keys", b.keyIDs)
 }

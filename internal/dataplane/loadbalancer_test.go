@@ -144,12 +144,14 @@ type fakeSource struct {
 	pools     []*v1alpha1.AddressPool
 	balancers []service.LoadBalanced
 	known     bool
+	keys      [][]byte
+	noKeys    error
 }
 
 func (s *fakeSource) Nodes() []*corev1.Node                         { return s.nodes }
 func (s *fakeSource) AddressPools() []*v1alpha1.AddressPool         { return s.pools }
 func (s *fakeSource) LoadBalancers() ([]service.LoadBalanced, bool) { return s.balancers, s.known }
-func (s *fakeSource) Key(context.Context) ([]byte, error)           { return nil, errors.New("there is none") }
+func (s *fakeSource) Keys(context.Context) ([][]byte, error)        { return s.keys, s.noKeys }
 
 // TestBalancerWithoutKey goes by the nodes' conditions, and leaves what is said as it is while nothing is known.
 func TestBalancerWithoutKey(t *testing.T) {
@@ -164,10 +166,10 @@ func TestBalancerWithoutKey(t *testing.T) {
 		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}}
 		return n
 	}
-	source := &fakeSource{pools: []*v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"192.0.2.64/26"}}}}}
+	source := &fakeSource{noKeys: errors.New("there is none"), pools: []*v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"192.0.2.64/26"}}}}}
 	changed := 0
 	b := &balancer{node: "n1", log: slog.New(slog.NewTextHandler(t.Output(), nil)), resync: time.Hour, source: source, changed: func() { changed++ }, kick: make(chan struct{}, 1),
-		keys: make(chan foundKey, 1), speaker: announce.New(here, slog.New(slog.DiscardHandler)), count: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "x"}, []string{"how"})}
+		keys: make(chan foundKeys, 1), speaker: announce.New(here, slog.New(slog.DiscardHandler)), count: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "x"}, []string{"how"})}
 	defer b.speaker.Close()
 	says := func(step string, wantKnown bool, want string, wantChanged int) {
 		t.Helper()

@@ -20,31 +20,76 @@ const (
 	silences   = 2 // so many in a row, and the node is dead
 	// awayLimit is for how long an agent may be away: what its node does grows old.
 	awayLimit = time.Minute
+	// firstPause is after what time an agent is asked again that says that it is there: one that has just said goodbye answers
+	// for a moment longer. Each further pause is twice as long, up to askPause.
+	firstPause = 20 * time.Millisecond
 )
 
-// follow finds out whether the node of a member that has gone lives, and goes on to until the member is back.
+// follow finds out whether a member has gone that is said to have, and if so whether its node lives, and goes on to until the
+// member is back. It asks the member itself, and its node: a claim by whoever has the key takes nothing from a node. A dead
+// one answers neither, so that this costs no time.
 func (m *Member) follow(n *memberlist.Node, turn int) {
 	addr, _ := netip.AddrFromSlice(n.Addr)
 	at := netip.AddrPortFrom(addr.Unmap(), n.Port)
-	silent := 0
+	silent, pause, told := 0, firstPause, false
 	for began := time.Now(); time.Since(began) < awayLimit; {
-		if m.options.Lives(m.ctx, at) {
-			silent = 0
-			if !m.setGone(n.Name, turn, Away) {
-				return
+		member, kernel := m.ask(n.Name, at)
+		state := Away
+		switch {
+		case member:
+			state, began = Alive, time.Now()
+			if pause == askPause && !told { // it has not just said goodbye
+				told = true
+				m.options.Log.Warn("an agent that others say has gone is there: its node keeps its addresses", "node", n.Name)
 			}
-			select {
-			case <-m.ctx.Done():
+		case !kernel:
+			if silent++; silent == silences {
+				m.setGone(n.Name, turn, Dead)
 				return
-			case <-time.After(askPause):
 			}
 			continue
+		default:
+			pause = askPause
 		}
-		if silent++; silent == silences {
-			break
+		silent = 0
+		if !m.setGone(n.Name, turn, state) {
+			return
 		}
+		select {
+		case <-m.ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, askPause)
 	}
 	m.setGone(n.Name, turn, Dead)
+}
+
+// ask asks both at once whether they are there: the member, and the kernel of its node. When the kernel is silent the
+// member is not waited for any longer.
+func (m *Member) ask(name string, at netip.AddrPort) (member, kernel bool) {
+	pinged, asked := make(chan bool, 1), make(chan bool, 1)
+	go func() {
+		_, err := m.list.Ping(name, net.UDPAddrFromAddrPort(at))
+		pinged <- err == nil
+	}()
+	go func() { asked <- m.options.Lives(m.ctx, at) }()
+	select {
+	case member = <-pinged:
+		if member {
+			return true, true
+		}
+		return false, <-asked
+	case kernel = <-asked:
+		if kernel {
+			return <-pinged, true
+		}
+	}
+	select {
+	case member = <-pinged:
+	default:
+	}
+	return member, member
 }
 
 // setGone notes how it is with a node whose member has gone, unless that has come back since. It says whether to go on.

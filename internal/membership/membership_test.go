@@ -6,12 +6,16 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/fathom-network/fathom/internal/membership"
 )
+
+// port is where members listen: several runs of these tests may be on one machine.
+var port = uint16(20000 + os.Getpid()%12000)
 
 // TestMembers runs three members at addresses of this machine's loopback device. One of them ends as by a power cut.
 func TestMembers(t *testing.T) {
@@ -24,7 +28,7 @@ func TestMembers(t *testing.T) {
 		return !off
 	}
 	start := func(name string, addr netip.Addr) *membership.Member {
-		m, err := membership.Start(membership.Options{Name: name, Addr: addr, Port: 20472, Key: key, Log: slog.New(slog.DiscardHandler), Changed: func() {}, Lives: lives})
+		m, err := membership.Start(membership.Options{Name: name, Addr: addr, Port: port, Keys: [][]byte{key}, Nodes: nodesAt("127.0.84.", 3), Log: slog.New(slog.DiscardHandler), Changed: func() {}, Lives: lives})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -54,7 +58,7 @@ func TestMembers(t *testing.T) {
 		await(t, members["n1"], "n3", membership.Alive)
 		await(t, members["n2"], "n3", membership.Alive)
 	}
-	power.Store(netip.AddrPortFrom(addrs[2], 20472), true)
+	power.Store(netip.AddrPortFrom(addrs[2], port), true)
 	members["n3"].Stop()
 	began := time.Now()
 	await(t, members["n1"], "n3", membership.Dead)
@@ -63,7 +67,7 @@ func TestMembers(t *testing.T) {
 	// A node that is switched off first ends its agent.
 	members["n2"].Leave()
 	await(t, members["n1"], "n2", membership.Away)
-	power.Store(netip.AddrPortFrom(addrs[1], 20472), true)
+	power.Store(netip.AddrPortFrom(addrs[1], port), true)
 	await(t, members["n1"], "n2", membership.Dead)
 	if s := members["n1"].State("n1"); s != membership.Alive {
 		t.Errorf("a member is %v to itself", s)
@@ -77,7 +81,7 @@ func TestPort(t *testing.T) {
 	var members []*membership.Member
 	for i := range 2 {
 		addr := netip.AddrFrom4([4]byte{127, 0, 86, byte(i + 1)})
-		m, err := membership.Start(membership.Options{Name: fmt.Sprint("n", i+1), Addr: addr, Port: 20472, Key: key, Log: slog.New(slog.DiscardHandler), Changed: func() {}})
+		m, err := membership.Start(membership.Options{Name: fmt.Sprint("n", i+1), Addr: addr, Port: port, Keys: [][]byte{key}, Nodes: nodesAt("127.0.86.", 2), Log: slog.New(slog.DiscardHandler), Changed: func() {}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -94,8 +98,8 @@ func TestPort(t *testing.T) {
 func TestKeys(t *testing.T) {
 	start := func(n byte) *membership.Member {
 		addr := netip.AddrFrom4([4]byte{127, 0, 85, n})
-		m, err := membership.Start(membership.Options{Name: fmt.Sprint("n", n), Addr: addr, Port: 20472, Key: bytes.Repeat([]byte{n}, membership.KeySize),
-			Log: slog.New(slog.DiscardHandler), Changed: func() {}})
+		m, err := membership.Start(membership.Options{Name: fmt.Sprint("n", n), Addr: addr, Port: port, Keys: [][]byte{bytes.Repeat([]byte{n}, membership.KeySize)},
+			Nodes: nodesAt("127.0.85.", 2), Log: slog.New(slog.DiscardHandler), Changed: func() {}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -107,9 +111,21 @@ func TestKeys(t *testing.T) {
 	if a.State("n2") != membership.Unknown || b.State("n1") != membership.Unknown {
 		t.Error("they know each other")
 	}
-	if _, err := membership.Start(membership.Options{Name: "n", Key: []byte("short")}); err == nil {
+	if _, err := membership.Start(membership.Options{Name: "n", Keys: [][]byte{[]byte("short")}}); err == nil {
 		t.Error("a short key is taken")
 	}
+	if _, err := membership.Start(membership.Options{Name: "n"}); err == nil {
+		t.Error("a member has no key")
+	}
+}
+
+// nodesAt are nodes n1, n2 and so on, at addresses that begin with a prefix.
+func nodesAt(prefix string, count int) map[string][]netip.Addr {
+	nodes := map[string][]netip.Addr{}
+	for i := range count {
+		nodes[fmt.Sprint("n", i+1)] = []netip.Addr{netip.MustParseAddr(fmt.Sprint(prefix, i+1))}
+	}
+	return nodes
 }
 
 func await(t *testing.T, m *membership.Member, node string, want membership.State) {

@@ -11,6 +11,9 @@ type Account struct {
 	Problem   string    `json:"problem,omitempty"`
 	Addresses []Verdict `json:"addresses"`
 	Routers   []Router  `json:"routers,omitempty"`
+	// Keys are the names (keyset.ID) of the keys by which the agent and others know each other: first the one that it encrypts
+	// with. An agent that is no member has none.
+	Keys []string `json:"keys,omitempty"`
 }
 
 // Verdict is what a node makes of an address.

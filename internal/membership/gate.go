@@ -1,0 +1,155 @@
+package membership
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+)
+
+// gate lets in what comes from addresses of nodes, and nothing else: whoever has the key may be anywhere.
+//
+// memberlist's own CIDRsAllowed is looked at for messages that say that somebody is there, and not for those that say that
+// somebody is gone; and it cannot be changed while members run, as nodes come and go.
+type gate struct {
+	log  *slog.Logger
+	port uint16 // of all members
+
+	mu    sync.Mutex
+	nodes map[string][]netip.Addr
+	addrs map[netip.Addr]bool
+	told  map[netip.Addr]bool // who was turned away
+}
+
+// set replaces the nodes that there are.
+func (g *gate) set(nodes map[string][]netip.Addr) {
+	addrs := map[netip.Addr]bool{}
+	for _, list := range nodes {
+		for _, a := range list {
+			addrs[a] = true
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.nodes, g.addrs = nodes, addrs
+}
+
+// admits says whether something comes from a node.
+func (g *gate) admits(from net.Addr) bool {
+	var addr netip.Addr
+	if at, err := netip.ParseAddrPort(from.String()); err == nil {
+		addr = at.Addr().Unmap().WithZone("")
+	}
+	const most = 64 // told of: source addresses of UDP cost nothing
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.addrs[addr] {
+		return true
+	}
+	if !g.told[addr] && len(g.told) < most {
+		g.told[addr] = true
+		g.log.Warn("something that is no node's agent is turned away from the port by which agents know each other", "address", addr)
+	}
+	return false
+}
+
+// NotifyAlive implements memberlist.AliveDelegate: a member has the name of a node, and an address of that very node. It is
+// asked of members that others tell of, too.
+func (g *gate) NotifyAlive(n *memberlist.Node) error {
+	addr, _ := netip.AddrFromSlice(n.Addr)
+	addr = addr.Unmap()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if at := netip.AddrPortFrom(addr, n.Port); n.Port != g.port || !slices.Contains(g.nodes[n.Name], addr) {
+		return fmt.Errorf("there is no node %s with an agent at %s", n.Name, at)
+	}
+	return nil
+}
+
+// transport is memberlist's own, behind a gate.
+type transport struct {
+	*memberlist.NetTransport
+	gate    *gate
+	own     netip.Addr
+	packets chan *memberlist.Packet
+	streams chan net.Conn
+	done    chan struct{}
+	end     sync.Once
+}
+
+func newTransport(c *memberlist.NetTransportConfig, own netip.Addr, g *gate) (*transport, error) {
+	inner, err := memberlist.NewNetTransport(c)
+	if err != nil {
+		return nil, err
+	}
+	t := &transport{NetTransport: inner, gate: g, own: own, packets: make(chan *memberlist.Packet), streams: make(chan net.Conn), done: make(chan struct{})}
+	go t.pass()
+	return t, nil
+}
+
+// pass hands on what the gate admits. memberlist's transport blocks on a channel that nobody reads, so it reads to the end.
+func (t *transport) pass() {
+	for {
+		select {
+		case <-t.done:
+			return
+		case p := <-t.NetTransport.PacketCh():
+			if !t.gate.admits(p.From) {
+				continue
+			}
+			select {
+			case t.packets <- p:
+			case <-t.done:
+				return
+			}
+		case s := <-t.NetTransport.StreamCh():
+			if !t.gate.admits(s.RemoteAddr()) {
+				s.Close()
+				continue
+			}
+			select {
+			case t.streams <- s:
+			case <-t.done:
+				s.Close()
+				return
+			}
+		}
+	}
+}
+
+func (t *transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
+func (t *transport) StreamCh() <-chan net.Conn           { return t.streams }
+
+// DialTimeout and DialAddressTimeout connect from the member's own address: a node may have others, by which nobody knows it.
+func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
+	d := net.Dialer{Timeout: timeout, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(t.own, 0))}
+	return d.Dial("tcp", addr)
+}
+
+func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	return t.DialTimeout(a.Addr, timeout)
+}
+
+func (t *transport) Shutdown() error {
+	t.end.Do(func() { close(t.done) })
+	// What waits to be handed over would keep memberlist's own listeners from ending.
+	ended := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-t.NetTransport.PacketCh():
+			case s := <-t.NetTransport.StreamCh():
+				s.Close()
+			case <-ended:
+				return
+			}
+		}
+	}()
+	defer close(ended)
+	return t.NetTransport.Shutdown()
+}
