@@ -55,12 +55,13 @@ func (r request) covers(asked request) bool {
 // rightsOf reads what the roles of manifests give to service accounts, one verb of one resource at a time.
 func rightsOf(t *testing.T, objects []*unstructured.Unstructured) []request {
 	t.Helper()
-	rules := map[string][]rbacv1.PolicyRule{} // by kind and name
+	type role struct{ kind, namespace, name string }
+	rules := map[role][]rbacv1.PolicyRule{}
 	for _, o := range objects {
 		if o.GetKind() == "Role" || o.GetKind() == "ClusterRole" {
-			var role rbacv1.ClusterRole // a Role has the same rules
-			testenv.Must(t, runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &role))
-			rules[o.GetKind()+" "+o.GetName()] = role.Rules
+			var have rbacv1.ClusterRole // a Role has the same rules
+			testenv.Must(t, runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &have))
+			rules[role{o.GetKind(), o.GetNamespace(), o.GetName()}] = have.Rules
 		}
 	}
 	var rights []request
@@ -70,8 +71,15 @@ func rightsOf(t *testing.T, objects []*unstructured.Unstructured) []request {
 		}
 		var binding rbacv1.RoleBinding
 		testenv.Must(t, runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &binding))
+		of := role{binding.RoleRef.Kind, "", binding.RoleRef.Name}
+		if of.kind == "Role" {
+			of.namespace = binding.Namespace
+		}
+		if len(rules[of]) == 0 {
+			t.Errorf("%s %s binds %+v, which gives nothing", o.GetKind(), o.GetName(), of)
+		}
 		for _, subject := range binding.Subjects {
-			for _, rule := range rules[binding.RoleRef.Kind+" "+binding.RoleRef.Name] {
+			for _, rule := range rules[of] {
 				names := rule.ResourceNames
 				if len(names) == 0 {
 					names = []string{""}
