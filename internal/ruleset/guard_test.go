@@ -114,6 +114,11 @@ func TestGuard(t *testing.T) {
 			}
 		})
 	}
+	closed := guarded(t, 3, podnet.Config{})
+	_, err = r.SetGuard(closed)
+	testenv.Must(t, err)
+	nft(t, n, "add", "element", "inet", ruleset.GuardTable, "link_local_open4", "{ 169.254.169.254 }")
+	check(closed, podnet.Count{Removed: 1})
 	for range 2 {
 		testenv.Must(t, r.Delete(ruleset.GuardTable))
 	}
