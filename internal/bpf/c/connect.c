@@ -3,7 +3,7 @@
 // The programs run when a process of the node connects a socket or sends by one, before there is a packet. They put an
 // endpoint's address in the place of a Service's, and the Service's in its place again where the process asks with
 // whom it talks.
-
+// SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0)
 #include "kernel.h"
 
 // An address; an IPv4 one is ::ffff:a.b.c.d.

@@ -3,7 +3,7 @@
 // fathom_pod runs where a packet leaves a pod, on the node's end of its veth pair; fathom_wire where one
 // comes in from another node. What either is not certain of it leaves to the kernel's stack, which does the same,
 // only slower.
-
+// SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0)
 #include "kernel.h"
 
 // An address; an IPv4 one is ::ffff:a.b.c.d.

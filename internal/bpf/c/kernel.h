@@ -1,6 +1,6 @@
 // What the programs here need of the kernel's interface, which is stable: no header of a distribution is asked for, so that
 // the same compiler makes the same object everywhere. Names are those of linux/bpf.h and its neighbours.
-
+// SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0)
 #ifndef FATHOM_KERNEL_H
 #define FATHOM_KERNEL_H
 
