@@ -33,7 +33,12 @@ up: build ## build everything, start the default lab and show that it works
 	@docs/examples/hello.sh east
 
 .PHONY: build
-build: kit fathom images ## build Fathom, the kit and the local images into bin/
+build: kit fathom images notices ## build Fathom, the kit and the local images into bin/
+
+.PHONY: notices
+notices: kit fathom images ## say what was built from what: SBOM, licences, digests, into bin/notices (docs/supply-chain.md)
+	@cd kit/bom && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o $(CURDIR)/bin/tools/bom .
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) bin/tools/bom -kit $(KIT) -out bin/notices bin/fathom bin/fathom-*
 
 .PHONY: images
 images: kit fathom
@@ -46,11 +51,13 @@ fathom: ## build Fathom alone: bin/fathom
 	CGO_ENABLED=0 go build -tags grpcnotrace -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/...
 
 .PHONY: install
-install: build ## install to PREFIX (/usr/local): bin/fathom* and lib/fathom/kit
+install: build ## install to PREFIX (/usr/local): bin/fathom*, lib/fathom/kit and share/doc/fathom
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/fathom
 	install -m 755 bin/fathom bin/fathom-* $(DESTDIR)$(PREFIX)/bin/
 	rm -rf $(DESTDIR)$(PREFIX)/lib/fathom/kit
 	cp -a $(KIT) $(DESTDIR)$(PREFIX)/lib/fathom/kit
+	install -d $(DESTDIR)$(PREFIX)/share/doc/fathom
+	install -m 644 LICENSE LICENSES/GPL-2.0-only.txt bin/notices/* $(DESTDIR)$(PREFIX)/share/doc/fathom/
 
 .PHONY: generate
 generate: ## compile the BPF programs anew; their objects are committed (needs clang and llvm)
@@ -109,6 +116,7 @@ test: build lint ## all tests: units, the kernel's namespaces, the kit, whole la
 	go test $(TESTFLAGS) ./...
 	cd kit/addons/dns && go test $(TESTFLAGS) ./...
 	cd kit/kubernetes && go test $(TESTFLAGS) ./start ./await
+	cd kit/bom && go test $(TESTFLAGS) ./...
 	kit/check $(KIT)
 	@$(MAKE) --no-print-directory e2e conformance-short
 
@@ -173,7 +181,7 @@ bench-dns: build ## measure the node's DNS cache beside CoreDNS, into docs/bench
 .PHONY: lint
 lint: bin/tools/golangci-lint ## static checks of all modules of ours
 	bin/tools/golangci-lint run ./...
-	@for m in kit/kubernetes kit/addons/coredns kit/addons/dns $(patsubst %/go.mod,%,$(wildcard test/e2e/go.mod)); do \
+	@for m in kit/kubernetes kit/addons/coredns kit/addons/dns kit/bom $(patsubst %/go.mod,%,$(wildcard test/e2e/go.mod)); do \
 		echo "lint: $$m" && (cd $$m && CGO_ENABLED=0 $(CURDIR)/bin/tools/golangci-lint run -c $(CURDIR)/.golangci.yml ./...) || exit 1; done
 
 bin/tools/golangci-lint: kit/tools/go.mod kit/tools/go.sum
