@@ -132,14 +132,14 @@ type node struct {
 	mu      sync.Mutex
 	last    told
 	sets    int
-	log     *strings.Builder
+	log     *testenv.Output
 }
 
 // newNode makes node number n, joined to the router: 10.1.N.2 and fd00:1:N::2, with pods in 10.244.N.0/24 and
 // fd00:244:N::/64. The router has .1 and ::1.
 func newNode(t testing.TB, router namespace, number int) *node {
 	t.Helper()
-	n := &node{namespace: newNamespace(t), pod: newNamespace(t), number: number, log: &strings.Builder{}}
+	n := &node{namespace: newNamespace(t), pod: newNamespace(t), number: number, log: &testenv.Output{}}
 	at := func(format string) string { return fmt.Sprintf(format, number) }
 	wire(t, router, at("node%d"), []string{at("10.1.%d.1/24"), at("fd00:1:%d::1/64")}, n.namespace, "eth0", []string{at("10.1.%d.2/24"), at("fd00:1:%d::2/64")})
 	wire(t, n.namespace, "pod", []string{at("10.244.%d.1/24"), at("fd00:244:%d::1/64")}, n.pod, "eth0", []string{at("10.244.%d.2/24"), at("fd00:244:%d::2/64")})
@@ -254,7 +254,7 @@ const (
 // daemon is a program in a namespace that a test starts and ends.
 type daemon struct {
 	command *exec.Cmd
-	log     strings.Builder
+	log     testenv.Output
 }
 
 func begin(n namespace, program string, args ...string) *daemon {

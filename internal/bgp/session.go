@@ -106,6 +106,16 @@ func (s *session) run() {
 	}
 }
 
+// starting is held while an instance of GoBGP starts, which writes options of route selection into variables of its package
+// (v4.8.0: table.SelectionOptions, table.UseMultiplePaths) and takes no lock for it. All instances write the same.
+var starting sync.Mutex
+
+func start(ctx context.Context, b *server.BgpServer, g *api.Global) error {
+	starting.Lock()
+	defer starting.Unlock()
+	return b.StartBgp(ctx, &api.StartBgpRequest{Global: g})
+}
+
 // live begins a life. over is told when the session was up and is not any more.
 func (s *session) live(over chan<- struct{}) error {
 	s.mu.Lock()
@@ -114,11 +124,11 @@ func (s *session) live(over chan<- struct{}) error {
 	go b.Serve()
 	ctx, deaf := context.WithCancel(context.Background())
 	s.life, s.deaf = b, deaf
-	if err := b.StartBgp(ctx, &api.StartBgpRequest{Global: &api.Global{
+	if err := start(ctx, b, &api.Global{
 		Asn: s.peer.LocalASN, RouterId: s.routerID.String(),
 		ListenPort: -1, // it dials: no port is opened on the node, and another BGP speaker may have 179
 		Families:   families,
-	}}); err != nil {
+	}); err != nil {
 		return fmt.Errorf("start BGP: %w", err)
 	}
 	for _, r := range s.peer.Routes {

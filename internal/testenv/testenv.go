@@ -5,6 +5,8 @@ package testenv
 
 import (
 	"os"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -53,4 +55,24 @@ func skip(t testing.TB, why string) {
 		t.Fatal(why)
 	}
 	t.Skip(why)
+}
+
+// Output is what a program has written, which may be read while the program runs.
+type Output struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+// Write implements io.Writer.
+func (o *Output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(b)
+}
+
+// String returns what was written so far.
+func (o *Output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
 }
