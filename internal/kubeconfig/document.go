@@ -347,7 +347,7 @@ func (d *document) addItem(key string, item map[string]any) (replaced *string, m
 	if err != nil {
 		return nil, false, err
 	}
-	to := from
+	var to int
 	if v.Kind == yaml.SequenceNode {
 		to, err = d.flowEnd(d.offset(v))
 	} else {
