@@ -31,13 +31,13 @@ const (
 func (m *Member) follow(n *memberlist.Node, turn int) {
 	addr, _ := netip.AddrFromSlice(n.Addr)
 	at := netip.AddrPortFrom(addr.Unmap(), n.Port)
-	silent, pause, told := 0, firstPause, false
+	silent, missed, pause, told := 0, 0, firstPause, false
 	for began := time.Now(); time.Since(began) < awayLimit; {
 		member, kernel := m.ask(n.Name, at)
 		state := Away
 		switch {
 		case member:
-			state, began = Alive, time.Now()
+			state, began, missed = Alive, time.Now(), 0
 			if pause == askPause && !told { // it has not just said goodbye
 				told = true
 				m.options.Log.Warn("an agent that others say has gone is there: its node keeps its addresses", "node", n.Name)
@@ -49,6 +49,10 @@ func (m *Member) follow(n *memberlist.Node, turn int) {
 			}
 			continue
 		default:
+			silent = 0
+			if missed++; missed < silences {
+				continue // the question or the answer may be lost
+			}
 			pause = askPause
 		}
 		silent = 0

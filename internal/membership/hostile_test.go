@@ -141,15 +141,18 @@ func TestFalseDeath(t *testing.T) {
 	before := g.asks(3)
 	g.claimDead(2, 1, "n3", math.MaxUint32)
 	g.claimDead(1, 2, "n3", math.MaxUint32)
-	// That it has been asked about many times is the proof that the claim was heard, and heeded.
+	// That it has been asked about many times is the proof that the claim was heard, and heeded. On a machine that is busy an
+	// answer may be late, and its agent is taken to be away for a moment; no address moves for that.
 	g.until("the claim was not heard", func() bool {
 		for _, name := range []string{"n1", "n2"} {
-			if s := members[name].State("n3"); s != membership.Alive {
-				t.Fatalf("to %s, n3 is %v: it was believed", name, s)
+			if members[name].State("n3") == membership.Dead {
+				t.Fatalf("%s has believed it", name)
 			}
 		}
 		return g.asks(3) >= before+20
 	})
+	await(t, members["n1"], "n3", membership.Alive)
+	await(t, members["n2"], "n3", membership.Alive)
 	g.until("nobody is told of it", func() bool { return strings.Contains(g.logged(), "an agent that others say has gone is there") })
 	g.mu.Lock()
 	g.off[g.addr(3)] = true
@@ -185,7 +188,11 @@ func TestStranger(t *testing.T) {
 	if s := a.State("n2"); s != membership.Alive || g.asks(2) > 0 || a.State("n3") != membership.Unknown || stranger.NumMembers() != 1 {
 		t.Errorf("n2 is %v and was asked about %d times, n3 is %v, and the stranger knows %d", s, g.asks(2), a.State("n3"), stranger.NumMembers())
 	}
-	// A node that comes may join, and one that is gone may not.
+	// A node that comes may join, under its own name and address. The stranger's address is one of theirs then: it would be
+	// let in, and tell others of what it has heard.
+	if err := stranger.Shutdown(); err != nil {
+		t.Fatal(err)
+	}
 	a.SetNodes(nodesAt("127.0.88.", 9))
 	b.SetNodes(nodesAt("127.0.88.", 9))
 	nine := g.start("n9", 8, 9) // another's name
