@@ -241,6 +241,9 @@ func leads(f service.Frontend) string {
 	if f.Sources != nil {
 		text += fmt.Sprintf("; only for %v", f.Sources)
 	}
+	if f.PodsOnly {
+		text += "; not from the node itself"
+	}
 	return text
 }
 

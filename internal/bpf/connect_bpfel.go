@@ -68,6 +68,7 @@ type connectService struct {
 	Count    uint32
 	Id       uint32
 	Affinity uint32
+	PodsOnly uint32
 }
 
 type connectSlot struct {

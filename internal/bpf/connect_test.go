@@ -268,6 +268,57 @@ func TestNodePorts(t *testing.T) {
 	}
 }
 
+// TestExternalIPsForPods has a pod's sockets meet a Service, and the node's own whoever has the address.
+func TestExternalIPsForPods(t *testing.T) {
+	b := inside(t)
+	if b == nil {
+		return
+	}
+	pod := local(t)
+	const address, end = "192.0.2.7:80", "10.0.0.1:8080"
+	answer(t, addrPort(end))
+	testenv.Must(t, pod.Do(func() error { answer(t, addrPort(end)); return nil }))
+	f := frontend(address+"/TCP", end)
+	f.Kind, f.PodsOnly = service.ExternalIP, true
+	u := frontend(address+"/UDP", end)
+	u.Kind, u.PodsOnly = service.ExternalIP, true
+	b.plan = plan(f, u)
+	b.set(t)
+	met := func(protocol service.Protocol) bool {
+		s := newSocket(t, false, protocol)
+		defer s.close()
+		if protocol == service.UDP && s.send(addrPort(address)) != nil {
+			return false
+		}
+		if protocol == service.TCP && s.connect(addrPort(address)) != nil {
+			return false
+		}
+		who, _ := s.receive(t)
+		return who == addrPort(end)
+	}
+	for _, protocol := range []service.Protocol{service.TCP, service.UDP} {
+		if met(protocol) {
+			t.Errorf("%s: the node itself meets a Service that is for pods only", protocol)
+		}
+		testenv.Must(t, pod.Do(func() error {
+			if !met(protocol) && hasCookie(t) {
+				t.Errorf("%s: a pod does not meet it", protocol)
+			}
+			return nil
+		}))
+	}
+	// What was decided is in force for the next socket.
+	before := []service.Frontend{f, u}
+	f.PodsOnly, u.PodsOnly = false, false
+	testenv.Must(t, b.Change([]service.Change{{Service: f.Service, Old: before, New: []service.Frontend{f, u}}}))
+	b.plan = plan(f, u)
+	for _, protocol := range []service.Protocol{service.TCP, service.UDP} {
+		if !met(protocol) {
+			t.Errorf("%s: the node does not meet a Service that is for all", protocol)
+		}
+	}
+}
+
 // hasCookie says whether the node's network namespace can be asked for.
 func hasCookie(t *testing.T) bool {
 	t.Helper()

@@ -18,7 +18,7 @@ type (
 		Protocol service.Protocol
 		Unused   uint8
 	}
-	serviceValue struct{ Set, Count, ID, Affinity uint32 }
+	serviceValue struct{ Set, Count, ID, Affinity, PodsOnly uint32 }
 	slotKey      struct{ Set, Number uint32 }
 	endpoint     struct {
 		Address pin.Key
@@ -63,11 +63,12 @@ type Balanced struct {
 	Endpoints   []netip.AddrPort // none is a refusal
 	ID          uint32           // service.ID
 	Affinity    time.Duration    // in whole seconds
+	PodsOnly    bool             // sockets of the node's own network namespace do not meet it
 }
 
 // Equal says whether two are the same.
 func (b Balanced) Equal(o Balanced) bool {
-	return b.Key == o.Key && b.ID == o.ID && b.Affinity == o.Affinity && slices.Equal(b.Endpoints, o.Endpoints)
+	return b.Key == o.Key && b.ID == o.ID && b.Affinity == o.Affinity && b.PodsOnly == o.PodsOnly && slices.Equal(b.Endpoints, o.Endpoints)
 }
 
 // loopback is the address by which node ports at 127.0.0.0/8 are in the map.
@@ -133,7 +134,7 @@ func balancedAt(frontends map[service.Key]service.Frontend, nodePorts []netip.Ad
 	if !found || f.Sources != nil || len(f.Inside.Endpoints) == 0 && f.Inside.Drop {
 		return Balanced{}, false
 	}
-	b := Balanced{Key: k, Endpoints: f.Inside.Endpoints, ID: service.ID(f.Service), Affinity: f.Affinity.Truncate(time.Second)}
+	b := Balanced{Key: k, Endpoints: f.Inside.Endpoints, ID: service.ID(f.Service), Affinity: f.Affinity.Truncate(time.Second), PodsOnly: f.PodsOnly}
 	if f.Affinity > 0 {
 		b.Affinity = max(b.Affinity, time.Second)
 	}
@@ -172,5 +173,9 @@ func endpointAt(content string, i int) endpoint {
 }
 
 func (b Balanced) value() serviceValue {
-	return serviceValue{Count: uint32(len(b.Endpoints)), ID: b.ID, Affinity: uint32(min(b.Affinity/time.Second, 1<<31))}
+	v := serviceValue{Count: uint32(len(b.Endpoints)), ID: b.ID, Affinity: uint32(min(b.Affinity/time.Second, 1<<31))}
+	if b.PodsOnly {
+		v.PodsOnly = 1
+	}
+	return v
 }

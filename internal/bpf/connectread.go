@@ -22,7 +22,7 @@ func (c *Connect) Frontends() ([]Balanced, error) {
 	}
 	all := make([]Balanced, 0, len(s.services))
 	for k, v := range s.services {
-		b := Balanced{Key: k.key(), ID: v.ID, Affinity: time.Duration(v.Affinity) * time.Second}
+		b := Balanced{Key: k.key(), ID: v.ID, Affinity: time.Duration(v.Affinity) * time.Second, PodsOnly: v.PodsOnly != 0}
 		if set, there := s.sets[v.Set]; there && v.Count > 0 {
 			b.Endpoints = endpointsIn(set.content)
 			b.Endpoints = b.Endpoints[:min(len(b.Endpoints), int(v.Count))]
@@ -119,7 +119,7 @@ func (c *Connect) Check(p service.Plan) ([]Difference, error) {
 	text := func(all []Balanced) map[service.Key]string {
 		m := make(map[service.Key]string, len(all))
 		for _, b := range all {
-			m[b.Key] = fmt.Sprintf("endpoints %v, affinity %v, id %d", b.Endpoints, b.Affinity, b.ID)
+			m[b.Key] = fmt.Sprintf("endpoints %v, affinity %v, id %d, for pods only %t", b.Endpoints, b.Affinity, b.ID, b.PodsOnly)
 		}
 		return m
 	}

@@ -142,7 +142,7 @@ func (c *Connect) apply(s *connectState, want []Balanced, gone []frontendKey, do
 	for _, b := range want {
 		key, value, inSet := keyOf(b.Key), b.value(), content(b.Endpoints)
 		have, there := s.services[key]
-		if there && have.ID == value.ID && have.Affinity == value.Affinity && s.holds(have, inSet) {
+		if there && have.ID == value.ID && have.Affinity == value.Affinity && have.PodsOnly == value.PodsOnly && s.holds(have, inSet) {
 			continue
 		}
 		if value.Count > 0 {

@@ -113,7 +113,7 @@ func Run(ctx context.Context, o Options) error {
 	defer a.node.Close()
 	a.node.SysctlsAt(o.Paths.Sysctl)
 	a.settings = newSettings(a.node, o.Paths.Leases, func(err error) { a.damaged(ctx, err) })
-	a.proxy = a.newProxy(ctx)
+	a.proxy = a.newProxy()
 	a.lb = a.newBalancer(a.node)
 	if a.rules, err = ruleset.Open("/proc/self/ns/net"); err != nil {
 		return err

@@ -1,17 +1,16 @@
 package dataplane
 
 import (
-	"context"
 	"net/netip"
 	"path/filepath"
 	"slices"
 
-	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/netfacts"
 	"github.com/fathom-network/fathom/internal/podnet"
 	"github.com/fathom-network/fathom/internal/proxy"
 	"github.com/fathom-network/fathom/internal/service"
+	"github.com/fathom-network/fathom/internal/vip"
 )
 
 // proxyPaths are the proxy's, of a node with these paths.
@@ -19,15 +18,12 @@ func proxyPaths(p Paths) proxy.Paths {
 	return proxy.Paths{BPF: filepath.Join(p.BPF, "services"), Cgroup: p.Cgroup, NetNS: p.NetNS}
 }
 
-func (a *Agent) newProxy(ctx context.Context) *proxy.Proxy {
+func (a *Agent) newProxy() *proxy.Proxy {
 	p := proxy.New(proxy.Options{
 		Client: a.Client, Log: a.Log, Paths: proxyPaths(a.Paths), Resync: a.Resync, Loopback: loopback{a.settings},
 		Changed: func() {
 			a.Wake()
 			a.lb.wake()
-		},
-		Problem: func(p service.Problem) {
-			a.record(ctx, kube.Event{Object: kube.ServiceReference(p.Service), Warning: true, Reason: "ServiceProblem", Message: "on node " + a.Node + ": " + p.Text})
 		},
 	})
 	a.metrics.registry.MustRegister(p)
@@ -42,7 +38,11 @@ func (a *Agent) carryServices(f netfacts.Facts, interfaces []podnet.Interface) {
 		OwnPods:       slices.Concat(f.Own.PodCIDRs, f.Own.Blocks),
 		NodePortAddrs: nodePortAddrs(a.config.NodePortAddresses, f.Own, interfaces),
 		Announce:      len(a.view.AddressPools()) > 0,
+		ExternalIPs:   a.config.ExternalIPs, ExternalIPsFor: a.config.ExternalIPsFor, APIServer: a.Client.ServerAddr(),
 	}
+	a.proxy.SetExternalIPs(vip.ExternalIPs(*a.config, vip.Objects{
+		Pools: a.view.AddressPools(), Nodes: a.view.Nodes(), Services: a.view.ServiceCIDRs(), PodPools: a.view.Pools(),
+	}, a.view.Namespaces(), c.APIServer))
 	if a.config.DNS == netconf.DNSNodeCache {
 		c.NodeCaches = netconf.NodeCacheAddrs()
 	}

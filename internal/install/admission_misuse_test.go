@@ -152,6 +152,10 @@ var controllerMisuses = []misuse{
 		"the Secret fathom-membership has no annotations, owners and finalizers"},
 	{http.MethodPost, "/api/v1/namespaces/kube-system/secrets", "", `{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "fathom-membership"}}`, noRight + `create resource \"secrets\"`},
 	{http.MethodGet, system + "/secrets/fathom-bgp", "", ``, noRight + `get resource \"secrets\"`},
+	{http.MethodGet, "/apis/discovery.k8s.io/v1/endpointslices", "", ``, noRight + `list resource \"endpointslices\"`},
+	{http.MethodGet, "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", "", ``, noRight + `list resource \"endpointslices\"`},
+	{http.MethodGet, system + "/configmaps", "", ``, noRight + `list resource \"configmaps\"`},
+	{http.MethodPatch, system + "/configmaps/fathom-config", "", `{"data": {"externalIPs": "any"}}`, noRight + `patch resource \"configmaps\"`},
 	{http.MethodPost, system + "/serviceaccounts/fathom-controller/token", "", `{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}`, noRight + `create resource \"serviceaccounts/token\"`},
 
 	{http.MethodPatch, "/api/v1/namespaces/default/services/web/status", "", `{"metadata": {"labels": {"app": "mine"}}}`, "and not metadata.labels"},

@@ -257,7 +257,9 @@ func useController(ctx context.Context, t *testing.T, as *caller, admin *kube.Cl
 	view, err := c.BalancerView(ctx, vip.Owner, func() {})
 	testenv.Must(t, err)
 	testenv.Eventually(t, "the controller sees everything", func() (bool, string) { return view.Synced() && len(view.BGPPeers()) == 1, "" })
-	as.list(ctx, t, "/api/v1/services", "/api/v1/namespaces", "/api/v1/nodes", "/apis/networking.k8s.io/v1/servicecidrs", own+"/addresspools", own+"/ippools", own+"/ipblocks", own+"/bgppeers")
+	as.list(ctx, t, "/api/v1/services", "/api/v1/namespaces", "/api/v1/nodes", "/apis/networking.k8s.io/v1/servicecidrs", own+"/addresspools", own+"/ippools", own+"/ipblocks", own+"/bgppeers",
+		"/api/v1/namespaces/fathom-system/configmaps?fieldSelector=metadata.name%3Dfathom-config",
+		"/apis/discovery.k8s.io/v1/namespaces/default/endpointslices?fieldSelector=metadata.name%3Dkubernetes")
 	for _, finalizers := range [][]string{{ippool.Finalizer}, nil} {
 		pools, err := admin.Pools(ctx)
 		testenv.Must(t, err)

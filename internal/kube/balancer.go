@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -18,12 +19,13 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/netconf"
 )
 
-// BalancerView is a live picture of what load balancers' addresses follow from: Services of type LoadBalancer and those
-// that were, pools, and what pools must not overlap. It has the blocks of pods' pools, too.
+// BalancerView is a live picture of what Services' addresses follow from: Services, pools, what pools must not overlap, and
+// the network's configuration. It has the blocks of pods' pools, too.
 type BalancerView struct {
-	services, namespaces, nodes, ranges, pools, podPools, blocks, peers cache.Indexer
+	services, namespaces, nodes, ranges, pools, podPools, blocks, peers, config, apiServers cache.Indexer
 
 	synced []func() bool
 }
@@ -47,6 +49,9 @@ func (c *Client) BalancerView(ctx context.Context, owner string, changed func())
 		{&v.pools, &v1alpha1.AddressPool{}, cache.NewListWatchFromClient(c.fathom, "addresspools", "", all), false},
 		{&v.podPools, &v1alpha1.IPPool{}, cache.NewListWatchFromClient(c.fathom, "ippools", "", all), true},
 		{&v.blocks, &v1alpha1.IPBlock{}, cache.NewListWatchFromClient(c.fathom, "ipblocks", "", all), true},
+		{&v.config, &corev1.ConfigMap{}, cache.NewListWatchFromClient(core, "configmaps", netconf.Namespace, fields.OneTermEqualSelector("metadata.name", netconf.ConfigMap)), false},
+		{&v.apiServers, &discoveryv1.EndpointSlice{}, cache.NewListWatchFromClient(c.DiscoveryV1().RESTClient(), "endpointslices", metav1.NamespaceDefault,
+			fields.OneTermEqualSelector("metadata.name", apiServerSlice)), false},
 	} {
 		informer, synced, err := inform(ctx, w, o)
 		if err != nil {
@@ -68,8 +73,10 @@ func (c *Client) BalancerView(ctx context.Context, owner string, changed func())
 	return v, nil
 }
 
-// shrinkBalancer keeps of a Service what says whose address it is. A Service that has nothing to do with load balancers
-// keeps its name.
+// apiServerSlice is the EndpointSlice in which API servers write down where they are.
+const apiServerSlice = "kubernetes"
+
+// shrinkBalancer keeps of a Service what says whose addresses it has and asks for.
 func shrinkBalancer(o any, owner string) (any, error) {
 	if p, ok := o.(*v1alpha1.BGPPeer); ok {
 		return shrinkPeer(p, ""), nil
@@ -79,11 +86,14 @@ func shrinkBalancer(o any, owner string) (any, error) {
 		return shrink(o)
 	}
 	small := &corev1.Service{ObjectMeta: shrinkMeta(&s.ObjectMeta)}
-	small.Spec.Type, small.Finalizers = s.Spec.Type, s.Finalizers
-	if s.Spec.Type != corev1.ServiceTypeLoadBalancer && len(s.Status.LoadBalancer.Ingress)+len(s.Finalizers) == 0 {
-		return small, nil
+	small.Labels, small.Finalizers, small.Spec, small.Status.LoadBalancer = s.Labels, s.Finalizers, s.Spec, s.Status.LoadBalancer
+	small.Spec.Selector = nil
+	if ranges, found := s.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey]; found {
+		if small.Annotations == nil {
+			small.Annotations = map[string]string{}
+		}
+		small.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey] = ranges
 	}
-	small.Labels, small.Spec, small.Status.LoadBalancer = s.Labels, s.Spec, s.Status.LoadBalancer
 	for _, m := range s.ManagedFields {
 		if m.Manager == owner {
 			small.ManagedFields = append(small.ManagedFields, metav1.ManagedFieldsEntry{Manager: m.Manager, Subresource: m.Subresource, Operation: m.Operation})
@@ -97,6 +107,15 @@ func (v *BalancerView) Synced() bool { return allTrue(v.synced) }
 
 // Services returns the cluster's Services, in no order.
 func (v *BalancerView) Services() []*corev1.Service { return all[*corev1.Service](v.services) }
+
+// Service returns a Service, or nil.
+func (v *BalancerView) Service(name types.NamespacedName) *corev1.Service {
+	o, found, err := v.services.GetByKey(name.String())
+	if err != nil || !found {
+		return nil
+	}
+	return o.(*corev1.Service)
+}
 
 // Namespaces returns the cluster's namespaces, in no order.
 func (v *BalancerView) Namespaces() []*corev1.Namespace { return all[*corev1.Namespace](v.namespaces) }
@@ -123,6 +142,19 @@ func (v *BalancerView) Blocks() []*v1alpha1.IPBlock { return all[*v1alpha1.IPBlo
 // BGPPeers returns those that were seen up to now, in no order. Of the sessions in their status the nodes' names are there.
 // Changes of them are not told.
 func (v *BalancerView) BGPPeers() []*v1alpha1.BGPPeer { return all[*v1alpha1.BGPPeer](v.peers) }
+
+// Config returns the configuration's data, or nil if there is none.
+func (v *BalancerView) Config() map[string]string {
+	for _, m := range all[*corev1.ConfigMap](v.config) {
+		return m.Data
+	}
+	return nil
+}
+
+// APIServers returns the EndpointSlices of the API servers themselves.
+func (v *BalancerView) APIServers() []*discoveryv1.EndpointSlice {
+	return all[*discoveryv1.EndpointSlice](v.apiServers)
+}
 
 // SetIngress writes the load balancer's addresses into the status of a Service as it was seen, and with them its
 // finalizers, which the subresource takes, too: if it has changed since,

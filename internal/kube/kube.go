@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"slices"
 	"time"
 
@@ -57,6 +59,16 @@ func ConnectContext(kubeconfig, kubeContext string) (*Client, error) {
 
 // Host returns the URL of the API server.
 func (c *Client) Host() string { return c.config.Host }
+
+// ServerAddr returns the address of the API server, or the zero value if it has a name.
+func (c *Client) ServerAddr() netip.Addr {
+	u, err := url.Parse(c.config.Host)
+	if err != nil {
+		return netip.Addr{}
+	}
+	a, _ := netip.ParseAddr(u.Hostname())
+	return a.Unmap()
+}
 
 // WaitServing returns when the API server answers at all.
 func (c *Client) WaitServing(ctx context.Context) error {

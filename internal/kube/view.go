@@ -145,6 +145,9 @@ func (v *View) Namespace(name string) (*corev1.Namespace, bool) {
 	return o.(*corev1.Namespace), true
 }
 
+// Namespaces returns the cluster's namespaces, in no order.
+func (v *View) Namespaces() []*corev1.Namespace { return all[*corev1.Namespace](v.namespaces) }
+
 // isAbsent says that the API server does not know a kind, or not in this version. One that is starting says
 // something else.
 func isAbsent(err error) bool { return apierrors.IsNotFound(err) }

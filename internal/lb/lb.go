@@ -67,6 +67,8 @@ type allocator struct {
 	view *kube.BalancerView
 	told map[types.NamespacedName]string // what was said of a Service last
 	key  time.Time                       // when it was last seen to be there
+	// problems are those of Services that have nothing to do with pools, too.
+	problems *problems
 
 	refusals refusals
 }
@@ -74,7 +76,7 @@ type allocator struct {
 func allocate(ctx context.Context, o Options, m *monitor) error {
 	o.Log.Info("this controller leads", "identity", o.Identity)
 	wake := make(chan struct{}, 1)
-	a := &allocator{Options: o, monitor: m, told: map[types.NamespacedName]string{}}
+	a := &allocator{Options: o, monitor: m, told: map[types.NamespacedName]string{}, problems: newProblems()}
 	var err error
 	if a.view, err = o.Client.BalancerView(ctx, Component, func() {
 		select {
@@ -163,6 +165,7 @@ func (a *allocator) pass(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	a.see(assignments, statuses)
+	a.tellProblems(ctx)
 	return errors.Join(errs...)
 }
 

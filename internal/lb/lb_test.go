@@ -234,6 +234,46 @@ func TestController(t *testing.T) {
 	c.addresses("e", "198.51.100.1")
 }
 
+// TestServiceProblems has one event told of an external IP that is not served, whichever nodes there are, and another when
+// it is asked for again after it was put right.
+func TestServiceProblems(t *testing.T) {
+	c := start(t)
+	_, err := c.client.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, metav1.CreateOptions{})
+	c.must(err)
+	_, err = c.client.CoreV1().Nodes().Patch(t.Context(), "n1", types.MergePatchType,
+		[]byte(`{"status": {"addresses": [{"type": "InternalIP", "address": "198.51.100.7"}]}}`), metav1.PatchOptions{}, "status")
+	c.must(err)
+	web := func(name, ips string) {
+		c.must(c.apply(fmt.Sprintf(`{apiVersion: v1, kind: Service, metadata: {name: %s, namespace: default}, spec: {ports: [{port: 80}], externalIPs: [%s]}}`, name, ips)))
+	}
+	web("thief", "198.51.100.7")
+	web("honest", "203.0.113.5")
+	c.run("one")
+	events := func(name string) int {
+		l, err := c.client.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=" + name})
+		c.must(err)
+		return len(l.Items)
+	}
+	set := func(config string) {
+		c.must(c.apply(`{apiVersion: v1, kind: ConfigMap, metadata: {name: fathom-config, namespace: fathom-system}, data: {` + config + `}}`))
+	}
+	set("serviceProxy: auto") // until then another carries Services
+	c.event("thief", lb.ServiceProblem, "externalIPs: 198.51.100.7 is not served: it is the own address of node n1")
+	if n := events("honest"); n > 0 {
+		t.Errorf("%d events of a Service that is served", n)
+	}
+	web("thief", "")
+	set("serviceProxy: auto, externalIPs: pools")
+	c.event("honest", lb.ServiceProblem, "no AddressPool has it")
+	c.must(c.pool("edge", `["203.0.113.0/28"]`))
+	set("serviceProxy: auto, externalIPs: pools")
+	web("late", "203.0.113.99")
+	c.event("late", lb.ServiceProblem, "no AddressPool has it")
+	if thief, honest := events("thief"), events("honest"); thief != 1 || honest != 1 {
+		t.Errorf("%d and %d events, want one of each", thief, honest)
+	}
+}
+
 // usage waits for a pool's status.
 func (c cluster) usage(pool, want string) {
 	c.Helper()

@@ -46,6 +46,9 @@ type Config struct {
 	// NodePortAddresses are the ranges of the node's addresses at which NodePorts answer; empty is the addresses that
 	// its Node has (kube-proxy's `primary`).
 	NodePortAddresses []netip.Prefix
+	// ExternalIPs says which addresses of Services' spec.externalIPs are served, ExternalIPsFor to whom.
+	ExternalIPs    ExternalIPs
+	ExternalIPsFor ExternalIPsFor
 	// FastPath has packets of pods skip what nothing on the node needs to see, where the kernel can.
 	FastPath bool
 	// DNS says who answers when something on a node asks the cluster's DNS.
@@ -82,10 +85,34 @@ const (
 	ProxyNFTables ServiceProxy = "nftables"
 )
 
+// ExternalIPs says which addresses of Services' spec.externalIPs are served. Nodes' own addresses, those of pods and of
+// other Services, and the API server's never are.
+type ExternalIPs string
+
+const (
+	// ExternalIPsAny serves whatever is written down, as Kubernetes documents the field.
+	ExternalIPsAny ExternalIPs = "any"
+	// ExternalIPsPools serves those that an AddressPool has for the Service and its namespace.
+	ExternalIPsPools ExternalIPs = "pools"
+	// ExternalIPsOff serves none.
+	ExternalIPsOff ExternalIPs = "off"
+)
+
+// ExternalIPsFor says to whom external IPs are served.
+type ExternalIPsFor string
+
+const (
+	// ExternalIPsForAll serves them to everything that starts on a node or comes to it.
+	ExternalIPsForAll ExternalIPsFor = "all"
+	// ExternalIPsForPods leaves out what starts in a node's own network namespace: the kubelet, the runtime, and
+	// host-network pods.
+	ExternalIPsForPods ExternalIPsFor = "pods"
+)
+
 // Default is the configuration of an empty ConfigMap.
 func Default() Config {
 	return Config{Mode: podnet.Auto, VNI: podnet.DefaultVNI, Port: podnet.DefaultPort, Masquerade: true, CoolDown: 30 * time.Second,
-		ServiceProxy: ProxyOff, FastPath: true, DNS: DNSCluster}
+		ServiceProxy: ProxyOff, ExternalIPs: ExternalIPsAny, ExternalIPsFor: ExternalIPsForAll, FastPath: true, DNS: DNSCluster}
 }
 
 // Problem is what is wrong with one setting.
@@ -141,6 +168,14 @@ var settings = map[string]func(c *Config, value string) error{
 		var err error
 		c.NodePortAddresses, err = prefixes(v)
 		return err
+	},
+	"externalIPs": func(c *Config, v string) error {
+		c.ExternalIPs = ExternalIPs(v)
+		return oneOf(v, string(ExternalIPsAny), string(ExternalIPsPools), string(ExternalIPsOff))
+	},
+	"externalIPsFor": func(c *Config, v string) error {
+		c.ExternalIPsFor = ExternalIPsFor(v)
+		return oneOf(v, string(ExternalIPsForAll), string(ExternalIPsForPods))
 	},
 	"dns": func(c *Config, v string) error {
 		c.DNS = DNS(v)

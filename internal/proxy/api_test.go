@@ -39,7 +39,7 @@ func TestAPI(t *testing.T) {
 	serve(t, "10.0.0.1", "10.0.0.2")
 	ctx := t.Context()
 	p := New(Options{Client: client, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Paths: paths, Resync: 100 * time.Millisecond,
-		Changed: func() {}, Problem: func(p service.Problem) { t.Errorf("a problem: %s", p) }})
+		Changed: func() {}})
 	stop := run(t, p)
 	defer func() {
 		stop()

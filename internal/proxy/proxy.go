@@ -36,8 +36,6 @@ type Options struct {
 	Log    *slog.Logger
 	// Changed is called when Status may say something else. It must not block.
 	Changed func()
-	// Problem is told of what is wrong with a Service, once for each.
-	Problem func(service.Problem)
 	Paths   Paths
 	// Loopback may be nil: then 127.0.0.1 answers at NodePorts only where connect() balances.
 	Loopback Loopback
@@ -80,6 +78,11 @@ type Config struct {
 	// NodeCaches are the addresses of the node's own DNS cache, sorted. Who asks the cluster's DNS on this node asks it
 	// while it answers.
 	NodeCaches []netip.Addr
+	// ExternalIPs and ExternalIPsFor are the configuration's; SetExternalIPs says what follows from them.
+	ExternalIPs    netconf.ExternalIPs
+	ExternalIPsFor netconf.ExternalIPsFor
+	// APIServer is the address at which this node reaches the API server, if it is known as one.
+	APIServer netip.Addr
 }
 
 // Status is how far a proxy is.
@@ -97,7 +100,9 @@ type Proxy struct {
 
 	mu     sync.Mutex
 	config Config
-	status Status
+	// externalIPs is not part of the configuration, for which everything is set anew: nodes come and go.
+	externalIPs service.ExternalIPs
+	status      Status
 	// balancers are nil while nothing is known.
 	balancers []service.LoadBalanced
 	// As the kernel has them, for State.
@@ -112,10 +117,8 @@ type Proxy struct {
 	dns    service.Redirect
 	// redirected is where dns leads to, for the reaper.
 	redirected atomic.Pointer[service.Redirect]
-	told       map[service.Problem]bool
 	// whole asks for everything to be set, whatever the kernel holds.
 	whole     bool
-	wholes    int        // how often that has succeeded
 	wholeAt   time.Time  // the last time
 	comparing *comparing // nil while none goes on
 	applied   Config     // what the kernel was last set by
@@ -125,7 +128,7 @@ type Proxy struct {
 
 // New makes a proxy, which does nothing until Run, and nothing to the kernel until Set.
 func New(o Options) *Proxy {
-	p := &Proxy{Options: o, kick: make(chan struct{}, 1), told: map[service.Problem]bool{}, counts: newMetrics()}
+	p := &Proxy{Options: o, kick: make(chan struct{}, 1), counts: newMetrics()}
 	p.kernel = kernel{paths: o.Paths, loopback: o.Loopback, log: o.Log}
 	p.reaper = newReaper(o.Paths, o.Log, p.counts)
 	p.caches = nodeCaches{log: o.Log, changed: p.wake, port: dnsPort}
@@ -139,6 +142,17 @@ func (p *Proxy) Set(c Config) {
 	p.mu.Lock()
 	same := reflect.DeepEqual(c, p.config)
 	p.config = c
+	p.mu.Unlock()
+	if !same {
+		p.wake()
+	}
+}
+
+// SetExternalIPs says which external IPs of Services are served; before it was called, none is. It does not wait.
+func (p *Proxy) SetExternalIPs(x service.ExternalIPs) {
+	p.mu.Lock()
+	same := p.externalIPs.Equal(x)
+	p.externalIPs = x
 	p.mu.Unlock()
 	if !same {
 		p.wake()
@@ -236,7 +250,7 @@ func (p *Proxy) Run(ctx context.Context) {
 // step brings the kernel from what it holds to what is known now.
 func (p *Proxy) step(ctx context.Context, tick bool) {
 	p.mu.Lock()
-	c := p.config
+	c, externalIPs := p.config, p.externalIPs
 	p.mu.Unlock()
 	switch c.Mode {
 	case "":
@@ -252,6 +266,7 @@ func (p *Proxy) step(ctx context.Context, tick bool) {
 	if !reflect.DeepEqual(c, p.tried) {
 		p.whole = true
 	}
+	p.inbox.setExternalIPs(externalIPs)
 	p.caches.set(ctx, c.NodeCaches)
 	if p.kernel.failed && !tick && !p.whole {
 		return // not at each event: what failed may be slow to fail
@@ -260,13 +275,9 @@ func (p *Proxy) step(ctx context.Context, tick bool) {
 		p.setStatus(Status{Ready: p.Status().Ready, Problem: "the API server has not told of all Services yet"})
 		return
 	}
-	before := p.wholes
 	if err := p.apply(c); err != nil {
 		p.setStatus(Status{Ready: p.Status().Ready, Problem: oneLine(err)})
 		return
-	}
-	if tick || p.wholes != before {
-		p.tell()
 	}
 	if tick {
 		p.health.retry(p.Log)
@@ -313,7 +324,6 @@ func (p *Proxy) apply(c Config) error {
 			return fmt.Errorf("put all Services into the kernel: %w", err)
 		}
 		p.applied = c
-		p.wholes++
 		p.wholeAt = time.Now()
 		p.mu.Lock()
 		p.connect, p.missing = p.kernel.connect, p.kernel.missing
@@ -413,19 +423,6 @@ func Remove(paths Paths, loopback Loopback) error {
 	return k.remove()
 }
 
-// tell passes on what is wrong with Services, each once.
-func (p *Proxy) tell() {
-	now := map[service.Problem]bool{}
-	for _, problem := range p.inbox.problems() {
-		now[problem] = true
-		if !p.told[problem] {
-			p.Log.Warn("problem", "what", problem.String())
-			p.Problem(problem)
-		}
-	}
-	p.told = now
-}
-
 // inbox is what the API server has told. Its model is changed by client-go's goroutines and read by the proxy's.
 type inbox struct {
 	stop   context.CancelFunc
@@ -518,10 +515,10 @@ func (in *inbox) balancers() (list []service.LoadBalanced, differs bool) {
 	return in.model.LoadBalancers()
 }
 
-func (in *inbox) problems() []service.Problem {
+func (in *inbox) setExternalIPs(x service.ExternalIPs) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	return in.model.Problems()
+	in.model.SetExternalIPs(x)
 }
 
 // lives says what is known of an endpoint of a Service.

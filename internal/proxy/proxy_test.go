@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/bpf"
 	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/ruleset"
 	"github.com/fathom-network/fathom/internal/service"
@@ -392,32 +394,47 @@ func TestStatus(t *testing.T) {
 	}
 }
 
-// TestProblems tells each once, and again when it comes back.
-func TestProblems(t *testing.T) {
+// TestExternalIPs has a Service's external IP come and go with what is allowed, without a whole pass, which would make
+// all nodes set all Services whenever a Node comes.
+func TestExternalIPs(t *testing.T) {
 	paths, ok := inside(t)
 	if !ok {
 		return
 	}
-	n := newNode(t, paths, netconf.ProxyNFTables)
-	first := web("a", vip)
-	n.set(first, web("b", vip))
-	for range 3 {
-		n.step(t.Context(), true)
+	n := newNode(t, paths, netconf.ProxyAuto)
+	web := web("a", vip)
+	web.Spec.ExternalIPs = []string{"203.0.113.5"}
+	n.set(web)
+	key := service.Key{Addr: netip.MustParseAddr("203.0.113.5"), Protocol: service.TCP, Port: 80}
+	served := func() (nftables, connect bool) {
+		t.Helper()
+		n.step(t.Context(), false)
+		s, err := n.State(t.Context())
+		testenv.Must(t, err)
+		connect = slices.ContainsFunc(s.Connect, func(b bpf.Balanced) bool { return b.Key == key }) || s.ConnectMissing != ""
+		return slices.ContainsFunc(s.NFTables.Frontends, func(f service.Frontend) bool { return f.Key == key }), connect
 	}
-	told := len(n.problems)
-	if told == 0 || !slices.ContainsFunc(n.problems, func(p service.Problem) bool { return p.Service.Name == "b" }) {
-		t.Fatalf("told %v", n.problems)
+	if nftables, connect := served(); nftables || connect {
+		t.Errorf("served before it is known what is allowed: by nftables %t, at connect() %t", nftables, connect)
 	}
-	n.delete(first)
-	n.step(t.Context(), true)
-	n.follows(t)
-	if len(n.problems) != told {
-		t.Errorf("told %v", n.problems)
+	at := n.wholeAt
+	for _, tc := range []struct {
+		x    service.ExternalIPs
+		want bool
+	}{
+		{service.ExternalIPs{Mode: netconf.ExternalIPsAny}, true},
+		{service.ExternalIPs{Mode: netconf.ExternalIPsAny, PodsOnly: true}, true},
+		{service.ExternalIPs{Mode: netconf.ExternalIPsAny, Reserved: []service.Reserved{{Prefix: netip.MustParsePrefix("203.0.113.5/32"), Owner: service.ReservedNode, Name: "b"}}}, false},
+		{service.ExternalIPs{Mode: netconf.ExternalIPsAny}, true},
+		{service.ExternalIPs{Mode: netconf.ExternalIPsOff}, false},
+	} {
+		n.SetExternalIPs(tc.x)
+		if nftables, connect := served(); nftables != tc.want || connect != tc.want {
+			t.Errorf("%+v: served by nftables %t, at connect() %t, want %t", tc.x, nftables, connect, tc.want)
+		}
 	}
-	n.set(first)
-	n.step(t.Context(), true)
-	if len(n.problems) != 2*told {
-		t.Errorf("told %v, which came back", n.problems)
+	if n.wholeAt != at {
+		t.Error("all Services were set anew for what concerns one")
 	}
 }
 

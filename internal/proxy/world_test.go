@@ -93,7 +93,6 @@ type node struct {
 	*Proxy
 	services map[types.NamespacedName]*corev1.Service
 	slices   map[types.NamespacedName]*discoveryv1.EndpointSlice
-	problems []service.Problem
 	loopback fakeLoopback
 }
 
@@ -125,7 +124,7 @@ func (n *node) start(t testing.TB, paths Paths, mode netconf.ServiceProxy) {
 	}
 	n.Proxy = New(Options{
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Paths: paths, Resync: time.Hour, Loopback: &n.loopback,
-		Changed: func() {}, Problem: func(p service.Problem) { n.problems = append(n.problems, p) },
+		Changed: func() {},
 	})
 	n.mode(mode)
 	n.follow()

@@ -107,7 +107,7 @@ func (r *Ruleset) held(f func(*holding)) bool {
 }
 
 // ofFrontends are the sets whose keys begin with a frontend's.
-var ofFrontends = []string{services, servicesOutside, endpoints, refused, refusedOutside, restricted, sources, sticky, stickyOutside,
+var ofFrontends = []string{services, servicesOutside, endpoints, refused, refusedOutside, podsOnly, restricted, sources, sticky, stickyOutside,
 	affinitySlots, affinityEndpoints, affinityOutside}
 
 // digest is a number for an element. Those of all elements of a frontend are added up: their order is the kernel's matter.

@@ -178,6 +178,9 @@ func eachElement(f service.Frontend, yield func(set string, e element)) {
 			}
 		}
 	}
+	if f.PodsOnly {
+		yield(named(podsOnly, family), element{key: key})
+	}
 	if f.Sources != nil {
 		yield(named(restricted, family), element{key: key})
 		for _, p := range f.Sources {
@@ -287,6 +290,13 @@ func decode(sets map[string][]element) (service.Plan, bool) {
 		})
 		of(sticky, affine)
 		of(stickyOutside, affine)
+		of(podsOnly, func(k service.Key, _ string, _ element) bool {
+			f := frontends[k]
+			if f != nil {
+				f.PodsOnly = true
+			}
+			return f != nil
+		})
 		of(restricted, func(k service.Key, _ string, _ element) bool {
 			f := frontends[k]
 			if f != nil {

@@ -451,3 +451,32 @@ func TestServicesKeepLoopback(t *testing.T) {
 	nft(t, l.node, "add", "rule", "inet", ruleset.ServicesTable, "prerouting", "ip daddr 127.0.0.1 udp dport 30080 dnat ip to 10.244.1.2:8081")
 	testenv.Must(t, arrives(patience))
 }
+
+// TestExternalIPsForPods has a pod meet a Service at an address that somebody outside of the cluster has, and the node
+// itself meet that somebody.
+func TestExternalIPsForPods(t *testing.T) {
+	l := newLab(t)
+	var all []service.Frontend
+	for _, f := range families {
+		serve(t, l.out, netip.AddrPortFrom(netip.MustParseAddr(f.out2), 80))
+		for _, protocol := range []string{"/TCP", "/UDP"} {
+			all = append(all, with(frontend("web", host(f.out2, 80)+protocol, service.ExternalIP, to(host(f.b, 8080))), func(x *service.Frontend) { x.PodsOnly = true }),
+				with(frontend("empty", host(f.out, 80)+protocol, service.ExternalIP, service.Backends{}), func(x *service.Frontend) { x.PodsOnly = true }))
+		}
+		serve(t, l.out, netip.AddrPortFrom(netip.MustParseAddr(f.out), 80))
+	}
+	set(t, l.rules, plan(all...))
+	for _, f := range families {
+		for _, network := range []string{"tcp" + f.network, "udp" + f.network} {
+			if server, _, err := ask(l.a, network, "", host(f.out2, 80), patience); err != nil || server != f.b {
+				t.Errorf("a pod by %s: %s answers, %v; want %s", network, server, err, f.b)
+			}
+			isRefused(t, l.a, network, host(f.out, 80))
+			for _, addr := range []string{f.out, f.out2} {
+				if server, _, err := ask(l.node, network, "", host(addr, 80), patience); err != nil || server != addr {
+					t.Errorf("the node by %s: %s answers, %v; want %s itself", network, server, err, addr)
+				}
+			}
+		}
+	}
+}

@@ -39,6 +39,7 @@ const (
 	affinitySlots     = "affinity_slots"     // frontend . slot: an endpoint's ID
 	affinityEndpoints = "affinity_endpoints" // frontend . an endpoint's ID: endpoint
 	affinityOutside   = "affinity_outside"   //
+	podsOnly          = "pods_only"          // frontends that the node's own processes do not meet
 	nodePortAddrs     = "nodeport_addrs"
 	ownEndpoints      = "own_endpoints" // address . the same address
 )
@@ -179,6 +180,7 @@ func serviceSets() []*serviceSet {
 			{name: affinitySlots, comment: "the endpoints that new clients are sent to, numbered", key: join(addr, proto, port, mark), data: mark},
 			{name: affinityEndpoints, comment: "where endpoints are, at an address and port of a Service", key: join(addr, proto, port, mark), data: endpoint},
 			{name: affinityOutside, comment: "the same for clients outside the cluster, where it differs for them", key: join(addr, proto, port, mark), data: endpoint},
+			{name: podsOnly, comment: "Services' external IPs that the node's own processes do not meet", key: frontend},
 			{name: nodePortAddrs, comment: "this node's addresses that NodePorts answer at", key: addr},
 			{name: ownPods, comment: "this node's pods", key: addr, interval: true},
 			{name: ownEndpoints, comment: "endpoints that are this node's pods, to see who meets himself", key: join(addr, addr)},
@@ -384,6 +386,12 @@ func serviceChains() []chain {
 			add(c, "drops what comes from a source that may not", isFamily(f), w.key(0), []expr.Any{
 				&expr.Lookup{SourceRegister: 1, SetName: named(restricted, f)}, at(sourceOf(f), words(f)+2),
 				&expr.Lookup{SourceRegister: 1, SetName: named(sources, f), Invert: true}, is(expr.VerdictDrop)})
+		}
+	}
+	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		for _, c := range []*chain{&checkOutput, &output} {
+			add(c, "leaves external IPs to pods", way{family: f}.met(false),
+				[]expr.Any{&expr.Lookup{SourceRegister: 1, SetName: named(podsOnly, f)}, is(expr.VerdictAccept)})
 		}
 	}
 	// What is met with from outside comes first: it is in both maps.

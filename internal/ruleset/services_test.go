@@ -75,6 +75,7 @@ func everything() service.Plan {
 				x.Outside = service.Backends{Drop: true}
 			}),
 			with(frontend("some", at(f.lb, 3, ":80/TCP"), service.LoadBalancer, web), func(x *service.Frontend) { x.Sources = prefixes(f.source) }),
+			with(frontend("external", at(f.lb, 6, ":80/TCP"), service.ExternalIP, web), func(x *service.Frontend) { x.PodsOnly = true }),
 			with(frontend("none", at(f.lb, 4, ":80/TCP"), service.LoadBalancer, web), func(x *service.Frontend) { x.Sources = []netip.Prefix{} }),
 			with(frontend("sticky", at(f.vip, 14, ":80/TCP"), service.ClusterIP, web), func(x *service.Frontend) { x.Affinity = 3 * time.Hour }),
 			with(frontend("sticky", at(f.lb, 5, ":80/TCP"), service.LoadBalancer, web), func(x *service.Frontend) {
@@ -170,6 +171,7 @@ func TestServicesDrift(t *testing.T) {
 		"flush set inet T nodeport_addrs6",
 		"flush map inet T sticky4",
 		"flush set inet T sources4",
+		"flush set inet T pods_only4",
 		"flush map inet T address4_chains",
 		"flush chain inet T postrouting",
 		"flush chain inet T address4_n3",

@@ -118,7 +118,7 @@ func (c *claims) problems() []Problem {
 			if owner.kindAt(key) < e.kindAt(key) {
 				why = "as its ClusterIP"
 			}
-			all = append(all, Problem{e.name, fmt.Sprintf("%s belongs to Service %s, %s: give one of the two another address or port", key, owner.name, why)})
+			all = append(all, Problem{Service: e.name, Text: fmt.Sprintf("%s belongs to Service %s, %s: give one of the two another address or port", key, owner.name, why)})
 		}
 	}
 	return all

@@ -287,7 +287,7 @@ func TestAffinityAndSources(t *testing.T) {
 		} {
 			node := nodeA
 			node.Addrs = []netip.Addr{netip.MustParseAddr("172.16.0.1"), netip.MustParseAddr(addr)}
-			m := service.NewModel(nodeA)
+			m := newModel(nodeA)
 			m.SetService(svc)
 			for _, es := range two {
 				m.SetSlice(es)

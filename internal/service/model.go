@@ -29,8 +29,13 @@ type Model struct {
 	// differs says that balanced has changed since LoadBalancers was last called.
 	differs bool
 	claims  claims
-	touched []*entry // of which an object changed since update
-	changed []*entry // whose frontends changed since Changes
+	// Which external IPs are served, and whose addresses they must not be.
+	externalIPs ExternalIPs
+	reserved    reservations
+	holders     map[netip.Addr][]*entry // of ClusterIPs and load balancers' addresses
+	askers      map[netip.Addr][]*entry // of external IPs
+	touched     []*entry                // of which an object changed since update
+	changed     []*entry                // whose frontends changed since Changes
 }
 
 // entry is a Service, or the slices of one that is not known yet or no longer.
@@ -39,9 +44,10 @@ type entry struct {
 	service *service // nil if there are only slices
 	slices  []*slice // sorted by name
 	claimed []Frontend
-	rank    rank       // by which claimed stands
-	given   []Frontend // what is claimed and has not gone to another Service
-	told    []Frontend // what was given when Changes was last called
+	refused map[netip.Addr]error // external IPs that are not served, and why
+	rank    rank                 // by which claimed stands
+	given   []Frontend           // what is claimed and has not gone to another Service
+	told    []Frontend           // what was given when Changes was last called
 
 	isTouched, isChanged bool // whether it is in the lists; a map that was large once is slow to walk for ever
 }
@@ -57,6 +63,8 @@ func NewModel(node Node) *Model {
 		wrong:    map[*entry]struct{}{},
 		balanced: map[*entry]LoadBalanced{},
 		claims:   newClaims(),
+		holders:  map[netip.Addr][]*entry{},
+		askers:   map[netip.Addr][]*entry{},
 	}
 }
 
@@ -76,13 +84,16 @@ func (m *Model) Node() Node { return m.node }
 // SetService adds a Service, or says what has become of it.
 func (m *Model) SetService(svc *corev1.Service) {
 	e := m.entry(types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name})
-	e.service = readService(svc)
+	now := readService(svc)
+	m.index(e, e.service, now)
+	e.service = now
 	m.touch(e)
 }
 
 // DeleteService takes a Service away. Its slices stay until they are deleted, too.
 func (m *Model) DeleteService(name types.NamespacedName) {
 	if e := m.services[name]; e != nil {
+		m.index(e, e.service, nil)
 		e.service = nil
 		m.touch(e)
 	}
@@ -105,7 +116,7 @@ func (m *Model) SetSlice(es *discoveryv1.EndpointSlice) {
 		e.slices = slices.Insert(e.slices, i, readSlice(es))
 	}
 	m.slices[name] = e
-	m.touch(e)
+	m.touchSlices(e)
 }
 
 // DeleteSlice takes an EndpointSlice away.
@@ -118,7 +129,15 @@ func (m *Model) DeleteSlice(name types.NamespacedName) {
 		e.slices = slices.Delete(e.slices, i, i+1)
 	}
 	delete(m.slices, name)
+	m.touchSlices(e)
+}
+
+// touchSlices has a Service worked out again whose slices changed.
+func (m *Model) touchSlices(e *entry) {
 	m.touch(e)
+	if e.name == apiServer {
+		m.touchAskers()
+	}
 }
 
 // Replace sets all Services and slices, and takes away what is not among them: it is for a list, as the other
@@ -259,6 +278,8 @@ func (m *Model) Lives(name types.NamespacedName, endpoint netip.AddrPort) (prese
 type Problem struct {
 	Service types.NamespacedName
 	Text    string
+	// Refused says that the cluster's policy is why: what kernels hold is as it was asked for.
+	Refused bool
 }
 
 func (p Problem) String() string { return fmt.Sprintf("Service %s: %s", p.Service, p.Text) }
@@ -269,7 +290,10 @@ func (m *Model) Problems() []Problem {
 	all := m.claims.problems()
 	for e := range m.wrong {
 		for _, text := range e.service.problems {
-			all = append(all, Problem{e.name, text})
+			all = append(all, Problem{Service: e.name, Text: text})
+		}
+		for a, why := range e.refused {
+			all = append(all, Problem{e.name, fmt.Sprintf("externalIPs: %s is not served: %v", a, why), true})
 		}
 	}
 	slices.SortFunc(all, func(a, b Problem) int {
@@ -311,13 +335,21 @@ func (m *Model) recompute(e *entry) {
 	r := e.rank
 	m.balance(e)
 	m.check(e)
-	if e.service != nil && len(e.service.problems) > 0 {
+	e.refused = nil
+	if e.service != nil {
+		e.refused = m.external(e)
+	}
+	if e.service != nil && len(e.service.problems)+len(e.refused) > 0 {
 		m.wrong[e] = struct{}{}
 	} else {
 		delete(m.wrong, e)
 	}
 	if e.service != nil {
 		claimed = e.service.frontends(e.slices, m.place)
+		claimed = slices.DeleteFunc(claimed, func(f Frontend) bool { return f.Kind == ExternalIP && e.refused[f.Addr] != nil })
+		for i := range claimed {
+			claimed[i].PodsOnly = claimed[i].Kind == ExternalIP && m.externalIPs.PodsOnly
+		}
 		r = rank{e.service.created, e.name}
 	}
 	same := func(a, b Frontend) bool { return a.Key == b.Key && a.Kind == b.Kind }

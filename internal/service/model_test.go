@@ -65,7 +65,7 @@ func removeSlice(name string) func(*service.Model) {
 
 func TestChanges(t *testing.T) {
 	const none, first, two = "10.96.0.1:80/TCP ClusterIP http -> reject", "10.96.0.1:80/TCP ClusterIP http -> 10.244.1.2:8080", "10.96.0.1:80/TCP ClusterIP http " + both
-	walk(t, service.NewModel(nodeA),
+	walk(t, newModel(nodeA),
 		step{"nothing", func(*service.Model) {}, nil},
 		step{"a slice before its Service", setSlice(slice("s", "http:8080", "10.244.1.2 on=a")), nil},
 		step{"the Service", set(web()), []string{"web: + " + first}},
@@ -105,7 +105,7 @@ func TestChanges(t *testing.T) {
 }
 
 func TestNodeChanges(t *testing.T) {
-	m := service.NewModel(service.Node{Name: "a"})
+	m := newModel(service.Node{Name: "a"})
 	m.SetService(web())
 	m.SetSlice(slice("s", "http:8080", "10.244.1.2 zones=east", "10.244.2.2 zones=west"))
 	m.SetService(web(named("db", 1), clusterIPs("10.96.0.2")))
@@ -123,7 +123,7 @@ func TestConflicts(t *testing.T) {
 	b := web(named("b", 200), clusterIPs("10.96.0.3"), externalIPs("192.0.2.7", "192.0.2.8"))
 	const ofA, ofB = "10.96.0.2:80/TCP ClusterIP http -> reject", "10.96.0.3:80/TCP ClusterIP http -> reject"
 	const seven, eight = "192.0.2.7:80/TCP ExternalIP http -> reject", "192.0.2.8:80/TCP ExternalIP http -> reject"
-	m := service.NewModel(nodeA)
+	m := newModel(nodeA)
 	lost := func(want ...string) {
 		t.Helper()
 		var got []string
@@ -173,7 +173,7 @@ func TestConflicts(t *testing.T) {
 }
 
 func TestClusterIPIsNotTaken(t *testing.T) {
-	m := service.NewModel(nodeA)
+	m := newModel(nodeA)
 	m.SetService(web(named("old", 1), clusterIPs("10.96.0.9"), externalIPs("10.96.0.1")))
 	m.SetService(web())
 	for _, f := range m.Frontends() {
@@ -181,14 +181,14 @@ func TestClusterIPIsNotTaken(t *testing.T) {
 			t.Errorf("an external IP took another Service's ClusterIP: %s", line(f))
 		}
 	}
-	want := "Service default/old: 10.96.0.1:80/TCP belongs to Service default/web, as its ClusterIP: give one of the two another address or port"
+	want := "Service default/old: externalIPs: 10.96.0.1 is not served: it is the ClusterIP of Service default/web"
 	if p := m.Problems(); len(p) != 1 || p[0].String() != want {
 		t.Errorf("got %v, want %s", p, want)
 	}
 }
 
 func TestNodePortsClash(t *testing.T) {
-	m := service.NewModel(nodeA)
+	m := newModel(nodeA)
 	m.SetService(web(nodePort, named("b", 5), clusterIPs("10.96.0.2")))
 	m.SetService(web(nodePort, named("a", 9)))
 	sameLines(t, "frontends", told(m.Changes()), []string{
@@ -199,7 +199,7 @@ func TestNodePortsClash(t *testing.T) {
 }
 
 func TestReplace(t *testing.T) {
-	m := service.NewModel(nodeA)
+	m := newModel(nodeA)
 	m.SetService(web())
 	m.SetService(web(named("old", 1), clusterIPs("10.96.0.2")))
 	m.SetSlice(slice("s", "http:8080", "10.244.1.2"))
@@ -215,7 +215,7 @@ func TestReplace(t *testing.T) {
 }
 
 func TestFrontendsAreNotToldAgain(t *testing.T) {
-	m := service.NewModel(nodeA)
+	m := newModel(nodeA)
 	m.SetService(web())
 	if got := m.Frontends(); len(got) != 1 {
 		t.Errorf("got %v, want one frontend", lines(got))
@@ -249,7 +249,7 @@ func TestHealthChecks(t *testing.T) {
 		{"no port for it", web(lb, externalLocal, func(s *corev1.Service) { s.Spec.HealthCheckNodePort = 0 }), one, "[]"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			m := service.NewModel(nodeA)
+			m := newModel(nodeA)
 			m.Replace([]*corev1.Service{tc.svc}, tc.slices)
 			if got := fmt.Sprint(m.HealthChecks()); got != tc.want {
 				t.Errorf("got %s, want %s", got, tc.want)
@@ -286,7 +286,7 @@ func TestProblems(t *testing.T) {
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			m := service.NewModel(nodeA)
+			m := newModel(nodeA)
 			m.SetService(tc.svc)
 			var got []string
 			for _, p := range m.Problems() {

@@ -12,6 +12,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/service"
 )
 
@@ -269,4 +270,11 @@ func TestNodeOf(t *testing.T) {
 	if want := "{a east [10.201.1.2 fd00::2]}"; fmt.Sprint(got) != want {
 		t.Errorf("got %v, want %s", got, want)
 	}
+}
+
+// newModel returns a Model of a cluster that serves any external IP.
+func newModel(node service.Node) *service.Model {
+	m := service.NewModel(node)
+	m.SetExternalIPs(service.ExternalIPs{Mode: netconf.ExternalIPsAny})
+	return m
 }

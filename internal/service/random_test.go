@@ -29,7 +29,7 @@ func newWorld() *world {
 		services: map[string]*corev1.Service{},
 		slices:   map[string]*discoveryv1.EndpointSlice{},
 		node:     nodeA,
-		model:    service.NewModel(nodeA),
+		model:    newModel(nodeA),
 		heard:    map[service.Key]service.Frontend{},
 	}
 }
@@ -156,7 +156,9 @@ func (w *world) meant() []service.Frontend {
 	var claimed []service.Frontend
 	for name, svc := range w.services {
 		age[nameOf(name)] = svc.CreationTimestamp.Unix()
-		claimed = append(claimed, service.Frontends(svc, all, w.node)...)
+		claimed = append(claimed, slices.DeleteFunc(service.Frontends(svc, all, w.node), func(f service.Frontend) bool {
+			return f.Kind == service.ExternalIP && w.othersHave(name, f.Addr.String())
+		})...)
 	}
 	others := func(f service.Frontend) int {
 		if f.Kind == service.ClusterIP {
@@ -170,6 +172,24 @@ func (w *world) meant() []service.Frontend {
 	return slices.CompactFunc(claimed, func(a, b service.Frontend) bool { return a.Key == b.Key })
 }
 
+// othersHave says whether an address is a ClusterIP or a load balancer's of another Service than name.
+func (w *world) othersHave(name, addr string) bool {
+	for other, svc := range w.services {
+		if other == name {
+			continue
+		}
+		if slices.Contains(svc.Spec.ClusterIPs, addr) {
+			return true
+		}
+		for _, in := range svc.Status.LoadBalancer.Ingress {
+			if svc.Spec.Type == corev1.ServiceTypeLoadBalancer && in.IP == addr {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func (w *world) check() error {
 	if err := w.hear(); err != nil {
 		return err
@@ -178,7 +198,7 @@ func (w *world) check() error {
 	if meant := w.meant(); !slices.EqualFunc(heard, meant, service.Frontend.Equal) {
 		return fmt.Errorf("changes came to\n%q\nand there should be\n%q", lines(heard), lines(meant))
 	}
-	scratch := service.NewModel(w.node)
+	scratch := newModel(w.node)
 	scratch.Replace(slices.Collect(maps.Values(w.services)), slices.Collect(maps.Values(w.slices)))
 	if got := w.model.Frontends(); !slices.EqualFunc(got, scratch.Frontends(), service.Frontend.Equal) {
 		return fmt.Errorf("the model has\n%q\nand one made anew\n%q", lines(got), lines(scratch.Frontends()))

@@ -12,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -45,16 +46,19 @@ const (
 
 // service is what is kept of a Service.
 type service struct {
-	name       types.NamespacedName
-	created    int64 // in seconds, as the API has it
-	ports      []port
-	addrs      []address
-	serves     [2]bool // by family
-	local      [2]bool // whether a policy is Local, inside and outside
-	affinity   time.Duration
-	sources    [2][]netip.Prefix // by family; nil is everyone
-	healthPort uint16
-	problems   []string
+	name    types.NamespacedName
+	created int64 // in seconds, as the API has it
+	ports   []port
+	labels  labels.Set // of a Service with external IPs
+	addrs   []address
+	// Whose addresses nobody else may have as an external IP, also where another proxy carries the Service.
+	clusterIPs, balancerIPs []netip.Addr
+	serves                  [2]bool // by family
+	local                   [2]bool // whether a policy is Local, inside and outside
+	affinity                time.Duration
+	sources                 [2][]netip.Prefix // by family; nil is everyone
+	healthPort              uint16
+	problems                []string
 }
 
 type port struct {
@@ -104,6 +108,7 @@ func readService(svc *corev1.Service) *service {
 		name:    types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name},
 		created: svc.CreationTimestamp.Unix(),
 	}
+	s.readOwned(svc)
 	if !balanced(svc) {
 		return s
 	}
@@ -124,6 +129,29 @@ func readService(svc *corev1.Service) *service {
 		}
 	}
 	return s
+}
+
+// readOwned takes the addresses that a Service was given. Those of a load balancer that is a proxy are among them.
+func (s *service) readOwned(svc *corev1.Service) {
+	if svc.Spec.Type == corev1.ServiceTypeExternalName {
+		return
+	}
+	add := func(to *[]netip.Addr, ip string) {
+		if a, err := parseAddr(ip); err == nil && !slices.Contains(*to, a) { // "None" is no address
+			*to = append(*to, a)
+		}
+	}
+	for _, ip := range append([]string{svc.Spec.ClusterIP}, svc.Spec.ClusterIPs...) {
+		add(&s.clusterIPs, ip)
+	}
+	if svc.Spec.Type == corev1.ServiceTypeLoadBalancer {
+		for _, in := range svc.Status.LoadBalancer.Ingress {
+			add(&s.balancerIPs, in.IP)
+		}
+	}
+	if len(svc.Spec.ExternalIPs) > 0 {
+		s.labels = svc.Labels
+	}
 }
 
 // balanced says whether a Service is for us to balance.

@@ -92,6 +92,9 @@ type Frontend struct {
 	Affinity time.Duration
 	// Sources are who may come (loadBalancerSourceRanges), of the address's family; nil is everyone. Others are dropped.
 	Sources []netip.Prefix
+	// PodsOnly says that processes in the node's own network namespace do not meet the frontend: what they send there
+	// goes to whoever has the address outside of the cluster.
+	PodsOnly bool
 }
 
 // Backends are the endpoints that a frontend may send to, and what becomes of a packet if there are none.
@@ -112,7 +115,7 @@ func (f Frontend) Split() bool { return !f.Inside.Equal(f.Outside) }
 
 // Equal says whether two frontends are the same in all.
 func (f Frontend) Equal(o Frontend) bool {
-	return f.Key == o.Key && f.Service == o.Service && f.PortName == o.PortName && f.Kind == o.Kind && f.Affinity == o.Affinity &&
+	return f.Key == o.Key && f.Service == o.Service && f.PortName == o.PortName && f.Kind == o.Kind && f.Affinity == o.Affinity && f.PodsOnly == o.PodsOnly &&
 		(f.Sources == nil) == (o.Sources == nil) && slices.Equal(f.Sources, o.Sources) && f.Inside.Equal(o.Inside) && f.Outside.Equal(o.Outside)
 }
 

@@ -49,7 +49,7 @@ func runProxy(ctx context.Context, argument string) error {
 	var p *proxy.Proxy
 	changed := make(chan struct{}, 1)
 	p = proxy.New(proxy.Options{Client: client, Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})), Paths: o.Paths,
-		Resync: 30 * time.Second, Problem: func(service.Problem) {}, Changed: func() {
+		Resync: 30 * time.Second, Changed: func() {
 			select {
 			case changed <- struct{}{}:
 			default:

@@ -52,10 +52,13 @@ func Services(c Cluster, node string, s proxy.State) []podnet.Difference {
 		return d.found
 	}
 	model := service.NewModel(service.NodeOf(c.Nodes[i]))
+	model.SetExternalIPs(c.externalIPs(s.Config))
 	model.Replace(c.Services, c.Slices)
 	plan := service.Plan{Frontends: model.Frontends(), NodePortAddrs: s.Config.NodePortAddrs, OwnPods: s.Config.OwnPods}
 	for _, p := range model.Problems() {
-		d.add("%s", p)
+		if !p.Refused {
+			d.add("%s", p)
+		}
 	}
 	plain := plan
 	plan.Frontends = s.Redirect().Frontends(plan.Frontends)
@@ -153,6 +156,9 @@ func describeFrontend(f service.Frontend) (service.Key, string) {
 	if f.Sources != nil {
 		fmt.Fprintf(&b, ", from %v", f.Sources)
 	}
+	if f.PodsOnly {
+		b.WriteString(", not for the node itself")
+	}
 	return f.Key, b.String()
 }
 
@@ -175,6 +181,9 @@ func describeBalanced(f bpf.Balanced) (service.Key, string) {
 	if f.Affinity > 0 {
 		text += fmt.Sprintf(", affinity %v", f.Affinity)
 	}
+	if f.PodsOnly {
+		text += ", not for the node itself"
+	}
 	return f.Key, text
 }
 
@@ -182,6 +191,9 @@ func readServices(ctx context.Context, client *kube.Client) (Cluster, error) {
 	var c Cluster
 	var err error
 	if c.Nodes, err = readNodes(ctx, client); err != nil {
+		return c, err
+	}
+	if c.BalancerObjects, err = client.BalancerObjects(ctx); err != nil {
 		return c, err
 	}
 	c.Services, c.Slices, err = ReadServices(ctx, client, metav1.NamespaceAll)

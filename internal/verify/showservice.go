@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/proxy"
 	"github.com/fathom-network/fathom/internal/service"
 )
@@ -63,21 +64,9 @@ func ShowService(ctx context.Context, client *kube.Client, name types.Namespaced
 		return ServiceDetail{}, fmt.Errorf("there is no node %q; `kubectl get nodes` lists them", node)
 	}
 	at := service.NodeOf(c.Nodes[i])
-	model := service.NewModel(at)
-	model.Replace(c.Services, c.Slices)
 	d := ServiceDetail{Service: svc, Name: name.String(), Type: string(svc.Spec.Type), Node: at.Name, Endpoints: service.Explain(svc, c.Slices, at)}
-	for _, f := range model.Frontends() {
-		if f.Service == name {
-			d.Frontends = append(d.Frontends, f)
-		}
-	}
-	for _, p := range model.Problems() {
-		if p.Service == name {
-			d.Problems = append(d.Problems, p.Text)
-		}
-	}
 	if !kernels {
-		return d, nil
+		return d, d.seen(ctx, client, c, at, proxy.State{})
 	}
 	agents, err := findAgents(ctx, client)
 	if err != nil && !errors.Is(err, errNoAgents) {
@@ -97,7 +86,7 @@ func ShowService(ctx context.Context, client *kube.Client, name types.Namespaced
 			return err
 		})
 	}
-	if err := asking.Wait(); err != nil || len(agents) == 0 {
+	if err := errors.Join(asking.Wait(), d.seen(ctx, client, c, at, states[at.Name])); err != nil || len(agents) == 0 {
 		return d, err
 	}
 	d.Kernels, d.Unread = map[string]KernelService{}, map[string]string{}
@@ -110,6 +99,38 @@ func ShowService(ctx context.Context, client *kube.Client, name types.Namespaced
 		}
 	}
 	return d, nil
+}
+
+// seen works out the frontends as a node sees them. Without an answer of the node's agent the cluster's configuration says
+// which external IPs are served.
+func (d *ServiceDetail) seen(ctx context.Context, client *kube.Client, c Cluster, at service.Node, s proxy.State) error {
+	if s.Config.ExternalIPs == "" {
+		m, err := client.CoreV1().ConfigMaps(netconf.Namespace).Get(ctx, netconf.ConfigMap, metav1.GetOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("read the network's configuration: %w", err)
+		}
+		config := netconf.Default()
+		if err == nil {
+			if config, err = netconf.Parse(m.Data); err != nil {
+				return fmt.Errorf("ConfigMap %s/%s: %w", netconf.Namespace, netconf.ConfigMap, err)
+			}
+		}
+		s.Config.ExternalIPs, s.Config.ExternalIPsFor = config.ExternalIPs, config.ExternalIPsFor
+	}
+	model := service.NewModel(at)
+	model.SetExternalIPs(c.externalIPs(s.Config))
+	model.Replace(c.Services, c.Slices)
+	for _, f := range model.Frontends() {
+		if f.Service.String() == d.Name {
+			d.Frontends = append(d.Frontends, f)
+		}
+	}
+	for _, p := range model.Problems() {
+		if p.Service.String() == d.Name {
+			d.Problems = append(d.Problems, p.Text)
+		}
+	}
+	return nil
 }
 
 // kernelOf is what a kernel has of these frontends.

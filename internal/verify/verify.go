@@ -14,10 +14,14 @@ import (
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/ippool"
+	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/netfacts"
 	"github.com/fathom-network/fathom/internal/nodestate"
 	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/proxy"
+	"github.com/fathom-network/fathom/internal/service"
+	"github.com/fathom-network/fathom/internal/vip"
 )
 
 // Cluster is what the API says, whole.
@@ -33,6 +37,13 @@ type Cluster struct {
 	// For Services alone.
 	Services []*corev1.Service
 	Slices   []*discoveryv1.EndpointSlice
+	kube.BalancerObjects
+}
+
+// externalIPs is which external IPs of Services a node serves whose agent has this configuration.
+func (c Cluster) externalIPs(x proxy.Config) service.ExternalIPs {
+	return vip.ExternalIPs(netconf.Config{ExternalIPs: x.ExternalIPs, ExternalIPsFor: x.ExternalIPsFor}, vip.Objects{
+		Pools: c.AddressPools, Nodes: c.Nodes, Services: c.ServiceCIDRs, PodPools: c.PodPools}, c.Namespaces, x.APIServer)
 }
 
 // pools are the facts of the cluster's address pools.

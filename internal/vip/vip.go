@@ -19,6 +19,7 @@ import (
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/service"
 )
 
 // What Services say.
@@ -146,7 +147,7 @@ func Read(o Objects) Pools {
 	return pools
 }
 
-// foreign is a range that is no Service's to have.
+// foreign is a range that is no load balancer's to have.
 type foreign struct {
 	Range
 	reason, what string
@@ -157,34 +158,23 @@ type foreign struct {
 
 func readForeign(o Objects) []foreign {
 	var all []foreign
-	prefix := func(created time.Time, s, reason, format string, args ...any) {
-		if p, err := netip.ParsePrefix(s); err == nil {
-			all = append(all, foreign{rangeOf(p), reason, fmt.Sprintf(format, args...), created})
-		}
-	}
-	for _, s := range o.Services {
-		for _, c := range s.Spec.CIDRs {
-			prefix(time.Time{}, c, ServiceOverlap, "%s, which is Services' (ServiceCIDR %s)", c, s.Name)
-		}
-	}
+	created := map[string]time.Time{}
 	for _, p := range o.PodPools {
-		for _, r := range []*v1alpha1.IPPoolRange{p.Spec.IPv4, p.Spec.IPv6} {
-			if r != nil {
-				prefix(p.CreationTimestamp.Time, r.CIDR, PodOverlap, "%s, which is pods' (IPPool %s)", r.CIDR, p.Name)
-			}
-		}
+		created[p.Name] = p.CreationTimestamp.Time
 	}
-	for _, n := range o.Nodes {
-		cidrs := n.Spec.PodCIDRs
-		if len(cidrs) == 0 {
-			cidrs = []string{n.Spec.PodCIDR}
+	for _, r := range Reserved(o) {
+		f := foreign{Range: rangeOf(r.Prefix)}
+		switch r.Owner {
+		case service.ReservedServiceCIDR:
+			f.reason, f.what = ServiceOverlap, fmt.Sprintf("%s, which is Services' (ServiceCIDR %s)", r.Prefix, r.Name)
+		case service.ReservedIPPool:
+			f.reason, f.what, f.created = PodOverlap, fmt.Sprintf("%s, which is pods' (IPPool %s)", r.Prefix, r.Name), created[r.Name]
+		case service.ReservedPodCIDR:
+			f.reason, f.what = PodOverlap, fmt.Sprintf("%s, which is pods' of node %s", r.Prefix, r.Name)
+		case service.ReservedNode:
+			f.reason, f.what = NodeAddressClash, fmt.Sprintf("%s, which is node %s's own address", r.Addr(), r.Name)
 		}
-		for _, c := range cidrs {
-			prefix(time.Time{}, c, PodOverlap, "%s, which is pods' of node %s", c, n.Name)
-		}
-		for _, a := range nodeAddrs(n) {
-			all = append(all, foreign{Range{a, a}, NodeAddressClash, fmt.Sprintf("%s, which is node %s's own address", a, n.Name), time.Time{}})
-		}
+		all = append(all, f)
 	}
 	slices.SortFunc(all, func(a, b foreign) int { return cmp.Compare(a.what, b.what) })
 	return all

@@ -33,6 +33,7 @@ struct service {
 	__u32 count; // of the set's endpoints; none is a refusal
 	__u32 id;
 	__u32 affinity; // seconds; 0 is none
+	__u32 pods_only; // whether sockets of the node's own network namespace do not meet it
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -236,6 +237,24 @@ static inline void remember(struct bpf_sock_addr *ctx, bool v6, const struct ser
 	bpf_map_update_elem(&fathom_affinity, &who, &f, 0);
 }
 
+// node_netns is the cookie of the node's own network namespace; 0 if it is not known, before Linux 5.14.
+static inline __u64 node_netns(void)
+{
+	__u32 zero = 0;
+	__u64 *node = bpf_map_lookup_elem(&fathom_node, &zero);
+	return node ? *node : 0;
+}
+
+// meets says whether a socket meets a frontend. Where the node's namespace is not known, those that are for pods alone
+// are left to who balances packets, who can tell.
+static inline bool meets(struct bpf_sock_addr *ctx, const struct service *s)
+{
+	if (!s->pods_only)
+		return true;
+	__u64 node = node_netns();
+	return node && node != bpf_get_netns_cookie(ctx);
+}
+
 // choose finds an endpoint for a frontend: the one that was given before, if it is still there.
 //
 // What a lookup returns may become another entry's while it is read: the kernel uses memory of hash maps again at once.
@@ -248,6 +267,8 @@ static inline enum fate choose(struct bpf_sock_addr *ctx, bool v6, const struct 
 		if (!now)
 			return NOT_OURS;
 		*s = *now;
+		if (!meets(ctx, s))
+			return NOT_OURS;
 		if (before && s->count && before->set == s->set) {
 			*to = before->to;
 			return SENT;
@@ -260,7 +281,7 @@ static inline enum fate choose(struct bpf_sock_addr *ctx, bool v6, const struct 
 		else if (!pick(ctx, v6, s, to))
 			continue;
 		now = bpf_map_lookup_elem(&fathom_services, f);
-		if (now && now->set == s->set && now->count == s->count && now->id == s->id && now->affinity == s->affinity) {
+		if (now && now->set == s->set && now->count == s->count && now->id == s->id && now->affinity == s->affinity && now->pods_only == s->pods_only) {
 			if (fate == CONNECTED)
 				remember(ctx, v6, s, to);
 			return fate;
@@ -313,9 +334,8 @@ static inline bool read(struct bpf_sock_addr *ctx, bool v6, struct frontend *dia
 	dialed->unused = 0;
 	*by = *dialed;
 	if (is_mapped(&by->address) && (by->address.word[3] & htonl(0xff000000)) == htonl(0x7f000000)) {
-		__u32 zero = 0;
-		__u64 *node = bpf_map_lookup_elem(&fathom_node, &zero);
-		if (!node || !*node || *node != bpf_get_netns_cookie(ctx))
+		__u64 node = node_netns();
+		if (!node || node != bpf_get_netns_cookie(ctx))
 			return false; // a pod's loopback is its own
 		by->address.word[3] = htonl(0x7f000001);
 	}
