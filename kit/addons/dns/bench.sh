@@ -115,7 +115,7 @@ run() { # run NAME ADDRESS FILE ARGUMENT...
 		/Average Latency/ { avg = $4; max = $8; sub(/\)/, "", max) }
 		END {
 			for (i = 0; i <= most; i++) { sum += count[i]; if (sum >= 0.99 * all) break }
-			printf "%-28s %7d/s  mean %7.3f ms  p99 %7.2f ms  max %8.2f ms  sent %d lost %d  %s\n", name, qps, avg * 1e3, (i + 1) / 100, max * 1e3, sent, lost, codes
+			printf "%-34s %7d/s  mean %7.3f ms  p99 %7.2f ms  max %8.2f ms  sent %d lost %d  %s\n", name, qps, avg * 1e3, (i + 1) / 100, max * 1e3, sent, lost, codes
 		}' "$work/out"
 }
 speed() {
@@ -154,7 +154,7 @@ flood() {
 			n=$(in_ns node curl -s -m 2 http://127.0.0.1:10473/metrics | awk '$1 == "go_goroutines" { print $2 }')
 			[ "${n:-0}" -le "$goroutines" ] || goroutines=$n
 			echo "$files open files, $goroutines goroutines" >"$work/most"
-			sleep 0.1
+			sleep 0.3
 		done
 	) &
 	watch_pid=$!
@@ -168,8 +168,10 @@ flood() {
 if [ -z "${FLOOD:-}" ]; then
 	speed
 else
-	run "warm" 169.254.20.10 queries -n 1 -c 20 -q 100
+	run "warm" 169.254.20.10 queries -n 1 -c 20 -q 100 >"$work/warm"
 fi
+run "no flood, known names" 169.254.20.10 queries -l "$seconds" -c 20 -q 100 -Q 1000
+run "no flood, new names" 169.254.20.10 new6 -l "$seconds" -n 1 -c 20 -q 100 -Q 1000
 flood "flood of 12,000/s" new4 -Q 12000
 flood "flood without a limit" new5
 tail -n 5 "$work/cache.log" >&2
