@@ -99,6 +99,9 @@ func Open(paths Paths, name string) (*Lab, error) {
 			return nil, notFound(paths, name)
 		}
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("open lab %s: %w: run it with sudo", name, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open lab %s: %w", name, err)
 	}
@@ -136,6 +139,9 @@ func IsDamaged(err error) bool {
 // Names returns the names of the labs that there are, also of those that were only begun.
 func Names(paths Paths) ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(paths.State, "labs"))
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("list labs: %w: run it with sudo", err)
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("list labs: %w", err)
 	}
@@ -165,8 +171,25 @@ const (
 	marks      = "built" // a directory with a file for each cluster
 )
 
+// makePrivate makes the directory of all labs, in which are keys of clusters and control sockets of nodes, root's alone. The
+// directory above it may be the user's choice ($FATHOM_STATE), and stays as it is.
+func makePrivate(paths Paths) error {
+	dir := filepath.Join(paths.State, "labs")
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = os.Chmod(dir, 0o700)
+	}
+	if err != nil {
+		return fmt.Errorf("make the directory of labs: %w", err)
+	}
+	return nil
+}
+
 // save writes the lab's definition. It is what makes a lab exist.
 func (l *Lab) save() error {
+	if err := makePrivate(l.Paths); err != nil {
+		return err
+	}
 	data, err := topology.Record(&l.Lab)
 	if err != nil {
 		return err
@@ -217,7 +240,7 @@ func lock(paths Paths, name string) (func(), error) {
 	dir := filepath.Join(paths.State, "locks")
 	path := filepath.Join(dir, name)
 	for {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("lock lab %s: %w", name, err)
 		}
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
@@ -254,7 +277,7 @@ func lock(paths Paths, name string) (func(), error) {
 // lockDir waits until no other command has the directory locked, and locks it. A directory is locked where a
 // lock file could be left behind by a command that is killed, or would be one file more to explain.
 func lockDir(dir string) (func(), error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
 	d, err := os.Open(dir)

@@ -15,9 +15,6 @@ import (
 	"github.com/fathom-network/fathom/internal/durable"
 )
 
-// hiddenDirs are the node's own: what the host has there does not show through.
-var hiddenDirs = []string{"etc/cni", "etc/kubernetes", "etc/containerd", "root"}
-
 // kitLayer returns a directory with the kit's programs where a node's packages would put them. It is made
 // once for each kit. Nodes overlay it, and so share its files and the memory that the kernel caches them in.
 func (l *Lab) kitLayer() (string, error) {

@@ -40,8 +40,11 @@ var containerdConfig string
 // node. It is done while the node is off.
 func (l *Lab) writeDisk(c *topology.Cluster, n *topology.Node, store image.Store) error {
 	dir := l.dir("nodes", n.Name)
-	if err := (machine.Spec{Hostname: n.Name, Dir: dir}).Prepare(hiddenDirs...); err != nil {
+	if err := (machine.Spec{Hostname: n.Name, Dir: dir}).Prepare(hiddenDirs("/", l.Paths)...); err != nil {
 		return err
+	}
+	if err := l.hideFiles("/", n.Name); err != nil {
+		return fmt.Errorf("hide the host's files from node %s: %w", n.Name, err)
 	}
 	if err := os.MkdirAll(l.diskFile(n.Name, "/var/lib"), 0o755); err != nil {
 		return err

@@ -172,6 +172,7 @@ func (l *Lab) setUplink(core *link.Namespace) error {
 		return err
 	}
 	return host.SetMasquerade(link.Masquerade{Table: l.hostTable(), From: underlay, Inside: name,
+		Guard:   l.HostAccess == topology.HostAccessNone,
 		Comment: "fathom lab " + l.Name + ": nodes leave this machine with its address"})
 }
 

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
@@ -22,6 +23,9 @@ type Masquerade struct {
 	Outside bool
 	// To are destinations that see the source as it is.
 	To []netip.Prefix
+	// Guard lets who is behind Inside reach nothing of this namespace itself, by whichever of its addresses: only what
+	// it forwards, and answers to what it asked.
+	Guard bool
 }
 
 // SetMasquerade replaces the table by one that masquerades as m says, in one transaction.
@@ -57,10 +61,48 @@ func (n *Namespace) SetMasquerade(m Masquerade) error {
 				append(source(p), output(m.Inside, expr.CmpOpNeq)...), &expr.Masq{})})
 		}
 	}
+	if m.Guard {
+		guard(conn, table, m.Inside, comment)
+	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("set nftables table inet %s: %w", m.Table, err)
 	}
 	return nil
+}
+
+// guard drops what comes in by the device and is for this namespace. It is done before destinations are translated: the
+// published port of a container (DNAT to another address) is as much a service of the host as a socket is, and would
+// not pass an input hook.
+func guard(conn *nftables.Conn, table *nftables.Table, device string, comment []byte) {
+	chain := conn.AddChain(&nftables.Chain{
+		Name: "guard", Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle, // after conntrack, before DNAT
+	})
+	add := func(exprs ...expr.Any) {
+		name := make([]byte, unix.IFNAMSIZ)
+		copy(name, device)
+		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, UserData: comment, Exprs: append([]expr.Any{
+			&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
+		}, exprs...)})
+	}
+	accept := &expr.Verdict{Kind: expr.VerdictAccept}
+	// Answers, and errors about what was sent.
+	add(&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4,
+			Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}, accept)
+	// Without neighbour discovery (RFC 4861: types 133 to 137) nothing would be forwarded either.
+	add(&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.NFPROTO_IPV6}},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_ICMPV6}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		&expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: []byte{133}, ToData: []byte{137}}, accept)
+	// What is not forwarded is for this namespace: its addresses, and those that stand for all who listen.
+	add(&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_UNICAST)},
+		&expr.Verdict{Kind: expr.VerdictDrop})
 }
 
 // DeleteTable takes the nftables table away. One that is not there is not an error.

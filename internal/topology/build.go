@@ -52,6 +52,7 @@ func build(s *labSpec, o Overrides, ps *problems) (*Lab, error) {
 		}
 	}
 	b.underlays(s, lab)
+	lab.HostAccess = b.hostAccess(s)
 	names := map[string]source{}
 	for i := range s.clusters {
 		c := s.clusters[i].inherit(s.defaults)
@@ -68,6 +69,18 @@ func build(s *labSpec, o Overrides, ps *problems) (*Lab, error) {
 		return nil, err
 	}
 	return lab, nil
+}
+
+func (b *builder) hostAccess(s *labSpec) HostAccess {
+	const all = "all" // the default, which a lab's facts leave out
+	ways := []string{all, string(HostAccessNone)}
+	switch {
+	case !s.hostAccess.set || s.hostAccess.value == all:
+		return HostAccessAll
+	case !slices.Contains(ways, s.hostAccess.value):
+		b.add(s.hostAccess.at, s.hostAccess.value, "unknown; %s", didYouMean(s.hostAccess.value, ways))
+	}
+	return HostAccess(s.hostAccess.value)
 }
 
 // checkDefaults looks at the sections of defaults even when every cluster replaces them.

@@ -52,6 +52,7 @@ func (r *reader) lab(data []byte) *labSpec {
 				"ipv6": r.textInto(&s.underlay6),
 			})
 		},
+		"hostAccess": r.textInto(&s.hostAccess),
 		"defaults": func(n *yaml.Node, at source) {
 			r.cluster(n, at, &s.defaults, false)
 		},

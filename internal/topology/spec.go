@@ -22,6 +22,7 @@ type (
 type labSpec struct {
 	name                 text
 	underlay4, underlay6 text
+	hostAccess           text
 	defaults             clusterSpec
 	clusters             []clusterSpec
 }

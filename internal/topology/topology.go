@@ -14,8 +14,19 @@ type Lab struct {
 	// cluster. A zero prefix means that `up` chooses one that nothing on the host uses.
 	Underlay4 netip.Prefix // a /16
 	Underlay6 netip.Prefix // a /48
-	Clusters  []Cluster
+	// HostAccess is what of the host itself pods and nodes reach by the uplink.
+	HostAccess HostAccess `json:",omitempty"`
+	Clusters   []Cluster
 }
+
+// HostAccess says what of the host itself pods and nodes reach. What the host forwards is no part of it.
+type HostAccess string
+
+// The ways.
+const (
+	HostAccessAll  HostAccess = ""     // every service of the host that listens on an address which they can route to
+	HostAccessNone HostAccess = "none" // nothing but answers to what the host has asked
+)
 
 // Cluster is one Kubernetes cluster of a lab.
 type Cluster struct {
