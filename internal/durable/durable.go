@@ -28,7 +28,8 @@ func WriteFile(path string, data []byte, mode fs.FileMode) error {
 
 // Write makes the file at path have what data yields, with the given permissions. Whoever opens it finds the old file
 // or the new one, whole, also after a power cut; once Write has returned it is the new one. Directories that are
-// missing on the way are made. If it fails, the old file may be there still or the new one already.
+// missing on the way are made. If it fails, the old file may be there still or the new one already. Of two that write one
+// file at once the last wins; nothing of the other is left.
 func Write(path string, data io.Reader, mode fs.FileMode) error {
 	f, err := Stage(path, data, mode)
 	if err != nil {
