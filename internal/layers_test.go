@@ -32,7 +32,7 @@ var layers = []struct {
 	// What other programs say of themselves: the API server, the container runtime. They change no kernel.
 	{name: "watch", packages: []string{"kube", "cri"}, below: []string{"facts"}},
 	// Parts of programs, each of use alone.
-	{name: "parts", packages: []string{"bgp", "cni", "doctor", "image", "install", "kubeconfig", "membership", "proxy"}, below: []string{"facts", "ground", "kernel", "watch"}},
+	{name: "parts", packages: []string{"bgp", "cni", "doctor", "image", "install", "kubeconfig", "membership", "proxy", "serve"}, below: []string{"facts", "ground", "kernel", "watch"}},
 	// What the commands are for. They never import each other.
 	{name: "programs", packages: []string{"dataplane", "lab", "lb", "svcbench", "verify"}, below: []string{"facts", "ground", "kernel", "watch", "parts"}},
 	// What tests of several packages share. No layer imports from it.

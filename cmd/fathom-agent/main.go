@@ -16,6 +16,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/dataplane"
 	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/serve"
 )
 
 // version is set by the build.
@@ -68,6 +69,7 @@ func run() *cobra.Command {
 	f.StringVar(&kubeconfig, "kubeconfig", "", "`file` with credentials; without, those of the pod")
 	f.TextVar(&level, "log-level", slog.LevelInfo, "a `level`: debug, info, warn or error")
 	f.StringVar(&o.Metrics, "metrics-address", ":10471", "where to answer /metrics")
+	f.StringVar((*string)(&o.MetricsAccess), "metrics-access", string(serve.Open), "who may read metrics: open, or authenticated, by TLS and with a token of the cluster whose user may get /metrics")
 	f.DurationVar(&o.Resync, "resync", 30*time.Second, "how often to compare everything without an event")
 	f.StringVar(&o.Paths.Plugin, "plugin", "/fathom-cni", "the CNI plugin to install, or nothing")
 	f.StringVar(&o.FastPath, "fast-path", "", "auto or off, against what the configuration says")

@@ -15,6 +15,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/lb"
+	"github.com/fathom-network/fathom/internal/serve"
 )
 
 // version is set by the build.
@@ -63,6 +64,7 @@ func run() *cobra.Command {
 	f.DurationVar(&o.Resync, "resync", 30*time.Second, "how often to compare everything without an event")
 	f.StringVar(&o.Health, "health-address", "127.0.0.1:10475", "`HOST:PORT` of the kubelet's probes, /healthz and /readyz; empty for none")
 	f.StringVar(&o.Metrics, "metrics-address", ":10476", "`HOST:PORT` of metrics for Prometheus, /metrics; empty for none")
+	f.StringVar((*string)(&o.MetricsAccess), "metrics-access", string(serve.Open), "who may read metrics: open, or authenticated, by TLS and with a token of the cluster whose user may get /metrics")
 	return cmd
 }
 

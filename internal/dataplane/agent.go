@@ -29,6 +29,7 @@ import (
 	"github.com/fathom-network/fathom/internal/podnet"
 	"github.com/fathom-network/fathom/internal/proxy"
 	"github.com/fathom-network/fathom/internal/ruleset"
+	"github.com/fathom-network/fathom/internal/serve"
 )
 
 // Options are what an agent is told at its start.
@@ -39,6 +40,8 @@ type Options struct {
 	Paths  Paths
 	// Health and Metrics are addresses to listen on, HOST:PORT; empty for none.
 	Health, Metrics string
+	// MetricsAccess says who may read Metrics.
+	MetricsAccess serve.Access
 	// Resync is how often everything is compared without an event to ask for it.
 	Resync time.Duration
 	// FastPath, if set, goes before the configuration: FastPathAuto or FastPathOff.

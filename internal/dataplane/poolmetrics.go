@@ -30,7 +30,7 @@ func (a *Agent) readPools() ([]ipam.Pool, []ipam.Usage, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	state, err := store.State()
+	state, err := store.Look()
 	if err != nil {
 		return nil, nil, err
 	}

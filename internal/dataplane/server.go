@@ -5,38 +5,31 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/fathom-network/fathom/internal/serve"
 )
 
 // serve answers the plugin on a socket, the kubelet's probes and Prometheus.
 func (a *Agent) serve(ctx context.Context) (stop func(), err error) {
-	var servers []*http.Server
+	var stops []func()
 	stop = func() {
-		for _, s := range servers {
-			_ = s.Close()
+		for _, s := range stops {
+			s()
 		}
 	}
-	listen := func(network, address string, h http.Handler) error {
-		l, err := new(net.ListenConfig).Listen(ctx, network, address)
+	listening := func(s func(), err error) error {
 		if err != nil {
-			return fmt.Errorf("listen on %s: %w", address, err)
+			stop()
+			return err
 		}
-		s := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
-		servers = append(servers, s)
-		go func() {
-			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-				a.Log.Error("a listener ended", "address", address, "error", err)
-			}
-		}()
+		stops = append(stops, s)
 		return nil
 	}
-	if err := a.listenSocket(listen); err != nil {
+	if err := listening(a.listenSocket(ctx)); err != nil {
 		return nil, err
 	}
 	health := http.NewServeMux()
@@ -48,28 +41,31 @@ func (a *Agent) serve(ctx context.Context) (stop func(), err error) {
 		}
 		fmt.Fprintln(w, "ok")
 	})
-	metrics := http.NewServeMux()
-	metrics.Handle("GET /metrics", promhttp.HandlerFor(a.metrics.registry, promhttp.HandlerOpts{}))
-	for address, h := range map[string]http.Handler{a.Health: health, a.Metrics: metrics} {
-		if address == "" {
-			continue
+	if a.Health != "" {
+		if err := listening(serve.Listen(ctx, serve.Options{Network: "tcp", Address: a.Health, Handler: health, Log: a.Log})); err != nil {
+			return nil, err
 		}
-		if err := listen("tcp", address, h); err != nil {
-			stop()
+	}
+	if a.Metrics != "" {
+		o := serve.Options{Network: "tcp", Address: a.Metrics, Handler: serve.Metrics(a.metrics.registry), Log: a.Log}
+		if err := listening(serve.ListenMetrics(ctx, o, a.MetricsAccess, a.Client)); err != nil {
 			return nil, err
 		}
 	}
 	return stop, nil
 }
 
+// socketWrite is what an answer on the socket may take: of 10,000 Services, read back from the kernel, it takes seconds.
+const socketWrite = 2 * time.Minute
+
 // listenSocket answers on the socket that the plugin asks. What an agent that was killed has left is replaced.
-func (a *Agent) listenSocket(listen func(network, address string, h http.Handler) error) error {
+func (a *Agent) listenSocket(ctx context.Context) (stop func(), err error) {
 	path := a.Paths.Socket
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
+		return nil, err
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+		return nil, err
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
@@ -96,10 +92,14 @@ func (a *Agent) listenSocket(listen func(network, address string, h http.Handler
 		reply(w, account, nil)
 	})
 	mux.HandleFunc("GET /v1/pods/{namespace}/{name}", a.answerPod)
-	if err := listen("unix", path, mux); err != nil {
-		return err
+	if stop, err = serve.Listen(ctx, serve.Options{Network: "unix", Address: path, Handler: mux, Log: a.Log, Write: socketWrite}); err != nil {
+		return nil, err
 	}
-	return os.Chmod(path, 0o600) // the plugin is root's
+	if err := os.Chmod(path, 0o600); err != nil { // the plugin is root's
+		stop()
+		return nil, err
+	}
+	return stop, nil
 }
 
 func reply(w http.ResponseWriter, v any, err error) {

@@ -31,6 +31,9 @@ type Options struct {
 	// APIServer is the address, HOST:PORT, at which agents and the controller reach the API server. Empty is the Service
 	// kubernetes, which works once a Service proxy runs on the node.
 	APIServer string
+	// AuthenticatedMetrics has agents and the controller answer scrapes by TLS alone, and to tokens whose user may get
+	// /metrics.
+	AuthenticatedMetrics bool
 	// Nodes are labels of the nodes that get the network; empty is every node. Another network is replaced node by
 	// node with it.
 	Nodes map[string]string
@@ -69,6 +72,11 @@ func Objects(o Options) ([]*unstructured.Unstructured, error) {
 		}
 		objects = append(objects, cache...)
 	}
+	var args []any
+	if o.AuthenticatedMetrics {
+		args = append(args, "--metrics-access=authenticated")
+		objects = append(objects, tokenReviewers())
+	}
 	for _, object := range objects {
 		switch object.GetKind() {
 		case "ConfigMap":
@@ -78,15 +86,15 @@ func Objects(o Options) ([]*unstructured.Unstructured, error) {
 				}
 			}
 		case "DaemonSet":
-			image, env := o.Image, env
+			image, env, args := o.Image, env, args
 			if object.GetName() != daemonSet {
-				image, env = o.DNSImage, nil
+				image, env, args = o.DNSImage, nil, nil
 			}
-			if err := setPods(object, o.Nodes, image, env); err != nil {
+			if err := setPods(object, o.Nodes, image, env, args); err != nil {
 				return nil, fmt.Errorf("DaemonSet %s of deploy: %w", object.GetName(), err)
 			}
 		case "Deployment":
-			if err := setPods(object, nil, o.Image, env); err != nil {
+			if err := setPods(object, nil, o.Image, env, args); err != nil {
 				return nil, fmt.Errorf("%s of deploy/fathom.yaml: %w", object.GetName(), err)
 			}
 		}
@@ -100,7 +108,7 @@ func dnsObjects() ([]*unstructured.Unstructured, error) {
 }
 
 // setPods changes where pods of a DaemonSet or a Deployment run, and their container.
-func setPods(object *unstructured.Unstructured, nodes map[string]string, image string, env []any) error {
+func setPods(object *unstructured.Unstructured, nodes map[string]string, image string, env, args []any) error {
 	for label, value := range nodes {
 		if err := unstructured.SetNestedField(object.Object, value, "spec", "template", "spec", "nodeSelector", label); err != nil {
 			return err
@@ -125,7 +133,28 @@ func setPods(object *unstructured.Unstructured, nodes map[string]string, image s
 		}
 		container["env"] = append(have, env...)
 	}
+	if len(args) > 0 {
+		have, _, err := unstructured.NestedSlice(container, "args")
+		if err != nil {
+			return err
+		}
+		container["args"] = append(have, args...)
+	}
 	return unstructured.SetNestedSlice(object.Object, containers, path...)
+}
+
+// tokenReviewers lets agents and the controller ask whose a token is and what its user may. It is no part of the manifests:
+// without authenticated metrics nobody needs it.
+func tokenReviewers() *unstructured.Unstructured {
+	subject := func(name string) any {
+		return map[string]any{"kind": "ServiceAccount", "name": name, "namespace": netconf.Namespace}
+	}
+	return &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+		"metadata": map[string]any{"name": "fathom-metrics-token-reviewers", "labels": map[string]any{"app.kubernetes.io/part-of": "fathom"}},
+		"roleRef":  map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:auth-delegator"},
+		"subjects": []any{subject("fathom-agent"), subject("fathom-controller")},
+	}}
 }
 
 // YAML writes objects as `kubectl apply -f` takes them.

@@ -3,6 +3,7 @@ package install_test
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -90,6 +91,33 @@ func TestManifests(t *testing.T) {
 		}
 		if o.GetNamespace() != netconf.Namespace {
 			t.Errorf("%s %s is in namespace %q", o.GetKind(), o.GetName(), o.GetNamespace())
+		}
+	}
+}
+
+// TestAuthenticatedMetrics has the right to ask about tokens given out only where it is needed.
+func TestAuthenticatedMetrics(t *testing.T) {
+	for _, wanted := range []bool{false, true} {
+		objects, err := install.Objects(install.Options{AuthenticatedMetrics: wanted})
+		if err != nil {
+			t.Fatal(err)
+		}
+		given := 0
+		for _, o := range objects {
+			if role, _, _ := unstructured.NestedString(o.Object, "roleRef", "name"); role == "system:auth-delegator" {
+				given++
+			}
+			if o.GetKind() != "DaemonSet" && o.GetKind() != "Deployment" {
+				continue
+			}
+			containers, _, _ := unstructured.NestedSlice(o.Object, "spec", "template", "spec", "containers")
+			args, _, _ := unstructured.NestedStringSlice(containers[0].(map[string]any), "args")
+			if has := slices.Contains(args, "--metrics-access=authenticated"); has != wanted {
+				t.Errorf("%s %s is started with %v", o.GetKind(), o.GetName(), args)
+			}
+		}
+		if (given == 1) != wanted || given > 1 {
+			t.Errorf("asked for: %t; %d bindings to system:auth-delegator", wanted, given)
 		}
 	}
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/membership"
 	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/serve"
 	"github.com/fathom-network/fathom/internal/vip"
 )
 
@@ -42,6 +43,8 @@ type Options struct {
 	Resync time.Duration
 	// Health and Metrics are HOST:PORT to listen at for probes and for Prometheus; empty does not listen.
 	Health, Metrics string
+	// MetricsAccess says who may read Metrics.
+	MetricsAccess serve.Access
 }
 
 // Run waits until it leads, and then gives out addresses until the context ends. An error means that it leads no more,

@@ -4,16 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/serve"
 	"github.com/fathom-network/fathom/internal/vip"
 )
 
@@ -156,35 +155,29 @@ func (m *monitor) serve(ctx context.Context, o Options) (stop func(), err error)
 			fmt.Fprintln(w, "ok")
 		}
 	}
-	health, metrics := http.NewServeMux(), http.NewServeMux()
+	health := http.NewServeMux()
 	health.HandleFunc("GET /healthz", probe(m.alive))
 	health.HandleFunc("GET /readyz", probe(m.ready))
-	metrics.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
-	var servers []*http.Server
+	var stops []func()
 	stop = func() {
-		for _, s := range servers {
-			_ = s.Close()
+		for _, s := range stops {
+			s()
 		}
 	}
-	for _, l := range []struct {
-		address string
-		handler http.Handler
-	}{{o.Health, health}, {o.Metrics, metrics}} {
-		if l.address == "" {
-			continue
+	if o.Health != "" {
+		s, err := serve.Listen(ctx, serve.Options{Network: "tcp", Address: o.Health, Handler: health, Log: o.Log})
+		if err != nil {
+			return nil, err
 		}
-		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", l.address)
+		stops = append(stops, s)
+	}
+	if o.Metrics != "" {
+		s, err := serve.ListenMetrics(ctx, serve.Options{Network: "tcp", Address: o.Metrics, Handler: serve.Metrics(m.registry), Log: o.Log}, o.MetricsAccess, o.Client)
 		if err != nil {
 			stop()
-			return nil, fmt.Errorf("listen on %s: %w", l.address, err)
+			return nil, err
 		}
-		s := &http.Server{Handler: l.handler, ReadHeaderTimeout: 5 * time.Second}
-		servers = append(servers, s)
-		go func() {
-			if err := s.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-				o.Log.Error("a listener ended", "address", l.address, "error", err)
-			}
-		}()
+		stops = append(stops, s)
 	}
 	return stop, nil
 }

@@ -262,9 +262,35 @@ func list(dir string) ([]string, error) {
 	return names, nil
 }
 
-// Usage says how full each pool is.
+// Look is State for who only counts: it takes no lock, so that nobody who watches the node keeps pods waiting, and forgets
+// nothing. What changes while it looks may be counted as it was or as it is.
+func (s *Store) Look() (ipam.State, error) {
+	state := ipam.State{InUse: map[netip.Addr]bool{}, Cooling: map[netip.Addr]bool{}, Pools: s.pools()}
+	names, err := list(s.path(addressesDir))
+	if err != nil {
+		return state, err
+	}
+	for _, n := range names {
+		if a, err := netip.ParseAddr(n); err == nil {
+			state.InUse[a] = true
+		}
+	}
+	if names, err = list(s.path(coolingDir)); err != nil {
+		return state, err
+	}
+	now := s.now()
+	for _, n := range names {
+		if a, released, ok := parseCooling(n); ok && now.Since(released) < s.coolDown {
+			state.Cooling[a] = true
+			delete(state.InUse, a) // it was released since
+		}
+	}
+	return state, nil
+}
+
+// Usage says how full each pool is, as Look does.
 func (s *Store) Usage(pools []ipam.Pool) ([]ipam.Usage, error) {
-	state, err := s.State()
+	state, err := s.Look()
 	if err != nil {
 		return nil, err
 	}
