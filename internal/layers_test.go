@@ -54,6 +54,7 @@ var onlyBy = map[string][]string{
 	"k8s.io/client-go/informers":             {"internal/kube"},
 	"k8s.io/client-go/tools/cache":           {"internal/kube"},
 	"k8s.io/client-go/tools/leaderelection":  {"internal/kube"},
+	"k8s.io/client-go/tools/record":          {"internal/kube"},
 	"k8s.io/cri-api":                         {"internal/cri"},
 	"google.golang.org/grpc":                 {"internal/cri"},
 	"github.com/google/go-containerregistry": {"internal/image"},

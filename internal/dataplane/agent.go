@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -87,6 +88,9 @@ type Agent struct {
 	look     chan struct{} // as wake, for the node's pods
 	state    statusBox
 	blocks   *blocks
+	keeper   *keeper
+	events   *kube.Recorder
+	writes   *kube.Publisher
 
 	// What follows belongs to the loop.
 	config   *netconf.Config // the last one that made sense
@@ -96,6 +100,7 @@ type Agent struct {
 	podMTU      int
 	podProblems []string
 	told        published
+	untold      atomic.Bool // that the node carries pods, by an event
 	// poolsDiffer says since when the status of a pool is not what it should be.
 	poolsDiffer map[string]time.Time
 	refused     []string // blocks that nobody uses, as they were logged last
@@ -105,7 +110,10 @@ type Agent struct {
 // ends or starts.
 func Run(ctx context.Context, o Options) error {
 	a := &Agent{Options: o, wake: make(chan struct{}, 1), look: make(chan struct{}, 1), metrics: newMetrics(o.Node), poolsDiffer: map[string]time.Time{}}
+	a.events = o.Client.NewRecorder(ctx, kube.Reporter{Component: Component, Instance: o.Node})
+	a.writes = kube.NewPublisher(o.Log, a.Wake)
 	a.blocks = newBlocks(o.Node, o.Client, a.poolObjects, o.Log)
+	a.keeper = newKeeper(a.blocks, o.Paths.Leases, a.Wake)
 	a.state.set(nodestate.Status{Waiting: true, Reason: "the agent is starting"})
 	a.bgp = a.newAnnouncer()
 	defer a.bgp.speaker.Leave() // without a word, so that routers keep the routes
@@ -115,7 +123,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer a.node.Close()
 	a.node.SysctlsAt(o.Paths.Sysctl)
-	a.settings = newSettings(a.node, o.Paths.Leases, func(err error) { a.damaged(ctx, err) })
+	a.settings = newSettings(a.node, o.Paths.Leases, a.damaged)
 	a.proxy = a.newProxy()
 	a.lb = a.newBalancer(a.node)
 	if a.rules, err = ruleset.Open("/proc/self/ns/net"); err != nil {
@@ -132,7 +140,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("repair the leases in %s: %w", o.Paths.Leases, err)
 	}
-	a.tellDamagedLeases(ctx, damaged)
+	a.tellDamagedLeases(damaged)
 	if o.Paths.Plugin != "" {
 		if err := installProgram(o.Paths.Plugin, o.Paths.CNIBin); err != nil {
 			return err
@@ -153,6 +161,8 @@ func Run(ctx context.Context, o Options) error {
 	var carrying sync.WaitGroup
 	carrying.Go(func() { a.proxy.Run(ctx) })
 	carrying.Go(func() { a.lb.run(ctx) })
+	carrying.Go(func() { a.keeper.run(ctx) })
+	carrying.Go(func() { a.writes.Run(ctx) })
 	defer carrying.Wait()
 	tick := time.NewTicker(o.Resync)
 	defer tick.Stop()
@@ -216,11 +226,11 @@ func (a *Agent) pass(ctx context.Context, pods bool) {
 		a.Log.Error("the node is not as it should be", "error", err)
 		problems = append(problems, err.Error())
 	}
-	a.tellProblems(ctx, problems)
+	a.tellProblems(problems)
 	if was := a.state.set(status); was.Ready != status.Ready || was.Reason != status.Reason {
 		a.Log.Info("status", "ready", status.Ready, "reason", status.Reason)
 	}
-	a.publish(ctx, status)
+	a.publish(status)
 }
 
 // converge is a pass without what is told of it.
@@ -313,10 +323,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 		status.Reason = fmt.Sprintf("Node %s has no podCIDRs: run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr", a.Node)
 		return status, problems, nil
 	}
-	more, err := a.keepBlocks(ctx, interfaces)
-	if problems = append(problems, more...); err != nil {
-		problems = append(problems, oneLine(err))
-	}
+	problems = append(problems, a.keepBlocks(interfaces)...)
 	if err := a.setNodeCache(); err != nil {
 		problems = append(problems, oneLine(err))
 	}
@@ -339,7 +346,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 }
 
 // tellProblems makes an event of each problem that is new, and a log line of each that has gone.
-func (a *Agent) tellProblems(ctx context.Context, problems []string) {
+func (a *Agent) tellProblems(problems []string) {
 	slices.Sort(problems)
 	problems = slices.Compact(problems)
 	for _, p := range problems {
@@ -347,7 +354,7 @@ func (a *Agent) tellProblems(ctx context.Context, problems []string) {
 			continue
 		}
 		a.Log.Warn("problem", "what", p)
-		a.event(ctx, true, "NetworkProblem", p)
+		a.event(true, "NetworkProblem", p)
 	}
 	for _, p := range a.problems {
 		if !slices.Contains(problems, p) {
@@ -359,28 +366,25 @@ func (a *Agent) tellProblems(ctx context.Context, problems []string) {
 }
 
 // damaged tells of a file of the node's that could not be read and was replaced.
-func (a *Agent) damaged(ctx context.Context, err error) {
+func (a *Agent) damaged(err error) {
 	a.Log.Error("a file was damaged", "error", err)
-	a.event(ctx, true, "StateDamaged", err.Error())
+	a.event(true, "StateDamaged", err.Error())
 }
 
-func (a *Agent) tellDamagedLeases(ctx context.Context, names []string) {
+func (a *Agent) tellDamagedLeases(names []string) {
 	if len(names) > 0 {
-		a.damaged(ctx, fmt.Errorf("%d leases in %s could not be read and were taken back, their addresses rest: %s", len(names), a.Paths.Leases, strings.Join(names, ", ")))
+		a.damaged(fmt.Errorf("%d leases in %s could not be read and were taken back, their addresses rest: %s", len(names), a.Paths.Leases, strings.Join(names, ", ")))
 	}
 }
 
-func (a *Agent) event(ctx context.Context, warning bool, reason, message string) {
-	a.record(ctx, kube.Event{Object: kube.NodeReference(a.Node), Warning: warning, Reason: reason, Message: message})
+func (a *Agent) event(warning bool, reason, message string) {
+	a.record(kube.Event{Object: kube.NodeReference(a.Node), Warning: warning, Reason: reason, Message: message})
 }
 
-func (a *Agent) record(ctx context.Context, e kube.Event) {
-	ctx, cancel := context.WithTimeout(ctx, apiPatience)
-	defer cancel()
+// record makes an event. It does not wait for the API server.
+func (a *Agent) record(e kube.Event) {
 	e.Message = clip(e.Message)
-	if err := a.Client.Record(ctx, kube.Reporter{Component: Component, Instance: a.Node}, e); err != nil {
-		a.Log.Warn("an event was lost", "error", err)
-	}
+	a.events.Record(e)
 }
 
 // clip cuts a message to what the API takes in an event and in the status of a BGPPeer.
@@ -395,7 +399,7 @@ func clip(message string) string {
 const (
 	// Component is the agent's name in events.
 	Component = "fathom-agent"
-	// apiPatience bounds what a pass waits for an API server that does not answer: the kernel has precedence.
+	// apiPatience bounds a question to an API server that does not answer. No pass waits for one.
 	apiPatience = 2 * time.Second
 )
 

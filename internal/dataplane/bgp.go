@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -26,20 +27,21 @@ import (
 // announcer has routers know what is behind the node: docs/design/bgp.md. It belongs to the loop.
 type announcer struct {
 	speaker  *bgp.Speaker
-	secrets  map[string]secret
 	up       map[string]bool // by peer, as it was told last
 	sessions *prometheus.GaugeVec
 	prefixes *prometheus.GaugeVec
 
 	mu      sync.Mutex
 	routers []vip.Router
+	secrets map[string]secret
 }
 
-// secret is what was read of one, and when.
+// secret is what was read of one, and when it was last asked for.
 type secret struct {
-	data map[string][]byte
-	err  error
-	at   time.Time
+	data  map[string][]byte
+	err   error
+	at    time.Time
+	known bool // that it was answered, or that the API server had its time to
 }
 
 func (a *Agent) newAnnouncer() *announcer {
@@ -77,7 +79,15 @@ func (a *Agent) announce(ctx context.Context, own podnet.Node) []string {
 			node.Labels = n.Labels
 		}
 	}
-	want, found := bgpconf.Read(peers, node, func(name string) (map[string][]byte, error) { return a.secret(ctx, name) })
+	waits := false
+	want, found := bgpconf.Read(peers, node, func(name string) (map[string][]byte, error) {
+		s := a.secret(ctx, name)
+		waits = waits || !s.known
+		return s.data, s.err
+	})
+	if waits {
+		return nil // a peer without its password would be told that it is over; the answer wakes the loop
+	}
 	b.speaker.Set(ctx, want)
 	sessions := b.speaker.Sessions()
 
@@ -85,12 +95,10 @@ func (a *Agent) announce(ctx context.Context, own podnet.Node) []string {
 	for _, p := range found {
 		problems = append(problems, p.String())
 	}
-	a.tellSessions(ctx, peers, sessions)
+	a.tellSessions(peers, sessions)
 	b.note(a.Node, addresses, want, peers, sessions, found)
 	for _, p := range peers {
-		if err := a.publishSession(ctx, p, nodes, entry(p, a.Node, sessions, found)); err != nil {
-			a.Log.Warn("the state of a BGP session was not published", "error", err) // the next pass tries again
-		}
+		a.publishSession(p, nodes, entry(p, a.Node, sessions, found))
 	}
 	return problems
 }
@@ -126,24 +134,38 @@ func (b *announcer) Routers() []vip.Router {
 	return b.routers
 }
 
-// secret reads a Secret once in a resync. Agents have no right to watch Secrets, for that is one to list them.
-func (a *Agent) secret(ctx context.Context, name string) (map[string][]byte, error) {
-	have, found := a.bgp.secrets[name]
-	if found && time.Since(have.at) < a.Resync {
-		return have.data, have.err
+// secret is what is known of a Secret, which is read once in a resync, beside the loop. Agents have no right to watch
+// Secrets, for that is one to list them.
+func (a *Agent) secret(ctx context.Context, name string) secret {
+	b := a.bgp
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	have := b.secrets[name]
+	if !have.at.IsZero() && time.Since(have.at) < max(a.Resync, apiPatience) {
+		return have
 	}
-	ctx, cancel := context.WithTimeout(ctx, apiPatience)
-	defer cancel()
-	data, err := a.Client.Secret(ctx, netconf.Namespace, name)
-	if err != nil && !apierrors.IsNotFound(err) && found && have.err == nil {
-		return have.data, nil // a server that does not answer is no reason to end a session
-	}
-	a.bgp.secrets[name] = secret{data, err, time.Now()}
-	return data, err
+	have.at = time.Now()
+	b.secrets[name] = have
+	go func() {
+		ctx, cancel := context.WithTimeout(ctx, apiPatience)
+		defer cancel()
+		data, err := a.Client.Secret(ctx, netconf.Namespace, name)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		was := b.secrets[name]
+		if err != nil && !apierrors.IsNotFound(err) && was.known && was.err == nil {
+			return // a server that does not answer is no reason to end a session
+		}
+		b.secrets[name] = secret{data, err, was.at, true}
+		if !was.known || !reflect.DeepEqual(data, was.data) || (err == nil) != (was.err == nil) {
+			a.Wake()
+		}
+	}()
+	return have
 }
 
 // tellSessions makes an event of each session that has come up or gone, and sets the metrics.
-func (a *Agent) tellSessions(ctx context.Context, peers []*v1alpha1.BGPPeer, sessions []bgp.Session) {
+func (a *Agent) tellSessions(peers []*v1alpha1.BGPPeer, sessions []bgp.Session) {
 	b := a.bgp
 	b.sessions.Reset()
 	b.prefixes.Reset()
@@ -167,7 +189,7 @@ func (a *Agent) tellSessions(ctx context.Context, peers []*v1alpha1.BGPPeer, ses
 		if !up[s.Peer] {
 			e.Warning, e.Reason, e.Message = true, "SessionDown", fmt.Sprintf("node %s: the session with %s is %s: %s", a.Node, s.Address, s.State, cmp.Or(s.Reason, "no reason was given"))
 		}
-		a.record(ctx, e)
+		a.record(e)
 	}
 	b.up = up
 }
@@ -201,9 +223,9 @@ func entry(p *v1alpha1.BGPPeer, node string, sessions []bgp.Session, problems []
 	return nil
 }
 
-// publishSession writes the node's entry, if the API has another. It is all of the status that an agent may write: entries
-// of nodes that the cluster no longer has are the controller's to take away.
-func (a *Agent) publishSession(ctx context.Context, p *v1alpha1.BGPPeer, nodes []*corev1.Node, want *v1alpha1.BGPSession) error {
+// publishSession has the node's entry written, if the API has another. It is all of the status that an agent may write:
+// entries of nodes that the cluster no longer has are the controller's to take away.
+func (a *Agent) publishSession(p *v1alpha1.BGPPeer, nodes []*corev1.Node, want *v1alpha1.BGPSession) {
 	selected := 0
 	for _, n := range nodes {
 		if ok, err := bgpconf.Selects(p, n.Labels); ok && err == nil {
@@ -213,12 +235,15 @@ func (a *Agent) publishSession(ctx context.Context, p *v1alpha1.BGPPeer, nodes [
 	if selected > maxTold {
 		want = nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, apiPatience)
-	defer cancel()
 	have := kube.BGPSessionOf(p, a.Node)
-	if have == nil && want == nil || have != nil && want != nil && have.State == want.State && have.Message == want.Message &&
-		have.Prefixes == want.Prefixes && have.Since.Equal(&want.Since) {
-		return nil
+	same := have == nil && want == nil || have != nil && want != nil && have.State == want.State && have.Message == want.Message &&
+		have.Prefixes == want.Prefixes && have.Since.Equal(&want.Since)
+	object := "bgppeer/" + p.Name
+	if same {
+		a.writes.Withdraw(object)
+		return
 	}
-	return a.Client.PublishBGPSession(ctx, p.Name, a.Node, want)
+	a.writes.Publish(object, func(ctx context.Context) error {
+		return a.Client.PublishBGPSession(ctx, p.Name, a.Node, want)
+	})
 }

@@ -31,6 +31,11 @@ type blocks struct {
 	log  *slog.Logger
 	now  func() time.Time
 
+	// deciding is held by the one that takes, makes certain of, or gives back blocks, also while the API server is asked.
+	deciding chan struct{}
+
+	// mu guards what follows, and is not held while the API server is asked: passes, and pods for which there are
+	// addresses, go on meanwhile.
 	mu sync.Mutex
 	// What this node did, or found out, and the watches may not show yet.
 	made map[types.UID]madeBlock
@@ -38,6 +43,7 @@ type blocks struct {
 	// verified are those of which it is certain that no other node has any of their addresses.
 	verified map[types.UID]bool
 	busy     map[netip.Prefix]time.Time // when a block was used last
+	unheard  int                        // questions to the API server that had no answer, or that it failed to answer
 }
 
 // madeBlock is a block, and when it was made by the clock of this node.
@@ -55,7 +61,7 @@ type blockAPI interface {
 }
 
 func newBlocks(node string, api blockAPI, see func() ippool.Objects, log *slog.Logger) *blocks {
-	return &blocks{node: node, api: api, see: see, log: log, now: time.Now,
+	return &blocks{node: node, api: api, see: see, log: log, now: time.Now, deciding: make(chan struct{}, 1),
 		made: map[types.UID]madeBlock{}, gone: map[types.UID]time.Time{}, verified: map[types.UID]bool{}, busy: map[netip.Prefix]time.Time{}}
 }
 
@@ -101,6 +107,43 @@ func (b *blocks) facts() ippool.Facts {
 	return ippool.Read(o)
 }
 
+// decide waits until nobody else decides; done ends that.
+func (b *blocks) decide(ctx context.Context) (done func(), err error) {
+	select {
+	case b.deciding <- struct{}{}:
+		return func() { <-b.deciding }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for the API server to answer about other blocks of this node: %w", ctx.Err())
+	}
+}
+
+// ask asks the API server without the lock, which is the caller's before and after that.
+func (b *blocks) ask(question func() error) error {
+	b.mu.Unlock()
+	err := question()
+	b.mu.Lock()
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
+		b.unheard++
+	}
+	return err
+}
+
+// failures counts the questions that the API server did not answer.
+func (b *blocks) failures() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.unheard
+}
+
+// list is which blocks there are, as the API server has them now.
+func (b *blocks) list(ctx context.Context) (objects []*v1alpha1.IPBlock, err error) {
+	err = b.ask(func() (err error) {
+		objects, err = b.api.Blocks(ctx)
+		return err
+	})
+	return objects, err
+}
+
 // all are the blocks of all nodes that are used, also one that this node has taken a moment ago, and those that are not.
 func (b *blocks) all() ([]ippool.Block, []ippool.RefusedBlock) {
 	b.mu.Lock()
@@ -112,6 +155,11 @@ func (b *blocks) all() ([]ippool.Block, []ippool.RefusedBlock) {
 // keep makes the node's blocks what its pods need. What is in the way is a problem and no error. again is when it
 // should be called next if nothing else happens, or 0.
 func (b *blocks) keep(ctx context.Context, store *lease.Store, avoid []netip.Prefix) (problems []string, again time.Duration, err error) {
+	done, err := b.decide(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer done()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f := b.facts()
@@ -142,11 +190,17 @@ func (b *blocks) keep(ctx context.Context, store *lease.Store, avoid []netip.Pre
 	if state, err = store.SetPools(b.certain(f, turn.Give, state)); err != nil {
 		return problems, 0, err
 	}
+	// From here on they are given to no pod, also while the API server is asked about one of them. An answer that is lost
+	// may be of a block that is deleted: before it is given out of again it is verified anew.
+	back := slices.DeleteFunc(turn.Back, func(x ippool.Block) bool {
+		own := f.Of(b.node)
+		return usedOf(x, own, state.InUse)+usedOf(x, own, state.Cooling) > 0 // somebody was faster than SetPools
+	})
+	for _, x := range back {
+		delete(b.verified, x.UID)
+	}
 	var held []ippool.Held
-	for _, x := range turn.Back {
-		if own := f.Of(b.node); usedOf(x, own, state.InUse)+usedOf(x, own, state.Cooling) > 0 {
-			continue // somebody was faster than SetPools
-		}
+	for _, x := range back {
 		if err := b.giveBack(ctx, x); err != nil {
 			problems = append(problems, err.Error()) // it is given to nobody, and the next pass tries again
 			continue
@@ -261,7 +315,7 @@ func (b *blocks) verify(ctx context.Context, f *ippool.Facts, state ipam.State) 
 	if len(doubtful) == 0 {
 		return nil
 	}
-	objects, err := b.api.Blocks(ctx)
+	objects, err := b.list(ctx)
 	if err != nil {
 		return err
 	}
@@ -287,7 +341,7 @@ func (b *blocks) verify(ctx context.Context, f *ippool.Facts, state ipam.State) 
 			b.verified[x.UID] = true
 			if uid := f.NodeUID(b.node); x.Owner != uid {
 				// A Node that was made anew has another UID, and the garbage collector would take its blocks away.
-				errs = append(errs, b.api.SetBlockOwner(ctx, x.Name, x.UID, kube.NodeOwner(b.node, uid)))
+				errs = append(errs, b.ask(func() error { return b.api.SetBlockOwner(ctx, x.Name, x.UID, kube.NodeOwner(b.node, uid)) }))
 			}
 		}
 	}
@@ -329,9 +383,8 @@ func (b *blocks) drop(f *ippool.Facts, x ippool.Block) {
 
 // giveBack deletes a block of which no address is given out any more; the caller drops it.
 func (b *blocks) giveBack(ctx context.Context, x ippool.Block) error {
-	// An answer that is lost may be of a block that is deleted: before it is given out of again it is verified anew.
 	delete(b.verified, x.UID)
-	if err := b.api.DeleteBlock(ctx, x.Name, x.UID); err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+	if err := b.ask(func() error { return b.api.DeleteBlock(ctx, x.Name, x.UID) }); err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 		return err
 	}
 	b.log.Info("gave a block back", "pool", x.Pool, "block", x.Prefix)
@@ -345,7 +398,11 @@ func (b *blocks) take(ctx context.Context, f *ippool.Facts, pool string, p netip
 		ObjectMeta: metav1.ObjectMeta{Name: ippool.BlockName(p), OwnerReferences: []metav1.OwnerReference{kube.NodeOwner(b.node, f.NodeUID(b.node))}},
 		Spec:       v1alpha1.IPBlockSpec{Pool: pool, CIDR: p.String(), Node: b.node, Fixed: fixed},
 	}
-	made, err := b.api.CreateBlock(ctx, object)
+	var made *v1alpha1.IPBlock
+	err := b.ask(func() (err error) {
+		made, err = b.api.CreateBlock(ctx, object)
+		return err
+	})
 	if apierrors.IsAlreadyExists(err) {
 		return &takenError{p}
 	}
@@ -402,7 +459,7 @@ func (b *blocks) recover(ctx context.Context, f *ippool.Facts, leases []lease.Le
 				continue
 			}
 			if !asked { // the watches of an agent that has just started may be older than what it did before
-				objects, err := b.api.Blocks(ctx)
+				objects, err := b.list(ctx)
 				if err != nil {
 					return []string{err.Error()}
 				}
@@ -457,6 +514,14 @@ func (b *blocks) request(ctx context.Context, store *lease.Store, avoid []netip.
 	if err != nil {
 		return ippool.Grant{}, err
 	}
+	if grant, ready, err := b.ready(store, wish, pod, namespace); err != nil || ready {
+		return grant, err
+	}
+	done, err := b.decide(ctx)
+	if err != nil {
+		return ippool.Grant{}, err
+	}
+	defer done()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f := b.facts()
@@ -480,21 +545,10 @@ func (b *blocks) request(ctx context.Context, store *lease.Store, avoid []netip.
 			return ippool.Grant{}, err
 		}
 	}
-	for _, x := range f.Of(b.node) {
-		if x.Pool == grant.Pool {
-			b.busy[x.Prefix] = b.now() // a pod is on its way
-		}
-	}
+	b.occupy(f, grant.Pool)
 	turn, _ := b.turn(f, state)
 	for _, r := range grant.Ordinary {
-		free := uint64(0)
-		for _, p := range turn.Give {
-			if p.Name == grant.Pool {
-				u := p.Usage(r.Family(), state)
-				free = u.Size - u.InUse - u.Cooling
-			}
-		}
-		if free > 0 {
+		if free(turn.Give, grant.Pool, r.Family(), state) > 0 {
 			continue
 		}
 		if err := b.takeFree(ctx, &f, ippool.Need{Pool: grant.Pool, Range: r}, avoid, state); err != nil {
@@ -504,4 +558,53 @@ func (b *blocks) request(ctx context.Context, store *lease.Store, avoid []netip.
 	turn, _ = b.turn(f, state)
 	_, err = store.SetPools(b.certain(f, turn.Give, state))
 	return grant, err
+}
+
+// ready answers a request that needs nothing of the API server: the pod is of no pool, or there are addresses in blocks
+// of which all is certain. Such pods do not wait for others' answers.
+func (b *blocks) ready(store *lease.Store, wish ippool.Wish, pod, namespace metav1.ObjectMeta) (grant ippool.Grant, ready bool, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f := b.facts()
+	grant, err = f.Decide(wish, b.node, pod.Namespace, namespace.Labels)
+	if err != nil || grant.Pool == "" || grant.Pool == netconf.DefaultPool {
+		return grant, true, err
+	}
+	if len(grant.Fixed) > 0 {
+		return grant, false, nil
+	}
+	state, err := store.State()
+	if err != nil {
+		return grant, false, err
+	}
+	b.occupy(f, grant.Pool)
+	turn, _ := b.turn(f, state)
+	verified := b.certain(f, turn.Give, ipam.State{})
+	for _, r := range grant.Ordinary {
+		if free(verified, grant.Pool, r.Family(), state) == 0 {
+			return grant, false, nil
+		}
+	}
+	_, err = store.SetPools(b.certain(f, turn.Give, state))
+	return grant, true, err
+}
+
+// occupy keeps the node's blocks of a pool: a pod is on its way.
+func (b *blocks) occupy(f ippool.Facts, pool string) {
+	for _, x := range f.Of(b.node) {
+		if x.Pool == pool {
+			b.busy[x.Prefix] = b.now()
+		}
+	}
+}
+
+// free is how many addresses of a family can be given of a pool.
+func free(give []ipam.Pool, pool string, family ipam.Family, state ipam.State) uint64 {
+	for _, p := range give {
+		if p.Name == pool {
+			u := p.Usage(family, state)
+			return u.Size - u.InUse - u.Cooling
+		}
+	}
+	return 0
 }

@@ -689,3 +689,60 @@ func TestOwnBlockIsRefused(t *testing.T) {
 		t.Errorf("%v is not given back", s.blocks)
 	}
 }
+
+// slowServer does not answer a request for blocks of a prefix until the request ends.
+type slowServer struct {
+	*server
+	slow  netip.Prefix
+	asked chan struct{}
+}
+
+func (s *slowServer) CreateBlock(ctx context.Context, b *v1alpha1.IPBlock) (*v1alpha1.IPBlock, error) {
+	if p := netip.MustParsePrefix(b.Spec.CIDR); s.slow.Overlaps(p) {
+		close(s.asked)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return s.server.CreateBlock(ctx, b)
+}
+
+// TestPodsDoNotWaitForOthers: while a pod waits for the API server to give the node a block, pods for which there are
+// addresses get them, and the agent's passes see which blocks there are.
+func TestPodsDoNotWaitForOthers(t *testing.T) {
+	s := newServer(1, ipv4Pool("public", "10.50.0.0/24", 28), ipv4Pool("slow", "10.60.0.0/24", 28))
+	m := s.machine(t, 0)
+	if _, err := m.add("first", fromPool); err != nil {
+		t.Fatal(err)
+	}
+	m.seen = s.snapshot()
+	api := &slowServer{server: s, slow: netip.MustParsePrefix("10.60.0.0/24"), asked: make(chan struct{})}
+	m.api = api
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() {
+		_, err := m.request(ctx, m.store, nil, metav1.ObjectMeta{Namespace: "ns", Name: "slow", Annotations: map[string]string{ippool.PoolAnnotation: "slow"}}, metav1.ObjectMeta{})
+		ended <- err
+	}()
+	<-api.asked
+	if blocks, refused := m.all(); len(blocks) != 1 || len(refused) != 0 {
+		t.Error(blocks, refused)
+	}
+	for i := range 10 {
+		if _, err := m.add(fmt.Sprint("pod", i), fromPool); err != nil {
+			t.Error(err)
+		}
+	}
+	if grant, err := m.request(t.Context(), m.store, nil, metav1.ObjectMeta{Namespace: "ns", Name: "plain"}, metav1.ObjectMeta{}); err != nil || grant.Pool != "" {
+		t.Error(grant, err)
+	}
+	waits, stop := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer stop()
+	if _, _, err := m.keep(waits, m.store, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("two decide at once: %v", err)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	m.pass(t)
+}

@@ -152,7 +152,7 @@ func (a *Agent) sweep(ctx context.Context) ([]lease.Lease, error) {
 		}
 		return wait > 0
 	})
-	a.tellDamagedLeases(ctx, swept.Damaged)
+	a.tellDamagedLeases(swept.Damaged)
 	a.metrics.swept.WithLabelValues("lease").Add(float64(len(swept.Leases)))
 	a.metrics.swept.WithLabelValues("device").Add(float64(len(swept.Devices)))
 	a.metrics.leases.Set(float64(len(swept.Kept)))

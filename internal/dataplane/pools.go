@@ -42,25 +42,13 @@ func (a *Agent) tellRefused(refused []ippool.RefusedBlock) {
 	a.refused = now
 }
 
-// keepBlocks makes the node's blocks of address pools what its pods need, and tells of pools what is known of them.
-func (a *Agent) keepBlocks(ctx context.Context, interfaces []podnet.Interface) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, apiPatience)
-	defer cancel()
-	store, err := lease.Open(a.Paths.Leases, a.config.CoolDown)
-	if err != nil {
-		return nil, err
+// keepBlocks has the node's blocks of address pools become what its pods need, and pools told what is known of them. It
+// returns what was in the way last time.
+func (a *Agent) keepBlocks(interfaces []podnet.Interface) []string {
+	if wait := a.tellPools(); wait > 0 {
+		time.AfterFunc(wait, a.Wake)
 	}
-	problems, again, err := a.blocks.keep(ctx, store, segments(interfaces))
-	if err != nil {
-		return problems, fmt.Errorf("keep the blocks of address pools: %w", err)
-	}
-	if wait := a.tellPools(ctx); wait > 0 && (again == 0 || wait < again) {
-		again = wait
-	}
-	if again > 0 {
-		time.AfterFunc(again, a.Wake)
-	}
-	return problems, nil
+	return a.keeper.set(segments(interfaces), a.config.CoolDown)
 }
 
 // segments are the networks that the node is on itself.
@@ -74,19 +62,24 @@ func segments(interfaces []podnet.Interface) []netip.Prefix {
 	return list
 }
 
-// tellPools writes the status of pools that is not as it should be, when it is this node's turn. It returns how long
+// tellPools has the status of pools written that is not as it should be, when it is this node's turn. It returns how long
 // it is until that, if it is not yet.
-func (a *Agent) tellPools(ctx context.Context) (wait time.Duration) {
+func (a *Agent) tellPools() (wait time.Duration) {
 	f, now := ippool.Read(a.poolObjects()), time.Now()
+	settle := func(name string) {
+		delete(a.poolsDiffer, name)
+		a.writes.Withdraw(poolWrite + name)
+	}
 	for name := range a.poolsDiffer {
 		if _, found := f.Pool(name); !found {
-			delete(a.poolsDiffer, name)
+			settle(name)
 		}
 	}
 	for _, p := range f.Pools {
-		status, differs := f.Status(p, now)
-		if !differs {
-			delete(a.poolsDiffer, p.Name)
+		if _, differs := f.Status(p, now); !differs {
+			if _, known := a.poolsDiffer[p.Name]; known {
+				settle(p.Name)
+			}
 			continue
 		}
 		since, known := a.poolsDiffer[p.Name]
@@ -100,26 +93,35 @@ func (a *Agent) tellPools(ctx context.Context) (wait time.Duration) {
 			}
 			continue
 		}
-		if err := a.Client.SetPoolStatus(ctx, p.Name, status); err != nil {
-			a.Log.Warn("the status of a pool was not written", "pool", p.Name, "error", err)
-			wait = apiPatience
-			continue
-		}
-		delete(a.poolsDiffer, p.Name)
-		a.tellPool(ctx, p, status)
+		a.writes.Publish(poolWrite+p.Name, func(ctx context.Context) error { return a.writePoolStatus(ctx, p.Name) })
 	}
 	return wait
 }
 
-// tellPool makes an event where a pool has become good or bad.
-func (a *Agent) tellPool(ctx context.Context, p ippool.Pool, status v1alpha1.IPPoolStatus) {
+// poolWrite begins what an IPPool is called among the publisher's objects.
+const poolWrite = "ippool/"
+
+// writePoolStatus writes the status that a pool should have at this moment, unless it has: between the pass that asked
+// for it and an attempt that succeeds another node may have written it, or blocks may have changed.
+func (a *Agent) writePoolStatus(ctx context.Context, name string) error {
+	f := ippool.Read(a.poolObjects())
+	p, found := f.Pool(name)
+	if !found {
+		return nil
+	}
+	status, differs := f.Status(p, time.Now())
+	if !differs {
+		return nil
+	}
+	if err := a.Client.SetPoolStatus(ctx, name, status); err != nil {
+		return err
+	}
 	was := meta.FindStatusCondition(p.Object().Status.Conditions, v1alpha1.PoolValid)
 	is := meta.FindStatusCondition(status.Conditions, v1alpha1.PoolValid)
-	if was != nil && was.Status == is.Status && was.Reason == is.Reason {
-		return
+	if was == nil || was.Status != is.Status || was.Reason != is.Reason {
+		a.record(kube.Event{Object: kube.PoolReference(p.Object()), Warning: is.Status != metav1.ConditionTrue, Reason: is.Reason, Message: is.Message})
 	}
-	e := kube.Event{Object: kube.PoolReference(p.Object()), Warning: is.Status != metav1.ConditionTrue, Reason: is.Reason, Message: is.Message}
-	a.record(ctx, e)
+	return nil
 }
 
 const (

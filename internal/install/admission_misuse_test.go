@@ -59,6 +59,12 @@ func event(account, host, about, more, want string) misuse {
 		"involvedObject": %s, "source": {"component": %q, "host": %q}, "reportingComponent": %[3]q, "reportingInstance": %[4]q}`, more, about, account, host), want}
 }
 
+// takeEvent makes an event that is there one that the account could have sent.
+func takeEvent(name, account, host, want string) misuse {
+	return misuse{http.MethodPatch, "/api/v1/namespaces/default/events/" + name, merge,
+		fmt.Sprintf(`{"message": "all is well", "source": {"component": %q, "host": %q}, "reportingComponent": %[1]q, "reportingInstance": %[2]q}`, account, host), want}
+}
+
 // ipBlock is a request for a block.
 func ipBlock(name, cidr, node, owners, more, want string) misuse {
 	return misuse{http.MethodPost, own + "/ipblocks", "", fmt.Sprintf(`{"apiVersion": "fathom.network/v1alpha1", "kind": "IPBlock", "metadata": {"name": %q%s}, "spec": {"pool": "public", "cidr": %q, "node": %q%s}}`,
@@ -105,6 +111,8 @@ var agentMisuses = []misuse{
 	event(agentAccount, "node-b", `{"kind": "Node", "apiVersion": "v1", "name": "node-a"}`, "", "says that it is one"),
 	event("kubelet", "node-a", `{"kind": "Node", "apiVersion": "v1", "name": "node-a"}`, "", "says that it is one"),
 	event(agentAccount, "node-a", `{"kind": "Node", "apiVersion": "v1", "name": "node-a"}`, `, "finalizers": ["example.com/hold"]`, "an event of an agent has no owners and no finalizers"),
+	takeEvent("by-cloud", agentAccount, "node-a", "the agent of node node-a counts in its own events"),
+	takeEvent("by-node-b", agentAccount, "node-a", "the agent of node node-a counts in its own events"),
 	{http.MethodDelete, "/api/v1/namespaces/default/events", "", ``, noRight + `deletecollection resource \"events\"`},
 
 	ipBlock("10.50.1.0-26", "10.50.1.0/26", "node-b", ownedByA, "", "an agent takes and gives back blocks of its own node only"),
@@ -180,6 +188,7 @@ var controllerMisuses = []misuse{
 	event(controllerAccount, "x", `{"kind": "AddressPool", "apiVersion": "example.com/v1", "name": "outside"}`, "", "and not of AddressPool outside"),
 	event(agentAccount, "node-a", `{"kind": "Service", "apiVersion": "v1", "name": "web", "namespace": "default"}`, "", "an event of the controller says that it is one"),
 	event(controllerAccount, "x", `{"kind": "Service", "apiVersion": "v1", "name": "web", "namespace": "default"}`, ownedByA, "an event of the controller has no owners and no finalizers"),
+	takeEvent("by-cloud", controllerAccount, "x", "the controller counts in its own events, and changes nobody else's"),
 
 	{http.MethodPost, "/apis/coordination.k8s.io/v1/namespaces/fathom-system/leases", "", `{"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "another"}, "spec": {}}`, "the controller has one Lease"},
 	{http.MethodPost, "/apis/coordination.k8s.io/v1/namespaces/fathom-system/leases", "", `{"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "fathom-controller"` + ownedByA + `}, "spec": {}}`, "the controller's Lease has no owners and no finalizers"},

@@ -146,6 +146,22 @@ metadata: {name: router}
 spec: {peerAddress: 192.0.2.1, peerASN: 64500, localASN: 64512, passwordSecret: {}}
 ---
 apiVersion: v1
+kind: Event
+metadata: {name: by-cloud, namespace: default}
+involvedObject: {kind: Service, apiVersion: v1, name: web, namespace: default}
+reason: SyncLoadBalancerFailed
+source: {component: service-controller}
+---
+apiVersion: v1
+kind: Event
+metadata: {name: by-node-b, namespace: default}
+involvedObject: {kind: Service, apiVersion: v1, name: web, namespace: default}
+reason: ServiceProblem
+source: {component: fathom-agent, host: node-b}
+reportingComponent: fathom-agent
+reportingInstance: node-b
+---
+apiVersion: v1
 kind: Secret
 metadata: {name: fathom-bgp, namespace: fathom-system}
 stringData: {password: tell-nobody}
@@ -239,14 +255,30 @@ func useAgent(ctx context.Context, t *testing.T, as *caller, admin *kube.Client)
 	testenv.Must(t, err)
 	peers, _ := view.BGPPeers()
 	by := kube.Reporter{Component: agentAccount, Instance: "node-a"}
-	for _, about := range []corev1.ObjectReference{kube.NodeReference("node-a"), kube.PoolReference(pools[0]), kube.BGPPeerReference(peers[0]),
-		kube.ServiceReference(types.NamespacedName{Namespace: "default", Name: "web"})} {
-		testenv.Must(t, c.Record(ctx, by, kube.Event{Object: about, Warning: true, Reason: "Test", Message: "test"}))
-	}
+	recordTwice(ctx, t, c, admin, by, []corev1.ObjectReference{kube.NodeReference("node-a"), kube.PoolReference(pools[0]), kube.BGPPeerReference(peers[0]),
+		kube.ServiceReference(types.NamespacedName{Namespace: "default", Name: "web"})})
 	for _, name := range []string{"fathom-bgp", "fathom-membership"} {
 		if _, err := c.Secret(ctx, netconf.Namespace, name); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// recordTwice has events recorded that repeat: the second time, the one that is there is changed.
+func recordTwice(ctx context.Context, t *testing.T, c, admin *kube.Client, by kube.Reporter, objects []corev1.ObjectReference) {
+	t.Helper()
+	r := c.NewRecorder(ctx, by)
+	for range 2 {
+		for _, about := range objects {
+			r.Record(kube.Event{Object: about, Warning: true, Reason: "Test", Message: "test"})
+		}
+	}
+	for _, about := range objects {
+		testenv.Eventually(t, "the event of "+about.Kind+" "+about.Name+" is counted", func() (bool, string) {
+			l, err := admin.CoreV1().Events("").List(ctx, metav1.ListOptions{FieldSelector: "reason=Test,source=" + by.Component + ",involvedObject.kind=" + about.Kind})
+			testenv.Must(t, err)
+			return slices.ContainsFunc(l.Items, func(e corev1.Event) bool { return e.InvolvedObject.Name == about.Name && e.Count == 2 }), fmt.Sprint(l.Items)
+		})
 	}
 }
 
@@ -274,9 +306,8 @@ func useController(ctx context.Context, t *testing.T, as *caller, admin *kube.Cl
 	testenv.Must(t, c.SetAddressPoolStatus(ctx, "outside", v1alpha1.AddressPoolStatus{Services: 1,
 		Conditions: []metav1.Condition{{Type: v1alpha1.PoolValid, Status: metav1.ConditionTrue, Reason: "Valid", LastTransitionTime: metav1.Now()}}}))
 	testenv.Must(t, c.PublishBGPSession(ctx, "router", "node-z", nil))
-	for _, about := range []corev1.ObjectReference{kube.AddressPoolReference(view.AddressPools()[0]), kube.ServiceReference(types.NamespacedName{Namespace: "default", Name: "web"}), kube.BlockReference("10.50.0.0-26", "uid")} {
-		testenv.Must(t, c.Record(ctx, kube.Reporter{Component: vip.Owner, Instance: "pod"}, kube.Event{Object: about, Reason: "Test", Message: "test"}))
-	}
+	recordTwice(ctx, t, c, admin, kube.Reporter{Component: vip.Owner, Instance: "pod"}, []corev1.ObjectReference{kube.AddressPoolReference(view.AddressPools()[0]),
+		kube.ServiceReference(types.NamespacedName{Namespace: "default", Name: "web"}), kube.BlockReference("10.50.0.0-26", "uid")})
 	for range 2 { // the second time there is one
 		testenv.Must(t, c.EnsureSecret(ctx, netconf.Namespace, "fathom-membership", map[string][]byte{"key": bytes.Repeat([]byte{1}, 32)}))
 	}

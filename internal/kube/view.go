@@ -12,7 +12,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -233,57 +232,6 @@ func shrinkMeta(m *metav1.ObjectMeta) metav1.ObjectMeta {
 		}
 	}
 	return small
-}
-
-// Event is something that happened to an object and that a person should see with `kubectl describe`.
-type Event struct {
-	Object  corev1.ObjectReference
-	Warning bool
-	Reason  string // CamelCase
-	Message string
-}
-
-// NodeReference names a node as kubelet does in its events, so that `kubectl describe node` shows both.
-func NodeReference(name string) corev1.ObjectReference {
-	return corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: name, UID: types.UID(name)}
-}
-
-// ServiceReference names a Service.
-func ServiceReference(name types.NamespacedName) corev1.ObjectReference {
-	return corev1.ObjectReference{Kind: "Service", APIVersion: "v1", Namespace: name.Namespace, Name: name.Name}
-}
-
-// Reporter is who tells of an event.
-type Reporter struct {
-	Component string // fathom-agent
-	// Instance is which of them: the Node of an agent, the pod of the controller. Admission policies compare an agent's
-	// with the node that its token names.
-	Instance string
-}
-
-// Record makes an event.
-func (c *Client) Record(ctx context.Context, by Reporter, e Event) error {
-	kind := corev1.EventTypeNormal
-	if e.Warning {
-		kind = corev1.EventTypeWarning
-	}
-	namespace := e.Object.Namespace
-	if namespace == "" {
-		namespace = metav1.NamespaceDefault
-	}
-	now := metav1.NewTime(time.Now())
-	_, err := c.CoreV1().Events(namespace).Create(ctx, &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{GenerateName: e.Object.Name + ".", Namespace: namespace},
-		InvolvedObject: e.Object,
-		Type:           kind, Reason: e.Reason, Message: e.Message,
-		Source:         corev1.EventSource{Component: by.Component, Host: by.Instance},
-		FirstTimestamp: now, LastTimestamp: now, Count: 1,
-		ReportingController: by.Component, ReportingInstance: by.Instance,
-	}, metav1.CreateOptions{})
-	if err != nil {
-		return fmt.Errorf("record event %s: %w", e.Reason, err)
-	}
-	return nil
 }
 
 func connect(config *rest.Config) (*Client, error) {

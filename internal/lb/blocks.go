@@ -2,7 +2,6 @@ package lb
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -31,34 +30,38 @@ const (
 	refusalPause = time.Minute
 )
 
-// keepPools keeps IPPools that have blocks from being deleted, and tells of blocks that nodes do not use.
-func (a *allocator) keepPools(ctx context.Context) error {
+// keepPools has IPPools that have blocks kept from being deleted, and tells of blocks that nodes do not use.
+func (a *allocator) keepPools() {
 	objects := ippool.Objects{Pools: a.view.PodPools(), Blocks: a.view.Blocks(), Nodes: a.view.Nodes(), Services: a.view.ServiceCIDRs(), AddressPools: a.view.AddressPools()}
 	f := ippool.Read(objects)
-	var errs []error
 	for _, p := range f.Pools {
+		object := "ippool/" + p.Name
 		want, differs := f.Finalizers(p)
 		if !differs {
+			a.writes.Withdraw(object)
 			continue
 		}
-		if p.Deleting { // for good: the watch may not have told of all blocks yet
-			now, err := a.Client.Blocks(ctx)
-			if err != nil {
-				errs = append(errs, err)
-				continue
+		a.writes.Publish(object, func(ctx context.Context) error {
+			finalizers := want
+			if p.Deleting { // for good: the watch may not have told of all blocks yet
+				now, err := a.Client.Blocks(ctx)
+				if err != nil {
+					return err
+				}
+				var differs bool
+				if finalizers, differs = f.WithBlocks(now).Finalizers(p); !differs {
+					return nil
+				}
 			}
-			if want, differs = f.WithBlocks(now).Finalizers(p); !differs {
-				continue
+			if err := a.Client.SetPoolFinalizers(ctx, p.Object(), finalizers); err != nil && !apierrors.IsConflict(err) {
+				return err
 			}
-		}
-		if err := a.Client.SetPoolFinalizers(ctx, p.Object(), want); err != nil && !apierrors.IsConflict(err) {
-			errs = append(errs, err)
-		}
+			return nil
+		})
 	}
 	for _, e := range a.refusals.tell(f.Refused, time.Now()) {
-		a.send(ctx, e)
+		a.events.Record(e)
 	}
-	return errors.Join(errs...)
 }
 
 // wait says whether there are blocks that are still to be told of.

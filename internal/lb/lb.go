@@ -8,11 +8,11 @@ package lb
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -67,9 +67,13 @@ func Run(ctx context.Context, o Options) error {
 type allocator struct {
 	Options
 	*monitor
-	view *kube.BalancerView
-	told map[types.NamespacedName]string // what was said of a Service last
-	key  time.Time                       // when it was last seen to be there
+	view   *kube.BalancerView
+	writes *kube.Publisher
+	events *kube.Recorder
+	gifts  *gifts
+	wake   func()
+	told   map[types.NamespacedName]string // what was said of a Service last
+	key    time.Time                       // when it was last asked for
 	// problems are those of Services that have nothing to do with pools, too.
 	problems *problems
 
@@ -79,19 +83,28 @@ type allocator struct {
 func allocate(ctx context.Context, o Options, m *monitor) error {
 	o.Log.Info("this controller leads", "identity", o.Identity)
 	wake := make(chan struct{}, 1)
-	a := &allocator{Options: o, monitor: m, told: map[types.NamespacedName]string{}, problems: newProblems()}
-	var err error
-	if a.view, err = o.Client.BalancerView(ctx, Component, func() {
+	changed := func() {
 		select {
 		case wake <- struct{}{}:
 		default:
 		}
-	}); err != nil {
+	}
+	a := &allocator{Options: o, monitor: m, told: map[types.NamespacedName]string{}, gifts: newGifts(), wake: changed, problems: newProblems(),
+		writes: kube.NewPublisher(o.Log, changed), events: o.Client.NewRecorder(ctx, kube.Reporter{Component: Component, Instance: o.Identity})}
+	var err error
+	if a.view, err = o.Client.BalancerView(ctx, Component, changed); err != nil {
 		return err
 	}
+	// Who leads no more has no write under way: the next one's would meet it.
+	var writing sync.WaitGroup
+	defer writing.Wait()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	writing.Go(func() { a.writes.Run(ctx) })
 	tick := time.NewTicker(o.Resync)
 	defer tick.Stop()
-	again := time.After(0)
+	changed()
+	var again <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -101,12 +114,9 @@ func allocate(ctx context.Context, o Options, m *monitor) error {
 		case <-again:
 		}
 		again = nil
-		err := a.pass(ctx)
-		a.passed(a.view.Synced(), err)
-		if err != nil && ctx.Err() == nil {
-			o.Log.Warn("not all is as it should be; it is tried again", "error", err)
-			again = time.After(retry)
-		} else if a.refusals.wait() {
+		a.pass()
+		a.passed(a.view.Synced(), a.writes.Err())
+		if a.refusals.wait() {
 			again = time.After(settled)
 		}
 		// What comes at once is looked at at once; a burst is one look.
@@ -117,23 +127,17 @@ func allocate(ctx context.Context, o Options, m *monitor) error {
 	}
 }
 
-const (
-	// retry is how long after an error everything is tried again.
-	retry = time.Second
-	// pause is the least time between two looks at everything.
-	pause = 20 * time.Millisecond
-)
+// pause is the least time between two looks at everything.
+const pause = 20 * time.Millisecond
 
-// pass makes the API say what it should.
-func (a *allocator) pass(ctx context.Context) error {
+// pass has the API say what it should. It waits for no answer: what was written comes back by the watches.
+func (a *allocator) pass() {
 	if time.Since(a.key) >= a.Resync {
-		if err := a.ensureKey(ctx); err != nil {
-			a.Log.Warn("agents notice late that a node has lost power", "error", err)
-		}
+		a.writes.Publish("key", a.ensureKey)
 		a.key = time.Now()
 	}
 	if !a.view.Synced() {
-		return nil
+		return
 	}
 	pools := vip.Read(vip.Objects{Pools: a.view.AddressPools(), Nodes: a.view.Nodes(), Services: a.view.ServiceCIDRs(), PodPools: a.view.PodPools()})
 	namespaces := map[string]labels.Set{}
@@ -146,15 +150,12 @@ func (a *allocator) pass(ctx context.Context) error {
 		services[types.NamespacedName{Namespace: s.Namespace, Name: s.Name}] = s
 	}
 	assignments := pools.Assign(all, namespaces)
-	errs := []error{a.takeBack(ctx, all), a.takeSessions(ctx), a.keepPools(ctx)}
-	// Addresses that change hands are taken from the one before the other gets them.
-	for _, losing := range []bool{true, false} {
-		for _, x := range assignments {
-			s := services[x.Service]
-			if loses(s, x.Addresses) == losing {
-				errs = append(errs, a.assign(ctx, s, x, len(pools) > 0))
-			}
-		}
+	a.takeSessions()
+	a.keepPools()
+	a.takeBack(all)
+	leaving := a.leaving(all, assignments)
+	for _, x := range assignments {
+		a.assign(services[x.Service], x, leaving, len(pools) > 0)
 	}
 	for name := range a.told {
 		if s := services[name]; s == nil || !vip.Ours(s) {
@@ -163,108 +164,145 @@ func (a *allocator) pass(ctx context.Context) error {
 	}
 	statuses := map[string]v1alpha1.AddressPoolStatus{}
 	for i := range pools {
-		status, err := a.tellPool(ctx, &pools[i], assignments)
-		statuses[pools[i].Name] = status
-		errs = append(errs, err)
+		statuses[pools[i].Name] = a.tellPool(&pools[i], assignments)
 	}
 	a.see(assignments, statuses)
-	a.tellProblems(ctx)
-	return errors.Join(errs...)
+	a.tellProblems()
 }
 
-// loses says whether a Service has an address that it is not to have.
-func loses(s *corev1.Service, want []netip.Addr) bool {
+// addresses are those that the API says a Service has.
+func addresses(s *corev1.Service) (list []netip.Addr) {
 	for _, in := range s.Status.LoadBalancer.Ingress {
-		if addr, err := netip.ParseAddr(in.IP); err != nil || !slices.Contains(want, addr) {
-			return true
+		if addr, err := netip.ParseAddr(in.IP); err == nil {
+			list = append(list, addr)
 		}
 	}
-	return false
+	return list
 }
 
-// assign writes what a Service has, and tells of it.
-func (a *allocator) assign(ctx context.Context, s *corev1.Service, x vip.Assignment, anyPools bool) error {
-	want := vip.Ingress(x.Addresses)
+// assign has it written what a Service has, and tells of it. A Service gets no address that another has, or may get by a
+// write that is under way, and is to lose: that one's status says first that it has not.
+func (a *allocator) assign(s *corev1.Service, x vip.Assignment, leaving map[netip.Addr]bool, anyPools bool) {
+	has := addresses(s)
+	now := slices.DeleteFunc(slices.Clone(x.Addresses), func(addr netip.Addr) bool { return leaving[addr] && !slices.Contains(has, addr) })
+	want := vip.Ingress(now)
 	finalizers := vip.Finalizers(s, len(want) > 0)
-	if !slices.EqualFunc(s.Status.LoadBalancer.Ingress, want, sameIngress) || len(finalizers) != len(s.Finalizers) && (len(want) > 0 || vip.Wrote(s)) {
-		// A cluster without pools may have another's controller for Services without a class.
-		if len(want) == 0 && !anyPools && !vip.Wrote(s) {
+	differs := !slices.EqualFunc(s.Status.LoadBalancer.Ingress, want, sameIngress) || len(finalizers) != len(s.Finalizers) && (len(want) > 0 || vip.Wrote(s))
+	object := serviceWrite(s)
+	switch turn := a.gifts.supersede(object); {
+	// A cluster without pools may have another's controller for Services without a class.
+	case !differs, len(want) == 0 && !anyPools && !vip.Wrote(s):
+		a.writes.Withdraw(object)
+	default:
+		a.writes.Publish(object, func(ctx context.Context) error {
+			if !a.gifts.begin(object, turn, gift{s.ResourceVersion, now}) {
+				return nil
+			}
+			switch err := a.Client.SetIngress(ctx, s, Component, want, finalizers); {
+			case apierrors.IsConflict(err): // what has changed is on its way here, and wakes the loop
+				return nil
+			case err != nil:
+				if a.gifts.failed(object, turn) {
+					a.wake()
+				}
+				return err
+			}
+			a.Log.Info("wrote the addresses of a Service", "service", x.Service.String(), "addresses", now, "pools", x.Pools)
+			for i, addr := range x.Addresses {
+				if slices.Contains(now, addr) && !slices.Contains(has, addr) {
+					a.record(s, kube.Event{Reason: "AddressAssigned", Message: fmt.Sprintf("%s of AddressPool %s", addr, x.Pools[i])})
+				}
+			}
 			return nil
-		}
-		if err := a.Client.SetIngress(ctx, s, Component, want, finalizers); err != nil {
-			if apierrors.IsConflict(err) {
-				return nil // what has changed is on its way here, and wakes the loop
-			}
-			return err
-		}
-		a.Log.Info("wrote the addresses of a Service", "service", x.Service.String(), "addresses", x.Addresses, "pools", x.Pools)
-		for i, addr := range x.Addresses {
-			if !slices.ContainsFunc(s.Status.LoadBalancer.Ingress, func(in corev1.LoadBalancerIngress) bool { return in.IP == addr.String() }) {
-				a.record(ctx, s, kube.Event{Reason: "AddressAssigned", Message: fmt.Sprintf("%s of AddressPool %s", addr, x.Pools[i])})
-			}
-		}
+		})
 	}
 	if x.Text != a.told[x.Service] {
 		if x.Text != "" {
-			a.record(ctx, s, kube.Event{Warning: true, Reason: x.Reason, Message: x.Text})
+			a.record(s, kube.Event{Warning: true, Reason: x.Reason, Message: x.Text})
 		}
 		a.told[x.Service] = x.Text
 	}
-	return nil
 }
+
+// serviceWrite is a Service among the publisher's objects.
+func serviceWrite(s *corev1.Service) string { return "service/" + s.Namespace + "/" + s.Name }
 
 func sameIngress(a, b corev1.LoadBalancerIngress) bool {
 	return a.IP == b.IP && a.Hostname == b.Hostname && a.IPMode != nil && *a.IPMode == *b.IPMode && len(a.Ports) == len(b.Ports)
 }
 
-// takeBack takes the addresses of Services that are not ours any more, if it was us who gave them.
-func (a *allocator) takeBack(ctx context.Context, all []*corev1.Service) error {
-	var errs []error
+// takeBack has the addresses taken of Services that are not ours any more, if it was us who gave them.
+func (a *allocator) takeBack(all []*corev1.Service) {
 	for _, s := range all {
-		if vip.Ours(s) || !vip.Wrote(s) {
+		switch {
+		case vip.Ours(s):
+			continue
+		case !vip.Wrote(s):
+			a.writes.Withdraw(serviceWrite(s))
 			continue
 		}
-		if err := a.Client.SetIngress(ctx, s, Component, nil, vip.Finalizers(s, false)); err != nil && !apierrors.IsConflict(err) {
-			errs = append(errs, err)
-		}
+		a.writes.Publish(serviceWrite(s), func(ctx context.Context) error {
+			err := a.Client.SetIngress(ctx, s, Component, nil, vip.Finalizers(s, false))
+			if apierrors.IsConflict(err) {
+				return nil
+			}
+			return err
+		})
 	}
-	return errors.Join(errs...)
 }
 
-// takeSessions takes from the status of BGPPeers what nodes have said that the cluster no longer has. The agents may write
-// no entries but their own. Of a node that has only just come an entry may be taken too early: its agent writes it again.
-func (a *allocator) takeSessions(ctx context.Context) error {
+// takeSessions has what nodes have said that the cluster no longer has taken from the status of BGPPeers. The agents may
+// write no entries but their own. Of a node that has only just come an entry may be taken too early: its agent writes it
+// again.
+func (a *allocator) takeSessions() {
 	nodes := map[string]bool{}
 	for _, n := range a.view.Nodes() {
 		nodes[n.Name] = true
 	}
-	var errs []error
 	for _, p := range a.view.BGPPeers() {
+		var gone []string
 		for _, s := range p.Status.Sessions {
 			if !nodes[s.Node] {
-				errs = append(errs, a.Client.PublishBGPSession(ctx, p.Name, s.Node, nil))
+				gone = append(gone, s.Node)
 			}
 		}
+		object := "bgppeer/" + p.Name
+		if len(gone) == 0 {
+			a.writes.Withdraw(object)
+			continue
+		}
+		a.writes.Publish(object, func(ctx context.Context) error {
+			for _, node := range gone {
+				if err := a.Client.PublishBGPSession(ctx, p.Name, node, nil); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	}
-	return errors.Join(errs...)
 }
 
-// tellPool writes the status of a pool, and makes an event where it has become good or bad.
-func (a *allocator) tellPool(ctx context.Context, p *vip.Pool, assignments []vip.Assignment) (v1alpha1.AddressPoolStatus, error) {
+// tellPool has the status of a pool written, and an event made where it has become good or bad.
+func (a *allocator) tellPool(p *vip.Pool, assignments []vip.Assignment) v1alpha1.AddressPoolStatus {
 	status, differs := p.Status(assignments, time.Now())
+	object := "addresspool/" + p.Name
 	if !differs {
-		return status, nil
-	}
-	if err := a.Client.SetAddressPoolStatus(ctx, p.Name, status); err != nil {
-		return status, err
+		a.writes.Withdraw(object)
+		return status
 	}
 	was := meta.FindStatusCondition(p.Object().Status.Conditions, v1alpha1.PoolValid)
 	is := meta.FindStatusCondition(status.Conditions, v1alpha1.PoolValid)
-	if was != nil && was.Status == is.Status && was.Message == is.Message {
-		return status, nil
-	}
-	a.send(ctx, kube.Event{Object: kube.AddressPoolReference(p.Object()), Warning: is.Status != metav1.ConditionTrue, Reason: is.Reason, Message: is.Message})
-	return status, nil
+	reference := kube.AddressPoolReference(p.Object())
+	a.writes.Publish(object, func(ctx context.Context) error {
+		if err := a.Client.SetAddressPoolStatus(ctx, p.Name, status); err != nil {
+			return err
+		}
+		if was == nil || was.Status != is.Status || was.Message != is.Message {
+			a.events.Record(kube.Event{Object: reference, Warning: is.Status != metav1.ConditionTrue, Reason: is.Reason, Message: is.Message})
+		}
+		return nil
+	})
+	return status
 }
 
 // ensureKey makes the key by which agents know each other, and without which they ask the API server which nodes live.
@@ -276,18 +314,8 @@ func (a *allocator) ensureKey(ctx context.Context) error {
 	return a.Client.EnsureSecret(ctx, netconf.Namespace, membership.Secret, map[string][]byte{membership.SecretKey: key})
 }
 
-func (a *allocator) record(ctx context.Context, s *corev1.Service, e kube.Event) {
+func (a *allocator) record(s *corev1.Service, e kube.Event) {
 	e.Object = kube.ServiceReference(types.NamespacedName{Namespace: s.Namespace, Name: s.Name})
 	e.Object.UID = s.UID // by which `kubectl describe` finds it
-	a.send(ctx, e)
-}
-
-func (a *allocator) send(ctx context.Context, e kube.Event) {
-	const longest = 1024 // the API's limit
-	if len(e.Message) > longest {
-		e.Message = e.Message[:longest-4] + " ..."
-	}
-	if err := a.Client.Record(ctx, kube.Reporter{Component: Component, Instance: a.Identity}, e); err != nil {
-		a.Log.Warn("an event was lost", "error", err)
-	}
+	a.events.Record(e)
 }

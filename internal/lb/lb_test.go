@@ -39,6 +39,8 @@ type cluster struct {
 	*testing.T
 	client *kube.Client
 	own    *kube.Client // with the rights that the controller has
+	// ownConfig is the kubeconfig of own.
+	ownConfig string
 }
 
 func start(t *testing.T) cluster {
@@ -60,7 +62,7 @@ func start(t *testing.T) cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := cluster{t, client, own}
+	c := cluster{t, client, own, path}
 	objects, err := kube.Decode(bytes.NewReader(deploy.Manifests()))
 	if err != nil {
 		t.Fatal(err)

@@ -56,8 +56,8 @@ func newMonitor(resync time.Duration) *monitor {
 	return m
 }
 
-// stuck is how much later than it should the loop may come round before the process is started anew. A request to an
-// API server that is silent ends earlier, for then the Lease is lost.
+// stuck is how much later than it should the loop may come round before the process is started anew. No API server holds
+// it up, since none is waited for.
 const stuck = time.Minute
 
 // lead notes that this controller leads now, or no more.

@@ -1,8 +1,6 @@
 package lb
 
 import (
-	"context"
-
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/internal/kube"
@@ -70,14 +68,14 @@ func (p *problems) find(view *kube.BalancerView, client *kube.Client) []service.
 	return found
 }
 
-// tellProblems records what is newly wrong with Services.
-func (a *allocator) tellProblems(ctx context.Context) {
+// tellProblems has events made of what is newly wrong with Services.
+func (a *allocator) tellProblems() {
 	for _, p := range a.problems.find(a.view, a.Client) {
 		a.Log.Warn("problem", "what", p.String())
 		e := kube.Event{Object: kube.ServiceReference(p.Service), Warning: true, Reason: ServiceProblem, Message: p.Text}
 		if s := a.view.Service(p.Service); s != nil {
 			e.Object.UID = s.UID // by which `kubectl describe` finds it
 		}
-		a.send(ctx, e)
+		a.events.Record(e)
 	}
 }
