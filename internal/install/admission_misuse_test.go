@@ -111,6 +111,7 @@ var agentMisuses = []misuse{
 	event(agentAccount, "node-b", `{"kind": "Node", "apiVersion": "v1", "name": "node-a"}`, "", "says that it is one"),
 	event("kubelet", "node-a", `{"kind": "Node", "apiVersion": "v1", "name": "node-a"}`, "", "says that it is one"),
 	event(agentAccount, "node-a", `{"kind": "Node", "apiVersion": "v1", "name": "node-a"}`, `, "finalizers": ["example.com/hold"]`, "an event of an agent has no owners and no finalizers"),
+	event(agentAccount, "node-a", `{"kind": "Service", "apiVersion": "v1", "name": "web", "namespace": "default"}`, "", "and not of Service web"),
 	takeEvent("by-cloud", agentAccount, "node-a", "the agent of node node-a counts in its own events"),
 	takeEvent("by-node-b", agentAccount, "node-a", "the agent of node node-a counts in its own events"),
 	{http.MethodDelete, "/api/v1/namespaces/default/events", "", ``, noRight + `deletecollection resource \"events\"`},

@@ -255,8 +255,7 @@ func useAgent(ctx context.Context, t *testing.T, as *caller, admin *kube.Client)
 	testenv.Must(t, err)
 	peers, _ := view.BGPPeers()
 	by := kube.Reporter{Component: agentAccount, Instance: "node-a"}
-	recordTwice(ctx, t, c, admin, by, []corev1.ObjectReference{kube.NodeReference("node-a"), kube.PoolReference(pools[0]), kube.BGPPeerReference(peers[0]),
-		kube.ServiceReference(types.NamespacedName{Namespace: "default", Name: "web"})})
+	recordTwice(ctx, t, c, admin, by, []corev1.ObjectReference{kube.NodeReference("node-a"), kube.PoolReference(pools[0]), kube.BGPPeerReference(peers[0])})
 	for _, name := range []string{"fathom-bgp", "fathom-membership"} {
 		if _, err := c.Secret(ctx, netconf.Namespace, name); err != nil {
 			t.Error(err)
