@@ -67,7 +67,7 @@ func startServer(t *testing.T, addr string) (asked *atomic.Int64, stop func()) {
 			add(1)
 		default:
 			m.Rcode = dns.RcodeNameError
-			m.Ns = []dns.RR{&dns.SOA{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: 30}, Ns: "ns.", Mbox: "m.", Minttl: 30}}
+			m.Ns = []dns.RR{&dns.SOA{Hdr: dns.RR_Header{Name: "cluster.local.", Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: 30}, Ns: "ns.", Mbox: "m.", Minttl: 30}}
 		}
 		_ = w.WriteMsg(m)
 	})}

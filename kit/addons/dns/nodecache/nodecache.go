@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -53,7 +54,7 @@ type NodeCache struct {
 	Next     plugin.Handler
 	upstream *upstream.Upstream
 	// search are the domains that resolvers of pods try after that of their own namespace, each absolute: svc.DOMAIN
-	// first.
+	// first, and then DOMAIN, the cluster's.
 	search  []string
 	answers *answers
 	waiting *share.Places
@@ -224,17 +225,32 @@ func (c *NodeCache) fly(q upstream.Question, client netip.Addr, follows bool) (*
 			follows = follows || before.follows
 		}
 		c.keep(q, m, follows)
-		if m.Rcode == dns.RcodeNameError && !follows {
+		if !follows && c.deniedByCluster(m) {
 			c.lookAhead(q, client)
 		}
 	})
 }
 
-// lookAhead asks for what a resolver asks next if the name was the first of its search list: the name below the other
-// domains of the list, and the name itself. All at once, so that the resolver waits for the servers twice, and
-// not once for each domain, and finds what it asks for on the node. If the name was no such thing, nothing is lost but
-// these questions. What follows www.example.com.svc.DOMAIN, as if com were a namespace, is asked for only if that name
-// came by itself. They are on the client's account, and where there is no room for them they are left out.
+// deniedByCluster says whether a message denies a name, and speaks for the cluster's domain. Where the servers' plugin
+// kubernetes has a bare fallthrough, they ask somebody outside for what it does not know, and the SOA record is that
+// one's.
+func (c *NodeCache) deniedByCluster(m *dns.Msg) bool {
+	if m.Rcode != dns.RcodeNameError || len(c.search) < 2 {
+		return false
+	}
+	for _, rr := range m.Ns {
+		if _, ok := rr.(*dns.SOA); ok {
+			return dns.IsSubDomain(c.search[1], rr.Header().Name)
+		}
+	}
+	return false
+}
+
+// lookAhead asks for what a resolver asks next if the name was the first of its search list, as far as it is a name of
+// the cluster. All at once, so that the resolver waits for the servers once more, and not once for each domain. If
+// the name was no such thing, nothing is lost but these questions. What follows www.example.com.svc.DOMAIN, as if com
+// were a namespace, is asked for only if that name came by itself. They are on the client's account, and where there is
+// no room for them they are left out.
 func (c *NodeCache) lookAhead(q upstream.Question, client netip.Addr) {
 	for _, name := range c.following(q) {
 		next := q
@@ -249,9 +265,11 @@ func (c *NodeCache) lookAhead(q upstream.Question, client netip.Addr) {
 	}
 }
 
-// following are the names that a resolver tries after this one.
+// following are the names that a resolver tries after this one, without those that are not the cluster's. The servers pass
+// those on, and who is outside learns what a pod asks for inside: billing.finance, if that is a Service, or passwrds, if
+// somebody has misspelled one. A resolver that finds the Service does not ask for them, so nobody does before it.
 func (c *NodeCache) following(q upstream.Question) []string {
-	if len(c.search) == 0 || q.Type != dns.TypeA && q.Type != dns.TypeAAAA || q.Class != dns.ClassINET {
+	if len(c.search) < 2 || q.Type != dns.TypeA && q.Type != dns.TypeAAAA || q.Class != dns.ClassINET {
 		return nil
 	}
 	rest, found := strings.CutSuffix(q.Name, "."+c.search[0])
@@ -264,12 +282,12 @@ func (c *NodeCache) following(q upstream.Question) []string {
 	}
 	name := rest[:labels[len(labels)-1]] // with the dot before the namespace
 	var all []string
-	for _, domain := range c.search {
-		if _, ok := dns.IsDomainName(name + domain); ok {
+	for _, domain := range append(slices.Clone(c.search), "") {
+		if _, ok := dns.IsDomainName(name + domain); ok && dns.IsSubDomain(c.search[1], name+domain) {
 			all = append(all, name+domain)
 		}
 	}
-	return append(all, name)
+	return all
 }
 
 // keep remembers a message, in the place of what was known before: the newest answer is the only one.

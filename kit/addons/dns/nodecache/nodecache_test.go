@@ -57,6 +57,7 @@ type servers struct {
 	ttl     uint32
 	silent  bool
 	hushed  string // the domain below which nothing is answered
+	passes  bool   // what does not exist somebody else has denied
 	asked   []string
 	open    func() int // connections
 }
@@ -140,7 +141,11 @@ func (s *servers) ServeDNS(w dns.ResponseWriter, r *dns.Msg) {
 		m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: s.ttl}, A: netip.MustParseAddr(addr).AsSlice()}}
 	default:
 		m.Rcode = dns.RcodeNameError
-		m.Ns = []dns.RR{&dns.SOA{Hdr: dns.RR_Header{Name: "cluster.local.", Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: s.ttl}, Ns: "ns.", Mbox: "m.", Minttl: s.ttl}}
+		zone := "cluster.local."
+		if s.passes || !dns.IsSubDomain(zone, q.Name) {
+			zone = "."
+		}
+		m.Ns = []dns.RR{&dns.SOA{Hdr: dns.RR_Header{Name: zone, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: s.ttl}, Ns: "ns.", Mbox: "m.", Minttl: s.ttl}}
 	}
 	s.mu.Unlock()
 	if m != nil {
@@ -324,31 +329,63 @@ func TestComesBack(t *testing.T) {
 	expect(t, "back", <-answer, "NOERROR 10.96.1.1 ttl 5")
 }
 
-// The first name of a search list that does not exist brings the others, and those are then answered on the node.
+// The first name of a search list that does not exist brings the others of the cluster's, and those are then answered on
+// the node.
 func TestLooksAhead(t *testing.T) {
 	s := newServers(t)
 	s.records["www.example.com."] = "192.0.2.1"
 	c, _ := newCache(t, s)
 	expect(t, "first of the list", resolve(c, "www.example.com.shop.svc.cluster.local."), "NXDOMAIN")
-	want := "www.example.com. www.example.com.cluster.local. www.example.com.corp.example. www.example.com.shop.svc.cluster.local. www.example.com.svc.cluster.local."
-	for _, name := range []string{"www.example.com.svc.cluster.local.", "www.example.com.cluster.local.", "www.example.com.corp.example."} {
+	eventually(t, "what follows in the cluster is known", func() bool {
+		return c.answers.kept.Len() == 3
+	})
+	for _, name := range []string{"www.example.com.svc.cluster.local.", "www.example.com.cluster.local."} {
 		expect(t, name, resolve(c, name), "NXDOMAIN")
 	}
+	expect(t, "asked", strings.Join(s.took(), " "), "www.example.com.cluster.local. www.example.com.shop.svc.cluster.local. www.example.com.svc.cluster.local.")
+	expect(t, "beyond the cluster", resolve(c, "www.example.com.corp.example."), "NXDOMAIN")
 	expect(t, "the name", resolve(c, "www.example.com."), "NOERROR 192.0.2.1 ttl 30")
-	expect(t, "asked", strings.Join(s.took(), " "), want)
+	expect(t, "asked in the end", strings.Join(s.took(), " "), "www.example.com. www.example.com.corp.example.")
+}
+
+// Names that the cluster's servers pass on are asked for when a client has asked for them, and never before: who is
+// outside learns no name of a Service, or what is left of one that was misspelled, that CoreDNS alone would not tell it.
+func TestTellsNobodyOutside(t *testing.T) {
+	s := newServers(t)
+	s.records["billing.finance.svc.cluster.local."] = "10.96.1.1"
+	c, k := newCache(t, s)
+	for range 3 {
+		expect(t, "billing.finance by a search list", resolve(c, "billing.finance.shop.svc.cluster.local."), "NXDOMAIN")
+		expect(t, "and there it is", resolve(c, "billing.finance.svc.cluster.local."), "NOERROR 10.96.1.1 ttl 5")
+		expect(t, "misspelled", resolve(c, "passwrds.vault.svc.cluster.local."), "NXDOMAIN")
+		expect(t, "misspelled in all", resolve(c, "www.example.svc.cluster.local."), "NXDOMAIN")
+		eventually(t, "nothing is under way", func() bool { return c.upstream.Flights() == 0 })
+		k.pass(6 * time.Second)
+	}
+	// The servers have a rule that passes on what the cluster does not know, and so what follows such a name.
+	s.set(func() { s.passes = true })
+	expect(t, "passed on", resolve(c, "tokens.vault.svc.cluster.local."), "NXDOMAIN")
+	eventually(t, "nothing is under way", func() bool { return c.upstream.Flights() == 0 })
+	for _, name := range s.took() {
+		if !dns.IsSubDomain("cluster.local.", name) || strings.HasPrefix(name, "tokens.") && name != "tokens.vault.svc.cluster.local." {
+			t.Errorf("the servers were asked for %s, which nobody has asked for, and pass it on", name)
+		}
+	}
 }
 
 func TestFollowing(t *testing.T) {
-	c := New("127.0.0.1:1", []string{"svc.cluster.local.", "cluster.local."})
+	c := New("127.0.0.1:1", []string{"svc.cluster.local.", "cluster.local.", "corp.example.", "zone.cluster.local."})
 	for name, want := range map[string]string{
-		"www.example.com.shop.svc.cluster.local.": "www.example.com.svc.cluster.local. www.example.com.cluster.local. www.example.com.",
-		"db.shop.svc.cluster.local.":              "db.svc.cluster.local. db.cluster.local. db.",
-		`a\.b.shop.svc.cluster.local.`:            `a\.b.svc.cluster.local. a\.b.cluster.local. a\.b.`,
+		"www.example.com.shop.svc.cluster.local.": "www.example.com.svc.cluster.local. www.example.com.cluster.local. www.example.com.zone.cluster.local.",
+		"db.shop.svc.cluster.local.":              "db.svc.cluster.local. db.cluster.local. db.zone.cluster.local.",
+		`a\.b.shop.svc.cluster.local.`:            `a\.b.svc.cluster.local. a\.b.cluster.local. a\.b.zone.cluster.local.`,
 		"shop.svc.cluster.local.":                 "",
 		"svc.cluster.local.":                      "",
-		"www.example.com.svc.cluster.local.":      "www.example.svc.cluster.local. www.example.cluster.local. www.example.",
+		"www.example.com.svc.cluster.local.":      "www.example.svc.cluster.local. www.example.cluster.local. www.example.zone.cluster.local.",
 		"www.example.com.":                        "",
 		"xsvc.cluster.local.":                     "",
+		// A whole name with the search list added
+		"a.b.cluster.local.shop.svc.cluster.local.": "a.b.cluster.local.svc.cluster.local. a.b.cluster.local.cluster.local. a.b.cluster.local.zone.cluster.local. a.b.cluster.local.",
 	} {
 		q := upstream.Question{Name: name, Type: dns.TypeA, Class: dns.ClassINET}
 		expect(t, name, strings.Join(c.following(q), " "), want)
