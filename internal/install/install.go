@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"slices"
 	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
@@ -86,15 +88,15 @@ func Objects(o Options) ([]*unstructured.Unstructured, error) {
 				}
 			}
 		case "DaemonSet":
-			image, env, args := o.Image, env, args
+			set := podSettings{o.Nodes, o.Image, env, args, config.AgentMemory}
 			if object.GetName() != daemonSet {
-				image, env, args = o.DNSImage, nil, nil
+				set = podSettings{nodes: o.Nodes, image: o.DNSImage, memory: config.DNSMemory}
 			}
-			if err := setPods(object, o.Nodes, image, env, args); err != nil {
+			if err := set.apply(object); err != nil {
 				return nil, fmt.Errorf("DaemonSet %s of deploy: %w", object.GetName(), err)
 			}
 		case "Deployment":
-			if err := setPods(object, nil, o.Image, env, args); err != nil {
+			if err := (podSettings{nil, o.Image, env, args, config.ControllerMemory}).apply(object); err != nil {
 				return nil, fmt.Errorf("%s of deploy/fathom.yaml: %w", object.GetName(), err)
 			}
 		}
@@ -107,9 +109,21 @@ func dnsObjects() ([]*unstructured.Unstructured, error) {
 	return kube.Decode(bytes.NewReader(deploy.DNS))
 }
 
-// setPods changes where pods of a DaemonSet or a Deployment run, and their container.
-func setPods(object *unstructured.Unstructured, nodes map[string]string, image string, env, args []any) error {
-	for label, value := range nodes {
+// podSettings are what an installation chooses for the pods of a DaemonSet or a Deployment, which have one container. What
+// is empty stays as the manifests have it.
+type podSettings struct {
+	nodes     map[string]string // labels of nodes
+	image     string
+	env, args []any
+	memory    int64 // the limit, in bytes
+}
+
+// goMemory is the part of a container's memory, in percent, that Go is told to stay below (GOMEMLIMIT). The rest is the
+// kernel's that is charged to the container: sockets, maps of eBPF and sets of nftables. The manifests have the same part.
+const goMemory = 75
+
+func (s podSettings) apply(object *unstructured.Unstructured) error {
+	for label, value := range s.nodes {
 		if err := unstructured.SetNestedField(object.Object, value, "spec", "template", "spec", "nodeSelector", label); err != nil {
 			return err
 		}
@@ -123,24 +137,43 @@ func setPods(object *unstructured.Unstructured, nodes map[string]string, image s
 		return fmt.Errorf("%s %s has not one container", object.GetKind(), object.GetName())
 	}
 	container := containers[0].(map[string]any)
-	if image != "" {
-		container["image"] = image
+	if s.image != "" {
+		container["image"] = s.image
 	}
-	if len(env) > 0 {
-		have, _, err := unstructured.NestedSlice(container, "env")
-		if err != nil {
+	env := s.env
+	if s.memory > 0 {
+		limit := resource.NewQuantity(s.memory, resource.BinarySI).String()
+		if err := unstructured.SetNestedField(container, limit, "resources", "limits", "memory"); err != nil {
 			return err
 		}
-		container["env"] = append(have, env...)
+		env = append(slices.Clip(env), map[string]any{"name": "GOMEMLIMIT", "value": strconv.FormatInt(s.memory*goMemory/100, 10)})
 	}
-	if len(args) > 0 {
+	if err := merge(container, "env", env); err != nil {
+		return err
+	}
+	if len(s.args) > 0 {
 		have, _, err := unstructured.NestedSlice(container, "args")
 		if err != nil {
 			return err
 		}
-		container["args"] = append(have, args...)
+		container["args"] = append(have, s.args...)
 	}
 	return unstructured.SetNestedSlice(object.Object, containers, path...)
+}
+
+// merge puts objects into a list of objects, each in the place of the one that has its name.
+func merge(object map[string]any, field string, add []any) error {
+	list, _, err := unstructured.NestedSlice(object, field)
+	if err != nil || len(add) == 0 {
+		return err
+	}
+	name := func(x any) any { return x.(map[string]any)["name"] }
+	for _, a := range add {
+		list = slices.DeleteFunc(list, func(have any) bool { return name(have) == name(a) })
+		list = append(list, a)
+	}
+	object[field] = list
+	return nil
 }
 
 // tokenReviewers lets agents and the controller ask whose a token is and what its user may. It is no part of the manifests:

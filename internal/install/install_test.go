@@ -3,11 +3,15 @@ package install_test
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/fathom-network/fathom/deploy"
 	"github.com/fathom-network/fathom/internal/install"
@@ -148,12 +152,66 @@ func TestDNS(t *testing.T) {
 	}
 }
 
+// TestMemory has every program's memory bounded, by the manifests and by settings, and Go told of three quarters of it.
+func TestMemory(t *testing.T) {
+	settings := map[string]string{"dns": "node-cache", "serviceProxy": "auto"}
+	raised := maps.Clone(settings)
+	maps.Copy(raised, map[string]string{"agentMemory": "2Gi", "controllerMemory": "1G", "dnsMemory": "300Mi"})
+	for name, tt := range map[string]struct {
+		config map[string]string
+		want   map[string]string
+	}{
+		"the manifests": {settings, map[string]string{"fathom-agent": "512Mi", "fathom-controller": "256Mi", "fathom-dns": "192Mi"}},
+		"settings":      {raised, map[string]string{"fathom-agent": "2Gi", "fathom-controller": "1G", "fathom-dns": "300Mi"}},
+	} {
+		objects, err := install.Objects(install.Options{Config: tt.config, APIServer: "10.0.0.1:6443"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]string{}
+		for _, o := range objects {
+			if o.GetKind() != "DaemonSet" && o.GetKind() != "Deployment" {
+				continue
+			}
+			var pods corev1.PodTemplateSpec
+			template, _, _ := unstructured.NestedMap(o.Object, "spec", "template")
+			if err := runtime.DefaultUnstructuredConverter.FromUnstructured(template, &pods); err != nil {
+				t.Fatal(err)
+			}
+			c := pods.Spec.Containers[0]
+			limit := c.Resources.Limits[corev1.ResourceMemory]
+			got[o.GetName()] = limit.String()
+			if request := c.Resources.Requests[corev1.ResourceMemory]; request.IsZero() || request.Cmp(limit) > 0 {
+				t.Errorf("%s: %s requests %s of %s", name, o.GetName(), &request, &limit)
+			}
+			var told []string
+			for _, e := range c.Env {
+				if e.Name == "GOMEMLIMIT" {
+					told = append(told, e.Value)
+				}
+			}
+			if len(told) != 1 {
+				t.Errorf("%s: %s has GOMEMLIMIT %v, want it once", name, o.GetName(), told)
+				continue
+			}
+			// Go writes MiB where Kubernetes writes Mi.
+			if go75 := resource.MustParse(strings.TrimSuffix(told[0], "B")); go75.Value() != limit.Value()*3/4 {
+				t.Errorf("%s: %s has GOMEMLIMIT %s of %s", name, o.GetName(), told[0], &limit)
+			}
+		}
+		if !maps.Equal(got, tt.want) {
+			t.Errorf("%s: limits %v, want %v", name, got, tt.want)
+		}
+	}
+}
+
 func TestObjectsRefuses(t *testing.T) {
 	for name, o := range map[string]install.Options{
 		"a setting that is wrong":       {Config: map[string]string{"mode": "overlay"}},
 		"an address without a port":     {APIServer: "10.0.0.1"},
 		"an address without a host":     {APIServer: ":6443"},
 		"a port that is none":           {APIServer: "10.0.0.1:https"},
+		"less memory than it starts in": {Config: map[string]string{"agentMemory": "8Mi"}},
 		"a setting that does not exist": {Config: map[string]string{"nodes": "3"}},
 	} {
 		if _, err := install.Objects(o); err == nil {

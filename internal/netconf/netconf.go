@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -53,6 +54,9 @@ type Config struct {
 	FastPath bool
 	// DNS says who answers when something on a node asks the cluster's DNS.
 	DNS DNS
+	// AgentMemory, ControllerMemory and DNSMemory limit the memory of the programs' containers, in bytes; 0 is what the
+	// manifests have. They are filled in when the network is installed: a running pod's limit is not the agents' to change.
+	AgentMemory, ControllerMemory, DNSMemory int64
 }
 
 // DNS is a way to answer what is asked at the cluster DNS address.
@@ -185,11 +189,16 @@ var settings = map[string]func(c *Config, value string) error{
 		c.FastPath = v == "auto"
 		return oneOf(v, "auto", "off")
 	},
+	"agentMemory":      func(c *Config, v string) error { return memory(&c.AgentMemory, v) },
+	"controllerMemory": func(c *Config, v string) error { return memory(&c.ControllerMemory, v) },
+	"dnsMemory":        func(c *Config, v string) error { return memory(&c.DNSMemory, v) },
 }
 
 const (
 	// minMTU is IPv6's least, RFC 8200; IPv4 would do with less, and nobody has it.
 	minMTU = 1280
+	// minMemory is what the smallest of the programs takes in an empty cluster.
+	minMemory = 64 << 20
 	// maxCoolDown is more than any client keeps a name's address for; above it a node runs out of addresses.
 	maxCoolDown = time.Hour
 )
@@ -236,6 +245,33 @@ func number(into *int, v string, low, high int) error {
 	}
 	*into = n
 	return nil
+}
+
+// memoryUnits are those of Kubernetes' quantities that somebody would write memory in.
+var memoryUnits = []struct {
+	suffix string
+	bytes  int64
+}{{"Ki", 1 << 10}, {"Mi", 1 << 20}, {"Gi", 1 << 30}, {"k", 1e3}, {"M", 1e6}, {"G", 1e9}, {"", 1}}
+
+// memory reads a quantity of whole units. Kubernetes' own package would be most of the CNI plugin, which has this one.
+func memory(into *int64, v string) error {
+	*into = 0
+	if v == "" {
+		return nil
+	}
+	for _, unit := range memoryUnits {
+		digits, found := strings.CutSuffix(v, unit.suffix)
+		if !found {
+			continue
+		}
+		n, err := strconv.ParseInt(digits, 10, 64)
+		if err != nil || n > math.MaxInt64/unit.bytes || n*unit.bytes < minMemory {
+			break
+		}
+		*into = n * unit.bytes
+		return nil
+	}
+	return fmt.Errorf("want a quantity of memory such as 512Mi, at least %dMi", minMemory>>20)
 }
 
 func boolean(into *bool, v string) error {

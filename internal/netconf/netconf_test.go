@@ -38,11 +38,26 @@ func TestParse(t *testing.T) {
 		"external IPs": {map[string]string{"externalIPs": "pools", "externalIPsFor": "pods"}, with(func(c *netconf.Config) {
 			c.ExternalIPs, c.ExternalIPsFor = netconf.ExternalIPsPools, netconf.ExternalIPsForPods
 		})},
+		"memory": {map[string]string{"agentMemory": "1Gi", "controllerMemory": "64Mi", "dnsMemory": ""}, with(func(c *netconf.Config) {
+			c.AgentMemory, c.ControllerMemory = 1<<30, 64<<20
+		})},
 		"MTU by itself": {map[string]string{"mtu": "0"}, netconf.Default()},
 	} {
 		got, err := netconf.Parse(tt.data)
 		if err != nil || !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("%s: got %+v, %v, want %+v", name, got, err, tt.want)
+		}
+	}
+}
+
+func TestMemory(t *testing.T) {
+	for value, want := range map[string]int64{
+		"64Mi": 64 << 20, "1Gi": 1 << 30, "1G": 1e9, "500M": 500e6, "70000k": 70e6, "131072Ki": 128 << 20, "134217728": 128 << 20, " 64Mi\n": 64 << 20, "": 0,
+		"63Mi": -1, "-1Gi": -1, "1.5Gi": -1, "1e9": -1, "9223372036854775807Gi": -1, "Mi": -1, "512MB": -1, "0": -1,
+	} {
+		c, err := netconf.Parse(map[string]string{"agentMemory": value})
+		if (err != nil) != (want < 0) || err == nil && c.AgentMemory != want {
+			t.Errorf("%q: got %d, %v, want %d", value, c.AgentMemory, err, want)
 		}
 	}
 }
@@ -57,14 +72,16 @@ func TestNodeCacheNeedsProxy(t *testing.T) {
 
 func TestParseTellsAllProblems(t *testing.T) {
 	_, err := netconf.Parse(map[string]string{"mode": "overlay", "vni": "0", "port": "65536", "mtu": "1279", "masquerade": "yes",
-		"nonMasqueradeCIDRs": "192.0.2.1/24", "coolDown": "soon", "fastPath": "on", "linkLocal": "metadata, 10.0.0.0/8", "mod": "auto", "externalIPs": "none", "externalIPsFor": "hosts"})
-	const want = `coolDown: "soon": want a duration from 0s to 1h0m0s, such as 30s
+		"nonMasqueradeCIDRs": "192.0.2.1/24", "coolDown": "soon", "fastPath": "on", "linkLocal": "metadata, 10.0.0.0/8", "mod": "auto", "externalIPs": "none", "externalIPsFor": "hosts", "agentMemory": "8Mi", "dnsMemory": "much"})
+	const want = `agentMemory: "8Mi": want a quantity of memory such as 512Mi, at least 64Mi
+coolDown: "soon": want a duration from 0s to 1h0m0s, such as 30s
+dnsMemory: "much": want a quantity of memory such as 512Mi, at least 64Mi
 externalIPs: "none": want any or pools or off
 externalIPsFor: "hosts": want all or pods
 fastPath: "on": want auto or off
 linkLocal: "metadata, 10.0.0.0/8": "10.0.0.0/8": want none, metadata, or a CIDR within 169.254.0.0/16 such as 169.254.169.253/32, several with commas between them
 masquerade: "yes": want true or false
-mod: "auto": there is no such setting; want one of coolDown, dns, externalIPs, externalIPsFor, fastPath, linkLocal, masquerade, mode, mtu, nodePortAddresses, nonMasqueradeCIDRs, port, serviceProxy, vni
+mod: "auto": there is no such setting; want one of agentMemory, controllerMemory, coolDown, dns, dnsMemory, externalIPs, externalIPsFor, fastPath, linkLocal, masquerade, mode, mtu, nodePortAddresses, nonMasqueradeCIDRs, port, serviceProxy, vni
 mode: "overlay": want auto or direct or vxlan
 mtu: "1279": want a number from 1280 to 65535
 nonMasqueradeCIDRs: "192.0.2.1/24": 192.0.2.1/24 has bits set below its mask; want 192.0.2.0/24
@@ -74,7 +91,7 @@ vni: "0": want a number from 1 to 16777215`
 		t.Errorf("got\n%v\nwant\n%s", err, want)
 	}
 	var p *netconf.Problem
-	if !errors.As(err, &p) || p.Key != "coolDown" {
+	if !errors.As(err, &p) || p.Key != "agentMemory" {
 		t.Errorf("no *Problem in %v", err)
 	}
 }
