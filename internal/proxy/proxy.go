@@ -331,7 +331,7 @@ func (p *Proxy) apply(c Config) error {
 		p.health.set(checks, p.Log)
 		p.counts.frontends.Set(float64(len(plan.Frontends)))
 		p.noteRedirect(p.dns.Addrs())
-		p.reaper.replace(plan, c.ServiceCIDRs, p.inbox.others(), p.kernel.connect, p.lives(p.inbox))
+		p.reaper.replace(plan, c.ServiceCIDRs, p.inbox.others(), p.kernel.connect, p.lives(p.inbox), p.inbox.departures)
 		return nil
 	}
 	heard, plain, checks := p.inbox.changes()
@@ -375,11 +375,11 @@ func (p *Proxy) noteRedirect(to []netip.Addr) {
 
 // lives says what is known of an endpoint of a Service, be it one of its own or the node's DNS cache.
 func (p *Proxy) lives(in *inbox) service.Lives {
-	return func(name types.NamespacedName, endpoint netip.AddrPort) (present, serving bool) {
+	return func(name types.NamespacedName, endpoint netip.AddrPort) service.Life {
 		if r := p.redirected.Load(); r != nil && r.Includes(name, endpoint) {
-			return true, true
+			return service.Life{Present: true, Serving: true}
 		}
-		return in.lives(name, endpoint)
+		return in.life(name, endpoint)
 	}
 }
 
@@ -521,11 +521,18 @@ func (in *inbox) setExternalIPs(x service.ExternalIPs) {
 	in.model.SetExternalIPs(x)
 }
 
-// lives says what is known of an endpoint of a Service.
-func (in *inbox) lives(name types.NamespacedName, endpoint netip.AddrPort) (present, serving bool) {
+// life says what is known of an endpoint of a Service.
+func (in *inbox) life(name types.NamespacedName, endpoint netip.AddrPort) service.Life {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	return in.model.Lives(name, endpoint)
+	return in.model.Life(name, endpoint)
+}
+
+// departures is how many pods have gone that were endpoints.
+func (in *inbox) departures() uint64 {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.model.Departures()
 }
 
 // others are the addresses of Services that another proxy carries.

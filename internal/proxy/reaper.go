@@ -32,6 +32,10 @@ type reaper struct {
 	index   *service.Index // nil while nothing is known
 	connect *bpf.Connect
 	lives   service.Lives
+	// departures is how many pods have gone that were endpoints.
+	departures func() uint64
+	// seen are departures before the last sweep of entries and before the one before it.
+	seen [2]uint64
 
 	conntrack *flow.Conntrack
 	complaint string
@@ -42,7 +46,7 @@ func newReaper(paths Paths, log *slog.Logger, counts *metrics) *reaper {
 }
 
 // replace tells of a new plan. What went while no agent ran has waited, and does so until the start is over.
-func (r *reaper) replace(plan service.Plan, ranges []netip.Prefix, others []netip.Addr, connect *bpf.Connect, lives service.Lives) {
+func (r *reaper) replace(plan service.Plan, ranges []netip.Prefix, others []netip.Addr, connect *bpf.Connect, lives service.Lives, departures func() uint64) {
 	r.mu.Lock()
 	first := r.index == nil
 	if first {
@@ -50,7 +54,7 @@ func (r *reaper) replace(plan service.Plan, ranges []netip.Prefix, others []neti
 	} else {
 		r.index.Replace(plan, ranges, others)
 	}
-	r.connect, r.lives = connect, lives
+	r.connect, r.lives, r.departures = connect, lives, departures
 	r.mu.Unlock()
 	if first {
 		time.AfterFunc(sweepAgain, r.wake)
@@ -143,6 +147,16 @@ func (r *reaper) run(ctx context.Context) {
 func (r *reaper) sweepEntries(ctx context.Context) error {
 	r.mu.Lock()
 	idle := r.index == nil
+	protocols := []service.Protocol{service.UDP, service.SCTP}
+	if !idle {
+		// Of TCP there is something to end only after a pod has gone. Twice, for what came about by a rule a moment before
+		// that was changed; on nodes with many connections it is most of the work.
+		gone := r.departures()
+		if gone != r.seen[1] {
+			protocols = append(protocols, service.TCP)
+		}
+		r.seen = [2]uint64{gone, r.seen[0]}
+	}
 	r.mu.Unlock()
 	if idle {
 		return nil
@@ -153,7 +167,7 @@ func (r *reaper) sweepEntries(ctx context.Context) error {
 			return err
 		}
 	}
-	deleted, err := r.conntrack.Sweep(ctx, []service.Protocol{service.UDP, service.SCTP}, r.staleEntry)
+	deleted, err := r.conntrack.Sweep(ctx, protocols, r.staleEntry)
 	r.counts.ended.WithLabelValues("entry").Add(float64(deleted))
 	if deleted > 0 {
 		r.log.Info("ended stale flows of connection tracking", "number", deleted)
@@ -229,12 +243,7 @@ func (r *reaper) staleTranslation(t bpf.Translation) bool {
 	if r.index == nil {
 		return false
 	}
-	f, found := r.index.Find(t.Protocol, t.Frontend)
-	if !found {
-		return true
-	}
-	present, _ := r.lives(f.Service, t.Backend)
-	return !present
+	return r.index.Cut(t.Protocol, t.Frontend, t.Backend, r.lives)
 }
 
 // namespaces are those of the node and of its pods.

@@ -122,13 +122,69 @@ func TestSockets(t *testing.T) {
 			t.Errorf("%s: %v sockets were ended, want 1", network, ended)
 		}
 	}
-	last := dial(t, "tcp", at)
-	ask(t, last)
-	n.delete(web("web", ""))
-	n.follows(t)
-	n.sweep(t)
-	if _, err := try(last); !errors.Is(err, unix.ECONNABORTED) {
-		t.Errorf("the Service is gone: %v, want %v", err, unix.ECONNABORTED)
+}
+
+// TestConnectionsOfLivingPods has a Service be led elsewhere in each way, by each mechanism, while its endpoint's pod lives, and
+// then has the pod go.
+func TestConnectionsOfLivingPods(t *testing.T) {
+	paths, ok := inside(t)
+	if !ok {
+		return
+	}
+	serve(t, "10.0.0.1", "10.0.0.2")
+	for _, mode := range []netconf.ServiceProxy{netconf.ProxyAuto, netconf.ProxyNFTables} {
+		n := newNode(t, paths, mode)
+		n.set(web("web", vip), endpoints("web", "10.0.0.1", "10.0.0.2"))
+		if s := n.follows(t); mode == netconf.ProxyAuto && s.ConnectMissing != "" {
+			n.stop()
+			continue
+		}
+		n.set(endpoints("web", "10.0.0.1"))
+		n.follows(t)
+		c := dial(t, "tcp", at)
+		ask(t, c)
+		moved := endpoints("web", "10.0.0.1")
+		moved.Ports[0].Port = new(int32(8081))
+		for _, step := range []struct {
+			what string
+			do   func()
+		}{
+			{"another port", func() { n.set(moved) }},
+			{"another selector", func() { n.set(endpoints("web", "10.0.0.2")) }},
+			{"no endpoints", func() { n.set(endpoints("web")) }},
+			{"no Service", func() { n.delete(web("web", ""), endpoints("web")) }},
+		} {
+			step.do()
+			n.follows(t)
+			n.sweep(t)
+			n.sweep(t)
+			if who, err := try(c); who != "10.0.0.1" || err != nil {
+				t.Errorf("%s: %s: %q answers on the connection, %v", mode, step.what, who, err)
+			}
+		}
+		n.set(web("web", vip), endpoints("web", "10.0.0.1"))
+		n.follows(t)
+		c = dial(t, "tcp", at)
+		ask(t, c)
+		n.set(endpoints("web", "10.0.0.2", "-10.0.0.1"))
+		n.follows(t)
+		n.sweep(t)
+		if who, err := try(c); who != "10.0.0.1" || err != nil {
+			t.Errorf("%s: the pod terminates: %q answers on the connection, %v", mode, who, err)
+		}
+		n.set(endpoints("web", "10.0.0.2"))
+		n.follows(t)
+		n.sweep(t)
+		want := unix.ECONNRESET // by the endpoint that the next packet meets
+		if mode == netconf.ProxyAuto {
+			want = unix.ECONNABORTED
+		}
+		if who, err := try(c); !errors.Is(err, want) {
+			t.Errorf("%s: the pod is gone: %q answers on the connection, %v, want %v", mode, who, err, want)
+		}
+		n.delete(web("web", ""), endpoints("web"))
+		n.follows(t)
+		n.stop()
 	}
 }
 

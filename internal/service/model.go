@@ -29,6 +29,7 @@ type Model struct {
 	// differs says that balanced has changed since LoadBalancers was last called.
 	differs bool
 	claims  claims
+	left    departures
 	// Which external IPs are served, and whose addresses they must not be.
 	externalIPs ExternalIPs
 	reserved    reservations
@@ -110,10 +111,13 @@ func (m *Model) SetSlice(es *discoveryv1.EndpointSlice) {
 		return
 	}
 	e := m.entry(of)
+	now := readSlice(es)
 	if i, found := e.find(es.Name); found {
-		e.slices[i] = readSlice(es)
+		m.left.note(e.slices[i], now)
+		e.slices[i] = now
 	} else {
-		e.slices = slices.Insert(e.slices, i, readSlice(es))
+		m.left.note(nil, now)
+		e.slices = slices.Insert(e.slices, i, now)
 	}
 	m.slices[name] = e
 	m.touchSlices(e)
@@ -126,6 +130,7 @@ func (m *Model) DeleteSlice(name types.NamespacedName) {
 		return
 	}
 	if i, found := e.find(name.Name); found {
+		m.left.note(e.slices[i], nil)
 		e.slices = slices.Delete(e.slices, i, i+1)
 	}
 	delete(m.slices, name)
@@ -254,25 +259,27 @@ func (m *Model) HealthChecks() []HealthCheck {
 	return m.checks
 }
 
-// Lives says what is known of an endpoint of a Service: whether it is one, in whatever condition, and whether it serves,
-// be it for new clients or only for those that it has.
-func (m *Model) Lives(name types.NamespacedName, endpoint netip.AddrPort) (present, serving bool) {
-	e := m.services[name]
-	if e == nil {
-		return false, false
-	}
-	for _, s := range e.slices {
-		if !slices.ContainsFunc(s.ports, func(p slicePort) bool { return p.number == endpoint.Port() }) {
-			continue
-		}
-		for i := range s.endpoints {
-			if x := &s.endpoints[i]; x.addr == endpoint.Addr() {
-				present, serving = true, serving || x.serving
+// Life says what is known of an endpoint of a Service.
+func (m *Model) Life(name types.NamespacedName, endpoint netip.AddrPort) Life {
+	var l Life
+	if e := m.services[name]; e != nil {
+		for _, s := range e.slices {
+			if !slices.ContainsFunc(s.ports, func(p slicePort) bool { return p.number == endpoint.Port() }) {
+				continue
+			}
+			for i := range s.endpoints {
+				if x := &s.endpoints[i]; x.addr == endpoint.Addr() {
+					l.Present, l.Serving = true, l.Serving || x.serving
+				}
 			}
 		}
 	}
-	return present, serving
+	l.Gone = !l.Present && m.left.has(endpoint.Addr())
+	return l
 }
+
+// Departures is how many pods have gone that were endpoints. What leads to them is looked for while the number grows.
+func (m *Model) Departures() uint64 { return m.left.count }
 
 // Problem is something about a Service because of which there is less of it than was asked for. The rest of it is good.
 type Problem struct {

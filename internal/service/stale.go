@@ -122,21 +122,41 @@ func (x *Index) Stale(protocol Protocol, to, answers netip.AddrPort, translated 
 	return x.hasGone(key) || x.inRanges(to.Addr())
 }
 
-// Lives says what is known of an endpoint of a Service: whether it is one, in whatever condition, and whether it serves.
-type Lives func(service Name, endpoint netip.AddrPort) (present, serving bool)
+// Life is what is known of an endpoint of a Service. The zero value is one that left its Service, nobody knows why.
+type Life struct {
+	Present bool // it is one, in whatever condition
+	Serving bool // be it for new clients or only for those that it has
+	Gone    bool // it is none any more, and there is no pod
+}
 
-// Ended is Stale for who knows of endpoints more than where new flows go: one that new flows do not get, since it
-// terminates or others are nearer, keeps those that it has.
+// Lives says what is known of an endpoint.
+type Lives func(service Name, endpoint netip.AddrPort) Life
+
+// Ended says whether a flow is to be ended by who knows of endpoints more than where new flows go. UDP and SCTP are if they
+// are stale and their endpoint serves no more: one that new flows do not get, since it terminates or others are nearer,
+// keeps those that it has. A TCP connection is if its endpoint's pod has gone: the client's next packet then meets another
+// endpoint, which resets what it knows nothing of, and the client does not wait for an answer that never comes. While
+// the pod lives, the connection does, whatever became of the Service: it is the pod's to end it.
 func (x *Index) Ended(protocol Protocol, to, answers netip.AddrPort, translated bool, lives Lives) bool {
-	if !x.Stale(protocol, to, answers, translated) {
-		return false
-	}
 	f, found := x.Find(protocol, to)
-	if !found {
+	if protocol == TCP {
+		return found && translated && lives(f.Service, answers).Gone
+	}
+	return x.Stale(protocol, to, answers, translated) && (!found || !lives(f.Service, answers).Serving)
+}
+
+// Cut says whether a socket that was connected to an endpoint in a frontend's place is to be ended: the same rule, for what
+// has no entry in connection tracking. Of UDP it is also if the endpoint is none of the Service's any more, since the
+// socket goes nowhere else by itself.
+func (x *Index) Cut(protocol Protocol, to, endpoint netip.AddrPort, lives Lives) bool {
+	f, found := x.Find(protocol, to)
+	switch {
+	case protocol == TCP:
+		return found && lives(f.Service, endpoint).Gone
+	case !found:
 		return true
 	}
-	_, serving := lives(f.Service, answers)
-	return !serving
+	return !lives(f.Service, endpoint).Present
 }
 
 func (x *Index) hasGone(key Key) bool {

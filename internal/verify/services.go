@@ -107,7 +107,7 @@ func (d *differ) connect(plan service.Plan, s proxy.State) {
 func (d *differ) flows(plan service.Plan, model *service.Model, s proxy.State) {
 	index := service.NewIndex(plan, nil, nil)
 	for _, f := range s.Flows {
-		if index.Ended(f.Protocol, f.To, f.Answers, f.Translated, model.Lives) {
+		if index.Ended(f.Protocol, f.To, f.Answers, f.Translated, model.Life) {
 			d.add("conntrack: %d flows of %s to %s are answered by %s, which is no endpoint of it", f.Number, f.Protocol, f.To, f.Answers)
 		}
 	}

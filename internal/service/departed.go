@@ -1,0 +1,80 @@
+package service
+
+import "net/netip"
+
+// departures remembers addresses of endpoints whose pods have gone. An EndpointSlice does not say why an endpoint left it: its
+// pod may be gone, and it may live while a selector has moved on, a port has another number, or the Service was deleted. What
+// it said last tells the two apart. A pod that is deleted terminates first, and one whose node has died is not ready; one
+// that lives and served is neither. Rejected: to ask the API server for the pod, on every node for each that goes.
+//
+// A pod that was deleted by force while it served is taken for one that lives: its own kernel ends its connections.
+type departures struct {
+	addrs map[netip.Addr]struct{}
+	order []netip.Addr // a ring; some of them may be in addrs no longer
+	next  int          // where the ring's oldest is, once it is full
+	count uint64
+}
+
+// departuresKept bounds the memory. Flows are compared with endpoints at the latest seconds after an endpoint has gone.
+const departuresKept = 8192
+
+// note says what has become of a slice; nil is none.
+func (d *departures) note(before, now *slice) {
+	if now != nil {
+		for i := range now.endpoints {
+			if e := &now.endpoints[i]; !e.terminating { // if it was somebody else's address before, it is no longer
+				delete(d.addrs, e.addr)
+			}
+		}
+	}
+	if before == nil {
+		return
+	}
+	var still map[netip.Addr]struct{}
+	for i := range before.endpoints {
+		e := &before.endpoints[i]
+		if !e.terminating && e.ready {
+			continue
+		}
+		if still == nil {
+			still = now.addrs()
+		}
+		if _, found := still[e.addr]; !found {
+			d.add(e.addr)
+		}
+	}
+}
+
+func (d *departures) add(a netip.Addr) {
+	d.count++
+	if _, found := d.addrs[a]; found {
+		return
+	}
+	if d.addrs == nil {
+		d.addrs = map[netip.Addr]struct{}{}
+	}
+	d.addrs[a] = struct{}{}
+	if len(d.order) < departuresKept {
+		d.order = append(d.order, a)
+		return
+	}
+	delete(d.addrs, d.order[d.next])
+	d.order[d.next] = a
+	d.next = (d.next + 1) % departuresKept
+}
+
+func (d *departures) has(a netip.Addr) bool {
+	_, found := d.addrs[a]
+	return found
+}
+
+// addrs are those of a slice's endpoints.
+func (s *slice) addrs() map[netip.Addr]struct{} {
+	all := map[netip.Addr]struct{}{}
+	if s != nil {
+		for i := range s.endpoints {
+			all[s.endpoints[i].addr] = struct{}{}
+		}
+	}
+	return all
+}
