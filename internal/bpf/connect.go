@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 
@@ -58,10 +60,14 @@ func OpenConnect(o ConnectOptions) (*Connect, error) {
 		return nil, fmt.Errorf("read the programs of connect(): %w", err)
 	}
 	if features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) != nil {
-		withoutSetRetval(spec)
+		without(spec, asm.FnSetRetval) // refused sockets see EPERM: what the kernel says for a program that says no
+	}
+	types := btf.NewCache() // the loader's, too
+	if _, err := types.Kernel(); err != nil || features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSkcToTcpSock) != nil {
+		without(spec, asm.FnSkcToTcpSock) // no socket is taken for the kernel's own
 	}
 	load := func() error {
-		return spec.LoadAndAssign(&c.objects, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: c.Dir}})
+		return spec.LoadAndAssign(&c.objects, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: c.Dir}, Cache: types})
 	}
 	err = load()
 	if errors.Is(err, unix.EPERM) {
@@ -73,11 +79,7 @@ func OpenConnect(o ConnectOptions) (*Connect, error) {
 	}
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
 		// Of another version. Its programs go on with their maps until Set replaces them.
-		err = nil
-		for name := range spec.Maps {
-			err = errors.Join(err, os.RemoveAll(filepath.Join(c.Dir, name)))
-		}
-		if err == nil {
+		if err = unpinOthers(spec, c.Dir); err == nil {
 			err = load()
 		}
 	}
@@ -113,15 +115,54 @@ func RemoveConnect(dir string) error {
 	return nil
 }
 
-// withoutSetRetval has refused sockets see EPERM: what the kernel says for a program that says no.
-func withoutSetRetval(spec *ebpf.CollectionSpec) {
+// without has the programs go on as if a function of the kernel's had returned 0, and reads nothing of the kernel's types.
+func without(spec *ebpf.CollectionSpec, fn asm.BuiltinFunc) {
 	for _, p := range spec.Programs {
 		for i, ins := range p.Instructions {
-			if ins.IsBuiltinCall() && asm.BuiltinFunc(ins.Constant) == asm.FnSetRetval {
+			switch {
+			case ins.IsBuiltinCall() && asm.BuiltinFunc(ins.Constant) == fn:
 				p.Instructions[i] = asm.Mov.Imm(asm.R0, 0).WithMetadata(ins.Metadata)
+			case fn == asm.FnSkcToTcpSock && btf.CORERelocationMetadata(&ins) != nil: // of what it returned
+				p.Instructions[i] = btf.WithCORERelocationMetadata(ins, nil)
 			}
 		}
 	}
+}
+
+// unpinOthers has the maps give way that are not of the shape that the programs want. Others stay, so that sockets which
+// were connected before are known; but those that tell of one another go together.
+func unpinOthers(spec *ebpf.CollectionSpec, dir string) error {
+	var others []string
+	for name, want := range spec.Maps {
+		there, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
+		if err == nil {
+			err = want.Compatible(there)
+			there.Close()
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			others = append(others, name)
+		}
+	}
+	together := []string{pin.Services, pin.Backends, pin.Node}
+	if slices.ContainsFunc(together, func(name string) bool { return slices.Contains(others, name) }) {
+		others = append(others, together...)
+	}
+	for _, name := range others {
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unpinFormer lets go of what earlier versions had, and nothing uses any more.
+func (c *Connect) unpinFormer() error {
+	for _, name := range []string{"fathom_sends", "fathom_replies"} {
+		if err := os.RemoveAll(filepath.Join(c.Dir, name)); err != nil {
+			return fmt.Errorf("remove the map %s of an earlier version: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // ConnectSupported says in one line what the kernel lacks to balance at connect(), or nothing.
@@ -158,6 +199,9 @@ func missingForConnect() []string {
 	}
 	if features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnGetNetnsCookie) != nil {
 		missing = append(missing, "bpf_get_netns_cookie (Linux 5.7)")
+	}
+	if features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSkStorageGet) != nil {
+		missing = append(missing, "bpf_sk_storage_get at sockets' addresses (Linux 5.8)")
 	}
 	slices.Sort(missing)
 	return slices.Compact(missing)

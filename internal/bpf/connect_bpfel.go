@@ -31,12 +31,10 @@ type connectEndpoint struct {
 }
 
 type connectFavourite struct {
-	_       structs.HostLayout
-	Used    uint64
-	Address struct {
-		_    structs.HostLayout
-		Word [4]uint32
-	}
+	_      structs.HostLayout
+	Used   uint64
+	With   connectEndpoint
+	Unused uint32
 }
 
 type connectFrontend struct {
@@ -48,12 +46,6 @@ type connectFrontend struct {
 	Port     uint16
 	Protocol uint8
 	Unused   uint8
-}
-
-type connectGiven struct {
-	_   structs.HostLayout
-	To  connectEndpoint
-	Set uint32
 }
 
 type connectPeer struct {
@@ -77,11 +69,22 @@ type connectSlot struct {
 	Number uint32
 }
 
-type connectTalk struct {
-	_      structs.HostLayout
-	Cookie uint64
-	With   connectEndpoint
-	Unused uint32
+type connectTalks struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	_    [4]byte
+	Sent uint64
+	Talk [16]struct {
+		_    structs.HostLayout
+		As   connectFrontend
+		With connectEndpoint
+		Set  uint32
+		_    [4]byte
+		Sent uint64
+	}
 }
 
 // Names of all BPF objects in the ELF.
@@ -90,12 +93,12 @@ type connectTalk struct {
 const (
 	connectMapFathomAffinity  = "fathom_affinity"
 	connectMapFathomBackends  = "fathom_backends"
+	connectMapFathomClients   = "fathom_clients"
 	connectMapFathomConnects  = "fathom_connects"
 	connectMapFathomNode      = "fathom_node"
 	connectMapFathomPeers     = "fathom_peers"
-	connectMapFathomReplies   = "fathom_replies"
-	connectMapFathomSends     = "fathom_sends"
 	connectMapFathomServices  = "fathom_services"
+	connectMapFathomTalks     = "fathom_talks"
 	connectProgFathomConnect4 = "fathom_connect4"
 	connectProgFathomConnect6 = "fathom_connect6"
 	connectProgFathomGetpeer4 = "fathom_getpeer4"
@@ -166,12 +169,12 @@ type connectProgramSpecs struct {
 type connectMapSpecs struct {
 	FathomAffinity *ebpf.MapSpec `ebpf:"fathom_affinity"`
 	FathomBackends *ebpf.MapSpec `ebpf:"fathom_backends"`
+	FathomClients  *ebpf.MapSpec `ebpf:"fathom_clients"`
 	FathomConnects *ebpf.MapSpec `ebpf:"fathom_connects"`
 	FathomNode     *ebpf.MapSpec `ebpf:"fathom_node"`
 	FathomPeers    *ebpf.MapSpec `ebpf:"fathom_peers"`
-	FathomReplies  *ebpf.MapSpec `ebpf:"fathom_replies"`
-	FathomSends    *ebpf.MapSpec `ebpf:"fathom_sends"`
 	FathomServices *ebpf.MapSpec `ebpf:"fathom_services"`
+	FathomTalks    *ebpf.MapSpec `ebpf:"fathom_talks"`
 }
 
 // connectVariableSpecs contains global variables before they are loaded into the kernel.
@@ -202,24 +205,24 @@ func (o *connectObjects) Close() error {
 type connectMaps struct {
 	FathomAffinity *ebpf.Map `ebpf:"fathom_affinity"`
 	FathomBackends *ebpf.Map `ebpf:"fathom_backends"`
+	FathomClients  *ebpf.Map `ebpf:"fathom_clients"`
 	FathomConnects *ebpf.Map `ebpf:"fathom_connects"`
 	FathomNode     *ebpf.Map `ebpf:"fathom_node"`
 	FathomPeers    *ebpf.Map `ebpf:"fathom_peers"`
-	FathomReplies  *ebpf.Map `ebpf:"fathom_replies"`
-	FathomSends    *ebpf.Map `ebpf:"fathom_sends"`
 	FathomServices *ebpf.Map `ebpf:"fathom_services"`
+	FathomTalks    *ebpf.Map `ebpf:"fathom_talks"`
 }
 
 func (m *connectMaps) Close() error {
 	return _ConnectClose(
 		m.FathomAffinity,
 		m.FathomBackends,
+		m.FathomClients,
 		m.FathomConnects,
 		m.FathomNode,
 		m.FathomPeers,
-		m.FathomReplies,
-		m.FathomSends,
 		m.FathomServices,
+		m.FathomTalks,
 	)
 }
 

@@ -59,7 +59,7 @@ func (e endpoint) addrPort() netip.AddrPort {
 
 // Balanced is a frontend as sockets meet it.
 type Balanced struct {
-	service.Key                  // at 127.0.0.1, it is met at all loopback addresses of the node itself
+	service.Key                  // at 127.0.0.1 and ::1, it is met at all loopback addresses of the node itself
 	Endpoints   []netip.AddrPort // none is a refusal
 	ID          uint32           // service.ID
 	Affinity    time.Duration    // in whole seconds
@@ -71,8 +71,13 @@ func (b Balanced) Equal(o Balanced) bool {
 	return b.Key == o.Key && b.ID == o.ID && b.Affinity == o.Affinity && b.PodsOnly == o.PodsOnly && slices.Equal(b.Endpoints, o.Endpoints)
 }
 
-// loopback is the address by which node ports at 127.0.0.0/8 are in the map.
-var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+// loopbackOf is the address by which node ports at loopback addresses of a family are in the map.
+func loopbackOf(v4 bool) netip.Addr {
+	if v4 {
+		return netip.AddrFrom4([4]byte{127, 0, 0, 1}) // for all of 127.0.0.0/8
+	}
+	return netip.IPv6Loopback()
+}
 
 // BalancedOf are the frontends of a plan that are balanced at connect(), sorted by key. The others are left to rules
 // for packets, for only these know: whether a source may come (Sources), and what to do with a packet that nobody
@@ -105,10 +110,7 @@ func keysOf(f service.Frontend, nodePortAddrs []netip.Addr) []service.Key {
 			keys = append(keys, service.Key{Addr: a, Protocol: f.Protocol, Port: f.Port})
 		}
 	}
-	if f.Addr.Is4() {
-		keys = append(keys, service.Key{Addr: loopback, Protocol: f.Protocol, Port: f.Port})
-	}
-	return keys
+	return append(keys, service.Key{Addr: loopbackOf(f.Addr.Is4()), Protocol: f.Protocol, Port: f.Port})
 }
 
 // byKey finds frontends by their keys.
@@ -124,7 +126,7 @@ func byKey(frontends []service.Frontend) map[service.Key]service.Frontend {
 // to rules for packets.
 func balancedAt(frontends map[service.Key]service.Frontend, nodePorts []netip.Addr, k service.Key) (Balanced, bool) {
 	f, found := frontends[k]
-	if !found && (k.Addr == loopback || slices.Contains(nodePorts, k.Addr)) {
+	if !found && (k.Addr == loopbackOf(k.Addr.Is4()) || slices.Contains(nodePorts, k.Addr)) {
 		any := netip.IPv6Unspecified()
 		if k.Addr.Is4() {
 			any = netip.IPv4Unspecified()

@@ -69,6 +69,26 @@ func (c *Connect) Translated(cookie uint64) (Translation, bool, error) {
 	return v.translation(cookie), true, nil
 }
 
+// Limits of what is noted of connected sockets. What is beyond them is left to rules for packets.
+const (
+	MaxPeers    = 131072 // on the node
+	ClientShare = 16384  // of one network namespace, PEERS_OF_ONE in c/connect.c
+)
+
+// Crowded says which network namespaces have used up their share of connected sockets, by their cookies, sorted.
+func (c *Connect) Crowded() ([]uint64, error) {
+	var all []uint64
+	if err := readAll(c.objects.FathomClients, func(netns uint64, sockets int64) {
+		if sockets >= ClientShare {
+			all = append(all, netns)
+		}
+	}); err != nil {
+		return nil, fmt.Errorf("read the map %s: %w", pin.Clients, err)
+	}
+	slices.Sort(all)
+	return all, nil
+}
+
 // Fate is how often something became of a socket's wish to talk to a Service.
 type Fate struct {
 	Name  string

@@ -74,6 +74,9 @@ func (c *Connect) SetAfter(p service.Plan, done func() error) (changed int, err 
 	}
 	// Programs come last: then the first socket that meets them meets all Services.
 	count, attachErr := c.attach()
+	if attachErr == nil {
+		attachErr = c.unpinFormer()
+	}
 	return changed + count.Added + count.Corrected, errors.Join(err, attachErr)
 }
 

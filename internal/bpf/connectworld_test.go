@@ -118,6 +118,14 @@ func (b *balancer) check(t testing.TB) {
 	}
 }
 
+// addLocal has this process's namespace have an address.
+func addLocal(t testing.TB, a netip.Addr) {
+	t.Helper()
+	if out, err := exec.Command("ip", "address", "replace", netip.PrefixFrom(a, a.BitLen()).String(), "dev", "lo").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
 func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
 // frontend makes one of a key such as "172.16.0.1:80/TCP" and its endpoints; the address names the Service.

@@ -66,7 +66,8 @@ struct client {
 };
 struct favourite {
 	__u64 used; // when it last connected, in nanoseconds since the node started
-	struct address address;
+	struct endpoint with;
+	__u32 unused;
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -91,34 +92,40 @@ struct {
 	__type(value, struct peer);
 } fathom_peers SEC(".maps");
 
-// sends are which endpoint a UDP socket that is not connected was given for a frontend, and out of which set;
-// replies are which frontend an endpoint stands for to a UDP socket, connected or not.
+// clients are how many of them a network namespace has. Namespaces that are gone have none, and give way.
+enum { PEERS_OF_ONE = 16384 }; // an eighth; Go knows it as ClientShare
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__uint(pinning, PIN_BY_NAME);
+	__type(key, __u64);
+	__type(value, __s64);
+} fathom_clients SEC(".maps");
+
+// talks are which endpoint a UDP socket that is not connected was given for each of its frontends, and out of which set.
+// They are a part of the socket: no socket's push out another's, and they go with it.
+enum { TALKS = 16 };
 struct talk {
-	__u64 cookie;
+	struct frontend as;
 	struct endpoint with;
-	__u32 unused;
-};
-struct given {
-	struct endpoint to;
 	__u32 set;
+	__u64 sent; // the socket's counter when it was used after another; 0 is a place that is free, as all behind it
+};
+struct talks {
+	struct bpf_spin_lock lock; // threads may send by one socket at once
+	__u64 sent;
+	struct talk talk[TALKS];
 };
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 32768);
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct talk);
-	__type(value, struct given);
-} fathom_sends SEC(".maps");
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 32768);
-	__uint(pinning, PIN_BY_NAME);
-	__type(key, struct talk);
-	__type(value, struct endpoint);
-} fathom_replies SEC(".maps");
+	__type(key, int);
+	__type(value, struct talks);
+} fathom_talks SEC(".maps");
 
 // node is what there is one of: the node's own network namespace, where alone node ports answer at loopback addresses;
-// and the number that the agent has given to a set last. It gives none twice: fathom_sends knows sets that are gone.
+// and the number that the agent has given to a set last. It gives none twice: fathom_talks knows sets that are gone.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 2);
@@ -127,6 +134,12 @@ struct {
 	__type(value, __u64);
 } fathom_node SEC(".maps");
 
+// given is an endpoint, and out of which set.
+struct given {
+	struct endpoint to;
+	__u32 set;
+};
+
 // What became of a socket's wish to talk to a Service. Go's names of them are in pin/connect.go.
 enum fate {
 	NOT_OURS,
@@ -134,6 +147,10 @@ enum fate {
 	SENT,     // a packet of a UDP socket that is not connected
 	REFUSED,  // no endpoints
 	CHANGING, // twice in a row the Service changed at that moment: left to who balances packets
+	FULL,     // no room to note what it is connected to: left to who balances packets
+	SHARE,    // its client has used up its share of the room: left to who balances packets
+	TALKING,  // it has sent to as many Services as a socket may: left to who balances packets
+	KERNEL,   // a socket of the kernel's own, as below one of MPTCP: left to who balances packets
 	FATES,
 };
 struct {
@@ -158,6 +175,12 @@ static inline int refuse(void)
 {
 	bpf_set_retval(-ECONNREFUSED); // Linux 5.18; the loader takes it out before that, and the process sees EPERM
 	return counted(REFUSED, REFUSE);
+}
+
+static inline bool is_loopback(const struct address *a)
+{
+	return !(a->word[0] | a->word[1]) && ((!a->word[2] && a->word[3] == htonl(1)) ||
+		(a->word[2] == htonl(0xffff) && (a->word[3] & htonl(0xff000000)) == htonl(0x7f000000)));
 }
 
 static inline bool same_address(const struct address *a, const struct address *b)
@@ -194,10 +217,10 @@ static inline bool endpoint_of(__u32 set, __u32 number, struct endpoint *to)
 	return true;
 }
 
-// find looks for an endpoint in a set; without a port, for the first one with the address. 16 steps are enough for
-// 65,535 endpoints; of more, it finds some. It is inline, as all is: in a program with functions verifiers before
-// Linux 6.3 hold every number for one that matters, and give up on the loop.
-static inline bool find(const struct service *s, const struct endpoint *want, struct endpoint *to)
+// find looks for an endpoint in a set; near takes another one at the same address where there is none of just this port.
+// 16 steps are enough for 65,535 endpoints; of more, it finds some. It is inline, as all is: in a program with functions
+// verifiers before Linux 6.3 hold every number for one that matters, and give up on the loop.
+static inline bool find(const struct service *s, const struct endpoint *want, bool near, struct endpoint *to)
 {
 	__u32 low = 0, count = s->count;
 	for (int i = 0; i < 16; i++) {
@@ -211,17 +234,25 @@ static inline bool find(const struct service *s, const struct endpoint *want, st
 		low += (half + 1) & upper;
 		count = half - (((count + 1) & 1) & upper);
 	}
-	return endpoint_of(s->set, low, to) && same_address(&to->address, &want->address) && (!want->port || to->port == want->port);
+	if (endpoint_of(s->set, low, to) && same_address(&to->address, &want->address) && (near || to->port == want->port))
+		return true;
+	return near && low && endpoint_of(s->set, low - 1, to) && same_address(&to->address, &want->address);
+}
+
+static inline struct favourite *favourite_of(struct bpf_sock_addr *ctx, bool v6, const struct service *s)
+{
+	struct client who = {bpf_get_netns_cookie(ctx), s->id, v6};
+	struct favourite *f = bpf_map_lookup_elem(&fathom_affinity, &who);
+	return f && bpf_ktime_get_ns() - f->used < s->affinity * 1000000000ull ? f : 0;
 }
 
 static inline bool pick(struct bpf_sock_addr *ctx, bool v6, const struct service *s, struct endpoint *to)
 {
 	if (s->affinity) {
-		struct client who = {bpf_get_netns_cookie(ctx), s->id, v6};
-		struct favourite *f = bpf_map_lookup_elem(&fathom_affinity, &who);
-		if (f && bpf_ktime_get_ns() - f->used < s->affinity * 1000000000ull) {
-			struct endpoint want = {.address = f->address};
-			if (find(s, &want, to))
+		struct favourite *f = favourite_of(ctx, v6, s);
+		if (f) {
+			struct endpoint want = f->with;
+			if (find(s, &want, true, to))
 				return true;
 		}
 	}
@@ -232,9 +263,14 @@ static inline void remember(struct bpf_sock_addr *ctx, bool v6, const struct ser
 {
 	if (!s->affinity)
 		return;
+	struct favourite *f = favourite_of(ctx, v6, s);
+	if (f && same_address(&f->with.address, &to->address)) { // the port may be that of another of the Service's ports
+		f->used = bpf_ktime_get_ns();
+		return;
+	}
 	struct client who = {bpf_get_netns_cookie(ctx), s->id, v6};
-	struct favourite f = {bpf_ktime_get_ns(), to->address};
-	bpf_map_update_elem(&fathom_affinity, &who, &f, 0);
+	struct favourite now = {bpf_ktime_get_ns(), *to, 0};
+	bpf_map_update_elem(&fathom_affinity, &who, &now, 0);
 }
 
 // node_netns is the cookie of the node's own network namespace; 0 if it is not known, before Linux 5.14.
@@ -276,7 +312,7 @@ static inline enum fate choose(struct bpf_sock_addr *ctx, bool v6, const struct 
 		enum fate fate = CONNECTED;
 		if (!s->count)
 			fate = REFUSED;
-		else if (before && find(s, &before->to, to))
+		else if (before && find(s, &before->to, false, to))
 			fate = SENT;
 		else if (!pick(ctx, v6, s, to))
 			continue;
@@ -323,7 +359,7 @@ static inline bool is_mapped(const struct address *a)
 	return !(a->word[0] | a->word[1]) && a->word[2] == htonl(0xffff);
 }
 
-// read reads where a process wants to go, and by what that is met.
+// read reads where a process wants to go, and by what that is met. All zeros are the machine itself, as for the kernel.
 static inline bool read(struct bpf_sock_addr *ctx, bool v6, struct frontend *dialed, struct frontend *by)
 {
 	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
@@ -332,14 +368,54 @@ static inline bool read(struct bpf_sock_addr *ctx, bool v6, struct frontend *dia
 	dialed->port = ctx->user_port;
 	dialed->protocol = ctx->protocol;
 	dialed->unused = 0;
+	if (!dialed->address.word[3] && !(dialed->address.word[0] | dialed->address.word[1])) {
+		if (!dialed->address.word[2])
+			dialed->address.word[3] = htonl(1);
+		else if (is_mapped(&dialed->address))
+			dialed->address.word[3] = htonl(0x7f000001);
+	}
 	*by = *dialed;
-	if (is_mapped(&by->address) && (by->address.word[3] & htonl(0xff000000)) == htonl(0x7f000000)) {
+	if (is_loopback(&by->address)) {
 		__u64 node = node_netns();
 		if (!node || node != bpf_get_netns_cookie(ctx))
 			return false; // a pod's loopback is its own
-		by->address.word[3] = htonl(0x7f000001);
+		if (is_mapped(&by->address))
+			by->address.word[3] = htonl(0x7f000001);
 	}
 	return true;
+}
+
+// is_kernels says whether a socket is one that the kernel made for itself: of NFS, or the one below a socket of MPTCP. The
+// kernel runs no program when these close, and asks for another socket's peer, if for any.
+static inline bool is_kernels(struct bpf_sock_addr *ctx)
+{
+	struct sock *sk = bpf_skc_to_tcp_sock(ctx->sk); // where types are not known, the loader has it be none
+	if (!sk)
+		return false;
+	const __u8 *bits = (void *)sk + __builtin_preserve_field_info(sk->sk_kern_sock, BPF_FIELD_BYTE_OFFSET);
+	return (__u64)*bits << __builtin_preserve_field_info(sk->sk_kern_sock, BPF_FIELD_LSHIFT_U64) >> 63;
+}
+
+// note notes what a socket is connected to, unless its client has used up its share, or all have.
+static inline enum fate note(struct bpf_sock_addr *ctx, const struct peer *peer)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx), netns = bpf_get_netns_cookie(ctx);
+	__s64 none = 0, *sockets = bpf_map_lookup_elem(&fathom_clients, &netns);
+	if (!sockets) {
+		bpf_map_update_elem(&fathom_clients, &netns, &none, BPF_NOEXIST);
+		sockets = bpf_map_lookup_elem(&fathom_clients, &netns);
+	}
+	if (!sockets)
+		return FULL;
+	if (*sockets >= PEERS_OF_ONE)
+		return SHARE;
+	long err = bpf_map_update_elem(&fathom_peers, &cookie, peer, BPF_NOEXIST);
+	if (err == -EEXIST) // it connects anew
+		return bpf_map_update_elem(&fathom_peers, &cookie, peer, BPF_ANY) ? FULL : CONNECTED;
+	if (err)
+		return FULL;
+	__sync_fetch_and_add(sockets, 1);
+	return CONNECTED;
 }
 
 static inline int connect(struct bpf_sock_addr *ctx, bool v6)
@@ -359,20 +435,55 @@ static inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	default:
 		break;
 	}
-	__u64 cookie = bpf_get_socket_cookie(ctx);
 	struct peer peer = {to, dialed};
-	bpf_map_update_elem(&fathom_peers, &cookie, &peer, 0);
-	if (dialed.protocol == IPPROTO_UDP) {
-		struct talk from = {cookie, to, 0};
-		struct endpoint as = {dialed.address, dialed.port, 0};
-		bpf_map_update_elem(&fathom_replies, &from, &as, 0);
-	}
-	write(ctx, v6, &to.address, to.port);
-	return counted(CONNECTED, GO_ON);
+	enum fate fate = is_kernels(ctx) ? KERNEL : note(ctx, &peer);
+	if (fate == CONNECTED || is_loopback(&by.address)) // packets to loopback addresses are not balanced where sockets are
+		write(ctx, v6, &to.address, to.port);
+	return counted(fate, GO_ON);
 }
 
-// sendmsg is for UDP sockets that are not connected. What was given before is asked for only when the address is known
-// to be a Service's: most are not.
+// recall finds what a socket was given for a frontend, and whether it has sent to no other since.
+static inline bool recall(struct talks *all, const struct frontend *as, struct given *before, bool *last)
+{
+	bool found = false;
+	bpf_spin_lock(&all->lock);
+	for (int i = 0; i < TALKS && all->talk[i].sent; i++) {
+		struct talk *t = &all->talk[i];
+		if (t->as.port != as->port || !same_address(&t->as.address, &as->address))
+			continue;
+		before->to = t->with;
+		before->set = t->set;
+		*last = t->sent == all->sent;
+		found = true;
+		break;
+	}
+	bpf_spin_unlock(&all->lock);
+	return found;
+}
+
+// record keeps what a socket was given, unless there is no room. No frontend gives way to another: its answers would be
+// shown as the endpoint's.
+static inline bool record(struct talks *all, const struct frontend *as, const struct given *now)
+{
+	bool done = false;
+	bpf_spin_lock(&all->lock);
+	for (int i = 0; i < TALKS; i++) {
+		struct talk *t = &all->talk[i];
+		if (t->sent && (t->as.port != as->port || !same_address(&t->as.address, &as->address)))
+			continue;
+		t->as = *as;
+		t->with = now->to;
+		t->set = now->set;
+		t->sent = ++all->sent;
+		done = true;
+		break;
+	}
+	bpf_spin_unlock(&all->lock);
+	return done;
+}
+
+// sendmsg is for UDP sockets that are not connected. One that is comes here too: if a process names an address all the
+// same, and, of an IPv6 socket with an IPv4 peer, with every packet. It hears its peer alone, so that it is sent there.
 static inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
 {
 	struct frontend dialed, by;
@@ -380,10 +491,18 @@ static inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
 	struct endpoint to = {};
 	if (!read(ctx, v6, &dialed, &by) || !bpf_map_lookup_elem(&fathom_services, &by))
 		return GO_ON;
-	struct talk about = {bpf_get_socket_cookie(ctx), {dialed.address, dialed.port, 0}, 0};
-	struct given given = {}, *before = bpf_map_lookup_elem(&fathom_sends, &about);
-	if (before)
-		given = *before;
+	if (ctx->sk->state == TCP_ESTABLISHED) {
+		__u64 cookie = bpf_get_socket_cookie(ctx);
+		struct peer *peer = bpf_map_lookup_elem(&fathom_peers, &cookie);
+		if (peer && peer->as.port == dialed.port && same_address(&peer->as.address, &dialed.address))
+			write(ctx, v6, &peer->to.address, peer->to.port);
+		return GO_ON;
+	}
+	struct talks *all = bpf_sk_storage_get(&fathom_talks, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!all)
+		return counted(TALKING, GO_ON);
+	struct given given = {};
+	bool last = false, before = recall(all, &dialed, &given, &last);
 	switch (choose(ctx, v6, &by, before ? &given : 0, &s, &to)) {
 	case NOT_OURS:
 		return GO_ON;
@@ -394,28 +513,14 @@ static inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
 	default:
 		break;
 	}
-	if (!before || given.set != s.set) {
+	if (!last || given.set != s.set) {
 		given.to = to;
 		given.set = s.set;
-		bpf_map_update_elem(&fathom_sends, &about, &given, 0);
+		if (!record(all, &dialed, &given))
+			return counted(TALKING, GO_ON);
 	}
-	struct talk from = {about.cookie, to, 0};
-	struct endpoint *as = bpf_map_lookup_elem(&fathom_replies, &from);
-	if (!as || as->port != dialed.port || !same_address(&as->address, &dialed.address))
-		bpf_map_update_elem(&fathom_replies, &from, &about.with, 0);
 	write(ctx, v6, &to.address, to.port);
 	return counted(SENT, GO_ON);
-}
-
-static inline int recvmsg(struct bpf_sock_addr *ctx, bool v6)
-{
-	struct talk from = {bpf_get_socket_cookie(ctx)};
-	read_address(ctx, v6, &from.with.address);
-	from.with.port = ctx->user_port;
-	struct endpoint *as = bpf_map_lookup_elem(&fathom_replies, &from);
-	if (as)
-		write(ctx, v6, &as->address, as->port);
-	return GO_ON;
 }
 
 static inline int getpeername(struct bpf_sock_addr *ctx, bool v6)
@@ -427,6 +532,33 @@ static inline int getpeername(struct bpf_sock_addr *ctx, bool v6)
 	// The socket may have connected to another address since.
 	if (peer && peer->to.port == (__be16)ctx->user_port && same_address(&peer->to.address, &to))
 		write(ctx, v6, &peer->as.address, peer->as.port);
+	return GO_ON;
+}
+
+// recvmsg shows an answer as from the frontend that the socket has sent to; of several, the last.
+static inline int recvmsg(struct bpf_sock_addr *ctx, bool v6)
+{
+	if (ctx->sk->state == TCP_ESTABLISHED)
+		return getpeername(ctx, v6);
+	struct talks *all = bpf_sk_storage_get(&fathom_talks, ctx->sk, 0, 0);
+	if (!all)
+		return GO_ON;
+	struct address from;
+	read_address(ctx, v6, &from);
+	__be16 port = ctx->user_port;
+	struct frontend as = {};
+	__u64 sent = 0;
+	bpf_spin_lock(&all->lock);
+	for (int i = 0; i < TALKS && all->talk[i].sent; i++) {
+		struct talk *t = &all->talk[i];
+		if (t->sent < sent || t->with.port != port || !same_address(&t->with.address, &from))
+			continue;
+		sent = t->sent;
+		as = t->as;
+	}
+	bpf_spin_unlock(&all->lock);
+	if (sent)
+		write(ctx, v6, &as.address, as.port);
 	return GO_ON;
 }
 
@@ -444,14 +576,12 @@ SEC("cgroup/sock_release")
 int fathom_release(struct bpf_sock *ctx)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
-	struct peer *peer = bpf_map_lookup_elem(&fathom_peers, &cookie);
-	if (!peer)
+	if (bpf_map_delete_elem(&fathom_peers, &cookie))
 		return GO_ON;
-	struct talk from = {cookie, peer->to, 0};
-	bool udp = peer->as.protocol == IPPROTO_UDP;
-	bpf_map_delete_elem(&fathom_peers, &cookie);
-	if (udp)
-		bpf_map_delete_elem(&fathom_replies, &from);
+	__u64 netns = bpf_get_netns_cookie(ctx);
+	__s64 *sockets = bpf_map_lookup_elem(&fathom_clients, &netns);
+	if (sockets && *sockets > 0) // the socket may be older than the count
+		__sync_fetch_and_add(sockets, -1);
 	return GO_ON;
 }
 

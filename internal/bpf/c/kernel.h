@@ -9,6 +9,7 @@ typedef unsigned short __u16;
 typedef unsigned int __u32;
 typedef int __s32;
 typedef unsigned long long __u64;
+typedef long long __s64;
 typedef __u16 __be16;
 typedef __u32 __be32;
 typedef _Bool bool;
@@ -37,7 +38,11 @@ enum {
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_LPM_TRIE = 11,
+	BPF_MAP_TYPE_SK_STORAGE = 24,
 	BPF_F_NO_PREALLOC = 1,
+	BPF_ANY = 0,
+	BPF_NOEXIST = 1,
+	BPF_SK_STORAGE_GET_F_CREATE = 1,
 	PIN_BY_NAME = 1,
 };
 
@@ -59,7 +64,9 @@ enum {
 	IPPROTO_TCP = 6,
 	IPPROTO_UDP = 17,
 	IPPROTO_ICMPV6 = 58,
+	TCP_ESTABLISHED = 1, // of UDP sockets: connected
 	ENOENT = 2,
+	EEXIST = 17,
 	ECONNREFUSED = 111,
 	BPF_MTU_CHK_SEGS = 1,
 };
@@ -155,9 +162,45 @@ struct bpf_sock_addr {
 	__u32 family;
 	__u32 type;
 	__u32 protocol;
+	__u32 msg_src_ip4;
+	__u32 msg_src_ip6[4];
+	union {
+		struct bpf_sock *sk;
+		__u64 : 64;
+	} __attribute__((aligned(8)));
 };
 
-struct bpf_sock;
+struct bpf_sock {
+	__u32 bound_dev_if;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 mark;
+	__u32 priority;
+	__u32 src_ip4;
+	__u32 src_ip6[4];
+	__u32 src_port;
+	__be16 dst_port;
+	__u16 : 16;
+	__u32 dst_ip4;
+	__u32 dst_ip6[4];
+	__u32 state;
+};
+
+struct bpf_spin_lock {
+	__u32 val;
+};
+
+// The kernel's own structure, of which the loader finds the part that is named here; it begins every kind of socket's.
+struct sock {
+	__u8 sk_kern_sock : 1;
+} __attribute__((preserve_access_index));
+
+// What __builtin_preserve_field_info may be asked for.
+enum {
+	BPF_FIELD_BYTE_OFFSET = 0,
+	BPF_FIELD_LSHIFT_U64 = 4,
+};
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
@@ -168,6 +211,10 @@ static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void
 static __s32 (*const bpf_csum_update)(struct __sk_buff *skb, __u32 csum) = (void *)40;
 static __u64 (*const bpf_get_socket_cookie)(void *ctx) = (void *)46;
 static __u64 (*const bpf_get_netns_cookie)(void *ctx) = (void *)122;
+static void (*const bpf_spin_lock)(struct bpf_spin_lock *lock) = (void *)93;
+static void (*const bpf_spin_unlock)(struct bpf_spin_lock *lock) = (void *)94;
+static void *(*const bpf_sk_storage_get)(void *map, void *sk, void *value, __u64 flags) = (void *)107;
+static void *(*const bpf_skc_to_tcp_sock)(void *sk) = (void *)137;
 static long (*const bpf_redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params, int plen, __u64 flags) = (void *)152;
 static long (*const bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
 static long (*const bpf_check_mtu)(void *ctx, __u32 ifindex, __u32 *mtu_len, __s32 len_diff, __u64 flags) = (void *)163;

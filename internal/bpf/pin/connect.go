@@ -9,8 +9,8 @@ const (
 	Backends = "fathom_backends"
 	Affinity = "fathom_affinity"
 	Peers    = "fathom_peers"
-	Sends    = "fathom_sends"
-	Replies  = "fathom_replies"
+	Clients  = "fathom_clients"
+	Talks    = "fathom_talks"
 	Node     = "fathom_node"
 	Connects = "fathom_connects"
 )
@@ -29,4 +29,4 @@ const (
 )
 
 // Fates are what becomes of a socket's wish to talk to a Service, in the order of `enum fate` in c/connect.c.
-var Fates = []string{"", "connected", "sent", "refused", "changing"}
+var Fates = []string{"", "connected", "sent", "refused", "changing", "full", "share", "socket", "kernel"}
