@@ -6,15 +6,17 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fathom-network/fathom/internal/cni"
 	"github.com/fathom-network/fathom/internal/conflist"
 	"github.com/fathom-network/fathom/internal/lease"
+	"github.com/fathom-network/fathom/internal/link"
 )
 
 // release is run by `fathom ipam release` in the pod of the agent whose node holds the address.
 func release() *cobra.Command {
 	return &cobra.Command{
 		Use:   "release ADDRESS",
-		Short: "Take back an address of this node, and the other one of the pod that holds it",
+		Short: "Take back an address of this node from the pod that holds it, which is cut off",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			address, err := netip.ParseAddr(args[0])
@@ -25,7 +27,12 @@ func release() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := store.ReleaseAddress(address); err != nil {
+			node, err := link.Here()
+			if err != nil {
+				return err
+			}
+			defer node.Close()
+			if err := cni.Release(node, store, address); err != nil {
 				return fmt.Errorf("release %s: %w", address, err)
 			}
 			return nil

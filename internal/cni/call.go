@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -34,7 +36,7 @@ type call struct {
 	addresses  []netip.Addr // asked for by the runtime
 	mac        net.HardwareAddr
 	prev       *types100.Result
-	valid      map[lease.Attachment]bool // GC; nil if the runtime did not say
+	valid      []lease.Attachment // GC; nil if the runtime did not say
 	// limitsEgress says that what the pod sends is to be limited, by the plugin "bandwidth" behind this one.
 	limitsEgress bool
 }
@@ -152,15 +154,8 @@ func (c *call) parseArgs(s string) (ip string, err error) {
 }
 
 func (c *call) parseValid(data json.RawMessage) error {
-	var valid []lease.Attachment
-	if err := json.Unmarshal(data, &valid); err != nil {
-		return err
-	}
-	c.valid = map[lease.Attachment]bool{}
-	for _, a := range valid {
-		c.valid[a] = true
-	}
-	return nil
+	c.valid = []lease.Attachment{}
+	return json.Unmarshal(data, &c.valid)
 }
 
 // request is what the pod is to have: what the runtime says, or else what the agent knows of it.
@@ -169,6 +164,65 @@ func (c *call) request() (ipam.Request, error) {
 		return ipam.Request{Addresses: c.addresses}, nil
 	}
 	return c.agent().request(c.pod)
+}
+
+// network is the network that the call is of.
+func (c *call) network(store *lease.Store) Network {
+	n := Network{Name: c.Name, Namespaces: netnsDir, Pools: func() []ipam.Pool {
+		state, err := store.Look()
+		if err != nil {
+			return c.Pools
+		}
+		return slices.Concat(c.Pools, state.Pools)
+	}}
+	if c.netns != "" {
+		n.Namespaces = filepath.Dir(c.netns)
+	}
+	return n
+}
+
+// netnsDir is where runtimes mount the namespaces of pods.
+const netnsDir = "/run/netns"
+
+// find returns the lease of the attachment. One that was lost, whose device is there, is made again.
+func (c *call) find(node *link.Namespace, store *lease.Store) (l lease.Lease, found bool, err error) {
+	if l, found, err = c.read(store); err != nil || found {
+		return l, found, err
+	}
+	if found, err = c.hasDevice(node); err != nil || !found {
+		return l, false, err
+	}
+	if _, err = Rebuild(node, store, c.network(store)); err != nil {
+		return l, false, err
+	}
+	return c.read(store)
+}
+
+// read returns the lease of the attachment, be it its own or one that was made again of its device.
+func (c *call) read(store *lease.Store) (l lease.Lease, found bool, err error) {
+	names := []lease.Attachment{c.attachment}
+	for attempt := range attempts {
+		names = append(names, lease.StandIn(hostDevice(c.pod.name, c.attachment, attempt), c.attachment.IfName))
+	}
+	for _, a := range names {
+		if l, found, err = store.Find(a); err != nil || found {
+			return l, found, err
+		}
+	}
+	return l, false, nil
+}
+
+// hasDevice says whether the node has a device of a name that the attachment's may have.
+func (c *call) hasDevice(node *link.Namespace) (bool, error) {
+	want := alias(lease.Lease{Attachment: c.attachment, Network: c.Name, PodNamespace: c.pod.namespace, PodName: c.pod.name})
+	for attempt := range attempts {
+		_, found, err := node.FindPod(hostDevice(c.pod.name, c.attachment, attempt), want)
+		var foreign *link.ForeignDeviceError
+		if found || err != nil && !errors.As(err, &foreign) {
+			return found, err
+		}
+	}
+	return false, nil
 }
 
 // device is the pod's device as the lease has it.

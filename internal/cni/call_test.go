@@ -182,10 +182,12 @@ func TestHungAgent(t *testing.T) {
 	}
 }
 
-// TestAttachUndone needs no kernel: with an address that is somebody else's nothing is made, and with the fake
-// store one sees that nothing is held.
+// TestAttachUndone needs no kernel: with an address that is somebody else's nothing is made, and nothing is held.
 func TestAttachUndone(t *testing.T) {
-	store := &lease.Fake{}
+	store, err := lease.Open(t.TempDir(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	c, err := parse(&skel.CmdArgs{ContainerID: "c", IfName: "eth0", StdinData: []byte(config + `}`)}, false)
 	if err != nil {
 		t.Fatal(err)

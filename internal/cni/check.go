@@ -30,7 +30,13 @@ func (p plugin) check(args *skel.CmdArgs) error {
 	if err != nil {
 		return asError("open the leases", err)
 	}
-	l, found, err := store.Find(c.attachment)
+	node, pod, err := namespaces(args.Netns)
+	if err != nil {
+		return err
+	}
+	defer node.Close()
+	defer pod.Close()
+	l, found, err := c.find(node, store)
 	if err != nil {
 		return asError("check "+c.pod.String(), err)
 	}
@@ -38,12 +44,6 @@ func (p plugin) check(args *skel.CmdArgs) error {
 		return types.NewError(errBroken, "check "+c.pod.String(), "it has no lease in "+c.DataDir)
 	}
 	want, routes, wrong := c.expected(l)
-	node, pod, err := namespaces(args.Netns)
-	if err != nil {
-		return err
-	}
-	defer node.Close()
-	defer pod.Close()
 	more, err := node.CheckPod(pod, want, routes)
 	if err != nil {
 		return asError("check "+c.pod.String(), err)

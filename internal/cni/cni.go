@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -72,63 +71,75 @@ func (p plugin) add(args *skel.CmdArgs) error {
 }
 
 // attach takes a lease, then makes the device that it names. In this order, whatever is interrupted is found.
-func (c *call) attach(node, pod *link.Namespace, store lease.Leases, r ipam.Request) (lease.Lease, link.Pod, error) {
-	for attempt := 0; ; attempt++ {
-		l, err := store.Acquire(lease.Lease{
-			Attachment: c.attachment, Network: c.Name, PodNamespace: c.pod.namespace, PodName: c.pod.name, PodUID: c.pod.uid,
-			Netns: c.netns, HostDevice: hostDevice(c.pod.name, c.attachment, attempt), Addresses: r.Addresses,
-		}, func(s ipam.State) (ipam.Choice, error) { return ipam.Choose(c.Pools, r, s) })
+func (c *call) attach(node, pod *link.Namespace, store *lease.Store, r ipam.Request) (lease.Lease, link.Pod, error) {
+	name, taken := 0, 0 // how many names, and addresses, turned out to be others'
+	for {
+		l, err := c.acquire(node, store, r, name)
 		if err != nil {
 			return l, link.Pod{}, err
 		}
 		d := c.device(l)
-		err = node.AddPod(pod, d)
-		if isInNode(err) {
-			// A device that no lease names was left by somebody who lost his leases.
-			stray, found, lookErr := c.stray(node, store, l)
-			if lookErr != nil {
-				err = lookErr
-			} else if found {
-				if err = node.DeletePod(stray.Name, stray.Alias); err == nil {
-					err = node.AddPod(pod, d)
-				}
-			}
-		}
-		if err == nil {
+		if err = node.AddPod(pod, d); err == nil {
 			return l, d, nil
 		}
 		// What is in the way is not ours to take away; what AddPod began it has taken away itself.
-		again := isInNode(err) && attempt+1 < attempts
-		if err := errors.Join(err, store.Release(l.Attachment)); !again {
+		var living *link.AddressTakenError
+		again := false
+		switch {
+		case isInNode(err):
+			name++
+			again = name < attempts
+		case errors.As(err, &living): // whose lease was lost
+			taken++
+			again = taken < attempts
+		}
+		err = errors.Join(err, store.Release(l.Attachment))
+		if again && living != nil {
+			_, rebuildErr := Rebuild(node, store, c.network(store))
+			err = errors.Join(err, rebuildErr)
+			again = rebuildErr == nil
+		}
+		if !again {
 			return l, d, err
 		}
+	}
+}
+
+// errNoLeases says that no address is in use. It may be that the node has no pods.
+var errNoLeases = errors.New("the store has no leases")
+
+// acquire takes a lease. That none is there it believes the store only if there is no pod's device either.
+func (c *call) acquire(node *link.Namespace, store *lease.Store, r ipam.Request, name int) (lease.Lease, error) {
+	believed := false
+	choose := func(s ipam.State) (ipam.Choice, error) {
+		choice, err := ipam.Choose(c.Pools, r, s)
+		if err == nil && len(s.InUse) == 0 && !believed {
+			err = errNoLeases
+		}
+		return choice, err
+	}
+	for {
+		l, err := store.Acquire(lease.Lease{
+			Attachment: c.attachment, Network: c.Name, PodNamespace: c.pod.namespace, PodName: c.pod.name, PodUID: c.pod.uid,
+			Netns: c.netns, HostDevice: hostDevice(c.pod.name, c.attachment, name), Addresses: r.Addresses,
+		}, choose)
+		if !errors.Is(err, errNoLeases) {
+			return l, err
+		}
+		devices, err := node.PodDevices()
+		if err == nil && len(devices) > 0 {
+			_, err = Rebuild(node, store, c.network(store))
+		}
+		if err != nil {
+			return lease.Lease{}, err
+		}
+		believed = true
 	}
 }
 
 func isInNode(err error) bool {
 	var exists *link.DeviceExistsError
 	return errors.As(err, &exists) && !exists.InPod
-}
-
-// stray returns the device of the lease's name if it is one of this network that no other lease names.
-func (c *call) stray(node *link.Namespace, store lease.Leases, l lease.Lease) (link.PodDevice, bool, error) {
-	var none link.PodDevice
-	devices, err := node.PodDevices()
-	if err != nil {
-		return none, false, err
-	}
-	i := slices.IndexFunc(devices, func(d link.PodDevice) bool { return d.Name == l.HostDevice && isOf(c.Name, d) })
-	if i < 0 {
-		return none, false, nil
-	}
-	leases, err := store.List()
-	if err != nil {
-		return none, false, err
-	}
-	leased := slices.ContainsFunc(leases, func(other lease.Lease) bool {
-		return other.HostDevice == l.HostDevice && other.Attachment != l.Attachment
-	})
-	return devices[i], !leased, nil
 }
 
 // del detaches a container. It may be repeated, and does not mind what is missing.
@@ -146,22 +157,14 @@ func (p plugin) del(args *skel.CmdArgs) error {
 	if err != nil {
 		return asError("open the leases", err)
 	}
-	l, found, err := store.Find(c.attachment)
-	if err != nil {
-		return asError("detach "+c.pod.String(), err)
+	l, found, err := c.find(node, store)
+	switch {
+	case err == nil && found:
+		err = detach(func(device, alias string) error { return deletePod(node, device, alias) }, store, l)
+	case err == nil: // a second DEL, or the lease was damaged and the device has gone
+		err = store.Release(c.attachment)
 	}
-	if !found { // a second DEL, or the leases were lost
-		l = lease.Lease{Attachment: c.attachment, HostDevice: hostDevice(c.pod.name, c.attachment, 0)}
-		stray, found, err := c.stray(node, store, l)
-		if err == nil && found {
-			err = deletePod(node, stray.Name, stray.Alias)
-		}
-		if err == nil {
-			err = store.Release(l.Attachment) // a damaged one
-		}
-		return asError("detach "+c.pod.String(), err)
-	}
-	return asError("detach "+c.pod.String(), detach(func(device, alias string) error { return deletePod(node, device, alias) }, store, l))
+	return asError("detach "+c.pod.String(), err)
 }
 
 // detach takes the device away, then the lease: as long as an address is on a device, nobody else gets it.
@@ -249,6 +252,7 @@ func asError(doing string, err error) error {
 		invalid *conflist.InvalidError
 		leased  *lease.ExistsError
 		device  *link.DeviceExistsError
+		taken   *link.AddressTakenError
 		agent   *agentError
 	)
 	code := types.ErrInternal
@@ -257,7 +261,7 @@ func asError(doing string, err error) error {
 		return done
 	case errors.As(err, &invalid), ipam.IsRequest(err):
 		code = types.ErrInvalidNetworkConfig
-	case ipam.IsTemporary(err), errors.As(err, &agent):
+	case ipam.IsTemporary(err), errors.As(err, &agent), errors.As(err, &taken):
 		code = types.ErrTryAgainLater
 	case errors.As(err, &leased), errors.As(err, &device):
 		code = types.ErrInvalidEnvironmentVariables

@@ -31,6 +31,9 @@ func hostDevice(pod string, a lease.Attachment, attempt int) string {
 
 // alias says in full whose device it is.
 func alias(l lease.Lease) string {
+	if l.Alias != "" {
+		return l.Alias
+	}
 	s := fmt.Sprintf("%s pod %s/%s %s", l.Network, l.PodNamespace, l.PodName, l.IfName)
 	if l.PodName == "" {
 		s = fmt.Sprintf("%s container %s %s", l.Network, l.ContainerID, l.IfName)

@@ -2,6 +2,7 @@ package cni
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/skel"
 
@@ -11,18 +12,19 @@ import (
 
 // Swept is what Sweep took away.
 type Swept struct {
-	Leases  []lease.Lease
-	Devices []string // that no lease had
+	Leases []lease.Lease
+	// Rebuilt are the leases that were lost, in whole or in part, and made again of the devices of their pods.
+	Rebuilt []lease.Lease
 	// Damaged are the names of leases that could not be read.
 	Damaged []string
 	// Kept are the leases that are left, of whatever network.
 	Kept []lease.Lease
 }
 
-// Sweep takes back the leases of a network that are not valid, with their devices, and then the network's devices
-// and the addresses that no lease has. It goes on after an error. Pods may come and go meanwhile. valid is also told
-// whether the lease's device is present.
-func Sweep(node *link.Namespace, store *lease.Store, network string, valid func(l lease.Lease, present bool) bool) (Swept, error) {
+// Sweep makes leases of a network again that were lost although their devices are there, and takes back those that are not
+// valid, with their devices, and the addresses that no lease has. After an error of one it goes on. Pods may come and go
+// meanwhile. valid is also told whether the lease's device is present.
+func Sweep(node *link.Namespace, store *lease.Store, network Network, valid func(l lease.Lease, present bool) bool) (Swept, error) {
 	var swept Swept
 	// Devices before leases: a device comes after its lease and goes before it, so that one which is there now and
 	// whose lease is not there then, has none.
@@ -34,14 +36,23 @@ func Sweep(node *link.Namespace, store *lease.Store, network string, valid func(
 	if err != nil {
 		return swept, err
 	}
-	var errs []error
-	present, leased := map[string]bool{}, map[string]bool{}
+	present := map[string]bool{}
 	for _, d := range devices {
-		present[d.Name] = true
+		present[d.Name] = isOf(network.Name, d)
 	}
+	if isLost(store, present, leases) {
+		// What cannot be rebuilt now is not taken for gone either.
+		if swept.Rebuilt, err = Rebuild(node, store, network); err != nil {
+			return swept, err
+		}
+		if leases, err = store.List(); err != nil {
+			return swept, err
+		}
+	}
+	var errs []error
 	for _, l := range leases {
-		leased[l.HostDevice] = true
-		if l.Network != network || valid(l, present[l.HostDevice]) {
+		_, present := present[l.HostDevice]
+		if l.Network != network.Name || valid(l, present) {
 			swept.Kept = append(swept.Kept, l)
 			continue
 		}
@@ -51,18 +62,26 @@ func Sweep(node *link.Namespace, store *lease.Store, network string, valid func(
 		}
 		swept.Leases = append(swept.Leases, l)
 	}
-	for _, d := range devices {
-		if leased[d.Name] || !isOf(network, d) {
-			continue
-		}
-		if err := node.DeletePod(d.Name, d.Alias); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		swept.Devices = append(swept.Devices, d.Name)
-	}
 	swept.Damaged, err = store.Repair()
 	return swept, errors.Join(append(errs, err)...)
+}
+
+// isLost says whether a device has no lease, or one that has lost an address. devices are those that are present, and
+// whether each is of the network.
+func isLost(store *lease.Store, devices map[string]bool, leases []lease.Lease) bool {
+	leased := map[string]bool{}
+	for _, l := range leases {
+		leased[l.HostDevice] = true
+		if devices[l.HostDevice] && !store.IsWhole(l) {
+			return true
+		}
+	}
+	for name, ours := range devices {
+		if ours && !leased[name] {
+			return true
+		}
+	}
+	return false
 }
 
 // gc sweeps with what the runtime holds to be valid. A runtime that does not say what is gets only what nobody has
@@ -81,6 +100,8 @@ func (p plugin) gc(args *skel.CmdArgs) error {
 	if err != nil {
 		return asError("open the leases", err)
 	}
-	_, err = Sweep(node, store, c.Name, func(l lease.Lease, _ bool) bool { return c.valid == nil || c.valid[l.Attachment] })
+	_, err = Sweep(node, store, c.network(store), func(l lease.Lease, _ bool) bool {
+		return c.valid == nil || slices.ContainsFunc(c.valid, func(a lease.Attachment) bool { return isFor(l, a) })
+	})
 	return asError("take back what is not valid", err)
 }

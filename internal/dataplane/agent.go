@@ -19,7 +19,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/fathom-network/fathom/internal/bootclock"
 	"github.com/fathom-network/fathom/internal/bpf/pin"
+	"github.com/fathom-network/fathom/internal/cni"
 	"github.com/fathom-network/fathom/internal/conflist"
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/lease"
@@ -103,13 +105,14 @@ type Agent struct {
 	untold      atomic.Bool // that the node carries pods, by an event
 	// poolsDiffer says since when the status of a pool is not what it should be.
 	poolsDiffer map[string]time.Time
-	refused     []string // blocks that nobody uses, as they were logged last
+	refused     []string                               // blocks that nobody uses, as they were logged last
+	rebuilt     map[lease.Attachment]bootclock.Instant // when leases were made again that were told of
 }
 
 // Run keeps the node until the context ends. What is in the kernel stays: traffic does not notice that an agent
 // ends or starts.
 func Run(ctx context.Context, o Options) error {
-	a := &Agent{Options: o, wake: make(chan struct{}, 1), look: make(chan struct{}, 1), metrics: newMetrics(o.Node), poolsDiffer: map[string]time.Time{}}
+	a := &Agent{Options: o, wake: make(chan struct{}, 1), look: make(chan struct{}, 1), metrics: newMetrics(o.Node), poolsDiffer: map[string]time.Time{}, rebuilt: map[lease.Attachment]bootclock.Instant{}}
 	a.events = o.Client.NewRecorder(ctx, kube.Reporter{Component: Component, Instance: o.Node})
 	a.writes = kube.NewPublisher(o.Log, a.Wake)
 	a.blocks = newBlocks(o.Node, o.Client, a.poolObjects, o.Log)
@@ -117,6 +120,8 @@ func Run(ctx context.Context, o Options) error {
 	a.state.set(nodestate.Status{Waiting: true, Reason: "the agent is starting"})
 	a.bgp = a.newAnnouncer()
 	defer a.bgp.speaker.Leave() // without a word, so that routers keep the routes
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	var err error
 	if a.node, err = link.Here(); err != nil {
 		return err
@@ -135,6 +140,12 @@ func Run(ctx context.Context, o Options) error {
 	a.metrics.registry.MustRegister(prometheus.WrapCollectorWith(prometheus.Labels{"node": o.Node}, poolCollector{a.readPools}))
 	if a.leases, err = lease.Open(o.Paths.Leases, conflist.DefaultCoolDown); err != nil {
 		return err
+	}
+	// First what pods that are there have lost, or the repair would take the rest of it for what is left of pods that are gone.
+	rebuilt, err := cni.Rebuild(a.node, a.leases, a.network())
+	a.tellRebuiltLeases(rebuilt)
+	if err != nil {
+		return fmt.Errorf("rebuild the leases in %s: %w", o.Paths.Leases, err)
 	}
 	damaged, err := a.leases.Repair()
 	if err != nil {
@@ -164,6 +175,7 @@ func Run(ctx context.Context, o Options) error {
 	carrying.Go(func() { a.keeper.run(ctx) })
 	carrying.Go(func() { a.writes.Run(ctx) })
 	defer carrying.Wait()
+	defer cancel() // also of an agent that ends by itself
 	tick := time.NewTicker(o.Resync)
 	defer tick.Stop()
 	var settled <-chan time.Time
@@ -187,6 +199,11 @@ func Run(ctx context.Context, o Options) error {
 			settled = nil
 		case <-a.look:
 		case <-tick.C:
+		}
+		if pods {
+			if err := a.openLeases(); err != nil {
+				return err // and the pod is started anew, with the directory that is there now
+			}
 		}
 		a.pass(ctx, pods)
 	}
@@ -375,6 +392,30 @@ func (a *Agent) tellDamagedLeases(names []string) {
 	if len(names) > 0 {
 		a.damaged(fmt.Errorf("%d leases in %s could not be read and were taken back, their addresses rest: %s", len(names), a.Paths.Leases, strings.Join(names, ", ")))
 	}
+}
+
+// rebuiltNews is how old a lease that was made again may be to be told of: the plugin, too, makes leases again, and the agent
+// may have been away.
+const rebuiltNews = 10 * time.Minute
+
+// tellRebuiltLeases tells of leases that were made again, each time once.
+func (a *Agent) tellRebuiltLeases(leases []lease.Lease) {
+	var names []string
+	for _, l := range leases {
+		if made, told := a.rebuilt[l.Attachment]; told && l.Rebuilt && made == l.Made {
+			continue
+		}
+		a.rebuilt[l.Attachment] = l.Made
+		names = append(names, fmt.Sprintf("%s/%s %v", l.PodNamespace, l.PodName, l.Addresses))
+	}
+	if len(names) == 0 {
+		return
+	}
+	a.metrics.rebuilt.Add(float64(len(names)))
+	message := fmt.Sprintf("%d leases in %s were lost, and are made again of the devices of their pods, which keep their addresses: %s. "+
+		"Nobody but Fathom should change that directory", len(names), a.Paths.Leases, strings.Join(names, ", "))
+	a.Log.Error("leases were lost", "what", message)
+	a.event(true, "LeasesRebuilt", message)
 }
 
 func (a *Agent) event(warning bool, reason, message string) {

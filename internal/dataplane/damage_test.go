@@ -2,8 +2,10 @@ package dataplane_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -12,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -21,6 +24,7 @@ import (
 	"github.com/fathom-network/fathom/internal/install"
 	"github.com/fathom-network/fathom/internal/ipam"
 	"github.com/fathom-network/fathom/internal/lease"
+	"github.com/fathom-network/fathom/internal/link"
 	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
@@ -76,15 +80,16 @@ func damaged(t *testing.T) {
 	leases := filepath.Join(dir, "leases")
 	plugin := filepath.Join(dir, "plugin")
 	testenv.Must(t, os.WriteFile(plugin, []byte("#!/bin/sh\nexit 0\n"), 0o755))
+	options := func() dataplane.Options {
+		return dataplane.Options{Node: "n1", Client: connect(agent), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+			Resync: 200 * time.Millisecond, Paths: dataplane.Paths{Plugin: plugin, CNIBin: filepath.Join(dir, "bin"), Conflist: filepath.Join(dir, "net.d", "10-fathom.conflist"),
+				Leases: leases, Socket: filepath.Join(dir, "agent.sock"), NetNS: dir, Sysctl: "/proc/sys/net", BPF: dir}}
+	}
 	run := func(check func()) {
 		t.Helper()
 		agentCtx, cancel := context.WithCancel(ctx)
 		ended := make(chan error, 1)
-		go func() {
-			ended <- dataplane.Run(agentCtx, dataplane.Options{Node: "n1", Client: connect(agent), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-				Resync: 200 * time.Millisecond, Paths: dataplane.Paths{Plugin: plugin, CNIBin: filepath.Join(dir, "bin"), Conflist: filepath.Join(dir, "net.d", "10-fathom.conflist"),
-					Leases: leases, Socket: filepath.Join(dir, "agent.sock"), NetNS: dir, Sysctl: "/proc/sys/net", BPF: dir}})
-		}()
+		go func() { ended <- dataplane.Run(agentCtx, options()) }()
 		check()
 		cancel()
 		testenv.Must(t, <-ended)
@@ -165,8 +170,85 @@ func damaged(t *testing.T) {
 		t.Errorf("no event of the damaged settings in\n%s", text)
 	}
 
+	lost(t, run, ready, dir, leases)
+	events, err = c.CoreV1().Events("default").List(ctx, metav1.ListOptions{})
+	testenv.Must(t, err)
+	for _, want := range []string{"LeasesRebuilt", "default/web [10.244.1.7]"} {
+		if text := fmt.Sprint(events.Items); !strings.Contains(text, want) {
+			t.Errorf("no event says %q in\n%s", want, text)
+		}
+	}
+
 	// What cannot be mended makes the node unready, and the API says so.
 	testenv.Must(t, os.RemoveAll(filepath.Join(leases, "settings.json")))
 	testenv.Must(t, os.Mkdir(filepath.Join(leases, "settings.json"), 0o700))
 	run(func() { condition(corev1.ConditionTrue, "settings.json") })
+	testenv.Must(t, os.RemoveAll(filepath.Join(leases, "settings.json")))
+
+	// In a mount of a directory that was removed nothing can be made: the agent ends, and has the one of that time when it
+	// is started anew.
+	mounted := filepath.Join(dir, "mounted")
+	testenv.Must(t, os.Mkdir(mounted, 0o755))
+	testenv.Must(t, unix.Mount(leases, mounted, "", unix.MS_BIND, ""))
+	defer func() { testenv.Must(t, unix.Unmount(mounted, unix.MNT_DETACH)) }()
+	o := options()
+	o.Paths.Leases = mounted
+	ended := make(chan error, 1)
+	go func() { ended <- dataplane.Run(ctx, o) }()
+	unready()
+	ready()
+	testenv.Must(t, os.RemoveAll(leases))
+	var removed *lease.RemovedError
+	testenv.Eventually(t, "the agent whose directory was removed ends", func() (bool, string) {
+		select {
+		case err := <-ended:
+			return errors.As(err, &removed), err.Error()
+		default:
+			return false, "it runs"
+		}
+	})
+}
+
+// lost takes the files of a pod's lease away while an agent runs and while none does: the pod keeps what it has.
+func lost(t *testing.T, run func(check func()), ready func(), dir, leases string) {
+	t.Helper()
+	node, err := link.Here()
+	testenv.Must(t, err)
+	defer node.Close()
+	path := filepath.Join(dir, "cni-web")
+	testenv.Must(t, link.Create(path))
+	defer func() { testenv.Must(t, link.Delete(path)) }()
+	pod, err := link.Open(path)
+	testenv.Must(t, err)
+	defer pod.Close()
+	address := netip.MustParseAddr("10.244.1.7")
+	testenv.Must(t, node.AddPod(pod, link.Pod{Device: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 1, 7}, HostDevice: "web-abcde", HostMAC: net.HardwareAddr{2, 0, 0, 0, 2, 7},
+		Alias: "fathom pod default/web eth0", MTU: 1500, Addrs: []netip.Addr{address}}))
+	held := func() {
+		t.Helper()
+		testenv.Eventually(t, "the pod has its lease again", func() (bool, string) {
+			l, err := os.ReadFile(filepath.Join(leases, "addresses", address.String()))
+			return err == nil && strings.Contains(string(l), `"podName":"web"`) && strings.Contains(string(l), `"pool":"default"`) && strings.Contains(string(l), path), fmt.Sprintf("%s %v", l, err)
+		})
+		linktest.Run(t, node, "ping", "-c1", "-W5", address.String())
+	}
+	run(func() {
+		ready()
+		for _, gone := range []string{"attachments/*", "*/*", "*"} {
+			held()
+			files, err := filepath.Glob(filepath.Join(leases, gone))
+			testenv.Must(t, err)
+			for _, f := range files {
+				testenv.Must(t, os.RemoveAll(f))
+			}
+		}
+		held()
+		// How the node was before is not forgotten with the files.
+		testenv.Eventually(t, "the settings are recorded again", func() (bool, string) {
+			data, err := os.ReadFile(filepath.Join(leases, "settings.json"))
+			return err == nil && strings.Contains(string(data), "ip_forward"), fmt.Sprintf("%s %v", data, err)
+		})
+	})
+	testenv.Must(t, os.RemoveAll(leases))
+	run(held)
 }

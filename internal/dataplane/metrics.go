@@ -17,6 +17,7 @@ type metrics struct {
 	last     prometheus.Gauge
 	changes  *prometheus.CounterVec
 	swept    *prometheus.CounterVec
+	rebuilt  prometheus.Counter
 	repaired prometheus.Counter
 	problems prometheus.Gauge
 	leases   prometheus.Gauge
@@ -36,7 +37,9 @@ func newMetrics(node string) *metrics {
 		changes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fathom_agent_kernel_changes_total", ConstLabels: labels,
 			Help: "What was changed in the kernel. Corrections and removals without a change of the API are drift."}, []string{"kind", "change"}),
 		swept: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fathom_agent_swept_total", ConstLabels: labels,
-			Help: "What was taken back that its owner left: addresses (lease) and devices (device) of pods that are gone."}, []string{"what"}),
+			Help: "What was taken back that its owner left: addresses of pods that are gone (lease)."}, []string{"what"}),
+		rebuilt: prometheus.NewCounter(prometheus.CounterOpts{Name: "fathom_agent_leases_rebuilt_total", ConstLabels: labels,
+			Help: "Leases of pods that are there which were lost, and made again of the pods' devices."}),
 		repaired: prometheus.NewCounter(prometheus.CounterOpts{Name: "fathom_agent_pods_repaired_total", ConstLabels: labels,
 			Help: "Pods whose routes, neighbours or MTU were made right."}),
 		problems: prometheus.NewGauge(prometheus.GaugeOpts{Name: "fathom_agent_problems", ConstLabels: labels,
@@ -46,13 +49,11 @@ func newMetrics(node string) *metrics {
 		refused: prometheus.NewGauge(prometheus.GaugeOpts{Name: "fathom_agent_refused_blocks", ConstLabels: labels,
 			Help: "IPBlocks, of any node, that nobody uses since no IPPool bears them out: no agent makes such."}),
 	}
-	for _, what := range []string{"lease", "device"} {
-		m.swept.WithLabelValues(what)
-	}
+	m.swept.WithLabelValues("lease")
 	for _, result := range []string{"success", "error"} {
 		m.passes.WithLabelValues(result)
 	}
-	m.registry.MustRegister(m.passes, m.seconds, m.last, m.changes, m.swept, m.repaired, m.problems, m.leases, m.refused,
+	m.registry.MustRegister(m.passes, m.seconds, m.last, m.changes, m.swept, m.rebuilt, m.repaired, m.problems, m.leases, m.refused,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

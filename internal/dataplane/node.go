@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -134,10 +135,45 @@ func isCopy(source *os.File, path string) (bool, error) {
 // attachPatience is longer than any ADD takes: a lease that is younger may be of one that is under way.
 const attachPatience = time.Minute
 
+// openLeases opens the store of leases anew, so that what somebody removed of it is there again. If it is the directory that
+// this container has mounted, nothing but another container helps.
+func (a *Agent) openLeases() error {
+	store, err := lease.Open(a.Paths.Leases, conflist.DefaultCoolDown)
+	var removed *lease.RemovedError
+	if errors.As(err, &removed) {
+		a.event(true, "LeasesRemoved", err.Error())
+		return err
+	}
+	if err == nil { // else who uses the one that is open says what is wrong
+		a.leases = store
+	}
+	return nil
+}
+
+// network is what leases that were lost are made again by.
+func (a *Agent) network() cni.Network {
+	return cni.Network{Name: networkName, Namespaces: a.Paths.NetNS, Pools: func() []ipam.Pool {
+		pools := a.readConflist().Pools
+		if state, err := a.leases.Look(); err == nil {
+			pools = append(pools, state.Pools...)
+		}
+		if a.view == nil {
+			return pools
+		}
+		blocks, _ := a.blocks.all() // of pools that may have gone with the leases
+		for _, b := range blocks {
+			if b.Node == a.Node {
+				pools = append(pools, ipam.Pool{Name: b.Pool, Ranges: []netip.Prefix{b.Prefix}})
+			}
+		}
+		return pools
+	}}
+}
+
 // sweep takes back what pods that are gone have left, which the plugin was not asked to take back: its runtime
 // was killed, or the node lost power. It returns the leases that are left.
 func (a *Agent) sweep(ctx context.Context) ([]lease.Lease, error) {
-	swept, err := cni.Sweep(a.node, a.leases, networkName, func(l lease.Lease, present bool) bool {
+	swept, err := cni.Sweep(a.node, a.leases, a.network(), func(l lease.Lease, present bool) bool {
 		// A veth pair ends with the namespace of either end. So a device that is there proves that its pod's
 		// namespace is, whatever this process can see of the runtime's mounts.
 		if present || a.hasNetNS(l.Netns) {
@@ -154,14 +190,17 @@ func (a *Agent) sweep(ctx context.Context) ([]lease.Lease, error) {
 	})
 	a.tellDamagedLeases(swept.Damaged)
 	a.metrics.swept.WithLabelValues("lease").Add(float64(len(swept.Leases)))
-	a.metrics.swept.WithLabelValues("device").Add(float64(len(swept.Devices)))
 	a.metrics.leases.Set(float64(len(swept.Kept)))
 	for _, l := range swept.Leases {
 		a.Log.Info("took back the addresses of a pod that is gone", "pod", l.PodNamespace+"/"+l.PodName, "addresses", l.Addresses)
 	}
-	for _, d := range swept.Devices {
-		a.Log.Info("took away a device without a pod", "device", d)
+	news := swept.Rebuilt
+	for _, l := range swept.Kept {
+		if l.Rebuilt && a.leases.OfThisBoot(l) && a.leases.Age(l) < rebuiltNews {
+			news = append(news, l)
+		}
 	}
+	a.tellRebuiltLeases(news)
 	if err != nil {
 		err = fmt.Errorf("take back what pods that are gone have left: %w", err)
 	}

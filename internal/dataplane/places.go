@@ -22,6 +22,9 @@ func Places(o Options, own []netip.Addr) ([]probe.Place, error) {
 	}
 	places := []probe.Place{probe.PlaceAt("node/"+o.Node, "/proc/self/ns/net", own)}
 	for _, l := range leases {
+		if l.Netns == "" {
+			continue // a lease that was made again of a device whose namespace is mounted nowhere
+		}
 		places = append(places, probe.PlaceAt(l.PodNamespace+"/"+l.PodName, filepath.Join(o.Paths.NetNS, filepath.Base(l.Netns)), l.Addresses))
 	}
 	return places, nil

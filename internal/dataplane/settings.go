@@ -28,6 +28,8 @@ type settings struct {
 	// damaged is told once of a file that was set aside.
 	damaged func(error)
 	mu      sync.Mutex // the agent's loop and the proxy's are two
+	// last is what was recorded last, for the case that somebody takes the file away.
+	last []podnet.Sysctl
 }
 
 func newSettings(node *link.Namespace, dir string, damaged func(error)) *settings {
@@ -96,7 +98,13 @@ func (s *settings) remember(want []podnet.Sysctl) error {
 	if _, err := os.Lstat(s.path + durable.Damaged); err == nil {
 		why = whyRebuilt
 	}
+	if known == nil {
+		known = slices.Clone(s.last)
+	}
 	before := len(known)
+	if _, err := os.Lstat(s.path); errors.Is(err, os.ErrNotExist) {
+		before = -1
+	}
 	for _, c := range unknown(want, known) {
 		value, err := s.node.SysctlValue(c.Name)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -107,7 +115,8 @@ func (s *settings) remember(want []podnet.Sysctl) error {
 		}
 		known = append(known, podnet.Sysctl{Name: c.Name, Value: value, Why: why})
 	}
-	if len(known) == before {
+	s.last = known
+	if len(known) == before || len(known) == 0 {
 		return nil
 	}
 	return s.write(known)
@@ -121,6 +130,9 @@ func (s *settings) restore(name string) error {
 	if err != nil {
 		return err
 	}
+	if known == nil {
+		known = slices.Clone(s.last)
+	}
 	i := slices.IndexFunc(known, func(c podnet.Sysctl) bool { return c.Name == name })
 	if i < 0 {
 		return nil
@@ -128,7 +140,9 @@ func (s *settings) restore(name string) error {
 	if err := s.node.Sysctl(name, known[i].Value); err != nil {
 		return err
 	}
-	return s.write(slices.Delete(known, i, i+1))
+	known = slices.Delete(known, i, i+1)
+	s.last = slices.Clone(known)
+	return s.write(known)
 }
 
 // unknown returns the settings that are not known yet, but for those of our own tunnel, which go with it.

@@ -92,6 +92,14 @@ func (s *Store) cool(a netip.Addr) error {
 	return nil
 }
 
+// coolLost has an address cool down whose file is lost, as cool does; the lease of the attachment says whose it was.
+func (s *Store) coolLost(of Attachment, a netip.Addr) error {
+	if err := os.Link(s.attachment(of), filepath.Join(s.dir, coolingDir, coolingName(a, s.now()))); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("release address %s: %w", a, err)
+	}
+	return nil
+}
+
 // state reads what is in use and what cools down, and forgets what has cooled down.
 func (s *Store) state(l Lease) (ipam.State, error) {
 	state := ipam.State{InUse: map[netip.Addr]bool{}, Cooling: map[netip.Addr]bool{}, Last: map[string]netip.Addr{}}

@@ -55,6 +55,10 @@ type Lease struct {
 	// Time is by the wall clock, for people. Made is the same moment for who reckons: Store.Age.
 	Time time.Time         `json:"time"`
 	Made bootclock.Instant `json:"made,omitzero"`
+	// Rebuilt says that the lease was lost and is made again of the pod's device: Time is when that was, ContainerID may
+	// be a stand-in, and Alias, which no other lease has, is the device's.
+	Rebuilt bool   `json:"rebuilt,omitempty"`
+	Alias   string `json:"alias,omitempty"`
 }
 
 // SamePod says whether both are leases of pods of one name. A pod without a name is like no other.
@@ -93,22 +97,34 @@ type Store struct {
 
 var _ Leases = (*Store)(nil)
 
-// Open opens the store in a directory, which is made if it is not there.
+// Open opens the store in a directory, which is made if it is not there, or what of it is not. If the directory is a mount
+// of one that was removed, in which nothing can be made any more, the error is RemovedError.
 func Open(dir string, coolDown time.Duration) (*Store, error) {
 	clock, err := bootclock.Open()
 	if err != nil {
 		return nil, fmt.Errorf("open the store of leases: %w", err)
 	}
 	s := &Store{dir: dir, coolDown: coolDown, now: clock.Now}
-	if _, err := os.Stat(s.path(addressesDir)); err == nil { // made last
-		return s, nil
-	}
 	for _, d := range []string{attachmentsDir, coolingDir, addressesDir} {
-		if err := os.MkdirAll(s.path(d), 0o755); err != nil {
+		if _, err := os.Stat(s.path(d)); err == nil {
+			continue
+		}
+		err := os.MkdirAll(s.path(d), 0o755)
+		if _, there := os.Stat(dir); there == nil && errors.Is(err, fs.ErrNotExist) {
+			return nil, &RemovedError{dir}
+		}
+		if err != nil {
 			return nil, fmt.Errorf("make the store of leases: %w", err)
 		}
 	}
 	return s, nil
+}
+
+// RemovedError says that the directory of the store was removed, and is there no more but for who has it mounted.
+type RemovedError struct{ Dir string }
+
+func (e *RemovedError) Error() string {
+	return fmt.Sprintf("the directory of leases %s was removed from the node: who has it mounted has to be started anew", e.Dir)
 }
 
 // Acquire implements Leases.
@@ -151,27 +167,36 @@ func (s *Store) Acquire(l Lease, choose func(ipam.State) (ipam.Choice, error)) (
 
 // write makes the files of the lease. Linking fails where a name is taken, whatever State said.
 func (s *Store) write(l Lease) error {
-	data, err := json.Marshal(l)
+	staged, err := s.stage(l)
 	if err != nil {
 		return err
 	}
-	temporary := s.path("new") // under the lock there is one at a time; what a killed program left is overwritten
-	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("write a lease: %w", err)
-	}
-	if err := os.WriteFile(temporary, data, 0o644); err != nil {
-		return fmt.Errorf("write a lease: %w", err)
-	}
-	defer os.Remove(temporary)
-	if err := os.Link(temporary, s.attachment(l.Attachment)); err != nil {
+	defer os.Remove(staged)
+	if err := os.Link(staged, s.attachment(l.Attachment)); err != nil {
 		return fmt.Errorf("write the lease of %s: %w", l.Attachment, err)
 	}
 	for _, a := range l.Addresses {
-		if err := os.Link(temporary, s.address(a)); err != nil {
+		if err := os.Link(staged, s.address(a)); err != nil {
 			return fmt.Errorf("take address %s: %w", a, err)
 		}
 	}
 	return nil
+}
+
+// stage writes the lease to a file that is to be linked to its names.
+func (s *Store) stage(l Lease) (path string, err error) {
+	data, err := json.Marshal(l)
+	if err != nil {
+		return "", err
+	}
+	path = s.path("new") // under the lock there is one at a time; what a killed program left is overwritten
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("write a lease: %w", err)
+	}
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		return "", fmt.Errorf("write a lease: %w", err)
+	}
+	return path, nil
 }
 
 // Age is how old a lease is, at least: one of another boot is as old as this boot.
@@ -239,16 +264,35 @@ func (s *Store) release(a Attachment) error {
 		return fmt.Errorf("read the lease of %s: %w", a, err)
 	}
 	for _, address := range l.Addresses {
-		// A program that was killed between the attachment and its addresses did not get this one: by now it may
-		// be another's.
-		if holder, err := read(s.address(address)); err != nil || holder.Attachment != a {
-			continue
+		holder, err := read(s.address(address))
+		switch {
+		case err == nil && holder.Attachment == a:
+			err = s.cool(address)
+		case errors.Is(err, fs.ErrNotExist):
+			// Somebody has removed the file, or a program was killed before it had made it or after it had released
+			// the address: to rest once more does no harm.
+			err = s.coolLost(a, address)
+		default: // by now it is another's
+			err = nil
 		}
-		if err := s.cool(address); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 	return remove(s.attachment(a))
+}
+
+// Holder returns the lease that has the address, or false.
+func (s *Store) Holder(address netip.Addr) (Lease, bool, error) {
+	l, err := read(s.address(address))
+	switch {
+	case err == nil:
+		return l, true, nil
+	case errors.Is(err, fs.ErrNotExist) || isDamaged(err):
+		return Lease{}, false, nil
+	default:
+		return Lease{}, false, fmt.Errorf("read the lease of %s: %w", address, err)
+	}
 }
 
 // ReleaseAddress takes back the lease that has the address, with the other address that it may have.

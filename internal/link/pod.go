@@ -55,7 +55,7 @@ type Pod struct {
 
 // AddPod makes the veth pair between the node's namespace, which is n, and the pod's: addresses, routes both ways,
 // and neighbours that need not be asked for. Of what failed half-way nothing stays. If there is a device of one of
-// the names, the error is DeviceExistsError.
+// the names, the error is DeviceExistsError; if another pod that is there has one of the addresses, AddressTakenError.
 func (n *Namespace) AddPod(in *Namespace, p Pod) (err error) {
 	if err := n.setForwarding(p.Addrs); err != nil {
 		return err
@@ -205,15 +205,12 @@ func (n *Namespace) setHostEnd(l *netlink.Veth, p Pod) error {
 		if err := n.setNeighbour(l, a, p.MAC); err != nil {
 			return err
 		}
-		r := &netlink.Route{
-			Dst: ipNet(whole(a)), LinkIndex: l.Attrs().Index, Scope: netlink.SCOPE_LINK, Protocol: PodRouteProtocol,
-			Src: sourceFor(a, p.Sources),
-		}
-		if err := n.nl.RouteReplace(r); err != nil {
+		r := podRoute(l, a, p.Sources)
+		if err := n.setPodRoute(r); err != nil {
 			if errors.Is(err, unix.EINVAL) && r.Src != nil {
-				return fmt.Errorf("add route %s: %w; is %s an address of this node?", routeString(*r), err, r.Src)
+				return fmt.Errorf("%w; is %s an address of this node?", err, r.Src)
 			}
-			return fmt.Errorf("add route %s: %w", routeString(*r), err)
+			return err
 		}
 	}
 	return nil

@@ -90,9 +90,8 @@ func (n *Namespace) repairPod(in *Namespace, p Pod) error {
 		if err := n.setNeighbour(host, a, pod.Attrs().HardwareAddr); err != nil {
 			return err
 		}
-		r := &netlink.Route{Dst: ipNet(whole(a)), LinkIndex: host.Attrs().Index, Scope: netlink.SCOPE_LINK, Protocol: PodRouteProtocol, Src: sourceFor(a, p.Sources)}
-		if err := n.nl.RouteReplace(r); err != nil {
-			return fmt.Errorf("add route %s: %w", routeString(*r), err)
+		if err := n.setPodRoute(podRoute(host, a, p.Sources)); err != nil {
+			return err
 		}
 	}
 	return nil
