@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/bpf/pin"
+	"github.com/fathom-network/fathom/internal/link"
 	"github.com/fathom-network/fathom/internal/podnet"
 )
 
@@ -164,11 +165,15 @@ func (c *Connect) setNode() (changed bool, err error) {
 }
 
 // nodeCookie asks for the node's network namespace; 0 if it cannot be asked for.
-func (c *Connect) nodeCookie() (cookie uint64, err error) {
+func (c *Connect) nodeCookie() (uint64, error) { return NetnsCookie(c.Node) }
+
+// NetnsCookie is the number by which the programs know a network namespace, or the caller's own if it is nil; 0 if the
+// kernel does not tell, before Linux 5.14.
+func NetnsCookie(n *link.Namespace) (cookie uint64, err error) {
 	ask := func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
-			return fmt.Errorf("ask for the node's network namespace: %w", err)
+			return fmt.Errorf("ask for the cookie of a network namespace: %w", err)
 		}
 		defer unix.Close(fd)
 		if cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err != nil {
@@ -176,10 +181,10 @@ func (c *Connect) nodeCookie() (cookie uint64, err error) {
 		}
 		return nil
 	}
-	if c.Node == nil {
+	if n == nil {
 		err = ask()
 	} else {
-		err = c.Node.Do(ask)
+		err = n.Do(ask)
 	}
 	return cookie, err
 }

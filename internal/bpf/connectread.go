@@ -89,6 +89,9 @@ func (c *Connect) Crowded() ([]uint64, error) {
 	return all, nil
 }
 
+// FateFull is the Fate of sockets that there was no room for.
+const FateFull = "full"
+
 // Fate is how often something became of a socket's wish to talk to a Service.
 type Fate struct {
 	Name  string

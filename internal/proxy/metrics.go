@@ -14,7 +14,14 @@ type metrics struct {
 	entries   *prometheus.CounterVec
 	errors    *prometheus.CounterVec
 	ended     *prometheus.CounterVec
+	forgetful prometheus.Gauge
 }
+
+// connects is what became of sockets at connect(), which the kernel counts.
+var connects = prometheus.NewDesc("fathom_service_connects_total",
+	"Sockets that connected to a Service (connected), packets of others (sent), and what became of the rest: refused for want of endpoints; "+
+		"or left to nftables, since the Service was changing, there is no more room for a socket (full), its network namespace has used up its share, "+
+		"the socket has sent to too many Services (socket), or it is one of the kernel's own, as below MPTCP (kernel).", []string{"fate"}, nil)
 
 func newMetrics() *metrics {
 	buckets := prometheus.ExponentialBuckets(0.0001, 2.5, 13) // 0.1 ms to 6 s
@@ -31,6 +38,8 @@ func newMetrics() *metrics {
 			Help: "Attempts to put Services into the kernel that failed."}, []string{"what"}),
 		ended: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fathom_service_flows_ended_total",
 			Help: "Flows to endpoints that are gone, ended so that their clients begin anew: entries of connection tracking, sockets."}, []string{"what"}),
+		forgetful: prometheus.NewGauge(prometheus.GaugeOpts{Name: "fathom_service_affinity_full",
+			Help: "Services with sessionAffinity a client of which nftables had no room to remember in the last minute."}),
 	}
 }
 
@@ -52,6 +61,7 @@ func (p *Proxy) Describe(c chan<- *prometheus.Desc) {
 	for _, m := range p.counts.all() {
 		m.Describe(c)
 	}
+	c <- connects
 }
 
 // Collect implements prometheus.Collector.
@@ -59,8 +69,21 @@ func (p *Proxy) Collect(c chan<- prometheus.Metric) {
 	for _, m := range p.counts.all() {
 		m.Collect(c)
 	}
+	p.mu.Lock()
+	connect := p.connect
+	p.mu.Unlock()
+	if connect == nil {
+		return
+	}
+	fates, err := connect.Fates()
+	if err != nil {
+		return // it was closed meanwhile
+	}
+	for _, f := range fates {
+		c <- prometheus.MustNewConstMetric(connects, prometheus.CounterValue, float64(f.Times), f.Name)
+	}
 }
 
 func (m *metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.frontends, m.seconds, m.behind, m.entries, m.errors, m.ended}
+	return []prometheus.Collector{m.frontends, m.seconds, m.behind, m.entries, m.errors, m.ended, m.forgetful}
 }

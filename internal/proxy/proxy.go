@@ -114,6 +114,7 @@ type Proxy struct {
 	reaper *reaper
 	health health
 	caches nodeCaches
+	room   room
 	dns    service.Redirect
 	// redirected is where dns leads to, for the reaper.
 	redirected atomic.Pointer[service.Redirect]
@@ -279,10 +280,14 @@ func (p *Proxy) step(ctx context.Context, tick bool) {
 		p.setStatus(Status{Ready: p.Status().Ready, Problem: oneLine(err)})
 		return
 	}
+	now := time.Now()
 	if tick {
 		p.health.retry(p.Log)
+		if err := p.lookForRoom(now); err != nil {
+			p.Log.Debug("it is not known whether there is room for clients of Services", "error", err)
+		}
 	}
-	p.setStatus(Status{Ready: true})
+	p.setStatus(Status{Ready: true, Problem: p.room.problem(now)})
 	p.tellBalancers()
 }
 
@@ -402,6 +407,7 @@ func (p *Proxy) off(ctx context.Context, announce bool) {
 	p.health.close()
 	p.caches.close()
 	p.reaper.forget()
+	p.room = room{}
 	if p.applied.Mode == netconf.ProxyOff {
 		return
 	}
@@ -533,6 +539,13 @@ func (in *inbox) departures() uint64 {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.model.Departures()
+}
+
+// named are the Services that have these IDs.
+func (in *inbox) named(ids []uint32) []types.NamespacedName {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.model.Named(ids)
 }
 
 // others are the addresses of Services that another proxy carries.

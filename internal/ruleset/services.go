@@ -1,6 +1,7 @@
 package ruleset
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -141,6 +142,29 @@ func (r *Ruleset) Services() (service.Plan, error) {
 		return service.Plan{}, fmt.Errorf("read nftables table inet %s: %w", ServicesTable, err)
 	}
 	return h.plan(), nil
+}
+
+// AffinityFull returns the IDs (service.ID) of Services a client of which found no room to be remembered in the last minute.
+func (r *Ruleset) AffinityFull() ([]uint32, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var all []uint32
+	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		list, err := r.readElements(named(affinityFull, f))
+		if errors.Is(err, errStrange) {
+			continue // there is none
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read nftables table inet %s: %w", ServicesTable, err)
+		}
+		for _, e := range list {
+			if len(e.key) == 4 {
+				all = append(all, binary.NativeEndian.Uint32([]byte(e.key)))
+			}
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
 }
 
 // DeleteServices takes the table away. One that is not there is not an error. Connections to Services then last only if

@@ -102,12 +102,13 @@ func endpointBytes(e netip.AddrPort) string {
 // number returns a number as in the kernel's marks.
 func number(n uint32) string { return string(binary.NativeEndian.AppendUint32(nil, n)) }
 
-// endpointID returns the number that stands for an endpoint where affinity is kept. It follows from the address alone, so
-// that clients keep to it at all ports of a Service. Two with one ID cost affinity, not correctness.
-func endpointID(a netip.Addr) string {
+// endpointID returns the number that stands for an endpoint where affinity is kept. That of an address is for all ports of a
+// Service, so that clients keep to it; where an address has several endpoints, that of address and port is for each of
+// them. Two with one ID cost affinity, not correctness. It is not 0, which says that a client is remembered.
+func endpointID(of []byte) string {
 	h := fnv.New32a()
-	h.Write(a.AsSlice())
-	return number(h.Sum32())
+	h.Write(of)
+	return number(max(h.Sum32(), 1))
 }
 
 // side is what a frontend is to some clients: the chain that its packets go to, if it has endpoints.
@@ -127,7 +128,8 @@ func sides(f service.Frontend) []side {
 		return s
 	}
 	all := []side{of(w, f.Inside)}
-	if f.Split() {
+	// IPv6 clients outside are remembered by their networks.
+	if f.Split() || f.Affinity > 0 && w.family == podnet.IPv6 {
 		w.outside = true
 		all = append(all, of(w, f.Outside))
 	}
@@ -163,18 +165,31 @@ func eachElement(f service.Frontend, yield func(set string, e element)) {
 		if s.outside {
 			first = outsideSlots
 		}
-		met := map[string]bool{}
+		met, at := map[string]bool{}, map[netip.Addr]int{}
+		if f.Affinity > 0 {
+			for _, e := range s.backends.Endpoints {
+				at[e.Addr()]++
+			}
+		}
 		for i, e := range s.backends.Endpoints {
 			slot := key + number(first+uint32(i))
 			yield(named(endpoints, family), element{key: slot, value: endpointBytes(e)})
 			if f.Affinity == 0 {
 				continue
 			}
-			id := endpointID(e.Addr())
+			addr, own := endpointID(e.Addr().AsSlice()), endpointID([]byte(endpointBytes(e)))
+			id := addr
+			if at[e.Addr()] > 1 {
+				id = own
+			}
 			yield(named(affinitySlots, family), element{key: slot, value: id})
-			if !met[id] { // of several at one address, clients stay with the first
-				met[id] = true
-				yield(s.in(affinityEndpoints, affinityOutside), element{key: key + id, value: endpointBytes(e)})
+			// Both, whichever new clients get: the address may have had another endpoint, or get one. Who comes by the address
+			// alone gets its first.
+			for _, id := range []string{addr, own} {
+				if !met[id] {
+					met[id] = true
+					yield(s.in(affinityEndpoints, affinityOutside), element{key: key + id, value: endpointBytes(e)})
+				}
 			}
 		}
 	}

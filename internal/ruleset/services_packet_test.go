@@ -96,6 +96,11 @@ func ip(t testing.TB, n *link.Namespace, lines ...string) {
 // serve answers whatever comes, by TCP and UDP, with who answers and who is seen to ask.
 func serve(t testing.TB, n *link.Namespace, at netip.AddrPort) {
 	t.Helper()
+	serveAs(t, n, at, at.Addr().String())
+}
+
+func serveAs(t testing.TB, n *link.Namespace, at netip.AddrPort, name string) {
+	t.Helper()
 	testenv.Must(t, n.Do(func() error {
 		l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
 		if err != nil {
@@ -107,7 +112,7 @@ func serve(t testing.TB, n *link.Namespace, at netip.AddrPort) {
 		}
 		t.Cleanup(func() { l.Close(); u.Close() })
 		answer := func(peer net.Addr) []byte {
-			return []byte(at.Addr().String() + " " + netip.MustParseAddrPort(peer.String()).Addr().Unmap().String())
+			return []byte(name + " " + netip.MustParseAddrPort(peer.String()).Addr().Unmap().String())
 		}
 		go func() {
 			for {
@@ -394,6 +399,20 @@ func TestServicesAffinity(t *testing.T) {
 				}
 				for _, c := range clients {
 					stays(c.in, c.from)
+				}
+				if f.network == "6" { // by the network outside, and by the address on the node
+					if met[f.out] != met[f.out2] {
+						t.Errorf("of one network %s is sent to %s, and %s to %s", f.out, met[f.out], f.out2, met[f.out2])
+					}
+					list := linktest.Run(t, l.node, "nft", "list", "map", "inet", ruleset.ServicesTable, "affinity6")
+					for _, who := range []string{"2001:db8:2:: . ", f.a + " . ", f.b + " . "} {
+						if !strings.Contains(list, who) {
+							t.Errorf("%s is not remembered:\n%s", who, list)
+						}
+					}
+					if strings.Contains(list, f.out+" . ") {
+						t.Errorf("%s is remembered by its address:\n%s", f.out, list)
+					}
 				}
 				for len(left) > 1 {
 					gone := met[f.out]

@@ -1,6 +1,7 @@
 package ruleset
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -39,6 +40,7 @@ const (
 	affinitySlots     = "affinity_slots"     // frontend . slot: an endpoint's ID
 	affinityEndpoints = "affinity_endpoints" // frontend . an endpoint's ID: endpoint
 	affinityOutside   = "affinity_outside"   //
+	affinityFull      = "affinity_full"      // Service's ID, for a while after a client found no room in affinity
 	podsOnly          = "pods_only"          // frontends that the node's own processes do not meet
 	nodePortAddrs     = "nodeport_addrs"
 	ownEndpoints      = "own_endpoints" // address . the same address
@@ -46,10 +48,14 @@ const (
 
 // Limits of what the kernel is told.
 const (
-	maxEndpoints      = outsideSlots - 1 // of a frontend
-	maxAffinity       = 24 * 60 * 60     // seconds; the API's own limit
-	clientsRemembered = 1 << 18          // pairs of client and Service, in each family
+	maxEndpoints = outsideSlots - 1 // of a frontend
+	maxAffinity  = 24 * 60 * 60     // seconds; the API's own limit
+	fullFor      = time.Minute      // after a client found no room there
+	fullServices = 1 << 12          // of which that is known
 )
+
+// ClientsRemembered is how many pairs of a client and a Service with affinity there is room for, in each family.
+const ClientsRemembered = 1 << 18
 
 // outsideSlots is where the slots begin of endpoints that are for clients outside alone.
 const outsideSlots = 1 << 16
@@ -176,10 +182,11 @@ func serviceSets() []*serviceSet {
 			{name: sources, comment: "who may come there", key: join(addr, proto, port, addr), interval: true},
 			{name: sticky, comment: "Services whose clients stay with an endpoint", key: frontend, data: verdict},
 			{name: stickyOutside, comment: "the same for clients outside the cluster, where it differs for them", key: frontend, data: verdict},
-			{name: affinity, comment: "clients of these, by the Service, and which endpoint is theirs", key: join(addr, mark), data: mark, timeout: true, size: clientsRemembered},
+			{name: affinity, comment: "clients of these, by the Service, and which endpoint is theirs", key: join(addr, mark), data: mark, timeout: true, size: ClientsRemembered},
 			{name: affinitySlots, comment: "the endpoints that new clients are sent to, numbered", key: join(addr, proto, port, mark), data: mark},
 			{name: affinityEndpoints, comment: "where endpoints are, at an address and port of a Service", key: join(addr, proto, port, mark), data: endpoint},
 			{name: affinityOutside, comment: "the same for clients outside the cluster, where it differs for them", key: join(addr, proto, port, mark), data: endpoint},
+			{name: affinityFull, comment: "Services a client of which found no room to be remembered in the last minute", key: mark, timeout: true, size: fullServices},
 			{name: podsOnly, comment: "Services' external IPs that the node's own processes do not meet", key: frontend},
 			{name: nodePortAddrs, comment: "this node's addresses that NodePorts answer at", key: addr},
 			{name: ownPods, comment: "this node's pods", key: addr, interval: true},
@@ -317,7 +324,13 @@ func (t target) chain() chain {
 		c.rules = append(c.rules, rule{comment, slices.Concat(append([][]expr.Any{isFamily(t.family)}, parts...)...)})
 	}
 	if t.seconds > 0 {
-		client := []expr.Any{at(sourceOf(t.family), 0), &expr.Immediate{Register: reg(n), Data: []byte(number(t.id))}}
+		service := func(word int) expr.Any { return &expr.Immediate{Register: reg(word), Data: []byte(number(t.id))} }
+		client := []expr.Any{at(sourceOf(t.family), 0)}
+		if t.outside && t.family == podnet.IPv6 { // a host has as many addresses as it likes, in a network of this size
+			network := append(bytes.Repeat([]byte{255}, 8), make([]byte, 8)...)
+			client = append(client, &expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 16, Mask: network, Xor: make([]byte, 16)})
+		}
+		client = append(client, service(n))
 		change := func(operation uint32) []expr.Any {
 			d := &expr.Dynset{SrcRegKey: reg(0), SrcRegData: reg(n + 1), SetName: named(affinity, t.family), Operation: operation}
 			if operation != dynsetDelete { // for which a map wants data all the same
@@ -330,8 +343,14 @@ func (t target) chain() chain {
 				add("forgets an endpoint that is gone", client, change(dynsetDelete))
 			}
 			add("has the priority carry the ID of one of the endpoints", pick(affinitySlots), []expr.Any{carry(0)})
-			// An update makes an element younger, but leaves it what it says.
-			add("remembers it for a new client, and other clients for longer", client, change(unix.NFT_DYNSET_OP_UPDATE))
+			// An update makes an element younger, but leaves it what it says. Where there is no room, the rest of the rule is
+			// left out.
+			add("remembers it for a new client, and other clients for longer", client, change(unix.NFT_DYNSET_OP_UPDATE),
+				[]expr.Any{&expr.Immediate{Register: reg(spare), Data: make([]byte, 4)}, carry(spare)})
+			if !gone {
+				add("notes that there was no room", []expr.Any{carried(0), &expr.Cmp{Op: expr.CmpOpNeq, Register: reg(0), Data: make([]byte, 4)}, service(0),
+					&expr.Dynset{SrcRegKey: reg(0), SetName: named(affinityFull, t.family), Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: fullFor}})
+			}
 			add("has the priority carry the ID of the client's endpoint", client, []expr.Any{find(named(affinity, t.family), 0, 0), carry(0)})
 			add("sends there", t.key(0), []expr.Any{carried(n + 2), find(t.in(affinityEndpoints, affinityOutside), 0, 0)}, t.send(0))
 		}

@@ -248,6 +248,18 @@ func (m *Model) Frontends() []Frontend {
 	return all
 }
 
+// Named returns the Services that have these IDs, sorted. An ID is of no Service, or of several.
+func (m *Model) Named(ids []uint32) []types.NamespacedName {
+	var all []types.NamespacedName
+	for name := range m.services {
+		if slices.Contains(ids, ID(name)) {
+			all = append(all, name)
+		}
+	}
+	slices.SortFunc(all, compareNames)
+	return all
+}
+
 // HealthChecks returns the health checks that the node is to answer, sorted by Service. The list is for reading; it is the
 // same one as long as nothing has changed.
 func (m *Model) HealthChecks() []HealthCheck {
