@@ -95,6 +95,7 @@ its rules away and is deleted. Connections that are established live on.
 	f := cmd.Flags()
 	f.StringVar(&o.Image, "image", "", "the agent's `image` (default: that of the manifests)")
 	f.StringVar(&o.DNSImage, "dns-image", "", "the `image` of nodes' DNS cache, for --set dns=node-cache (default: that of the manifests)")
+	f.StringVar(&o.DNSConfig, "dns-config", "", "the `ConfigMap` of kube-system with CoreDNS's Corefile, which nodes' DNS cache has to know (default: coredns)")
 	f.StringVar(&o.APIServer, "api-server", "", "`HOST:PORT` at which nodes reach the API server without a Service proxy (default: as the cluster says)")
 	f.BoolVar(&o.AuthenticatedMetrics, "authenticated-metrics", false, "agents and controller answer scrapes by TLS, and only to tokens of the cluster whose user may get /metrics")
 	f.StringArrayVar(&set, "set", nil, "a setting of ConfigMap fathom-config, `KEY=VALUE`; may be repeated")

@@ -30,6 +30,8 @@ const Owner = "fathom-install"
 type Options struct {
 	Image    string // of the agent and the controller
 	DNSImage string // of the DNS cache on nodes, if the setting dns asks for it
+	// DNSConfig is the ConfigMap of kube-system in which CoreDNS has its Corefile; empty is coredns.
+	DNSConfig string
 	// APIServer is the address, HOST:PORT, at which agents and the controller reach the API server. Empty is the Service
 	// kubernetes, which works once a Service proxy runs on the node.
 	APIServer string
@@ -91,6 +93,9 @@ func Objects(o Options) ([]*unstructured.Unstructured, error) {
 			set := podSettings{o.Nodes, o.Image, env, args, config.AgentMemory}
 			if object.GetName() != daemonSet {
 				set = podSettings{nodes: o.Nodes, image: o.DNSImage, memory: config.DNSMemory}
+				if err := setCorefile(object, o.DNSConfig); err != nil {
+					return nil, err
+				}
 			}
 			if err := set.apply(object); err != nil {
 				return nil, fmt.Errorf("DaemonSet %s of deploy: %w", object.GetName(), err)
@@ -107,6 +112,24 @@ func Objects(o Options) ([]*unstructured.Unstructured, error) {
 // dnsObjects are those of the DNS cache on nodes.
 func dnsObjects() ([]*unstructured.Unstructured, error) {
 	return kube.Decode(bytes.NewReader(deploy.DNS))
+}
+
+// setCorefile has the pods of the DNS cache find CoreDNS's configuration in a ConfigMap.
+func setCorefile(object *unstructured.Unstructured, configMap string) error {
+	if configMap == "" {
+		return nil
+	}
+	path := []string{"spec", "template", "spec", "volumes"}
+	volumes, _, err := unstructured.NestedSlice(object.Object, path...)
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		if v := v.(map[string]any); v["name"] == "corefile" {
+			v["configMap"] = map[string]any{"name": configMap}
+		}
+	}
+	return unstructured.SetNestedSlice(object.Object, volumes, path...)
 }
 
 // podSettings are what an installation chooses for the pods of a DaemonSet or a Deployment, which have one container. What

@@ -128,7 +128,7 @@ func TestAuthenticatedMetrics(t *testing.T) {
 
 func TestDNS(t *testing.T) {
 	objects, err := install.Objects(install.Options{
-		DNSImage: "registry.example/dns:1", APIServer: "10.0.0.1:6443", Nodes: map[string]string{"a": "b"},
+		DNSImage: "registry.example/dns:1", DNSConfig: "rke2-coredns", APIServer: "10.0.0.1:6443", Nodes: map[string]string{"a": "b"},
 		Config: map[string]string{"dns": "node-cache", "serviceProxy": "auto"},
 	})
 	if err != nil {
@@ -149,6 +149,10 @@ func TestDNS(t *testing.T) {
 	}
 	if nodes, _, _ := unstructured.NestedStringMap(found["DaemonSet"].Object, "spec", "template", "spec", "nodeSelector"); nodes["a"] != "b" {
 		t.Errorf("it runs on nodes %v", nodes)
+	}
+	volumes, _, _ := unstructured.NestedSlice(found["DaemonSet"].Object, "spec", "template", "spec", "volumes")
+	if got := fmt.Sprint(volumes); !strings.Contains(got, "rke2-coredns") || !strings.Contains(got, "coredns-custom") || strings.Contains(got, "name:coredns ") {
+		t.Errorf("it finds CoreDNS's configuration in %s", got)
 	}
 }
 

@@ -99,7 +99,7 @@ start_server() {
 	until in_ns dns ss -lntH | grep -q ':53 '; do sleep 0.05; done
 }
 start_server
-ip netns exec fathom-bench-node "$cache" -upstream 10.244.2.2:53 -resolv-conf "$work/resolv.conf" >"$work/cache.log" 2>&1 &
+ip netns exec fathom-bench-node "$cache" -upstream 10.244.2.2:53 -resolv-conf "$work/resolv.conf" -corefile "$work/Corefile" >"$work/cache.log" 2>&1 &
 cache_pid=$!
 pids="$pids $cache_pid"
 until in_ns node ss -lnuH | grep -q '169.254.20.10:53 '; do sleep 0.05; done

@@ -193,7 +193,7 @@ func TestAnotherUser(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	second := exec.CommandContext(ctx, "/proc/self/exe", "-upstream", "127.0.0.2:53", "-resolv-conf", resolv.Name())
+	second := exec.CommandContext(ctx, "/proc/self/exe", "-upstream", "127.0.0.2:53", "-corefile=", "-resolv-conf", resolv.Name())
 	second.Env = append(os.Environ(), "FATHOM_TEST=program")
 	// As in its pod: no user but this, and no capability but this one.
 	second.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}, AmbientCaps: []uintptr{netBindService}}

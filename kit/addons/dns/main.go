@@ -40,6 +40,7 @@ func run() error {
 	resolv := flag.String("resolv-conf", "/etc/resolv.conf", "file with the search list of a pod")
 	health := flag.String("health", "127.0.0.1:10474", "HOST:PORT of the health check")
 	metrics := flag.String("metrics", ":10473", "HOST:PORT of metrics for Prometheus")
+	corefile := flag.String("corefile", "/etc/coredns/Corefile", "file with the configuration of the cluster's servers: if what they answer depends on who asks, or it cannot be read, the cache does not answer; empty if that is known not to be so")
 	show := flag.Bool("show", false, "print the Corefile and end")
 	flag.Parse()
 	if flag.Lookup("version").Value.String() == "true" {
@@ -48,7 +49,7 @@ func run() error {
 	if *port < 0 || *port > 65535 {
 		return fmt.Errorf("-port: %d is none", *port)
 	}
-	o := options{Port: *port, Upstream: *up, Health: *health, Metrics: *metrics}
+	o := options{Port: *port, Upstream: *up, Health: *health, Metrics: *metrics, Corefile: *corefile}
 	var err error
 	if o.Upstream == "" {
 		if o.Upstream, err = upstreamOf(os.Getenv); err != nil {

@@ -82,7 +82,7 @@ func startProgram(t *testing.T, args ...string) *exec.Cmd {
 	if err := os.WriteFile(resolv, []byte("search kube-system.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("/proc/self/exe", append([]string{"-resolv-conf", resolv}, args...)...)
+	cmd := exec.Command("/proc/self/exe", append([]string{"-resolv-conf", resolv, "-corefile="}, args...)...)
 	cmd.Env = append(os.Environ(), "FATHOM_TEST=program")
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	if err := cmd.Start(); err != nil {

@@ -21,6 +21,7 @@ type options struct {
 	Upstream        string
 	Search          []string // a pod's, without the domain of its namespace
 	Health, Metrics string
+	Corefile        string // of the cluster's servers, or nothing if it does not matter
 }
 
 // corefile is the configuration of CoreDNS.

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -43,107 +45,243 @@ const (
 	httpIdleTimeout  = 30 * time.Second
 	// graceTime is for what is under way at the end: less than kubelet waits (terminationGracePeriodSeconds).
 	graceTime = 3 * time.Second
+	// leadAwayTime is for queries that come when the cache has gone already, for who is led to it: longer than the agent
+	// takes.
+	leadAwayTime = 300 * time.Millisecond
 )
 
-// configure has CoreDNS read its configuration. caddy.Start would do that, and listen as well; but it takes connections
-// without end, and neither CoreDNS nor the DNS library gives up on a client that does not read (the library's
-// Server.WriteTimeout is used nowhere, 1.1.72). So the sockets are ours, and this is the part of caddy.Start before it
-// opens them.
-func (o options) configure() (*dnsserver.Config, *nodecache.NodeCache, error) {
-	var config *dnsserver.Config
-	var cache *nodecache.NodeCache
+// coreDNS reads configurations. caddy.Start would do that, and listen as well; but it takes connections without end, and
+// neither CoreDNS nor the DNS library gives up on a client that does not read (the library's Server.WriteTimeout is used
+// nowhere, 1.1.72). So the sockets are ours, and this is the part of caddy.Start before it opens them.
+type coreDNS struct {
+	config *dnsserver.Config
+	cache  *nodecache.NodeCache
+}
+
+// newCoreDNS makes nodecache one of CoreDNS's plugins. That can be done once.
+func newCoreDNS() *coreDNS {
+	d := &coreDNS{}
 	caddy.RegisterPlugin("nodecache", caddy.Plugin{ServerType: "dns", Action: func(c *caddy.Controller) (err error) {
-		config = dnsserver.GetConfig(c)
-		cache, err = nodecache.Setup(c)
+		d.config = dnsserver.GetConfig(c)
+		d.cache, err = nodecache.Setup(c)
 		return err
 	}})
 	// Its place is that of cache, which it stands for.
-	for i, d := range dnsserver.Directives {
-		if d == "cache" {
+	for i, name := range dnsserver.Directives {
+		if name == "cache" {
 			dnsserver.Directives[i] = "nodecache"
 		}
 	}
-	input := caddy.CaddyfileInput{Contents: []byte(o.corefile()), Filepath: "fathom-dns", ServerTypeName: "dns"}
-	if err := caddy.ValidateAndExecuteDirectives(input, nil, true); err != nil {
-		return nil, nil, fmt.Errorf("read the configuration: %w", err)
-	}
-	return config, cache, nil
+	return d
 }
 
-// serve answers until the context ends.
+// configure has CoreDNS read a configuration, and makes a cache that knows nothing yet.
+func (d *coreDNS) configure(corefile string) error {
+	input := caddy.CaddyfileInput{Contents: []byte(corefile), Filepath: "fathom-dns", ServerTypeName: "dns"}
+	if err := caddy.ValidateAndExecuteDirectives(input, nil, true); err != nil {
+		return fmt.Errorf("read the configuration: %w", err)
+	}
+	return nil
+}
+
+// serve answers until the context ends, whenever answers do not depend on who asks.
 func (o options) serve(ctx context.Context) error {
 	log.SetOutput(os.Stdout)
 	log.SetFlags(coremain.LogFlags)
-	config, cache, err := o.configure()
-	if err != nil {
+	d := newCoreDNS()
+	ctx, fail := context.WithCancelCause(ctx)
+	pages := &pages{fail: fail}
+	defer pages.close()
+	why := o.personal()
+	for {
+		nodecache.Aside(why != "")
+		if why != "" {
+			log.Printf("[WARNING] This cache does not answer, and pods ask the cluster's DNS servers themselves: %s", why)
+			if err := pages.open(ctx, o, why); err != nil {
+				return err
+			}
+			if !o.until(ctx, func(now string) bool { return now == "" }) {
+				return pages.failed(ctx)
+			}
+			log.Printf("[INFO] What the cluster's DNS servers answer does not depend on who asks any more, and this cache answers")
+			nodecache.Aside(false)
+		}
+		alike, end := context.WithCancelCause(ctx)
+		go o.until(alike, func(now string) bool {
+			if now != "" {
+				end(errAside(now))
+			}
+			return now != ""
+		})
+		err := o.answer(alike, d, func() error { return pages.open(ctx, o, "") })
+		end(nil)
+		var aside errAside
+		switch {
+		case err != nil && !errors.As(err, &aside):
+			return err
+		case !errors.As(context.Cause(alike), &aside):
+			return pages.failed(ctx)
+		}
+		why = string(aside)
+	}
+}
+
+// answer answers until the context ends. opened is called when it begins to.
+func (o options) answer(ctx context.Context, d *coreDNS, opened func() error) error {
+	if err := d.configure(o.corefile()); err != nil {
 		return err
 	}
+	defer d.cache.Close()
 	var begin []func() error
-	var end []func(context.Context) error
+	var streams, packets []*dnsserver.Server
+	var sockets []io.Closer
+	fail := func(err error) error {
+		for _, s := range sockets {
+			_ = s.Close()
+		}
+		return err
+	}
 	conns := share.New(maxConns)
 	for _, addr := range o.Listen {
 		at := netip.AddrPortFrom(addr, uint16(o.Port))
 		tcp, err := whenFree(ctx, func() (net.Listener, error) { return reuseport.Listen("tcp", at.String()) })
 		if err != nil {
-			return err
+			return fail(err)
 		}
+		sockets = append(sockets, tcp)
 		udp, err := listenPackets(ctx, at)
+		if err != nil {
+			return fail(err)
+		}
+		for _, s := range udp {
+			sockets = append(sockets, s)
+		}
+		// A server has one socket of each kind, so there are as many servers, and one for TCP.
+		server := func() (*dnsserver.Server, error) {
+			s, err := dnsserver.NewServer(transport.DNS+"://"+at.String(), []*dnsserver.Config{d.config})
+			if err != nil {
+				return nil, fail(fmt.Errorf("make the server at %s: %w", at, err))
+			}
+			return s, nil
+		}
+		stream, err := server()
 		if err != nil {
 			return err
 		}
-		// A server has one socket of each kind, so there are as many servers, and the first has the listener, too.
-		for i, packets := range udp {
-			server, err := dnsserver.NewServer(transport.DNS+"://"+at.String(), []*dnsserver.Config{config})
+		for _, p := range d.config.Handlers() {
+			vars.PluginEnabled.WithLabelValues(stream.Addr, d.config.Zone, d.config.ViewName, p.Name()).Set(1)
+		}
+		limited := &listener{Listener: tcp, places: conns, refused: nodecache.RefusedConnection}
+		begin = append(begin, func() error { return stream.Serve(limited) })
+		streams = append(streams, stream)
+		stream.OnStartupComplete()
+		for _, s := range udp {
+			server, err := server()
 			if err != nil {
-				return fmt.Errorf("make the server at %s: %w", at, err)
+				return err
 			}
-			if i == 0 {
-				for _, p := range config.Handlers() {
-					vars.PluginEnabled.WithLabelValues(server.Addr, config.Zone, config.ViewName, p.Name()).Set(1)
-				}
-				limited := &listener{Listener: tcp, places: conns, refused: nodecache.RefusedConnection}
-				begin = append(begin, func() error { return server.Serve(limited) })
-				server.OnStartupComplete()
-			}
-			begin = append(begin, func() error { return server.ServePacket(packets) })
-			end = append(end, func(context.Context) error { return server.Stop() })
+			begin = append(begin, func() error { return server.ServePacket(s) })
+			packets = append(packets, server)
 		}
 	}
 	// Health comes last: who is asked answers all else already.
+	if err := opened(); err != nil {
+		return fail(err)
+	}
+	failed := make(chan error, len(begin))
+	for _, f := range begin {
+		go func() { failed <- f() }()
+	}
+	var err error
+	select {
+	case err = <-failed:
+		err = fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+		var aside errAside
+		if errors.As(context.Cause(ctx), &aside) {
+			// The agent's connection ends, and it leads pods away at once. What comes here in the meantime is answered.
+			go stop(streams)
+			time.Sleep(leadAwayTime)
+		}
+	}
+	d.cache.Close() // first, or the servers would wait for those that wait for the cache
+	stop(append(streams, packets...))
+	_ = fail(nil) // what has not begun is not to begin any more
+	return err
+}
+
+// stop ends servers, and waits for what they have under way, but no longer than CoreDNS's own time for that.
+func stop(servers []*dnsserver.Server) {
+	var wg sync.WaitGroup
+	for _, s := range servers {
+		wg.Go(func() { _ = s.Stop() })
+	}
+	wg.Wait()
+}
+
+// pages are what is there by HTTP, once it is open.
+type pages struct {
+	fail    context.CancelCauseFunc // is told when one cannot be served any more
+	servers []*http.Server
+	aside   atomic.Pointer[string] // why the cache does not answer
+}
+
+// errPage says that a page cannot be served.
+type errPage struct{ error }
+
+// failed returns the error for which the context has ended, if that was a page's.
+func (*pages) failed(ctx context.Context) error {
+	var page errPage
+	if errors.As(context.Cause(ctx), &page) {
+		return page.error
+	}
+	return nil
+}
+
+// open serves them, and says with the health why the cache does not answer; it is none the less in health.
+func (p *pages) open(ctx context.Context, o options, aside string) error {
+	p.aside.Store(&aside)
+	if p.servers != nil {
+		return nil
+	}
+	health := func(w http.ResponseWriter, _ *http.Request) {
+		text := "OK"
+		if aside := *p.aside.Load(); aside != "" {
+			text += ", and does not answer: " + aside
+		}
+		_, _ = io.WriteString(w, text)
+	}
 	for _, h := range []struct {
 		addr, path string
 		handler    http.Handler
 	}{
 		{o.Metrics, "/metrics", promhttp.HandlerFor(prometheus.DefaultGatherer, promhttp.HandlerOpts{})},
-		{o.Health, "/health", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("OK")) })},
+		{o.Health, "/health", http.HandlerFunc(health)},
 	} {
 		l, err := whenFree(ctx, func() (net.Listener, error) { return reuseport.Listen("tcp", h.addr) })
 		if err != nil {
 			return err
 		}
 		server := newHTTPServer(h.path, h.handler)
-		begin = append(begin, func() error { return server.Serve(&listener{Listener: l, places: share.New(maxHTTPConns)}) })
-		end = append(end, server.Shutdown)
+		go func() {
+			if err := server.Serve(&listener{Listener: l, places: share.New(maxHTTPConns)}); !errors.Is(err, http.ErrServerClosed) {
+				p.fail(errPage{fmt.Errorf("serve %s at %s: %w", h.path, h.addr, err)})
+			}
+		}()
+		p.servers = append(p.servers, server)
 	}
+	return nil
+}
 
-	failed := make(chan error, len(begin))
-	for _, f := range begin {
-		go func() { failed <- f() }()
-	}
-	select {
-	case err = <-failed:
-		err = fmt.Errorf("serve: %w", err)
-	case <-ctx.Done():
-	}
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), graceTime)
+// close ends them when what they have under way is answered, or graceTime is over.
+func (p *pages) close() {
+	grace, cancel := context.WithTimeout(context.Background(), graceTime)
 	defer cancel()
-	cache.Close() // first, or the servers would wait for those that wait for the cache
 	var wg sync.WaitGroup
-	for _, f := range end {
-		wg.Go(func() { _ = f(grace) })
+	for _, s := range p.servers {
+		wg.Go(func() { _ = s.Shutdown(grace) })
 	}
 	wg.Wait()
-	return err
 }
 
 // newHTTPServer serves one page to few at once. Each request has its own answer ready before it writes the first byte.

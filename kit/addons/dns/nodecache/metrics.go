@@ -19,6 +19,10 @@ var (
 		Namespace: plugin.Namespace, Subsystem: "nodecache", Name: "lookaheads_total",
 		Help: "Questions asked since a search list makes them the next.",
 	})
+	aside = promauto.NewGauge(prometheus.GaugeOpts{
+		Namespace: plugin.Namespace, Subsystem: "nodecache", Name: "aside",
+		Help: "1 while pods ask the cluster's servers themselves, since what those answer depends on who asks.",
+	})
 	refusedTotal = promauto.NewCounterVec(prometheus.CounterOpts{
 		Namespace: plugin.Namespace, Subsystem: "nodecache", Name: "refused_total",
 		Help: "What clients did not get since there was too much of it: questions to the servers, requests waiting for them, " +
@@ -57,7 +61,17 @@ func refused(o over, err error) {
 // RefusedConnection counts a client's connection that was not taken, err being share.ErrClient or share.ErrAll.
 func RefusedConnection(err error) { refused(overConnections, err) }
 
-// measure has the cache's own numbers among the metrics. They are read without a lock that answers need.
+// Aside says whether pods ask the cluster's servers themselves.
+func Aside(is bool) {
+	if is {
+		aside.Set(1)
+	} else {
+		aside.Set(0)
+	}
+}
+
+// measure has the cache's own numbers among the metrics, until it is closed. They are read without a lock that answers
+// need.
 func (c *NodeCache) measure() {
 	for name, f := range map[string]struct {
 		help string
@@ -66,9 +80,12 @@ func (c *NodeCache) measure() {
 		"questions": {"Questions on their way to the servers.", c.upstream.Flights},
 		"requests":  {"Requests that wait for the servers.", c.waiting.Taken},
 	} {
-		// Registered anew by tests that set up several; the first one's stays, and nobody looks at the others'.
-		_ = prometheus.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		gauge := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Namespace: plugin.Namespace, Subsystem: "nodecache", Name: name, Help: f.help,
-		}, func() float64 { return float64(f.get()) }))
+		}, func() float64 { return float64(f.get()) })
+		// In tests there may be several at once; the first one's stays, and nobody looks at the others'.
+		if prometheus.Register(gauge) == nil {
+			c.gauges = append(c.gauges, gauge)
+		}
 	}
 }

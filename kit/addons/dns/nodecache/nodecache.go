@@ -17,6 +17,7 @@ import (
 
 	"github.com/coredns/coredns/plugin"
 	"github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/fathom-network/fathom/kit/addons/dns/share"
 	"github.com/fathom-network/fathom/kit/addons/dns/upstream"
@@ -61,6 +62,7 @@ type NodeCache struct {
 	now     func() time.Time
 	closing chan struct{}
 	close   func()
+	gauges  []prometheus.Collector
 }
 
 // New returns a cache of the servers at HOST:PORT, for pods with such a search list (without that of the namespace).
@@ -69,7 +71,13 @@ func New(addr string, search []string) *NodeCache {
 		upstream: upstream.New(addr), search: search, answers: newAnswers(), waiting: share.New(maxWaiting), now: time.Now,
 		closing: make(chan struct{}),
 	}
-	c.close = sync.OnceFunc(func() { close(c.closing); c.upstream.Close() })
+	c.close = sync.OnceFunc(func() {
+		close(c.closing)
+		c.upstream.Close()
+		for _, g := range c.gauges {
+			prometheus.Unregister(g)
+		}
+	})
 	return c
 }
 
