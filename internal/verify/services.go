@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/fathom-network/fathom/internal/proxy"
 	"github.com/fathom-network/fathom/internal/ruleset"
 	"github.com/fathom-network/fathom/internal/service"
+	"github.com/fathom-network/fathom/internal/vip"
 )
 
 // servicesVerb has an agent tell what its kernel does with Services.
@@ -72,6 +74,7 @@ func Services(c Cluster, node string, s proxy.State) []podnet.Difference {
 	}
 	d.connect(plan, s)
 	d.flows(plan, model, s)
+	d.sharedAddresses(c.Nodes, model)
 	slices.SortFunc(d.found, func(a, b podnet.Difference) int { return cmp.Compare(a.Text, b.Text) })
 	return slices.Compact(d.found)
 }
@@ -109,6 +112,35 @@ func (d *differ) flows(plan service.Plan, model *service.Model, s proxy.State) {
 	for _, f := range s.Flows {
 		if index.Ended(f.Protocol, f.To, f.Answers, f.Translated, model.Life) {
 			d.add("conntrack: %d flows of %s to %s are answered by %s, which is no endpoint of it", f.Number, f.Protocol, f.To, f.Answers)
+		}
+	}
+}
+
+// sharedAddresses tells of Services with externalTrafficPolicy: Local that share a load balancer's address with others whose
+// endpoints are on other nodes: who comes to the address meets a node that has none of theirs. Fathom gives no such
+// address, but a named targetPort that only some of the pods have makes one, and so does another controller.
+func (d *differ) sharedAddresses(nodes []*corev1.Node, model *service.Model) {
+	list, _ := model.LoadBalancers()
+	targets := map[netip.Addr][]vip.Target{}
+	for _, l := range list {
+		for _, addr := range l.Addrs {
+			targets[addr] = append(targets[addr], vip.Target{Service: l.Service, Addrs: l.Addrs, Local: l.Local, Nodes: l.Nodes})
+		}
+	}
+	var all []vip.Node
+	for _, n := range nodes {
+		_, excluded := n.Labels[vip.Exclude]
+		all = append(all, vip.Node{Name: n.Name, Alive: true, Excluded: excluded})
+	}
+	for addr, sharing := range targets {
+		if len(sharing) < 2 || !slices.Contains(vip.Eligible(addr, sharing, all), d.node) {
+			continue
+		}
+		for _, t := range sharing {
+			if t.Local && len(t.Nodes) > 0 && !slices.Contains(t.Nodes, d.node) {
+				d.add("load balancer: packets for %s come to this node for all Services that share the address, and those for Service %s are dropped: its externalTrafficPolicy is Local, and its ready endpoints are on %s",
+					addr, t.Service, strings.Join(t.Nodes, ", "))
+			}
 		}
 	}
 }

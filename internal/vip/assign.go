@@ -3,6 +3,7 @@ package vip
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -399,6 +400,8 @@ func (c *claim) apart(o *claim) string {
 		return fmt.Sprintf(": ask for another address, or give both the same annotation %s, in one namespace", ShareAnnotation)
 	case local(c.service) != local(o.service):
 		return ", and another externalTrafficPolicy: those who share an address have the same"
+	case local(c.service) && !samePods(c.service, o.service):
+		return ", and other pods (spec.selector): who comes to an address meets one node for all who share it, and with externalTrafficPolicy Local that node needs a pod of each"
 	}
 	for _, p := range c.service.Spec.Ports {
 		for _, q := range o.service.Spec.Ports {
@@ -408,6 +411,13 @@ func (c *claim) apart(o *claim) string {
 		}
 	}
 	return ""
+}
+
+// samePods says whether two Services have the same endpoints by construction, so that a node that has one of a Service's has
+// one of the other's. Who writes EndpointSlices without a selector may write anything.
+func samePods(s, o *corev1.Service) bool {
+	return len(s.Spec.Selector) > 0 && maps.Equal(s.Spec.Selector, o.Spec.Selector) &&
+		s.Spec.PublishNotReadyAddresses == o.Spec.PublishNotReadyAddresses
 }
 
 func local(s *corev1.Service) bool {

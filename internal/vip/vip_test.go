@@ -77,6 +77,10 @@ func service(t *testing.T, text string, age int) *corev1.Service {
 			s.Spec.LoadBalancerClass = &value
 		case "local":
 			s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+		case "app":
+			s.Spec.Selector = map[string]string{"app": value}
+		case "unready":
+			s.Spec.PublishNotReadyAddresses = true
 		case "port":
 			s.Spec.Ports = nil
 			for p := range strings.SplitSeq(value, ",") {
@@ -152,6 +156,14 @@ func TestAssign(t *testing.T) {
 				"b AddressInUse: it cannot share 192.0.2.8: Service shop/a has it, and another externalTrafficPolicy: those who share an address have the same; and no other IPv4 address is free in AddressPool p",
 				"c AddressInUse: it cannot share 192.0.2.8: Service shop/a has it, and port 80/TCP, too: those who share an address have different ports; and no other",
 				"d AddressPoolExhausted: no IPv4 address is free in AddressPool p", "e 192.0.2.8"}},
+		{"with a policy of Local, sharing is for the same pods", []*v1alpha1.AddressPool{pool("p", 0, "192.0.2.8/29")},
+			[]string{"a share=k local app=web", "b share=k port=443 local app=web", "c share=k port=25 local app=mail", "d share=k port=26 local app=web unready",
+				"e share=l port=1 local", "f share=l port=2 local"},
+			[]string{"a 192.0.2.8", "b 192.0.2.8", "c 192.0.2.9", "d 192.0.2.10", "e 192.0.2.11", "f 192.0.2.12"}},
+		{"which is said", []*v1alpha1.AddressPool{pool("p", 0, "192.0.2.8/32")}, []string{"a share=k local app=web", "b share=k port=25 local app=mail"},
+			[]string{"a 192.0.2.8", "b AddressInUse: it cannot share 192.0.2.8: Service shop/a has it, and other pods (spec.selector)"}},
+		{"and ends with another selector", []*v1alpha1.AddressPool{pool("p", 0, "192.0.2.8/29")}, []string{"a share=k local app=web has=192.0.2.8", "b share=k port=25 local app=mail has=192.0.2.8"},
+			[]string{"a 192.0.2.8", "b 192.0.2.9"}},
 		{"sharing by request", []*v1alpha1.AddressPool{pool("p", 0, "192.0.2.8/29")},
 			[]string{"a share=k asks=192.0.2.10", "b share=k port=443 asks=192.0.2.10", "c share=k asks=192.0.2.10", "d asks=192.0.2.10 port=9"},
 			[]string{"a 192.0.2.10", "b 192.0.2.10", "c AddressInUse: 192.0.2.10: Service shop/a has it, and port 80/TCP, too", "d AddressInUse: 192.0.2.10: Service shop/a has it: ask for another"}},
@@ -272,7 +284,7 @@ func TestAssignProperties(t *testing.T) {
 			if rnd.IntN(3) == 0 {
 				delete(services, name)
 			} else {
-				s := service(t, name+pick("", " share=k", " share=l", " asks=192.0.2.10", " pool=q", " ip=fd00:80::1")+pick("", " families=IPv4,IPv6 policy=PreferDualStack", " families=IPv6,IPv4 policy=RequireDualStack", " local")+
+				s := service(t, name+pick("", " share=k", " share=l", " asks=192.0.2.10", " pool=q", " ip=fd00:80::1")+pick("", " families=IPv4,IPv6 policy=PreferDualStack", " families=IPv6,IPv4 policy=RequireDualStack", " local", " local app=web", " local app=web", " local app=mail")+
 					pick("", " port=80,443", " port=53/UDP", " port=22")+pick("", " ns=blog", " ns=blog"), step%7)
 				if old := services[name]; old != nil {
 					s.Status = old.Status
@@ -294,7 +306,8 @@ func TestAssignProperties(t *testing.T) {
 					}
 					for _, o := range users[addr] {
 						if o.Namespace != s.Namespace || o.Annotations[vip.ShareAnnotation] != s.Annotations[vip.ShareAnnotation] || s.Annotations[vip.ShareAnnotation] == "" ||
-							o.Spec.ExternalTrafficPolicy != s.Spec.ExternalTrafficPolicy {
+							o.Spec.ExternalTrafficPolicy != s.Spec.ExternalTrafficPolicy ||
+							s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal && (len(s.Spec.Selector) == 0 || !maps.Equal(s.Spec.Selector, o.Spec.Selector)) {
 							t.Fatalf("seed %d: %s and %s have %s", seed, s.Name, o.Name, addr)
 						}
 					}
