@@ -87,10 +87,12 @@ func TestAPI(t *testing.T) {
 	}
 	kept := dial(t, "tcp", s.Spec.ClusterIP+":80")
 	ask(t, kept)
-	es.Endpoints = endpoints("web", "10.0.0.2").Endpoints
-	_, err = all.Update(ctx, es, metav1.UpdateOptions{})
-	testenv.Must(t, err)
-	agrees("its endpoint changes")
+	for what, addrs := range [][]string{{"10.0.0.2", "-10.0.0.1"}, {"10.0.0.2"}} {
+		es.Endpoints = endpoints("web", addrs...).Endpoints
+		es, err = all.Update(ctx, es, metav1.UpdateOptions{})
+		testenv.Must(t, err)
+		agrees([]string{"its endpoint terminates", "its endpoint is gone"}[what])
+	}
 	if state, err := p.State(ctx); err != nil || state.ConnectMissing == "" {
 		for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 			if _, err := try(kept); err != nil {
