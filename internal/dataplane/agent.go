@@ -101,8 +101,10 @@ type Agent struct {
 	// Of the last look at the node's own pods.
 	podMTU      int
 	podProblems []string
-	told        published
-	untold      atomic.Bool // that the node carries pods, by an event
+	// refusesNothing says that the kernel was told to refuse nothing of Services.
+	refusesNothing bool
+	told           published
+	untold         atomic.Bool // that the node carries pods, by an event
 	// poolsDiffer says since when the status of a pool is not what it should be.
 	poolsDiffer map[string]time.Time
 	refused     []string                               // blocks that nobody uses, as they were logged last
@@ -345,6 +347,9 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 		problems = append(problems, oneLine(err))
 	}
 	a.carryServices(f, interfaces)
+	if err := a.refuseUnserved(); err != nil {
+		problems = append(problems, oneLine(err))
+	}
 	a.lb.set(f.Own, interfaces)
 	// Pods that the runtime starts now may ask Services at once.
 	services := a.proxy.Status()

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"github.com/fathom-network/fathom/internal/netfacts"
 	"github.com/fathom-network/fathom/internal/podnet"
 	"github.com/fathom-network/fathom/internal/proxy"
+	"github.com/fathom-network/fathom/internal/ruleset"
 	"github.com/fathom-network/fathom/internal/service"
 	"github.com/fathom-network/fathom/internal/vip"
 )
@@ -30,6 +32,57 @@ func (a *Agent) newProxy() *proxy.Proxy {
 	return p
 }
 
+// refuseUnserved has the node answer for Services' addresses where no Service does, as soon as it carries those that there
+// are, and no longer when it carries none.
+func (a *Agent) refuseUnserved() error {
+	if a.config.ServiceProxy == netconf.ProxyOff {
+		if a.refusesNothing { // a transaction has all tables read again
+			return nil
+		}
+		err := a.rules.Delete(ruleset.UnservedTable)
+		a.refusesNothing = err == nil
+		return err
+	}
+	a.refusesNothing = false
+	balancers, known := a.proxy.LoadBalancers()
+	if !known {
+		return nil // what is there stays: it says nothing of what is not known yet
+	}
+	u := service.Unserved{Ranges: a.serviceCIDRs(), Others: a.proxy.Others()}
+	pools := vip.Read(vip.Objects{Pools: a.view.AddressPools(), Nodes: a.view.Nodes(), Services: a.view.ServiceCIDRs(), PodPools: a.view.Pools()})
+	for _, l := range balancers {
+		for _, addr := range l.Addrs {
+			if pools.Contains(addr) {
+				u.LoadBalancers = append(u.LoadBalancers, addr)
+			}
+		}
+	}
+	slices.SortFunc(u.LoadBalancers, netip.Addr.Compare)
+	u.LoadBalancers = slices.Compact(u.LoadBalancers)
+	count, err := a.rules.SetUnserved(u)
+	if err != nil {
+		return fmt.Errorf("what is for no Service is not refused: %w", err)
+	}
+	if total := count.Added + count.Removed + count.Corrected; total > 0 {
+		a.Log.Info("changed what is refused of Services' addresses", "elements", total)
+	}
+	return nil
+}
+
+// serviceCIDRs are the ranges of Services, sorted.
+func (a *Agent) serviceCIDRs() []netip.Prefix {
+	var all []netip.Prefix
+	for _, s := range a.view.ServiceCIDRs() {
+		for _, cidr := range s.Spec.CIDRs {
+			if p, err := netip.ParsePrefix(cidr); err == nil { // the API server has seen to that
+				all = append(all, p)
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	return all
+}
+
 // carryServices tells the proxy what it has to know of the node.
 func (a *Agent) carryServices(f netfacts.Facts, interfaces []podnet.Interface) {
 	node, _ := a.view.Node(a.Node)
@@ -46,14 +99,7 @@ func (a *Agent) carryServices(f netfacts.Facts, interfaces []podnet.Interface) {
 	if a.config.DNS == netconf.DNSNodeCache {
 		c.NodeCaches = netconf.NodeCacheAddrs()
 	}
-	for _, s := range a.view.ServiceCIDRs() {
-		for _, cidr := range s.Spec.CIDRs {
-			if p, err := netip.ParsePrefix(cidr); err == nil { // the API server has seen to that
-				c.ServiceCIDRs = append(c.ServiceCIDRs, p)
-			}
-		}
-	}
-	slices.SortFunc(c.ServiceCIDRs, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	c.ServiceCIDRs = a.serviceCIDRs()
 	a.proxy.Set(c)
 }
 

@@ -105,6 +105,7 @@ type Proxy struct {
 	status      Status
 	// balancers are nil while nothing is known.
 	balancers []service.LoadBalanced
+	others    []netip.Addr // of Services that another proxy carries
 	// As the kernel has them, for State.
 	connect *bpf.Connect
 	missing string
@@ -299,12 +300,24 @@ func (p *Proxy) LoadBalancers() (list []service.LoadBalanced, known bool) {
 	return p.balancers, p.balancers != nil
 }
 
+// Others are the addresses of Services that another proxy carries, by the label service.kubernetes.io/service-proxy-name; sorted.
+func (p *Proxy) Others() []netip.Addr {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.others
+}
+
 // tellBalancers has LoadBalancers return what is known now.
 func (p *Proxy) tellBalancers() {
-	list, differs := p.inbox.balancers()
+	list, listed := p.inbox.balancers()
+	others, differs := p.inbox.others(), false
 	p.mu.Lock()
-	if differs = differs || p.balancers == nil; differs {
+	if !slices.Equal(others, p.others) {
+		p.others, differs = others, true
+	}
+	if listed || p.balancers == nil {
 		p.balancers = append([]service.LoadBalanced{}, list...)
+		differs = true
 	}
 	p.mu.Unlock()
 	if differs {
@@ -556,7 +569,8 @@ func (in *inbox) others() []netip.Addr {
 	for _, addrs := range in.foreign {
 		all = append(all, addrs...)
 	}
-	return all
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
 }
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

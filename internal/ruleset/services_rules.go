@@ -366,6 +366,16 @@ func (t target) element() element {
 
 const refuseChain = "refuse"
 
+// refuseRules tell who asks that nobody listens.
+func refuseRules() []rule {
+	return []rule{
+		{"answers TCP that nobody listens", []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+			&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}},
+		{"answers others that nobody listens", []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}},
+	}
+}
+
 // serviceChains are the chains that are always there.
 func serviceChains() []chain {
 	const (
@@ -380,12 +390,7 @@ func serviceChains() []chain {
 	prerouting := chain{name: "prerouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityNATDest}
 	output := chain{name: "output", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityNATDest}
 	postrouting := chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: nftables.ChainPriorityRef(beforeMasquerade)}
-	refuse := chain{name: refuseChain, rules: []rule{
-		{"answers TCP that nobody listens", []expr.Any{
-			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
-			&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}},
-		{"answers others that nobody listens", []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}},
-	}}
+	refuse := chain{name: refuseChain, rules: refuseRules()}
 	add := func(c *chain, comment string, parts ...[]expr.Any) {
 		c.rules = append(c.rules, rule{comment, slices.Concat(parts...)})
 	}

@@ -1,0 +1,14 @@
+package service
+
+import "net/netip"
+
+// Unserved says at which addresses a node refuses what is for no Service. They lead nowhere: without an answer a client waits
+// for as long as it has patience, and what came to the node from outside goes back to the router that sent it, and to and
+// fro until its hops are used up.
+type Unserved struct {
+	Ranges []netip.Prefix // the cluster's of Services, those addresses included that no Service has
+	// LoadBalancers are the addresses of AddressPools that Services have. They are pinged, too, and the node that gets the ping
+	// answers. Not addresses that others gave: they may be machines', with ports of their own.
+	LoadBalancers []netip.Addr
+	Others        []netip.Addr // of Services that another proxy carries
+}
