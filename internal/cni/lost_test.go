@@ -37,10 +37,16 @@ func TestLostLeases(t *testing.T) {
 	}
 	losses := map[string]func(n *node) []string{
 		"the directory": func(n *node) []string { return []string{n.conf["dataDir"].(string)} },
-		"all files":     func(n *node) []string { return append(dirs(n, "addresses", "attachments", "cooling"), filepath.Join(n.conf["dataDir"].(string), "last")) },
-		"attachments":   func(n *node) []string { return dirs(n, "attachments") },
-		"addresses":     func(n *node) []string { return append(dirs(n, "addresses"), filepath.Join(n.conf["dataDir"].(string), "last")) },
-		"one lease":     func(n *node) []string { return append(dirs(n, "a*/10.244.1.2", "a*/fd00*:2", "attachments"), filepath.Join(n.conf["dataDir"].(string), "last"))[:3] },
+		"all files": func(n *node) []string {
+			return append(dirs(n, "addresses", "attachments", "cooling"), filepath.Join(n.conf["dataDir"].(string), "last"))
+		},
+		"attachments": func(n *node) []string { return dirs(n, "attachments") },
+		"addresses": func(n *node) []string {
+			return append(dirs(n, "addresses"), filepath.Join(n.conf["dataDir"].(string), "last"))
+		},
+		"one lease": func(n *node) []string {
+			return append(dirs(n, "a*/10.244.1.2", "a*/fd00*:2", "attachments"), filepath.Join(n.conf["dataDir"].(string), "last"))[:3]
+		},
 	}
 	for loss, of := range losses {
 		for _, first := range []string{"ADD", "DEL", "CHECK", "GC", "GC of the others", "sweep"} {

@@ -91,6 +91,7 @@ type Agent struct {
 	state    statusBox
 	blocks   *blocks
 	keeper   *keeper
+	departed *departed
 	events   *kube.Recorder
 	writes   *kube.Publisher
 
@@ -119,6 +120,7 @@ func Run(ctx context.Context, o Options) error {
 	a.writes = kube.NewPublisher(o.Log, a.Wake)
 	a.blocks = newBlocks(o.Node, o.Client, a.poolObjects, o.Log)
 	a.keeper = newKeeper(a.blocks, o.Paths.Leases, a.Wake)
+	a.departed = newDeparted(o.Log, a.metrics.ended)
 	a.state.set(nodestate.Status{Waiting: true, Reason: "the agent is starting"})
 	a.bgp = a.newAnnouncer()
 	defer a.bgp.speaker.Leave() // without a word, so that routers keep the routes
@@ -175,6 +177,7 @@ func Run(ctx context.Context, o Options) error {
 	carrying.Go(func() { a.proxy.Run(ctx) })
 	carrying.Go(func() { a.lb.run(ctx) })
 	carrying.Go(func() { a.keeper.run(ctx) })
+	carrying.Go(func() { a.departed.run(ctx, "/proc/self/ns/net") })
 	carrying.Go(func() { a.writes.Run(ctx) })
 	defer carrying.Wait()
 	defer cancel() // also of an agent that ends by itself
@@ -325,7 +328,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	if pods || plan.PodMTU != a.podMTU {
 		a.podProblems = nil
 		leases, swept := a.sweep(ctx)
-		for _, err := range []error{swept, a.repairPods(leases, plan, f.Own)} {
+		for _, err := range []error{swept, a.endDeparted(), a.repairPods(leases, plan, f.Own)} {
 			if err != nil {
 				a.podProblems = append(a.podProblems, oneLine(err))
 			}

@@ -18,6 +18,7 @@ type metrics struct {
 	changes  *prometheus.CounterVec
 	swept    *prometheus.CounterVec
 	rebuilt  prometheus.Counter
+	ended    prometheus.Counter
 	repaired prometheus.Counter
 	problems prometheus.Gauge
 	leases   prometheus.Gauge
@@ -40,6 +41,8 @@ func newMetrics(node string) *metrics {
 			Help: "What was taken back that its owner left: addresses of pods that are gone (lease)."}, []string{"what"}),
 		rebuilt: prometheus.NewCounter(prometheus.CounterOpts{Name: "fathom_agent_leases_rebuilt_total", ConstLabels: labels,
 			Help: "Leases of pods that are there which were lost, and made again of the pods' devices."}),
+		ended: prometheus.NewCounter(prometheus.CounterOpts{Name: "fathom_agent_flows_ended_total", ConstLabels: labels,
+			Help: "Flows of connection tracking that were of addresses which pods have given back."}),
 		repaired: prometheus.NewCounter(prometheus.CounterOpts{Name: "fathom_agent_pods_repaired_total", ConstLabels: labels,
 			Help: "Pods whose routes, neighbours or MTU were made right."}),
 		problems: prometheus.NewGauge(prometheus.GaugeOpts{Name: "fathom_agent_problems", ConstLabels: labels,
@@ -53,7 +56,7 @@ func newMetrics(node string) *metrics {
 	for _, result := range []string{"success", "error"} {
 		m.passes.WithLabelValues(result)
 	}
-	m.registry.MustRegister(m.passes, m.seconds, m.last, m.changes, m.swept, m.rebuilt, m.repaired, m.problems, m.leases, m.refused,
+	m.registry.MustRegister(m.passes, m.seconds, m.last, m.changes, m.swept, m.rebuilt, m.ended, m.repaired, m.problems, m.leases, m.refused,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -207,6 +207,20 @@ func (a *Agent) sweep(ctx context.Context) ([]lease.Lease, error) {
 	return swept.Kept, err
 }
 
+// endDeparted has the flows ended of addresses that were given back since the last look.
+func (a *Agent) endDeparted() error {
+	released, err := a.leases.Released()
+	if err != nil {
+		return err
+	}
+	inUse, err := a.leases.Held()
+	if err != nil {
+		return err
+	}
+	a.departed.set(released, inUse)
+	return nil
+}
+
 // hasNetNS says whether a namespace is mounted where the runtime said.
 func (a *Agent) hasNetNS(path string) bool {
 	var s unix.Statfs_t

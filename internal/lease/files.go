@@ -274,16 +274,12 @@ func list(dir string) ([]string, error) {
 // nothing. What changes while it looks may be counted as it was or as it is.
 func (s *Store) Look() (ipam.State, error) {
 	state := ipam.State{InUse: map[netip.Addr]bool{}, Cooling: map[netip.Addr]bool{}, Pools: s.pools()}
-	names, err := list(s.path(addressesDir))
-	if err != nil {
+	var err error
+	if state.InUse, err = s.Held(); err != nil {
 		return state, err
 	}
-	for _, n := range names {
-		if a, err := netip.ParseAddr(n); err == nil {
-			state.InUse[a] = true
-		}
-	}
-	if names, err = list(s.path(coolingDir)); err != nil {
+	names, err := list(s.path(coolingDir))
+	if err != nil {
 		return state, err
 	}
 	now := s.now()
@@ -294,6 +290,40 @@ func (s *Store) Look() (ipam.State, error) {
 		}
 	}
 	return state, nil
+}
+
+// Released is when an address was given back.
+type Released struct {
+	Addr netip.Addr
+	At   bootclock.Instant
+}
+
+// Released lists the addresses that were given back and that nobody has been looking at since they have rested. It takes
+// no lock.
+func (s *Store) Released() ([]Released, error) {
+	names, err := list(s.path(coolingDir))
+	if err != nil {
+		return nil, err
+	}
+	var all []Released
+	for _, n := range names {
+		if a, at, ok := parseCooling(n); ok {
+			all = append(all, Released{a, at})
+		}
+	}
+	return all, nil
+}
+
+// Held are the addresses that are in use. It takes no lock.
+func (s *Store) Held() (map[netip.Addr]bool, error) {
+	held := map[netip.Addr]bool{}
+	names, err := list(s.path(addressesDir))
+	for _, n := range names {
+		if a, err := netip.ParseAddr(n); err == nil {
+			held[a] = true
+		}
+	}
+	return held, err
 }
 
 // Usage says how full each pool is, as Look does.

@@ -46,7 +46,7 @@ func TestRebuild(t *testing.T) {
 		"everything":  {removeAll(attachmentsDir, addressesDir, coolingDir), 2, false},
 		"addresses":   {removeAll(addressesDir), 2, true},
 		"attachments": {removeAll(attachmentsDir), 2, true},
-		"an address": {func(t *testing.T, s *Store) { testenv.Must(t, os.Remove(s.address(first.Addresses[1]))) }, 1, true},
+		"an address":  {func(t *testing.T, s *Store) { testenv.Must(t, os.Remove(s.address(first.Addresses[1]))) }, 1, true},
 		"damage": {func(t *testing.T, s *Store) {
 			for _, l := range []Lease{first, second} { // under all names
 				testenv.Must(t, os.WriteFile(s.attachment(l.Attachment), []byte("{"), 0o644))
