@@ -126,7 +126,6 @@ func isText(head []byte) bool {
 // An archive is a tar file of images that was read once and found good.
 type archive struct {
 	path string
-	gzip bool
 	// index replaces the archive's index.json, if it is an OCI layout: with the names as CRI wants
 	// them. containerd takes an OCI layout's names as they stand.
 	index []byte
@@ -196,45 +195,44 @@ func (a *archive) open() (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, compressed, err := decompress(f)
+	r, err := decompress(f)
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
-	a.gzip = compressed
 	return readCloser{r, f}, nil
 }
 
 // decompress returns the tar stream in r, or says what r is instead.
-func decompress(r io.Reader) (stream io.Reader, compressed bool, err error) {
+func decompress(r io.Reader) (io.Reader, error) {
 	buffered := bufio.NewReaderSize(r, 1<<18)
 	head, err := buffered.Peek(headLen)
 	if err != nil && err != io.EOF {
-		return nil, false, err
+		return nil, err
 	}
 	switch f := detect(head); f {
 	case formatTar:
-		return io.LimitReader(buffered, maxArchive), false, nil
+		return io.LimitReader(buffered, maxArchive), nil
 	case formatGzip:
 		unzipped, err := gzip.NewReader(buffered)
 		if err != nil {
-			return nil, true, fmt.Errorf("it begins like a gzip file, but is none: %w", told(err))
+			return nil, fmt.Errorf("it begins like a gzip file, but is none: %w", told(err))
 		}
 		inner := bufio.NewReaderSize(unzipped, 1<<18)
 		head, err := inner.Peek(headLen)
 		if err != nil && err != io.EOF {
-			return nil, true, fmt.Errorf("decompress it: %w", told(err))
+			return nil, fmt.Errorf("decompress it: %w", told(err))
 		}
 		if f := detect(head); f != formatTar {
-			return nil, true, fmt.Errorf("it is compressed with gzip, and what is inside is %s, not a tar archive with an image", f)
+			return nil, fmt.Errorf("it is compressed with gzip, and what is inside is %s, not a tar archive with an image", f)
 		}
-		return io.LimitReader(inner, maxArchive), true, nil
+		return io.LimitReader(inner, maxArchive), nil
 	case formatZstd, formatXz, formatBzip2:
-		return nil, false, fmt.Errorf("it is %s; only gzip is understood here: decompress it first", f)
+		return nil, fmt.Errorf("it is %s; only gzip is understood here: decompress it first", f)
 	case formatEmpty:
-		return nil, false, errors.New("it is empty")
+		return nil, errors.New("it is empty")
 	default:
-		return nil, false, fmt.Errorf("it is %s, not an image; save one with `docker save -o image.tar NAME:TAG` or as an OCI layout in a tar file", f)
+		return nil, fmt.Errorf("it is %s, not an image; save one with `docker save -o image.tar NAME:TAG` or as an OCI layout in a tar file", f)
 	}
 }
 

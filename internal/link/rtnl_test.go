@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -111,7 +112,7 @@ func TestDumpFails(t *testing.T) {
 
 // TestExecute sends more than fits one datagram, and has every tenth request fail.
 func TestExecute(t *testing.T) {
-	sent := 0
+	var sent atomic.Int32 // by the kernel's goroutine, and read here
 	c := fakeKernel(t, func(_ int, requests []request) [][]byte {
 		var answers [][]byte
 		for i, r := range requests {
@@ -120,12 +121,12 @@ func TestExecute(t *testing.T) {
 				t.Errorf("request %d of %d: acknowledgement asked for: %v", i, len(requests), acked)
 			}
 			switch {
-			case sent%10 == 3:
+			case sent.Load()%10 == 3:
 				answers = append(answers, message(unix.NLMSG_ERROR, 0, r.seq(), errno(unix.EEXIST)...))
 			case acked:
 				answers = append(answers, message(unix.NLMSG_ERROR, 0, r.seq(), errno(0)...))
 			}
-			sent++
+			sent.Add(1)
 		}
 		return answers
 	})
@@ -146,7 +147,7 @@ func TestExecute(t *testing.T) {
 	for i := 3; i < 2000; i += 10 {
 		want = append(want, i)
 	}
-	if sent != 2000 || fmt.Sprint(failed) != fmt.Sprint(want) {
-		t.Errorf("sent %d, failed %v, want %v", sent, failed, want)
+	if n := sent.Load(); n != 2000 || fmt.Sprint(failed) != fmt.Sprint(want) {
+		t.Errorf("sent %d, failed %v, want %v", n, failed, want)
 	}
 }
