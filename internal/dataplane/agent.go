@@ -94,6 +94,7 @@ type Agent struct {
 	departed *departed
 	events   *kube.Recorder
 	writes   *kube.Publisher
+	turned   turning // by the loop
 
 	// What follows belongs to the loop.
 	config   *netconf.Config // the last one that made sense
@@ -122,6 +123,8 @@ func Run(ctx context.Context, o Options) error {
 	a.keeper = newKeeper(a.blocks, o.Paths.Leases, a.Wake)
 	a.departed = newDeparted(o.Log, a.metrics.ended)
 	a.state.set(nodestate.Status{Waiting: true, Reason: "the agent is starting"})
+	a.turned.patience = passPatience(o.Resync)
+	a.turned.set(time.Now())
 	a.bgp = a.newAnnouncer()
 	defer a.bgp.speaker.Leave() // without a word, so that routers keep the routes
 	ctx, cancel := context.WithCancel(ctx)
@@ -243,6 +246,7 @@ func (a *Agent) pass(ctx context.Context, pods bool) {
 	began := time.Now()
 	status, problems, err := a.converge(ctx, pods)
 	a.metrics.passed(time.Since(began), err)
+	a.turned.set(time.Now())
 	if err != nil {
 		status.Ready, status.Reason = false, err.Error()
 		a.Log.Error("the node is not as it should be", "error", err)
@@ -264,6 +268,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 		}
 		return nodestate.Status{Waiting: true, Reason: reason}, nil, nil
 	}
+	a.proxy.SetLeaves(leaves(a.view.Node(a.Node))) // whatever becomes of the rest
 	config, err := netconf.Parse(a.view.Config())
 	var problems []string
 	switch {

@@ -33,7 +33,8 @@ func (a *Agent) serve(ctx context.Context) (stop func(), err error) {
 		return nil, err
 	}
 	health := http.NewServeMux()
-	health.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	health.Handle("GET /healthz", &a.turned)
+	health.Handle("GET /livez", &a.turned)
 	health.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if s := a.state.get(); !s.Ready {
 			http.Error(w, s.Reason, http.StatusServiceUnavailable)

@@ -6,6 +6,9 @@ import (
 	"path/filepath"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/netfacts"
 	"github.com/fathom-network/fathom/internal/podnet"
@@ -81,6 +84,13 @@ func (a *Agent) serviceCIDRs() []netip.Prefix {
 	}
 	slices.SortFunc(all, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
 	return all
+}
+
+// leaves says whether a node will soon not be there: it is being deleted, or has been, or the cluster autoscaler drains it
+// for that.
+func leaves(node *corev1.Node, found bool) bool {
+	return !found || node.DeletionTimestamp != nil ||
+		slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == kube.TaintToBeDeleted })
 }
 
 // carryServices tells the proxy what it has to know of the node.

@@ -168,6 +168,9 @@ func all[T any](i cache.Indexer) []T {
 	return typed
 }
 
+// TaintToBeDeleted is on a node that the cluster autoscaler drains to take it away (KEP-3836).
+const TaintToBeDeleted = "ToBeDeletedByClusterAutoscaler"
+
 // shrink keeps of an object what the network looks at: a Node alone is 10 KiB and more, most of it the list of
 // its images, and an agent holds all nodes.
 func shrink(o any) (any, error) {
@@ -177,6 +180,11 @@ func shrink(o any) (any, error) {
 		small.Labels = o.Labels
 		small.Spec.PodCIDR, small.Spec.PodCIDRs = o.Spec.PodCIDR, o.Spec.PodCIDRs
 		small.Status.Addresses = o.Status.Addresses
+		for _, t := range o.Spec.Taints {
+			if t.Key == TaintToBeDeleted {
+				small.Spec.Taints = append(small.Spec.Taints, corev1.Taint{Key: t.Key, Effect: t.Effect})
+			}
+		}
 		for _, c := range o.Status.Conditions {
 			if c.Type == corev1.NodeNetworkUnavailable || c.Type == corev1.NodeReady { // the one is ours to set; times change every few minutes
 				small.Status.Conditions = append(small.Status.Conditions, corev1.NodeCondition{Type: c.Type, Status: c.Status})

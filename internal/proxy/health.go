@@ -14,7 +14,8 @@ import (
 )
 
 // health answers load balancers outside the cluster that ask whether to send a Service's traffic to this node: at the
-// Service's healthCheckNodePort. The answer is that of kube-proxy, which cloud load balancers are made for.
+// Service's healthCheckNodePort, and at the node's own port. The answers are those of kube-proxy, which cloud load balancers
+// are made for.
 type health struct {
 	checks []service.HealthCheck
 	ports  map[uint16]*healthPort
@@ -22,22 +23,37 @@ type health struct {
 	taken map[uint16]bool
 	// node is where load balancers ask about Services without a port of their own (externalTrafficPolicy: Cluster).
 	node *http.Server
-	// updated is when the kernel was last known to hold all Services, in nanoseconds since 1970.
-	updated atomic.Int64
+	// updated is when the kernel was last known to hold all Services.
+	updated atomic.Pointer[time.Time]
+	// leaves says that the node is to get no more connections, since it will soon not be there.
+	leaves atomic.Bool
+	now    func() time.Time
 }
 
 // nodeHealthPort is kube-proxy's, KEP-3836.
 const nodeHealthPort = 10256
 
+// healthPatience is how long the kernel may hold what Services were before load balancers are told so: kube-proxy's, which is
+// twice the time between its passes. Ours is made each second.
+const healthPatience = time.Minute
+
 type healthPort struct {
-	server *http.Server
-	check  atomic.Pointer[service.HealthCheck]
+	server  *http.Server
+	check   atomic.Pointer[service.HealthCheck]
+	healthy func() bool
+}
+
+// healthy says whether the kernel held all Services not long ago.
+func (h *health) healthy() bool {
+	updated := h.updated.Load()
+	return updated != nil && h.now().Sub(*updated) < healthPatience
 }
 
 // set makes it answer these, for the kernel holds all Services now. A port that another program has is tried again by
 // retry alone: changes may be many.
 func (h *health) set(checks []service.HealthCheck, log *slog.Logger) {
-	h.updated.Store(time.Now().UnixNano())
+	now := h.now()
+	h.updated.Store(&now)
 	if h.ports != nil && slices.Equal(checks, h.checks) {
 		return
 	}
@@ -93,14 +109,15 @@ func (h *health) answer(c service.HealthCheck, log *slog.Logger) {
 		return
 	}
 	delete(h.taken, c.Port)
-	p := &healthPort{}
+	p := &healthPort{healthy: h.healthy}
 	p.check.Store(&c)
 	p.server = &http.Server{Handler: p, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	go func() { _ = p.server.Serve(listener) }()
 	h.ports[c.Port] = p
 }
 
-// answerForNode begins to say that the node carries Services. While kube-proxy is there, it is kube-proxy that says so.
+// answerForNode begins to say whether the node carries Services, at /livez, and, at /healthz, whether it is to go on to
+// (KEP-3836). While kube-proxy is there, it is kube-proxy that says so.
 func (h *health) answerForNode() {
 	listener, err := net.Listen("tcp", ":"+strconv.Itoa(nodeHealthPort))
 	if h.taken[nodeHealthPort] = err != nil; err != nil {
@@ -108,13 +125,34 @@ func (h *health) answerForNode() {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("X-Content-Type-Options", "nosniff")
-		_ = json.NewEncoder(w).Encode(map[string]any{
-			"lastUpdated": time.Unix(0, h.updated.Load()).UTC(), "currentTime": time.Now().UTC(), "nodeEligible": true})
+		eligible := !h.leaves.Load()
+		h.sayUpdated(w, h.healthy() && eligible, map[string]any{"nodeEligible": eligible})
+	})
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
+		h.sayUpdated(w, h.healthy(), map[string]any{})
 	})
 	h.node = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	go func(s *http.Server) { _ = s.Serve(listener) }(h.node)
+}
+
+// sayUpdated answers with what else there is to say, and when the kernel last held all Services. As kube-proxy's, that is now
+// unless something is wrong.
+func (h *health) sayUpdated(w http.ResponseWriter, ok bool, answer map[string]any) {
+	answer["currentTime"] = h.now().UTC()
+	if updated := h.updated.Load(); updated != nil {
+		answer["lastUpdated"] = updated.UTC()
+	}
+	say(w, ok, answer)
+}
+
+// say answers as kube-proxy does.
+func say(w http.ResponseWriter, ok bool, answer map[string]any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if !ok {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	_ = json.NewEncoder(w).Encode(answer)
 }
 
 func (h *health) close() {
@@ -136,15 +174,11 @@ func (p *healthPort) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "not known yet", http.StatusServiceUnavailable)
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
+	healthy := p.healthy()
 	w.Header().Set("X-Load-Balancing-Endpoint-Weight", strconv.Itoa(c.LocalEndpoints))
-	if c.LocalEndpoints == 0 {
-		w.WriteHeader(http.StatusServiceUnavailable)
-	}
-	_ = json.NewEncoder(w).Encode(map[string]any{
+	say(w, healthy && c.LocalEndpoints > 0, map[string]any{
 		"service":             map[string]string{"namespace": c.Service.Namespace, "name": c.Service.Name},
 		"localEndpoints":      c.LocalEndpoints,
-		"serviceProxyHealthy": true,
+		"serviceProxyHealthy": healthy,
 	})
 }

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"reflect"
 	"testing"
+	"time"
 
 	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/testenv"
@@ -72,4 +74,56 @@ func TestHealth(t *testing.T) {
 	n.step(t.Context(), false)
 	is("off", nodeHealthPort, 0, 0)
 	is("off", 32001, 0, 0)
+}
+
+// TestHealthOfNode asks about the node itself, as load balancers do for Services without a port of their own: while the node
+// is drained to be deleted, and while the kernel does not get what has changed.
+func TestHealthOfNode(t *testing.T) {
+	paths, ok := inside(t)
+	if !ok {
+		return
+	}
+	n := newNode(t, paths, netconf.ProxyNFTables)
+	now := time.Now()
+	n.health.now = func() time.Time { return now }
+	is := func(when string, port int, path string, status int, want map[string]any) {
+		t.Helper()
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		resp, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d%s", port, path))
+		testenv.Must(t, err)
+		defer resp.Body.Close()
+		var got map[string]any
+		testenv.Must(t, json.NewDecoder(resp.Body).Decode(&got))
+		if resp.StatusCode != status {
+			t.Errorf("%s: port %d answers %s with %d, want %d", when, port, path, resp.StatusCode, status)
+		}
+		for key, value := range want {
+			if !reflect.DeepEqual(got[key], value) {
+				t.Errorf("%s: port %d says %s: %v at %s, want %v", when, port, key, got[key], path, value)
+			}
+		}
+	}
+	at := func(t time.Time) any { return t.UTC().Format(time.RFC3339Nano) }
+	began := now
+	n.set(web("web", vip, localOnly(32000)), endpoints("web", "10.0.0.1"))
+	n.follows(t)
+	is("there", nodeHealthPort, "/healthz", http.StatusOK, map[string]any{"nodeEligible": true, "lastUpdated": at(began), "currentTime": at(began)})
+	is("there", nodeHealthPort, "/livez", http.StatusOK, map[string]any{"nodeEligible": nil, "lastUpdated": at(began)})
+	n.SetLeaves(true)
+	is("leaves", nodeHealthPort, "/healthz", http.StatusServiceUnavailable, map[string]any{"nodeEligible": false})
+	is("leaves", nodeHealthPort, "/livez", http.StatusOK, nil)
+	is("leaves", 32000, "/healthz", http.StatusOK, map[string]any{"serviceProxyHealthy": true}) // as kube-proxy's
+	n.SetLeaves(false)
+	is("stays after all", nodeHealthPort, "/healthz", http.StatusOK, map[string]any{"nodeEligible": true})
+
+	now = began.Add(healthPatience - time.Second)
+	is("nearly too old", nodeHealthPort, "/healthz", http.StatusOK, nil)
+	now = began.Add(healthPatience)
+	is("too old", nodeHealthPort, "/healthz", http.StatusServiceUnavailable, map[string]any{"nodeEligible": true, "lastUpdated": at(began), "currentTime": at(now)})
+	is("too old", nodeHealthPort, "/livez", http.StatusServiceUnavailable, nil)
+	is("too old", 32000, "/healthz", http.StatusServiceUnavailable, map[string]any{"serviceProxyHealthy": false, "localEndpoints": 1.0})
+	n.step(t.Context(), true)
+	is("a pass later", nodeHealthPort, "/healthz", http.StatusOK, map[string]any{"lastUpdated": at(now)})
+	is("a pass later", nodeHealthPort, "/livez", http.StatusOK, nil)
+	is("a pass later", 32000, "/healthz", http.StatusOK, nil)
 }

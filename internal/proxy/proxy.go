@@ -132,6 +132,7 @@ type Proxy struct {
 func New(o Options) *Proxy {
 	p := &Proxy{Options: o, kick: make(chan struct{}, 1), counts: newMetrics()}
 	p.kernel = kernel{paths: o.Paths, loopback: o.Loopback, log: o.Log}
+	p.health.now = time.Now
 	p.reaper = newReaper(o.Paths, o.Log, p.counts)
 	p.caches = nodeCaches{log: o.Log, changed: p.wake, port: dnsPort}
 	p.dns = service.Redirect{Service: clusterDNS, Port: dnsPort}
@@ -160,6 +161,10 @@ func (p *Proxy) SetExternalIPs(x service.ExternalIPs) {
 		p.wake()
 	}
 }
+
+// SetLeaves says whether the node will soon not be there. It carries Services until then, and load balancers outside, which
+// ask at its health check, send it no new connections. It does not wait.
+func (p *Proxy) SetLeaves(leaves bool) { p.health.leaves.Store(leaves) }
 
 // Status returns how far the proxy is.
 func (p *Proxy) Status() Status {
