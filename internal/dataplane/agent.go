@@ -102,6 +102,7 @@ type Agent struct {
 	held     podnet.Plan     // what the kernel holds since the last pass, or the zero value if that is not certain
 	// Of the last look at the node's own pods.
 	podMTU      int
+	podSources  []netip.Addr
 	podProblems []string
 	// refusesNothing says that the kernel was told to refuse nothing of Services.
 	refusesNothing bool
@@ -212,8 +213,21 @@ func Run(ctx context.Context, o Options) error {
 			if err := a.openLeases(); err != nil {
 				return err // and the pod is started anew, with the directory that is there now
 			}
+			a.cutDead()
 		}
 		a.pass(ctx, pods)
+	}
+}
+
+// cutDead closes connections to the API server from addresses that the node has no more: nobody would answer there, and
+// what changes would be heard of a minute later.
+func (a *Agent) cutDead() {
+	local, err := a.node.LocalAddrs()
+	if err != nil {
+		return // the pass says so
+	}
+	if n := a.Client.CutFrom(func(from netip.Addr) bool { return !from.IsLoopback() && !local[from] }); n > 0 {
+		a.Log.Info("cut connections to the API server from an address that is gone", "number", n)
 	}
 }
 
@@ -284,6 +298,10 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	if err != nil {
 		return nodestate.Status{}, problems, fmt.Errorf("read the node's devices: %w", err)
 	}
+	local, err := a.node.LocalAddrs()
+	if err != nil {
+		return nodestate.Status{}, problems, err
+	}
 	blocks, refused := a.blocks.all()
 	a.tellRefused(refused)
 	f := netfacts.Read(a.view.Nodes(), a.Node, *a.config).WithBlocks(blocks)
@@ -321,24 +339,26 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	}
 	changes.Masquerade, changes.Guard = masquerade, guard
 	a.metrics.changed(changes)
+	// Pods first, whatever is wrong with the rest: they have to be reached when the node's own address has changed, and the
+	// plan is still of the one that it had.
+	if sources := podSources(f.Own, local); pods || plan.PodMTU != a.podMTU || !slices.Equal(sources, a.podSources) {
+		a.podProblems = nil
+		leases, swept := a.sweep(ctx)
+		for _, err := range []error{swept, a.endDeparted(), a.repairPods(leases, plan, sources)} {
+			if err != nil {
+				a.podProblems = append(a.podProblems, oneLine(err))
+			}
+		}
+		a.podMTU, a.podSources = plan.PodMTU, sources
+	}
 	if err := errors.Join(err, ruleErr); err != nil {
-		return nodestate.Status{}, problems, err
+		return nodestate.Status{}, append(problems, a.podProblems...), err
 	}
 	if len(foreign) == 0 {
 		a.held = plan
 	}
 	if changes.Total() > 0 {
 		a.Log.Info("changed the kernel", "what", changes.String())
-	}
-	if pods || plan.PodMTU != a.podMTU {
-		a.podProblems = nil
-		leases, swept := a.sweep(ctx)
-		for _, err := range []error{swept, a.endDeparted(), a.repairPods(leases, plan, f.Own)} {
-			if err != nil {
-				a.podProblems = append(a.podProblems, oneLine(err))
-			}
-		}
-		a.podMTU = plan.PodMTU
 	}
 	problems = append(problems, a.podProblems...)
 	if err := a.setFastPath(plan, interfaces, pods); err != nil {

@@ -33,7 +33,7 @@ const networkName = "fathom"
 func (a *Agent) writeConflist(plan podnet.Plan, own podnet.Node) error {
 	data, err := conflist.Marshal(networkName, conflist.Config{
 		MTU:           plan.PodMTU,
-		NodeAddresses: nodeAddresses(own),
+		NodeAddresses: a.podSources,
 		Pools:         []ipam.Pool{{Name: netconf.DefaultPool, Ranges: own.PodCIDRs}},
 		DataDir:       NodePaths().Leases,
 		CoolDown:      a.config.CoolDown,

@@ -24,6 +24,7 @@ import (
 type Client struct {
 	kubernetes.Interface
 	config *rest.Config
+	dialer *dialer
 	fathom rest.Interface // of our own kinds
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -26,12 +27,12 @@ var fathomScheme = func() *runtime.Scheme {
 }()
 
 // fathomClient prepares a connection for our own kinds.
-func fathomClient(config *rest.Config) (*rest.RESTClient, error) {
+func fathomClient(config *rest.Config, connections *http.Client) (*rest.RESTClient, error) {
 	config = rest.CopyConfig(config)
 	config.GroupVersion, config.APIPath = &v1alpha1.GroupVersion, "/apis"
 	config.ContentType, config.AcceptContentTypes = "", ""
 	config.NegotiatedSerializer = serializer.NewCodecFactory(fathomScheme).WithoutConversion()
-	client, err := rest.RESTClientFor(config)
+	client, err := rest.RESTClientForConfigAndClient(config, connections)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", config.Host, err)
 	}

@@ -247,13 +247,21 @@ func connect(config *rest.Config) (*Client, error) {
 	// Protobuf costs a fraction of JSON on both sides, and a lab's control plane has little to spare.
 	config.ContentType = "application/vnd.kubernetes.protobuf"
 	config.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
-	set, err := kubernetes.NewForConfig(config)
+	// Both share connections. client-go would not see that two dialers are the same, and would keep apart what each dials.
+	dialer := newDialer()
+	dialing := rest.CopyConfig(config)
+	dialing.Dial = dialer.DialContext
+	client, err := rest.HTTPClientFor(dialing)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", config.Host, err)
 	}
-	own, err := fathomClient(config)
+	set, err := kubernetes.NewForConfigAndClient(dialing, client)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", config.Host, err)
+	}
+	own, err := fathomClient(config, client)
 	if err != nil {
 		return nil, err
 	}
-	return &Client{Interface: set, config: config, fathom: own}, nil
+	return &Client{Interface: set, config: config, dialer: dialer, fathom: own}, nil
 }

@@ -36,6 +36,12 @@ func (n *Namespace) PodEnds() (ends []nodestate.PodEnd, strays []netip.Addr, err
 			to := prefixOf(r.Dst).Addr()
 			if i, found := at[r.LinkIndex]; found {
 				ends[i].Routes = append(ends[i].Routes, to)
+				if from, ok := netip.AddrFromSlice(r.Src); ok {
+					if ends[i].Sources == nil {
+						ends[i].Sources = map[netip.Addr]netip.Addr{}
+					}
+					ends[i].Sources[to] = from.Unmap()
+				}
 			} else {
 				strays = append(strays, to)
 			}

@@ -166,6 +166,19 @@ func (n *Namespace) PodUnderlay() ([]podnet.Interface, error) {
 	return list, nil
 }
 
+// LocalAddrs are the addresses of all devices.
+func (n *Namespace) LocalAddrs() (map[netip.Addr]bool, error) {
+	all, err := dump(func() ([]netlink.Addr, error) { return n.nl.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	local := make(map[netip.Addr]bool, len(all))
+	for _, a := range all {
+		local[prefixOf(a.IPNet).Addr()] = true
+	}
+	return local, nil
+}
+
 // podSetter is one run of SetPodNetwork.
 type podSetter struct {
 	n       *Namespace

@@ -57,6 +57,8 @@ type PodEnd struct {
 	MTU        int          `json:"mtu"`
 	Routes     []netip.Addr `json:"routes"`
 	Neighbours []netip.Addr `json:"neighbours"`
+	// Sources are the node's own addresses from which it talks to the pod, by the pod's, where its routes name any.
+	Sources map[netip.Addr]netip.Addr `json:"sources,omitempty"`
 }
 
 // Lease says who has addresses, as the plugin wrote it down.
