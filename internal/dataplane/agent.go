@@ -375,7 +375,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 		problems = append(problems, oneLine(err))
 	}
 	a.carryServices(f, interfaces)
-	if err := a.refuseUnserved(); err != nil {
+	if err := a.refuseUnserved(f.Own); err != nil {
 		problems = append(problems, oneLine(err))
 	}
 	a.lb.set(f.Own, interfaces)

@@ -37,7 +37,7 @@ func (a *Agent) newProxy() *proxy.Proxy {
 
 // refuseUnserved has the node answer for Services' addresses where no Service does, as soon as it carries those that there
 // are, and no longer when it carries none.
-func (a *Agent) refuseUnserved() error {
+func (a *Agent) refuseUnserved(own podnet.Node) error {
 	if a.config.ServiceProxy == netconf.ProxyOff {
 		if a.refusesNothing { // a transaction has all tables read again
 			return nil
@@ -51,7 +51,7 @@ func (a *Agent) refuseUnserved() error {
 	if !known {
 		return nil // what is there stays: it says nothing of what is not known yet
 	}
-	u := service.Unserved{Ranges: a.serviceCIDRs(), Others: a.proxy.Others()}
+	u := service.Unserved{Ranges: a.serviceCIDRs(), Others: a.proxy.Others(), Node: own.Addrs}
 	pools := vip.Read(vip.Objects{Pools: a.view.AddressPools(), Nodes: a.view.Nodes(), Services: a.view.ServiceCIDRs(), PodPools: a.view.Pools()})
 	for _, l := range balancers {
 		for _, addr := range l.Addrs {

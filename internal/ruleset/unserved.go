@@ -2,6 +2,7 @@ package ruleset
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -35,14 +36,15 @@ func (r *Ruleset) SetUnserved(u service.Unserved) (podnet.Count, error) {
 		want[named(unservedAddrs, f)] = alone(ranges, f)
 		want[named(unservedPing, f)], want[named(unservedOthers, f)] = single(u.LoadBalancers, f), single(u.Others, f)
 	}
-	return r.set(unservedTable(), want)
+	return r.set(unservedTable(u.Node), want)
 }
 
 // afterNAT is when all that is for a Service has its endpoint's address: nftables' `dstnat + 10`.
 var afterNAT = nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 10)
 
-func unservedTable() table {
-	t := table{name: UnservedTable}
+// unservedTable is of a node with these addresses, up to one of each family.
+func unservedTable(node []netip.Addr) table {
+	t := table{name: UnservedTable, variant: fmt.Sprint(node)}
 	refuse := chain{name: "refuse", rules: refuseRules()}
 	prerouting := chain{name: "prerouting", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: afterNAT}
 	output := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: afterNAT}
@@ -58,8 +60,15 @@ func unservedTable() table {
 			c.add("no Service has this port of the address, or nobody the address", firstOfFlow(), isFamily(f),
 				isIn(destinationOf(f), named(unservedAddrs, f)), isNotIn(destinationOf(f), named(unservedOthers, f)), notLocal(), jump(refuse.name))
 		}
+		i := slices.IndexFunc(node, func(a netip.Addr) bool { return podnet.FamilyOf(a) == f })
+		if i < 0 {
+			continue
+		}
+		// Not `redirect`, which takes an address of the device: those of pods have none.
+		answer := []expr.Any{&expr.Immediate{Register: 1, Data: node[i].AsSlice()},
+			&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(nfproto(f)), RegAddrMin: 1, RegAddrMax: 1}}
 		for _, c := range []*chain{&pingPrerouting, &pingOutput} {
-			c.add("the node that gets it answers", isFamily(f), isEchoRequest(f), isIn(destinationOf(f), named(unservedPing, f)), []expr.Any{&expr.Redir{}})
+			c.add("the node that gets it answers", isFamily(f), isEchoRequest(f), isIn(destinationOf(f), named(unservedPing, f)), answer)
 		}
 	}
 	t.chains = []chain{refuse, prerouting, output, pingPrerouting, pingOutput}

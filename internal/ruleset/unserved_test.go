@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/link/linktest"
 	"github.com/fathom-network/fathom/internal/podnet"
 	"github.com/fathom-network/fathom/internal/ruleset"
 	"github.com/fathom-network/fathom/internal/service"
@@ -24,7 +25,7 @@ func ips(format string, numbers ...int) (all []netip.Addr) {
 
 func TestSetUnserved(t *testing.T) {
 	n, r := space(t)
-	u := service.Unserved{Ranges: prefixes("10.96.0.0/16", "fd00:10:96::/112"), LoadBalancers: ips("198.51.100.%d", 1, 2), Others: ips("fd00:10:96::%d", 7)}
+	u := service.Unserved{Ranges: prefixes("10.96.0.0/16", "fd00:10:96::/112"), LoadBalancers: ips("198.51.100.%d", 1, 2), Others: ips("fd00:10:96::%d", 7), Node: ips("192.0.2.%d", 10)}
 	check := func(what string, u service.Unserved, want podnet.Count) {
 		t.Helper()
 		for _, want := range []podnet.Count{want, {}} {
@@ -51,6 +52,10 @@ func TestSetUnserved(t *testing.T) {
 	within.LoadBalancers = ips("10.96.0.%d", 9)
 	check("an address within a range", within, podnet.Count{Added: 1, Removed: 6})
 	check("as before", u, podnet.Count{Added: 4, Removed: 1})
+	moved := u
+	moved.Node = ips("192.0.2.%d", 11)
+	check("the node has another address", moved, podnet.Count{Added: 1})
+	check("and the one before", u, podnet.Count{Added: 1})
 	for drift, count := range map[string]podnet.Count{
 		"flush chain inet T prerouting":                     {Added: 1},
 		"add element inet T services4 { 203.0.113.0/24 }":   {Removed: 1},
@@ -77,10 +82,15 @@ func TestUnservedWithPackets(t *testing.T) {
 		}
 		u.LoadBalancers = append(u.LoadBalancers, ips(f.lb, web)...)
 		u.Others = append(u.Others, ips(f.vip, other)...)
+		u.Node = append(u.Node, netip.MustParseAddr(f.node))
 		at := netip.MustParseAddr(fmt.Sprintf(f.vip, local))
 		ip(t, l.node, fmt.Sprintf("addr add %s/%d dev lo nodad", at, at.BitLen()))
 		serve(t, l.node, netip.AddrPortFrom(at, 80))
 	}
+	// As on a node of ours: the devices of pods have no address, and pods know where the gateway is.
+	mac := strings.Fields(linktest.Run(t, l.node, "sh", "-c", "ip -o link show dev b | sed 's/.*link.ether//'"))[0]
+	ip(t, l.b, "neigh replace 169.254.1.1 lladdr "+mac+" dev eth0")
+	ip(t, l.node, "addr del 169.254.1.1/32 dev b", "route replace 10.244.1.3 dev b") // routes go with the last address
 	set(t, l.rules, plan(all...))
 	_, err := l.rules.SetUnserved(u)
 	testenv.Must(t, err)

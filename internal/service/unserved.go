@@ -11,4 +11,5 @@ type Unserved struct {
 	// answers. Not addresses that others gave: they may be machines', with ports of their own.
 	LoadBalancers []netip.Addr
 	Others        []netip.Addr // of Services that another proxy carries
+	Node          []netip.Addr // the node's own, by which it answers pings: at most one of each family
 }
