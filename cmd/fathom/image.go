@@ -62,9 +62,12 @@ docker-archive or an OCI layout in a tar file, plain or compressed with gzip.`,
 				return err
 			}
 			start := time.Now()
-			names, err := image.Load(cmd.Context(), k, args, targets)
+			names, skipped, err := image.Load(cmd.Context(), k, args, targets)
 			if err != nil {
 				return err
+			}
+			for _, s := range skipped {
+				fmt.Fprintln(a.out, "Skipped of", s)
 			}
 			fmt.Fprintf(a.out, "Loaded %s into %s in %.1f s.\n", strings.Join(names, ", "), count(len(targets), "node"), time.Since(start).Seconds())
 			return nil

@@ -126,10 +126,13 @@ func isText(head []byte) bool {
 // An archive is a tar file of images that was read once and found good.
 type archive struct {
 	path string
-	// index replaces the archive's index.json, if it is an OCI layout: with the names as CRI wants
-	// them. containerd takes an OCI layout's names as they stand.
-	index []byte
-	names []string // full names, sorted
+	// replacement is what nodes get for the file of the archive that is called so, if there is one: of an OCI layout
+	// index.json, with the names as CRI wants them, since containerd takes them as they stand, and of others
+	// manifest.json, if something in it is not loaded.
+	replaced    string
+	replacement []byte
+	names       []string // full names, sorted
+	skipped     []string // what else is in it, and why it is not loaded
 }
 
 // contents is what a reading of an archive found.

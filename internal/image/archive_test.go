@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
@@ -386,4 +387,109 @@ func FuzzOpenArchive(f *testing.F) {
 			t.Fatal("accepted, but without a name")
 		}
 	})
+}
+
+// TestSkips has archives with more in them than images for this machine: the rest is skipped, and said, and nodes do not
+// get it.
+func TestSkips(t *testing.T) {
+	mine, other := testImage(t, "amd64", "mine"), testImage(t, "arm64", "other")
+	digest, err := mine.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As cosign makes them: an image's configuration, and a layer that is none.
+	signature, err := mutate.Append(empty.Image, mutate.Addendum{Layer: static.NewLayer([]byte("{}"), "application/vnd.dev.cosign.simplesigning.v1+json")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := func(name string) layout.Option {
+		return layout.WithAnnotations(map[string]string{refNameAnnotation: name})
+	}
+	type part struct {
+		image   v1.Image
+		options []layout.Option
+	}
+	oci := func(parts ...part) []byte {
+		dir := t.TempDir()
+		out, err := layout.Write(dir, empty.Index)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range parts {
+			if err := out.AppendImage(p.image, p.options...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var buffer bytes.Buffer
+		if err := writeArchive(&buffer, dir, nil); err != nil {
+			t.Fatal(err)
+		}
+		return buffer.Bytes()
+	}
+	docker := func(images map[string]v1.Image) []byte {
+		refs := map[name.Tag]v1.Image{}
+		for tag, image := range images {
+			ref, err := name.NewTag(tag)
+			if err != nil {
+				t.Fatal(err)
+			}
+			refs[ref] = image
+		}
+		var buffer bytes.Buffer
+		if err := tarball.MultiWrite(refs, &buffer); err != nil {
+			t.Fatal(err)
+		}
+		return buffer.Bytes()
+	}
+	attestation := layout.WithAnnotations(map[string]string{"vnd.docker.reference.type": "attestation-manifest"})
+	for what, tt := range map[string]struct {
+		data           []byte
+		names, skipped string
+		err            string
+	}{
+		"two machines' side by side": {data: oci(part{other, []layout.Option{named("a:1")}}, part{mine, []layout.Option{named("a:1")}}),
+			names: "docker.io/library/a:1", skipped: "a:1 is for linux/arm64"},
+		"a signature": {data: oci(part{mine, []layout.Option{named("a:1")}}, part{signature, []layout.Option{named("a:sha256-1.sig")}}),
+			names: "docker.io/library/a:1", skipped: `a:sha256-1.sig is no image, but has "application/vnd.dev.cosign.simplesigning.v1+json" for a layer`},
+		"an attestation": {data: oci(part{mine, []layout.Option{named("a:1")}}, part{other, []layout.Option{attestation}}),
+			names: "docker.io/library/a:1", skipped: `is no image, but of the type "attestation-manifest"`},
+		"one without a name": {data: oci(part{testImage(t, "amd64", "x"), nil}, part{mine, []layout.Option{named("a:1")}}),
+			names: "docker.io/library/a:1", skipped: "has no name"},
+		"a name by digest":         {data: oci(part{mine, []layout.Option{named("a@" + digest.String())}}), names: "docker.io/library/a@" + digest.String()},
+		"a name by another digest": {data: oci(part{mine, []layout.Option{named("a@sha256:" + strings.Repeat("0", 64))}}), err: "and the image's digest is " + digest.String()},
+		"a signature alone":        {data: oci(part{signature, []layout.Option{named("a:sig")}}), err: "there is no image in it: a:sig is no image"},
+		"docker, two machines'": {data: docker(map[string]v1.Image{"a:1": mine, "b:1": other}),
+			names: "docker.io/library/a:1", skipped: "docker.io/library/b:1 is for linux/arm64"},
+	} {
+		file := filepath.Join(t.TempDir(), "image.tar")
+		if err := os.WriteFile(file, tt.data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		a, err := openArchive(file, "amd64")
+		if tt.err != "" || err != nil {
+			if err == nil || tt.err == "" || !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("%s: error %v, want %q", what, err, tt.err)
+			}
+			continue
+		}
+		if got := strings.Join(a.names, " "); got != tt.names {
+			t.Errorf("%s: names %s, want %s", what, got, tt.names)
+		}
+		if got := strings.Join(a.skipped, "; "); !strings.HasSuffix(got, tt.skipped) || (got == "") != (tt.skipped == "") {
+			t.Errorf("%s: skipped %q, want %q", what, got, tt.skipped)
+		}
+		// What a node gets is an archive of which nothing is skipped.
+		var sent bytes.Buffer
+		if err := a.rename(&sent, bytes.NewReader(tt.data)); err != nil {
+			t.Fatal(err)
+		}
+		c, err := readContents(&sent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		node := &archive{path: file}
+		if err := node.check(c, "amd64"); err != nil || len(node.skipped) > 0 || !slices.Equal(node.names, a.names) {
+			t.Errorf("%s: a node gets %v, skips %v, error %v", what, node.names, node.skipped, err)
+		}
+	}
 }

@@ -2,6 +2,7 @@ package image
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -27,13 +28,12 @@ type Target struct {
 
 // Load brings the images in tar files, as `docker save` or an OCI layout in a tar file, compressed
 // with gzip or not, into each node. All files are read and checked before any node is touched. It
-// returns the full names of the images, sorted.
-func Load(ctx context.Context, k kit.Kit, files []string, nodes []Target) ([]string, error) {
+// returns the full names of the images, sorted, and what else is in the files, with the reason why it is not loaded.
+func Load(ctx context.Context, k kit.Kit, files []string, nodes []Target) (names, skipped []string, err error) {
 	if err := k.Require(k.Bin("ctr")); err != nil {
-		return nil, fmt.Errorf("load images: %w", err)
+		return nil, nil, fmt.Errorf("load images: %w", err)
 	}
 	var archives []*archive
-	var names []string
 	var problems []error
 	for _, file := range files {
 		a, err := openArchive(file, runtime.GOARCH)
@@ -43,9 +43,12 @@ func Load(ctx context.Context, k kit.Kit, files []string, nodes []Target) ([]str
 		}
 		archives = append(archives, a)
 		names = append(names, a.names...)
+		for _, s := range a.skipped {
+			skipped = append(skipped, file+": "+s)
+		}
 	}
 	if err := errors.Join(problems...); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	sort.Strings(names)
 	names = slices.Compact(names)
@@ -60,7 +63,7 @@ func Load(ctx context.Context, k kit.Kit, files []string, nodes []Target) ([]str
 		})
 	}
 	wait.Wait()
-	return names, errors.Join(problems...)
+	return names, skipped, errors.Join(problems...)
 }
 
 // load brings archives into one node.
@@ -80,7 +83,7 @@ func (a *archive) sendTo(ctx context.Context, k kit.Kit, socket string) error {
 		return err
 	}
 	defer in.Close()
-	if a.index == nil {
+	if a.replacement == nil {
 		return importArchive(ctx, k, socket, in)
 	}
 	reader, writer := io.Pipe()
@@ -90,7 +93,7 @@ func (a *archive) sendTo(ctx context.Context, k kit.Kit, socket string) error {
 	return err
 }
 
-// rename copies the archive with the images' full names in its index.
+// rename copies the archive with the images' full names in its index, and without what is not loaded.
 func (a *archive) rename(w io.Writer, r io.Reader) error {
 	tr, tw := tar.NewReader(r), tar.NewWriter(w)
 	for {
@@ -102,9 +105,9 @@ func (a *archive) rename(w io.Writer, r io.Reader) error {
 			return err
 		}
 		var content io.Reader = tr
-		if path.Clean(header.Name) == "index.json" {
-			header.Size = int64(len(a.index))
-			content = strings.NewReader(string(a.index))
+		if path.Clean(header.Name) == a.replaced {
+			header.Size = int64(len(a.replacement))
+			content = bytes.NewReader(a.replacement)
 		}
 		header.Format = tar.FormatUnknown // whatever the size needs
 		if err := tw.WriteHeader(header); err != nil {
@@ -131,7 +134,7 @@ func waitFor(ctx context.Context, socket string, names []string) error {
 			return err
 		}
 		missing = slices.DeleteFunc(slices.Clone(names), func(name string) bool {
-			return slices.ContainsFunc(images, func(i cri.Image) bool { return slices.Contains(i.Names, name) })
+			return slices.ContainsFunc(images, func(i cri.Image) bool { return slices.Contains(i.Names, name) || slices.Contains(i.Digests, name) })
 		})
 		if len(missing) == 0 {
 			return nil

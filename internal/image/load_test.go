@@ -60,7 +60,7 @@ func TestLoadAndPull(t *testing.T) {
 	}
 
 	// One bad file: no node is touched.
-	if _, err := Load(ctx, k, []string{docker, broken}, targets); err == nil || !strings.Contains(err.Error(), broken) {
+	if _, _, err := Load(ctx, k, []string{docker, broken}, targets); err == nil || !strings.Contains(err.Error(), broken) {
 		t.Errorf("error %v, want one about %s", err, broken)
 	}
 	for _, target := range targets {
@@ -69,7 +69,7 @@ func TestLoadAndPull(t *testing.T) {
 		}
 	}
 
-	names, err := Load(ctx, k, []string{docker, oci}, targets)
+	names, _, err := Load(ctx, k, []string{docker, oci}, targets)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +90,7 @@ func TestLoadAndPull(t *testing.T) {
 			t.Errorf("node %s has %v, want %v", target.Name, got, want)
 		}
 	}
-	if _, err := Load(ctx, k, []string{docker}, []Target{{Name: "gone", SocketPath: "/nowhere"}}); err == nil || !strings.Contains(err.Error(), "node gone") {
+	if _, _, err := Load(ctx, k, []string{docker}, []Target{{Name: "gone", SocketPath: "/nowhere"}}); err == nil || !strings.Contains(err.Error(), "node gone") {
 		t.Errorf("error %v, want one that names the node", err)
 	}
 

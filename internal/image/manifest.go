@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,9 +9,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
 // checkLayout checks an archive that is an OCI image layout, which newer versions of docker save
@@ -23,17 +26,29 @@ func (a *archive) checkLayout(c *contents, arch string) error {
 	if len(index.Manifests) == 0 {
 		return errors.New("it is an OCI layout without an image: index.json lists none")
 	}
-	for i, d := range index.Manifests {
-		full, err := layoutName(d.Annotations, a.path)
-		if err != nil {
-			return err
+	var kept []v1.Descriptor
+	var unusable error // why the first image that is one is none for us
+	for _, d := range index.Manifests {
+		if why := c.noImage(d); why != "" {
+			a.skip(label(d), why)
+			continue
+		}
+		full, unnamed := layoutName(d, a.path)
+		if unnamed != nil && !errors.Is(unnamed, errNoName) {
+			return unnamed
 		}
 		found, others, err := c.checkDescriptor(d, arch, 0)
-		if err != nil {
-			return fmt.Errorf("image %s: %w", full, err)
-		}
-		if !found {
-			return notFor(full, others, arch)
+		switch {
+		case err != nil:
+			return fmt.Errorf("image %s: %w", label(d), err)
+		case !found:
+			unusable = cmp.Or(unusable, notFor(label(d), others, arch))
+			a.skip(label(d), "is for "+strings.Join(others, ", "))
+			continue
+		case unnamed != nil:
+			unusable = cmp.Or(unusable, unnamed)
+			a.skip(label(d), "has no name")
+			continue
 		}
 		annotations := maps.Clone(d.Annotations)
 		if annotations == nil {
@@ -41,12 +56,70 @@ func (a *archive) checkLayout(c *contents, arch string) error {
 		}
 		annotations[imageNameAnnotation] = full
 		annotations[refNameAnnotation] = full
-		index.Manifests[i].Annotations = annotations
+		d.Annotations = annotations
+		kept = append(kept, d)
 		a.add(full)
 	}
-	var err error
-	a.index, err = json.Marshal(index)
+	if len(kept) == 0 {
+		return cmp.Or(unusable, fmt.Errorf("there is no image in it: %s", strings.Join(a.skipped, "; ")))
+	}
+	index.Manifests = kept
+	return a.replaceFile("index.json", index)
+}
+
+// replaceFile has a document of the archive say something else to nodes.
+func (a *archive) replaceFile(name string, document any) error {
+	text, err := json.Marshal(document)
+	a.replaced, a.replacement = name, text
 	return err
+}
+
+// skip notes what is in the archive and is not loaded.
+func (a *archive) skip(what, why string) { a.skipped = append(a.skipped, what+" "+why) }
+
+// label is what an entry of an index is called, whether or not that is an image's name.
+func label(d v1.Descriptor) string {
+	for _, key := range []string{imageNameAnnotation, refNameAnnotation} {
+		if name := d.Annotations[key]; name != "" && len(name) < 300 && !strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			return name
+		}
+	}
+	return d.Digest.String()
+}
+
+// noImage says why an entry of an index is no image, or nothing if it is one: signatures and attestations lie beside the
+// images that they are about, in the form of manifests.
+func (c *contents) noImage(d v1.Descriptor) string {
+	switch {
+	case d.Annotations["vnd.docker.reference.type"] != "":
+		return fmt.Sprintf("is no image, but of the type %q", d.Annotations["vnd.docker.reference.type"])
+	case d.ArtifactType != "" && !isConfig(d.ArtifactType): // some tools write down an image's configuration's
+		return fmt.Sprintf("is no image, but of the type %q", d.ArtifactType)
+	case d.MediaType.IsIndex():
+		return ""
+	case !d.MediaType.IsImage():
+		return fmt.Sprintf("is no image, but of the type %q", d.MediaType)
+	}
+	var manifest struct {
+		ArtifactType string
+		Config       v1.Descriptor
+		Layers       []v1.Descriptor
+	}
+	if c.document(blobPath(d.Digest), &manifest) != nil {
+		return "" // who needs it says what is wrong with it
+	}
+	if manifest.ArtifactType != "" && !isConfig(manifest.ArtifactType) {
+		return fmt.Sprintf("is no image, but of the type %q", manifest.ArtifactType)
+	}
+	if t := string(manifest.Config.MediaType); !isConfig(t) {
+		return fmt.Sprintf("is no image, but of the type %q", t)
+	}
+	for _, layer := range manifest.Layers { // as cosign's, which have an image's configuration
+		if !layer.MediaType.IsLayer() && !strings.HasPrefix(string(layer.MediaType), "application/vnd.oci.image.layer.") {
+			return fmt.Sprintf("is no image, but has %q for a layer", layer.MediaType)
+		}
+	}
+	return ""
 }
 
 // add notes a name, once.
@@ -130,11 +203,19 @@ func (c *contents) checkBlob(d v1.Descriptor) error {
 
 func blobPath(digest v1.Hash) string { return "blobs/" + digest.Algorithm + "/" + digest.Hex }
 
+// isConfig says whether a media type is that of an image's configuration.
+func isConfig(t string) bool {
+	return t == string(types.OCIConfigJSON) || t == string(types.DockerConfigJSON)
+}
+
+// errNoName says that an image has no name.
+var errNoName = errors.New("it does not name its image; save it with a name: `docker save NAME:TAG`, or `skopeo copy ... oci-archive:FILE:NAME:TAG`")
+
 // layoutName returns the full name that an image of an OCI layout has.
-func layoutName(annotations map[string]string, file string) (string, error) {
-	text := annotations[imageNameAnnotation]
+func layoutName(d v1.Descriptor, file string) (string, error) {
+	text := d.Annotations[imageNameAnnotation]
 	if text == "" {
-		text = annotations[refNameAnnotation]
+		text = d.Annotations[refNameAnnotation]
 		// The specification leaves open whether this is a name or only a tag. A bare word is the tag:
 		// then the file's name stands for the image's.
 		if text != "" && !strings.ContainsAny(text, "/:") {
@@ -146,9 +227,16 @@ func layoutName(annotations map[string]string, file string) (string, error) {
 		}
 	}
 	if text == "" {
-		return "", errors.New("it does not name its image; save it with a name: `docker save NAME:TAG`, or `skopeo copy ... oci-archive:FILE:NAME:TAG`")
+		return "", errNoName
 	}
-	return fullName(text)
+	digest, err := name.NewDigest(text)
+	if err != nil {
+		return fullName(text)
+	}
+	if digest.DigestStr() != d.Digest.String() {
+		return "", fmt.Errorf("it names an image %q, and the image's digest is %s", text, d.Digest)
+	}
+	return ofDockerHub(digest.Name()), nil
 }
 
 // fullName returns an image's name as CRI knows it: nginx:1 is docker.io/library/nginx:1.
@@ -157,37 +245,46 @@ func fullName(text string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("it names an image %q, which is not a name with a tag: %w", text, err)
 	}
-	full := tag.Name()
+	return ofDockerHub(tag.Name()), nil
+}
+
+// ofDockerHub returns a name as CRI has it: the library uses the name of the registry's machine.
+func ofDockerHub(full string) string {
 	if rest, ok := strings.CutPrefix(full, name.DefaultRegistry+"/"); ok {
-		full = "docker.io/" + rest // the library uses the name of the registry's machine
+		return "docker.io/" + rest
 	}
-	return full, nil
+	return full
 }
 
 // checkDocker checks an archive in the format that docker save wrote up to version 24.
 func (a *archive) checkDocker(c *contents, arch string) error {
-	var images []struct {
+	type entry struct {
 		Config   string
 		RepoTags []string
 		Layers   []string
 	}
+	var images, kept []entry
 	if err := c.document("manifest.json", &images); err != nil {
 		return err
 	}
 	if len(images) == 0 {
 		return errors.New("manifest.json in it lists no image")
 	}
+	var unusable error // why the first is none for us
 	for _, image := range images {
 		if len(image.RepoTags) == 0 {
-			return errors.New("it does not name its image; save it by its name, not by its ID: `docker save NAME:TAG`")
+			unusable = cmp.Or(unusable, errors.New("it does not name its image; save it by its name, not by its ID: `docker save NAME:TAG`"))
+			a.skip(image.Config, "has no name")
+			continue
 		}
+		var names []string
 		var full string
 		for _, tag := range image.RepoTags {
 			var err error
 			if full, err = fullName(tag); err != nil {
 				return err
 			}
-			a.add(full)
+			names = append(names, full)
 		}
 		if _, ok := c.blobs[c.resolve(image.Config)]; !ok {
 			return fmt.Errorf("image %s: %s is missing: the archive was cut short, or not saved whole", full, image.Config)
@@ -197,7 +294,10 @@ func (a *archive) checkDocker(c *contents, arch string) error {
 			return fmt.Errorf("image %s: %w", full, err)
 		}
 		if config.OS != "linux" || config.Architecture != arch {
-			return notFor(full, []string{config.OS + "/" + config.Architecture}, arch)
+			platform := config.OS + "/" + config.Architecture
+			unusable = cmp.Or(unusable, notFor(full, []string{platform}, arch))
+			a.skip(full, "is for "+platform)
+			continue
 		}
 		if len(config.RootFS.DiffIDs) != len(image.Layers) {
 			return fmt.Errorf("image %s: %d layers are listed in manifest.json and %d in %s: the archive is damaged", full, len(image.Layers), len(config.RootFS.DiffIDs), image.Config)
@@ -211,6 +311,16 @@ func (a *archive) checkDocker(c *contents, arch string) error {
 				return fmt.Errorf("image %s: layer %s has another digest than %s says: the archive is damaged", full, path, image.Config)
 			}
 		}
+		kept = append(kept, image)
+		for _, full := range names {
+			a.add(full)
+		}
+	}
+	switch {
+	case len(kept) == 0:
+		return unusable
+	case len(kept) < len(images):
+		return a.replaceFile("manifest.json", kept)
 	}
 	return nil
 }
