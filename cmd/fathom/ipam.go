@@ -166,7 +166,7 @@ pods that left without their runtime saying so; this is for what they cannot kno
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "also from a pod that is there")
+	cmd.Flags().BoolVar(&force, "force", false, "also from a pod that is there, which is cut off")
 	t.register(cmd)
 	return cmd
 }
