@@ -90,6 +90,20 @@ func TestLoadAndPull(t *testing.T) {
 			t.Errorf("node %s has %v, want %v", target.Name, got, want)
 		}
 	}
+
+	// An image whose name is by digest: CRI shows it so.
+	pinned := testImage(t, runtime.GOARCH, "pinned")
+	digest, err := pinned.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	byDigest := filepath.Join(t.TempDir(), "pinned.tar")
+	if err := os.WriteFile(byDigest, ociArchive(t, map[string]string{refNameAnnotation: "pinned@" + digest.String()}, pinned), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if names, _, err = Load(ctx, k, []string{byDigest}, targets); err != nil || !slices.Equal(names, []string{"docker.io/library/pinned@" + digest.String()}) {
+		t.Errorf("by digest: loaded %v, error %v", names, err)
+	}
 	if _, _, err := Load(ctx, k, []string{docker}, []Target{{Name: "gone", SocketPath: "/nowhere"}}); err == nil || !strings.Contains(err.Error(), "node gone") {
 		t.Errorf("error %v, want one that names the node", err)
 	}
