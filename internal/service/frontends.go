@@ -25,7 +25,7 @@ func NodeOf(n *corev1.Node) Node {
 		if a.Type != corev1.NodeInternalIP && a.Type != corev1.NodeExternalIP {
 			continue
 		}
-		if addr, err := parseAddr(a.Address); err == nil && !slices.Contains(node.Addrs, addr) {
+		if addr, err := ParseAddr(a.Address); err == nil && !slices.Contains(node.Addrs, addr) {
 			node.Addrs = append(node.Addrs, addr)
 		}
 	}

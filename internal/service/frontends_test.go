@@ -42,6 +42,7 @@ func TestAddresses(t *testing.T) {
 		{"zeros before numbers, of old objects", web(clusterIPs("010.096.000.001")), one, []string{"10.96.0.1:80/TCP ClusterIP http " + both}},
 		{"headless", web(clusterIPs("None")), one, nil},
 		{"no ClusterIP yet", web(clusterIPs("")), one, nil},
+		{"an ExternalName that is an address, which is a name to DNS alone", web(typed(corev1.ServiceTypeExternalName), clusterIPs(""), func(s *corev1.Service) { s.Spec.ExternalName = "10.0.0.1" }), one, nil},
 		{"an ExternalName", web(typed(corev1.ServiceTypeExternalName)), one, nil},
 		{"another proxy's", web(label("service.kubernetes.io/service-proxy-name")), one, nil},
 		{"said to be headless", web(label(corev1.IsHeadlessService)), one, nil},
@@ -82,6 +83,10 @@ func TestAddresses(t *testing.T) {
 		{"an external IP of a family that the Service lacks", web(externalIPs("2001:db8::7")), two,
 			[]string{"10.96.0.1:80/TCP ClusterIP http " + both}},
 		{"one address, twice an external IP and once the load balancer's", web(loadBalancer("192.0.2.7"), externalIPs("192.0.2.7", "192.0.2.7"), sources("198.51.100.0/24")), one, []string{
+			"10.96.0.1:80/TCP ClusterIP http " + both,
+			"192.0.2.7:80/TCP LoadBalancer http " + both + " from [198.51.100.0/24]",
+		}},
+		{"ranges with white space and zeros, of old objects", web(loadBalancer("192.0.2.7"), sources(" 198.051.100.0/24 ", "198.51.100.0/24")), one, []string{
 			"10.96.0.1:80/TCP ClusterIP http " + both,
 			"192.0.2.7:80/TCP LoadBalancer http " + both + " from [198.51.100.0/24]",
 		}},

@@ -137,7 +137,7 @@ func (s *service) readOwned(svc *corev1.Service) {
 		return
 	}
 	add := func(to *[]netip.Addr, ip string) {
-		if a, err := parseAddr(ip); err == nil && !slices.Contains(*to, a) { // "None" is no address
+		if a, err := ParseAddr(ip); err == nil && !slices.Contains(*to, a) { // "None" is no address
 			*to = append(*to, a)
 		}
 	}
@@ -174,7 +174,7 @@ func (s *service) readAddrs(svc *corev1.Service) {
 		own = []string{svc.Spec.ClusterIP}
 	}
 	for _, ip := range own {
-		a, err := parseAddr(ip)
+		a, err := ParseAddr(ip)
 		if err == nil {
 			err = special(a)
 		}
@@ -208,7 +208,7 @@ func (s *service) readAddrs(svc *corev1.Service) {
 }
 
 func (s *service) addExternal(field, ip string, k Kind, wrong func(netip.Addr) error) {
-	a, err := parseAddr(ip)
+	a, err := ParseAddr(ip)
 	if err == nil {
 		err = wrong(a)
 	}
@@ -339,7 +339,7 @@ func endpointAddr(e *discoveryv1.Endpoint, family int) (netip.Addr, error) {
 	if len(e.Addresses) == 0 {
 		return netip.Addr{}, errors.New("has no address")
 	}
-	a, err := parseAddr(e.Addresses[0])
+	a, err := ParseAddr(e.Addresses[0])
 	switch {
 	case err != nil:
 		return a, err
@@ -395,9 +395,9 @@ func portNumber(n int32) uint16 {
 	return uint16(n)
 }
 
-// parseAddr reads an address as the API has always done: zeros before a number mean nothing, and IPv4 may be written
+// ParseAddr reads an address as the API has always done: zeros before a number mean nothing, and IPv4 may be written
 // within IPv6. New objects are refused such addresses, old ones keep them.
-func parseAddr(s string) (netip.Addr, error) {
+func ParseAddr(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)
 	if err != nil {
 		parts := strings.Split(s, ".")
@@ -420,7 +420,7 @@ func parseAddr(s string) (netip.Addr, error) {
 
 func parsePrefix(s string) (netip.Prefix, error) {
 	addr, bits, _ := strings.Cut(s, "/")
-	a, err := parseAddr(addr)
+	a, err := ParseAddr(addr)
 	if err != nil {
 		return netip.Prefix{}, err
 	}

@@ -12,6 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/fathom-network/fathom/internal/service"
 )
 
 // Assignment is what a Service of type LoadBalancer has.
@@ -158,12 +160,12 @@ func readClaim(s *corev1.Service) *claim {
 			if word == "" {
 				continue
 			}
-			addr, err := netip.ParseAddr(word)
-			if err != nil || addr.Zone() != "" {
+			// As the rest of the API: `010.0.0.8` is 10.0.0.8, of which the API server of 1.36 only warns in loadBalancerIP.
+			addr, err := service.ParseAddr(word)
+			if err != nil {
 				c.deny(InvalidRequest, "%s: %q is no address: write something like 192.0.2.20, or one of each family with a comma between", field, word)
 				return
 			}
-			addr = addr.Unmap()
 			if have, found := c.wants[familyOf(addr)]; found && have != addr {
 				c.deny(InvalidRequest, "%s asks for %s, and %s is asked for already: a Service has one address of a family", field, addr, have)
 				return

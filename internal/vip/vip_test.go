@@ -138,6 +138,8 @@ func TestAssign(t *testing.T) {
 			[]string{"a", "b ns=blog", "c tier=gold", "d pool=blog", "e ns=other"},
 			[]string{"a 192.0.2.8", "b 198.51.100.8", "c 203.0.113.8", "d NoAddressPool: no AddressPool is for this Service: AddressPool blog is not for namespace shop", "e 192.0.2.9"}},
 		{"full", []*v1alpha1.AddressPool{pool("p", 0, "192.0.2.8-192.0.2.9")}, []string{"a", "b", "c"}, []string{"a 192.0.2.8", "b 192.0.2.9", "c AddressPoolExhausted: no IPv4 address is free in AddressPool p"}},
+		{"zeros before numbers", []*v1alpha1.AddressPool{pool("p", 0, "192.0.2.8/29")}, []string{"a ip=192.000.002.010", "b asks=192.0.2.011", "c ip=fe80::1%eth0", "d ip=192.0.2"},
+			[]string{"a 192.0.2.10", "b 192.0.2.11", "c InvalidAddressRequest: spec.loadBalancerIP: \"fe80::1%eth0\" is no address", "d InvalidAddressRequest: spec.loadBalancerIP: \"192.0.2\" is no address"}},
 		{"the next pool", []*v1alpha1.AddressPool{pool("p", 2, "192.0.2.8/32"), pool("q", 1, "192.0.2.20/32")}, []string{"a", "b"}, []string{"a 192.0.2.8", "b 192.0.2.20"}},
 		{"both families", []*v1alpha1.AddressPool{pool("p", 0, "192.0.2.8/29 fd00:80::/120")}, []string{"a" + dual, "b asks=fd00:80::f,192.0.2.14" + dual, "c asks=fd00:80::20" + dual},
 			[]string{"a 192.0.2.8,fd00:80::1", "b 192.0.2.14,fd00:80::f", "c 192.0.2.9,fd00:80::20"}},
