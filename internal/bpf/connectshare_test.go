@@ -44,13 +44,7 @@ func TestShare(t *testing.T) {
 	if b == nil {
 		return
 	}
-	const files = bpf.ClientShare + 256
-	var limit unix.Rlimit
-	testenv.Must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
-	limit.Cur, limit.Max = files, max(files, limit.Max)
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		t.Skipf("needs %d open files: %v", files, err)
-	}
+	testenv.NeedFiles(t, bpf.ClientShare+256)
 	pod := local(t)
 	const end = "10.0.0.1:8080"
 	vip := addrPort("172.16.0.1:80")

@@ -213,7 +213,6 @@ func Run(ctx context.Context, o Options) error {
 			if err := a.openLeases(); err != nil {
 				return err // and the pod is started anew, with the directory that is there now
 			}
-			a.cutDead()
 		}
 		a.pass(ctx, pods)
 	}
@@ -221,11 +220,7 @@ func Run(ctx context.Context, o Options) error {
 
 // cutDead closes connections to the API server from addresses that the node has no more: nobody would answer there, and
 // what changes would be heard of a minute later.
-func (a *Agent) cutDead() {
-	local, err := a.node.LocalAddrs()
-	if err != nil {
-		return // the pass says so
-	}
+func (a *Agent) cutDead(local map[netip.Addr]bool) {
 	if n := a.Client.CutFrom(func(from netip.Addr) bool { return !from.IsLoopback() && !local[from] }); n > 0 {
 		a.Log.Info("cut connections to the API server from an address that is gone", "number", n)
 	}
@@ -275,6 +270,10 @@ func (a *Agent) pass(ctx context.Context, pods bool) {
 
 // converge is a pass without what is told of it.
 func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []string, error) {
+	local, localErr := a.node.LocalAddrs()
+	if pods && localErr == nil {
+		a.cutDead(local) // first, since the view may wait for an answer by one of them
+	}
 	if !a.view.Synced() {
 		reason := "the API server has not answered yet"
 		if err := a.view.Problem(); err != nil {
@@ -298,9 +297,8 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	if err != nil {
 		return nodestate.Status{}, problems, fmt.Errorf("read the node's devices: %w", err)
 	}
-	local, err := a.node.LocalAddrs()
-	if err != nil {
-		return nodestate.Status{}, problems, err
+	if localErr != nil {
+		return nodestate.Status{}, problems, localErr
 	}
 	blocks, refused := a.blocks.all()
 	a.tellRefused(refused)

@@ -33,7 +33,7 @@ func (f answerFacts) judge() []vip.Verdict {
 		for _, addr := range l.Addrs {
 			// An address of no pool is another controller's.
 			if slices.ContainsFunc(f.pools, func(r vip.Range) bool { return r.Contains(addr) }) {
-				targets[addr] = append(targets[addr], vip.Target{Service: l.Service, Addrs: l.Addrs, Local: l.Local, Nodes: l.Nodes})
+				targets[addr] = append(targets[addr], l)
 			}
 		}
 	}

@@ -52,7 +52,7 @@ func (a *Agent) refuseUnserved(own podnet.Node) error {
 		return nil // what is there stays: it says nothing of what is not known yet
 	}
 	u := service.Unserved{Ranges: a.serviceCIDRs(), Others: a.proxy.Others(), Node: own.Addrs}
-	pools := vip.Read(vip.Objects{Pools: a.view.AddressPools(), Nodes: a.view.Nodes(), Services: a.view.ServiceCIDRs(), PodPools: a.view.Pools()})
+	pools := vip.Read(a.poolsOfServices())
 	for _, l := range balancers {
 		for _, addr := range l.Addrs {
 			if pools.Contains(addr) {
@@ -70,6 +70,11 @@ func (a *Agent) refuseUnserved(own podnet.Node) error {
 		a.Log.Info("changed what is refused of Services' addresses", "elements", total)
 	}
 	return nil
+}
+
+// poolsOfServices are the AddressPools, and what they may not overlap.
+func (a *Agent) poolsOfServices() vip.Objects {
+	return vip.Objects{Pools: a.view.AddressPools(), Nodes: a.view.Nodes(), Services: a.view.ServiceCIDRs(), PodPools: a.view.Pools()}
 }
 
 // serviceCIDRs are the ranges of Services, sorted.
@@ -103,9 +108,7 @@ func (a *Agent) carryServices(f netfacts.Facts, interfaces []podnet.Interface) {
 		Announce:      len(a.view.AddressPools()) > 0,
 		ExternalIPs:   a.config.ExternalIPs, ExternalIPsFor: a.config.ExternalIPsFor, APIServer: a.Client.ServerAddr(),
 	}
-	a.proxy.SetExternalIPs(vip.ExternalIPs(*a.config, vip.Objects{
-		Pools: a.view.AddressPools(), Nodes: a.view.Nodes(), Services: a.view.ServiceCIDRs(), PodPools: a.view.Pools(),
-	}, a.view.Namespaces(), c.APIServer))
+	a.proxy.SetExternalIPs(vip.ExternalIPs(*a.config, a.poolsOfServices(), a.view.Namespaces(), c.APIServer))
 	if a.config.DNS == netconf.DNSNodeCache {
 		c.NodeCaches = netconf.NodeCacheAddrs()
 	}

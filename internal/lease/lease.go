@@ -207,14 +207,19 @@ func (s *Store) OfThisBoot(l Lease) bool { return s.now().SameBoot(l.Made) }
 
 // Find implements Leases.
 func (s *Store) Find(a Attachment) (Lease, bool, error) {
-	l, err := read(s.attachment(a))
+	return find(s.attachment(a), a)
+}
+
+// find reads a lease by one of its names, which is of an attachment or an address. A damaged one is as good as none.
+func find(path string, of fmt.Stringer) (Lease, bool, error) {
+	l, err := read(path)
 	switch {
 	case err == nil:
 		return l, true, nil
 	case errors.Is(err, fs.ErrNotExist) || isDamaged(err):
 		return Lease{}, false, nil
 	default:
-		return Lease{}, false, fmt.Errorf("read the lease of %s: %w", a, err)
+		return Lease{}, false, fmt.Errorf("read the lease of %s: %w", of, err)
 	}
 }
 
@@ -284,15 +289,7 @@ func (s *Store) release(a Attachment) error {
 
 // Holder returns the lease that has the address, or false.
 func (s *Store) Holder(address netip.Addr) (Lease, bool, error) {
-	l, err := read(s.address(address))
-	switch {
-	case err == nil:
-		return l, true, nil
-	case errors.Is(err, fs.ErrNotExist) || isDamaged(err):
-		return Lease{}, false, nil
-	default:
-		return Lease{}, false, fmt.Errorf("read the lease of %s: %w", address, err)
-	}
+	return find(s.address(address), address)
 }
 
 // ReleaseAddress takes back the lease that has the address, with the other address that it may have.

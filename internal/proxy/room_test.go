@@ -27,13 +27,7 @@ func TestRoom(t *testing.T) {
 	if !ok {
 		return
 	}
-	const files = bpf.ClientShare + 256
-	var limit unix.Rlimit
-	testenv.Must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
-	limit.Cur, limit.Max = files, max(files, limit.Max)
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		t.Skipf("needs %d open files: %v", files, err)
-	}
+	testenv.NeedFiles(t, bpf.ClientShare+256)
 	n := newNode(t, paths, netconf.ProxyAuto)
 	n.set(web("a", "172.16.0.1"), endpoints("a", "10.0.0.1", "10.0.0.2"))
 	n.follows(t)

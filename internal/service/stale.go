@@ -138,11 +138,14 @@ type Lives func(service Name, endpoint netip.AddrPort) Life
 // endpoint, which resets what it knows nothing of, and the client does not wait for an answer that never comes. While
 // the pod lives, the connection does, whatever became of the Service: it is the pod's to end it.
 func (x *Index) Ended(protocol Protocol, to, answers netip.AddrPort, translated bool, lives Lives) bool {
-	f, found := x.Find(protocol, to)
 	if protocol == TCP {
-		return found && translated && lives(f.Service, answers).Gone
+		return translated && x.Cut(protocol, to, answers, lives)
 	}
-	return x.Stale(protocol, to, answers, translated) && (!found || !lives(f.Service, answers).Serving)
+	if !x.Stale(protocol, to, answers, translated) { // nearly none is, and all are asked about
+		return false
+	}
+	f, found := x.Find(protocol, to)
+	return !found || !lives(f.Service, answers).Serving
 }
 
 // Cut says whether a socket that was connected to an endpoint in a frontend's place is to be ended: the same rule, for what

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 	"time"
 )
 
@@ -16,6 +18,17 @@ func NeedRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		skip(t, "needs root: namespaces and mounts are made")
+	}
+}
+
+// NeedFiles has the process open so many files, or skips the test.
+func NeedFiles(t testing.TB, files uint64) {
+	t.Helper()
+	var limit unix.Rlimit
+	Must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	limit.Cur, limit.Max = files, max(files, limit.Max)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Skipf("needs %d open files: %v", files, err)
 	}
 }
 

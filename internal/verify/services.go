@@ -124,7 +124,7 @@ func (d *differ) sharedAddresses(nodes []*corev1.Node, model *service.Model) {
 	targets := map[netip.Addr][]vip.Target{}
 	for _, l := range list {
 		for _, addr := range l.Addrs {
-			targets[addr] = append(targets[addr], vip.Target{Service: l.Service, Addrs: l.Addrs, Local: l.Local, Nodes: l.Nodes})
+			targets[addr] = append(targets[addr], l)
 		}
 	}
 	var all []vip.Node

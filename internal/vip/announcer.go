@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
-	"k8s.io/apimachinery/pkg/types"
+	"github.com/fathom-network/fathom/internal/service"
 )
 
 // Exclude is the label of nodes that are to be left out while there are others.
@@ -20,14 +20,8 @@ type Node struct {
 	Excluded bool // by its label
 }
 
-// Target is a Service behind an address.
-type Target struct {
-	Service types.NamespacedName
-	Addrs   []netip.Addr
-	// Local is externalTrafficPolicy: Local, with which only nodes with a ready endpoint are of use.
-	Local bool
-	Nodes []string // with a ready endpoint, sorted
-}
+// Target is a Service behind an address. With externalTrafficPolicy: Local, only its nodes are of use.
+type Target = service.LoadBalanced
 
 // Eligible returns the nodes that may attract packets to an address, sorted: all that live; of Services with
 // externalTrafficPolicy: Local those that have a ready endpoint, and where several Services share the address, those
