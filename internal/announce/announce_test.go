@@ -62,7 +62,7 @@ func segment(t *testing.T, count int) (client *link.Namespace, nodes []node) {
 func knows(t *testing.T, client *link.Namespace, addr netip.Addr, mac string) {
 	t.Helper()
 	var got string
-	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(got, mac); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(got, mac); time.Sleep(5 * time.Millisecond) {
 		if got = linktest.Run(t, client, "ip", "neigh", "show", addr.String()); time.Now().After(deadline) {
 			t.Fatalf("the client knows %q of %s, want %s", got, addr, mac)
 		}

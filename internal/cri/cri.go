@@ -89,8 +89,10 @@ func (c *Client) Wait(ctx context.Context) error {
 		if status.Code(err) == codes.Unimplemented {
 			return c.failed("wait until it is ready", err)
 		}
-		if ctx.Err() == nil || last == nil {
-			last = err // after the deadline the error is only the deadline's
+		// After the deadline the error is only the deadline's. The runtime keeps the same deadline by a clock of its
+		// own, and may say so a moment before ctx does.
+		if code := status.Code(err); last == nil || code != codes.DeadlineExceeded && code != codes.Canceled {
+			last = err
 		}
 		select {
 		case <-ctx.Done():

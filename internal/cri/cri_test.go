@@ -19,11 +19,15 @@ import (
 type fake struct {
 	runtime.UnimplementedRuntimeServiceServer
 	runtime.UnimplementedImageServiceServer
-	notReady int // how many answers say so
+	notReady int    // how many answers say so
+	asked    func() // with each question whether it is ready
 }
 
 func (f *fake) Status(context.Context, *runtime.StatusRequest) (*runtime.StatusResponse, error) {
 	f.notReady--
+	if f.asked != nil {
+		f.asked()
+	}
 	return &runtime.StatusResponse{Status: &runtime.RuntimeStatus{Conditions: []*runtime.RuntimeCondition{
 		{Type: runtime.NetworkReady, Status: false},
 		{Type: runtime.RuntimeReady, Status: f.notReady < 0, Reason: "Starting"},
@@ -162,9 +166,15 @@ func TestWait(t *testing.T) {
 	if err := serve(t, &fake{notReady: 3}).Wait(context.Background()); err != nil {
 		t.Error(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	// It ends while the runtime is being asked again: that question fails with the end alone.
+	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	err := serve(t, &fake{notReady: 1 << 20}).Wait(ctx)
+	questions := 0
+	err := serve(t, &fake{notReady: 1 << 20, asked: func() {
+		if questions++; questions == 2 {
+			cancel()
+		}
+	}}).Wait(ctx)
 	if err == nil || !strings.Contains(err.Error(), "Starting") {
 		t.Errorf("error %v, want one with the runtime's reason", err)
 	}

@@ -382,7 +382,7 @@ func TestPrepareKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-ended
-	for end := time.Now().Add(5 * time.Second); len(processesOf(k)) > 0; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); len(processesOf(k)) > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("still running: %v", processesOf(k))
 		}

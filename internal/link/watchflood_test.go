@@ -42,7 +42,7 @@ func TestWatchChangesInAFlood(t *testing.T) {
 				if !open {
 					t.Fatal("closed")
 				}
-			case <-time.After(5 * time.Second):
+			case <-time.After(time.Minute):
 				have, _ := n.PodNetwork(nil)
 				t.Fatalf("round %d: not heard of the last; %d of %d", round, len(have.Routes), len(plan.Routes))
 			}

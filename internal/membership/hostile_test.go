@@ -62,7 +62,7 @@ func (g *group) asks(n int) int {
 
 func (g *group) until(what string, done func() bool) {
 	g.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			g.Fatalf("%s; log:\n%s", what, g.logged())
 		}

@@ -130,7 +130,7 @@ func nodesAt(prefix string, count int) map[string][]netip.Addr {
 
 func await(t *testing.T, m *membership.Member, node string, want membership.State) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); m.State(node) != want; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); m.State(node) != want; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s is %v, want %v", node, m.State(node), want)
 		}

@@ -388,7 +388,7 @@ func ask(t *testing.T, c net.Conn) string {
 }
 
 func try(c net.Conn) (string, error) {
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second)) // only what fails needs it
+	_ = c.SetDeadline(time.Now().Add(time.Minute)) // only what fails needs it
 	if _, err := c.Write([]byte("?")); err != nil {
 		return "", err
 	}
@@ -400,7 +400,7 @@ func try(c net.Conn) (string, error) {
 // refused says whether nobody answers at an address.
 func refused(t *testing.T, to string) bool {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", to)
 	if err == nil {
