@@ -57,7 +57,7 @@ var kinds = []struct {
 	{"fathom", []string{sameNode}, fathom(podnet.Direct, true)},
 	{"fathom direct", []string{twoNodes}, fathom(podnet.Direct, true)},
 	{"fathom vxlan", []string{twoNodes}, fathom(podnet.VXLAN, true)},
-	{"fathom, fastPath off", []string{sameNode, twoNodes}, fathom(podnet.Direct, false)},
+	{"fathom without fastPath", []string{sameNode, twoNodes}, fathom(podnet.Direct, false)},
 	{"bridge, nf-call 1", []string{sameNode, twoNodes}, bridge("1")},
 	{"bridge, nf-call 0", []string{sameNode, twoNodes}, bridge("0")},
 	{"ptp", []string{sameNode, twoNodes}, reference("ptp", nil)},
