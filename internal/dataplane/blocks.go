@@ -551,7 +551,7 @@ func (b *blocks) request(ctx context.Context, store *lease.Store, avoid []netip.
 		if free(turn.Give, grant.Pool, r.Family(), state) > 0 {
 			continue
 		}
-		if err := b.takeFree(ctx, &f, ippool.Need{Pool: grant.Pool, Range: r}, avoid, state); err != nil {
+		if err := b.takeFree(ctx, &f, ippool.Need{Pool: grant.Pool, Range: r}, avoid, state); err != nil && !yields(turn.Give, grant.Pool, r.Family(), state) {
 			return ippool.Grant{}, err
 		}
 	}
@@ -596,6 +596,17 @@ func (b *blocks) occupy(f ippool.Facts, pool string) {
 			b.busy[x.Prefix] = b.now()
 		}
 	}
+}
+
+// yields says whether an address of a pool that cools down can be given, where no more are to be had.
+func yields(give []ipam.Pool, pool string, family ipam.Family, state ipam.State) bool {
+	for _, p := range give {
+		if p.Name == pool {
+			_, can := p.Yields(family, state)
+			return can
+		}
+	}
+	return false
 }
 
 // free is how many addresses of a family can be given of a pool.

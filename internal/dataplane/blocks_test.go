@@ -8,8 +8,10 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -28,6 +30,7 @@ import (
 	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/netfacts"
 	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 // server is the part of an API server that blocks need.
@@ -179,6 +182,20 @@ func (m *machine) del(t *testing.T, name string) {
 	delete(m.pods, name)
 }
 
+// age has all that rests have been released earlier: the names of the files say when.
+func (m *machine) age(t *testing.T, by time.Duration) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(m.dir, "cooling", "*"))
+	testenv.Must(t, err)
+	for _, f := range files {
+		of, rest, _ := strings.Cut(f, "@")
+		at, boot, _ := strings.Cut(rest, "@")
+		millis, err := strconv.ParseInt(at, 10, 64)
+		testenv.Must(t, err)
+		testenv.Must(t, os.Rename(f, fmt.Sprintf("%s@%d@%s", of, millis-by.Milliseconds(), boot)))
+	}
+}
+
 func (m *machine) pass(t *testing.T) []string {
 	t.Helper()
 	problems, _, err := m.keep(t.Context(), m.store, nil)
@@ -300,10 +317,23 @@ func TestReserve(t *testing.T) {
 			t.Errorf("%d blocks with %d pods, want %d", len(s.blocks), i+1, want)
 		}
 	}
-	_, err := m.add("one-more", fromPool)
+	_, err := m.add("late", fromPool)
 	if err == nil || !strings.Contains(err.Error(), `pool "public" is full: all of 10.50.0.0/28 is in 2 blocks of 1 nodes, and of the 16 addresses that this node has of it 16 are in use and 0 cool down`) {
 		t.Error(err)
 	}
+	// What cools down yields, if it has rested at all.
+	store := m.store
+	m.store, err = lease.Open(m.dir, 10*time.Minute)
+	testenv.Must(t, err)
+	m.del(t, "pod5")
+	if _, err := m.add("one-more", fromPool); err == nil || !strings.Contains(err.Error(), "15 are in use and 1 cool down") {
+		t.Error(err)
+	}
+	m.age(t, 5*time.Minute)
+	if _, err := m.add("one-more", fromPool); err != nil {
+		t.Error(err)
+	}
+	m.store = store
 	// Disabled, nobody gets another, and all is given back as pods go.
 	m.seen.Pools[0] = m.seen.Pools[0].DeepCopy()
 	m.seen.Pools[0].Spec.Disabled = true
@@ -311,7 +341,7 @@ func TestReserve(t *testing.T) {
 	m.del(t, "pod3")
 	m.pass(t)
 	time.Sleep(coolDown + 10*time.Millisecond)
-	if _, err := m.add("one-more", fromPool); err == nil || !strings.Contains(err.Error(), "is disabled") {
+	if _, err := m.add("late", fromPool); err == nil || !strings.Contains(err.Error(), "is disabled") {
 		t.Error(err)
 	}
 	if _, err := m.lease("slow", ipam.Request{Pool: "public"}); err == nil {

@@ -30,7 +30,10 @@ type Request struct {
 // State is what is known of a node's addresses at one moment.
 type State struct {
 	InUse   map[netip.Addr]bool
-	Cooling map[netip.Addr]bool // released, and too recently to be given out again
+	Cooling map[netip.Addr]bool // released, and too recently to be given out again while others are free
+	// Yield are those of Cooling that are given out if nothing else is free, in this order. The caller puts first what
+	// has rested longest, and leaves out what has hardly rested at all.
+	Yield []netip.Addr
 	// Last holds the address that was given out last, for each pool and family: the search goes on behind it, so
 	// that an address rests as long as possible.
 	Last map[string]netip.Addr
@@ -78,6 +81,9 @@ func Choose(pools []Pool, r Request, s State) (Choice, error) {
 			return s.InUse[a] || s.Cooling[a] || pool.reserved(r, a)
 		})
 		if !found {
+			a, found = pool.Yields(f, s)
+		}
+		if !found {
 			return Choice{}, &ExhaustedError{pool.Usage(f, s)}
 		}
 		c.Addresses = append(c.Addresses, a)
@@ -87,6 +93,19 @@ func Choose(pools []Pool, r Request, s State) (Choice, error) {
 		return Choice{}, &NoRangesError{Pool: pool.Name}
 	}
 	return c, nil
+}
+
+// Yields returns the address of a family that a pod gets although it cools down, because nothing else of the pool is free
+// on this node, or false.
+func (p Pool) Yields(f Family, s State) (netip.Addr, bool) {
+	for _, a := range s.Yield {
+		for _, r := range p.Of(f) {
+			if r.Contains(a) && !s.InUse[a] && !p.reserved(r, a) {
+				return a, true
+			}
+		}
+	}
+	return netip.Addr{}, false
 }
 
 // pool finds the pool that the request means.

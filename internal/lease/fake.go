@@ -48,13 +48,16 @@ func (f *Fake) Acquire(l Lease, choose func(ipam.State) (ipam.Choice, error)) (L
 			s.InUse[a] = true
 		}
 	}
+	rested := map[netip.Addr]time.Duration{}
 	for a, c := range f.cooling {
 		if f.now().Sub(c.from) >= f.CoolDown {
 			delete(f.cooling, a)
 		} else if !slices.Contains(l.Addresses, a) || !c.lease.SamePod(l) {
 			s.Cooling[a] = true
+			rested[a] = f.now().Sub(c.from)
 		}
 	}
+	s.Yield = yield(rested, f.CoolDown/leastRest)
 	choice, err := choose(s)
 	if err != nil {
 		return Lease{}, err

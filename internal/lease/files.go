@@ -2,11 +2,13 @@ package lease
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math"
 	"net/netip"
 	"os"
@@ -116,18 +118,24 @@ func (s *Store) state(l Lease) (ipam.State, error) {
 		return state, err
 	}
 	now := s.now()
+	rested := map[netip.Addr]time.Duration{}
 	for _, n := range names {
 		path := filepath.Join(s.dir, coolingDir, n)
 		a, released, ok := parseCooling(n)
 		if !ok {
 			continue // no file of ours
 		}
-		if now.Since(released) >= s.coolDown {
+		since := now.Since(released)
+		if since >= s.coolDown {
 			_ = os.Remove(path) // one that stays is looked at again the next time
 			continue
 		}
+		if before, more := rested[a]; !more || since < before {
+			rested[a] = since
+		}
 		state.Cooling[a] = true
 	}
+	state.Yield = yield(rested, s.coolDown/leastRest)
 	for _, a := range l.Addresses {
 		if state.Cooling[a] && s.wasHeldBy(a, l, names) {
 			delete(state.Cooling, a)
@@ -142,6 +150,29 @@ func (s *Store) state(l Lease) (ipam.State, error) {
 		state.Last = map[string]netip.Addr{} // it is only a preference: start at the beginning
 	}
 	return state, nil
+}
+
+// leastRest is the part of the cool-down that an address rests however few are left: one of so many.
+const leastRest = 10
+
+// yield lists the addresses that have rested for so long at least, the longest first.
+func yield(rested map[netip.Addr]time.Duration, least time.Duration) []netip.Addr {
+	maps.DeleteFunc(rested, func(_ netip.Addr, d time.Duration) bool { return d < least })
+	return slices.SortedFunc(maps.Keys(rested), func(a, b netip.Addr) int {
+		return cmp.Or(cmp.Compare(rested[b], rested[a]), a.Compare(b))
+	})
+}
+
+// warm removes what says that an address cools down: it has been given to a pod before it had rested. Who looks at the
+// store would take it for one that is free.
+func (s *Store) warm(a netip.Addr) error {
+	names, err := list(s.path(coolingDir))
+	for _, n := range names {
+		if of, _, ok := parseCooling(n); ok && of == a {
+			err = errors.Join(err, remove(filepath.Join(s.dir, coolingDir, n)))
+		}
+	}
+	return err
 }
 
 func coolingName(a netip.Addr, released bootclock.Instant) string {

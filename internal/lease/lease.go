@@ -26,6 +26,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -152,9 +153,16 @@ func (s *Store) Acquire(l Lease, choose func(ipam.State) (ipam.Choice, error)) (
 	if err != nil {
 		return Lease{}, err
 	}
+	early := slices.Concat(state.Yield, l.Addresses) // those that may be given while they cool down
 	l.Pool, l.Addresses, l.Made = choice.Pool, choice.Addresses, s.now()
 	l.Time = time.Now().UTC().Round(0) // local time would read a file more
-	if err := s.write(l); err != nil {
+	err = s.write(l)
+	for _, a := range l.Addresses {
+		if err == nil && slices.Contains(early, a) {
+			err = s.warm(a)
+		}
+	}
+	if err != nil {
 		// What is half there must not be kept; what cannot be removed is found by its attachment.
 		return Lease{}, errors.Join(err, s.release(l.Attachment))
 	}

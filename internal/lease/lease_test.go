@@ -42,7 +42,10 @@ func attachment(i int) Attachment { return Attachment{fmt.Sprintf("container%d",
 func TestProperties(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	const coolDown = 10 * time.Second
+	const (
+		coolDown = 10 * time.Second
+		most     = 13 // IPv4 addresses of the pool
+	)
 	for _, fake := range []bool{false, true} {
 		now := time.UnixMilli(1_000_000)
 		clock := func() time.Time { return now }
@@ -53,6 +56,7 @@ func TestProperties(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(seed, 0))
 		held := map[Attachment]Lease{}
 		released := map[netip.Addr]time.Time{}
+		early := 0
 		for step := range 3000 {
 			a := attachment(rnd.IntN(20))
 			switch rnd.IntN(5) {
@@ -67,14 +71,14 @@ func TestProperties(t *testing.T) {
 				case has:
 					continue
 				case errors.As(err, &exhausted):
-					cool := 0
+					fresh := 0
 					for _, at := range released {
-						if now.Sub(at) < coolDown {
-							cool++
+						if now.Sub(at) < coolDown/leastRest {
+							fresh++
 						}
 					}
-					if cool/2+len(held) < 13 { // each has two addresses
-						t.Fatalf("step %d: %v with %d held and %d cooling", step, err, len(held), cool)
+					if fresh/2+len(held) < most { // each has two addresses
+						t.Fatalf("step %d: %v with %d held and %d just released", step, err, len(held), fresh)
 					}
 					continue
 				case err != nil:
@@ -86,9 +90,26 @@ func TestProperties(t *testing.T) {
 							t.Fatalf("step %d: %s is given to %s and to %s", step, addr, other.Attachment, a)
 						}
 					}
-					if at, found := released[addr]; found && now.Sub(at) < coolDown {
-						t.Fatalf("step %d: %s was released %s ago", step, addr, now.Sub(at))
+					at, found := released[addr]
+					if !found || now.Sub(at) >= coolDown {
+						continue
 					}
+					// Nothing else was free, and nothing has rested longer.
+					cool := 0
+					for other, since := range released {
+						if other.Is4() == addr.Is4() && now.Sub(since) < coolDown {
+							cool++
+						}
+						if other.Is4() == addr.Is4() && since.Before(at) {
+							t.Fatalf("step %d: %s was released %s ago, %s %s ago", step, addr, now.Sub(at), other, now.Sub(since))
+						}
+					}
+					if addr.Is6() || len(held)+cool < most || now.Sub(at) < coolDown/leastRest {
+						t.Fatalf("step %d: %s was released %s ago, with %d held and %d cooling", step, addr, now.Sub(at), len(held), cool)
+					}
+					early++
+				}
+				for _, addr := range l.Addresses {
 					delete(released, addr)
 				}
 				held[a] = l
@@ -111,6 +132,49 @@ func TestProperties(t *testing.T) {
 				t.Fatalf("step %d: %+v, %v, %v; want %+v", step, l, found, err, held[a])
 			}
 		}
+		if early == 0 {
+			t.Error("no address was given before it had rested")
+		}
+	}
+}
+
+// What was given to a pod while it cooled down is in use, for who looks at the store, too.
+func TestGivenEarly(t *testing.T) {
+	now := bootclock.Instant{Boot: "a", At: time.Hour}
+	s := open(t, time.Minute, func() bootclock.Instant { return now })
+	one := []ipam.Pool{{Name: "default", Ranges: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/30")}}}
+	any := func(s ipam.State) (ipam.Choice, error) { return ipam.Choose(one, ipam.Request{}, s) }
+	usage := func(inUse, cooling uint64) {
+		t.Helper()
+		u, err := s.Usage(one)
+		testenv.Must(t, err)
+		if u[0].InUse != inUse || u[0].Cooling != cooling {
+			t.Errorf("%+v, want %d in use, %d cooling", u, inUse, cooling)
+		}
+	}
+	for i := range 2 { // the second time, it has been released twice within the cool-down
+		_, err := s.Acquire(Lease{Attachment: attachment(i)}, any)
+		testenv.Must(t, err)
+		usage(1, 0)
+		testenv.Must(t, s.Release(attachment(i)))
+		usage(0, 1)
+		now.At += time.Minute/leastRest - time.Millisecond
+		var exhausted *ipam.ExhaustedError
+		if l, err := s.Acquire(Lease{Attachment: attachment(i + 1)}, any); !errors.As(err, &exhausted) {
+			t.Errorf("it has hardly rested: %+v, %v", l, err)
+		}
+		now.At += time.Millisecond
+	}
+	fixed := one[0].Ranges[0].Addr().Next().Next()
+	named := Lease{Attachment: attachment(5), PodNamespace: "default", PodName: "web-0", Addresses: []netip.Addr{fixed}}
+	now.At += time.Hour
+	for range 2 { // a pod that gets its address of before at once
+		_, err := s.Acquire(named, func(s ipam.State) (ipam.Choice, error) {
+			return ipam.Choose(one, ipam.Request{Addresses: named.Addresses}, s)
+		})
+		testenv.Must(t, err)
+		usage(1, 0)
+		testenv.Must(t, s.Release(named.Attachment))
 	}
 }
 

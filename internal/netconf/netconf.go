@@ -40,7 +40,7 @@ type Config struct {
 	NonMasqueradeCIDRs []netip.Prefix
 	// LinkLocal are link-local addresses and clouds' metadata that pods reach by their node. Without, it forwards to none.
 	LinkLocal []netip.Prefix
-	// CoolDown is how long an address rests before another pod gets it.
+	// CoolDown is how long an address rests before another pod gets it, if another address is free.
 	CoolDown time.Duration
 	// ServiceProxy says how the agent carries Services, if it does.
 	ServiceProxy ServiceProxy
