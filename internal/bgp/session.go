@@ -133,7 +133,7 @@ func (s *session) live(over chan<- struct{}) error {
 	}
 	for _, r := range s.peer.Routes {
 		if err := announce(b, s.peer, r); err != nil {
-			return err
+			s.log.Error("BGP", "error", err) // the others are told all the same
 		}
 	}
 	if err := b.WatchEvent(ctx, server.WatchEventMessageCallbacks{
@@ -308,6 +308,9 @@ func pathOf(p bgpconf.Peer, r bgpconf.Route) (*apiutil.Path, error) {
 		family = wire.RF_IPv6_UC
 	}
 	switch {
+	// GoBGP would write any address into any route: of an IPv4 one as ::ffff:192.0.2.1, which no router can use.
+	case hop.IsValid() && hop.Is4() != r.Prefix.Addr().Is4(), hop.Is4In6():
+		return nil, fmt.Errorf("%s is no next hop for it", hop)
 	case hop.IsValid():
 	case r.Prefix.Addr().Is4() != p.Address.Addr().Is4():
 		return nil, fmt.Errorf("the session with %s gives it no next hop", p.Address)

@@ -66,7 +66,9 @@ type Node struct {
 	Name   string
 	Labels map[string]string
 	// Addrs are its own addresses, the one it prefers first.
-	Addrs    []netip.Addr
+	Addrs []netip.Addr
+	// Links are its devices' addresses, by device, each with the length of the prefix that is on the segment.
+	Links    [][]netip.Prefix
 	PodCIDRs []netip.Prefix
 	// ServiceAddresses are those of Services that the node is to attract packets for.
 	ServiceAddresses []netip.Prefix

@@ -227,6 +227,42 @@ func TestReadProperties(t *testing.T) {
 	}
 }
 
+// TestNextHop: the router of a session reaches the node by the link that both are on.
+func TestNextHop(t *testing.T) {
+	storage := Node{Addrs: addrs("10.0.0.1", "fd00::1"), Links: [][]netip.Prefix{
+		prefixes("10.0.0.1/24", "fd00::1/64"),
+		prefixes("10.9.0.1/24", "fe80::1/64", "fd00:9::1/64"),
+		prefixes("10.8.0.1/24"),
+		prefixes("10.9.0.129/25", "fd00:8::1/64"),
+	}}
+	known := storage
+	known.Links = append(slices.Clone(storage.Links), prefixes("10.7.0.1/24", "fd00:7::1/64", "fd00::1/128"))
+	for _, tc := range []struct {
+		node         Node
+		router, want string
+	}{
+		{storage, "10.0.0.254", "fd00::1"},
+		{storage, "10.9.0.100", "fd00:9::1"},
+		{storage, "10.9.0.254", "fd00:8::1"}, // the longer prefix
+		{storage, "fd00:9::fe", "10.9.0.1"},
+		{storage, "10.8.0.254", "fd00::1"},  // nothing of that family on the link
+		{storage, "203.0.113.1", "fd00::1"}, // some hops away
+		{known, "10.7.0.254", "fd00::1"},    // of several the Node's own
+		{Node{Addrs: addrs("10.0.0.1"), Links: [][]netip.Prefix{prefixes("10.0.0.1/24", "fd00::1/64")}}, "10.0.0.254", "fd00::1"},
+		{Node{Addrs: addrs("10.0.0.1")}, "10.0.0.254", "invalid IP"},
+		{Node{Addrs: addrs("10.0.0.1", "::ffff:10.0.0.1")}, "10.0.0.254", "invalid IP"},
+	} {
+		if got := tc.node.nextHop(netip.MustParseAddr(tc.router)); got.String() != tc.want {
+			t.Errorf("for %s over the links %v: %s, want %s", tc.router, tc.node.Links, got, tc.want)
+		}
+	}
+	storage.PodCIDRs = prefixes("10.244.1.0/24", "fd00:244:1::/64")
+	s, _ := Read([]*v1alpha1.BGPPeer{plain("a", "10.9.0.100")}, storage, noSecrets)
+	if got, want := render(s.Peers[0]), "10.244.1.0/24 fd00:244:1::/64 via fd00:9::1"; !strings.HasSuffix(got, want) {
+		t.Errorf("it is told %s, want %s", got, want)
+	}
+}
+
 func TestRouterID(t *testing.T) {
 	if id := RouterID("n", addrs("fd00::1", "10.0.0.1", "10.0.0.2")); id != netip.MustParseAddr("10.0.0.1") {
 		t.Errorf("router ID %s, want the first IPv4 address", id)

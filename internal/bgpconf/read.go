@@ -223,8 +223,7 @@ func (r *reader) communities() []Community {
 	return slices.Compact(list)
 }
 
-// routes are what the peer is told. The next hop in the session's own family is the session's own address; in the
-// other it is the node's first one.
+// routes are what the peer is told.
 func (r *reader) routes(session netip.Addr) []Route {
 	var prefixes []netip.Prefix
 	kinds := r.peer.Spec.Advertise
@@ -242,18 +241,54 @@ func (r *reader) routes(session netip.Addr) []Route {
 		}
 	}
 	slices.SortFunc(prefixes, netip.Prefix.Compare)
+	other := r.node.nextHop(session)
 	var routes []Route
 	for _, p := range slices.Compact(prefixes) {
-		if p.Addr().Is4() == session.Is4() {
+		switch {
+		case p.Addr().Is4() == session.Is4(): // the session's own address is the next hop
 			routes = append(routes, Route{Prefix: p})
-			continue
-		}
-		i := slices.IndexFunc(r.node.Addrs, func(own netip.Addr) bool { return own.Is4() == p.Addr().Is4() })
-		if i < 0 {
+		case other.IsValid():
+			routes = append(routes, Route{Prefix: p, NextHop: other})
+		default:
 			r.lack("%s is not announced: this node has no address of its family to be the next hop", p)
-			continue
 		}
-		routes = append(routes, Route{Prefix: p, NextHop: r.node.Addrs[i]})
 	}
 	return routes
+}
+
+// nextHop is the address of the node that a router which speaks over one family reaches in the other: one of the link on
+// which the router is, or, where that has none or the router is further away, the one that the node prefers. It is invalid
+// if the node has none.
+func (n Node) nextHop(router netip.Addr) netip.Addr {
+	hop := func(a netip.Addr) bool {
+		return a.Is4() != router.Is4() && a.IsGlobalUnicast() && !a.Is4In6()
+	}
+	var linked []netip.Addr
+	length := -1
+	for _, link := range n.Links {
+		for _, p := range link {
+			if !p.Contains(router) || p.Bits() <= length {
+				continue
+			}
+			linked, length = nil, p.Bits()
+			for _, q := range link {
+				if hop(q.Addr()) {
+					linked = append(linked, q.Addr())
+				}
+			}
+		}
+	}
+	// Of several on a link the one that the cluster knows: others may be there for a while.
+	for _, a := range n.Addrs {
+		if slices.Contains(linked, a) {
+			return a
+		}
+	}
+	if len(linked) > 0 {
+		return linked[0]
+	}
+	if i := slices.IndexFunc(n.Addrs, hop); i >= 0 {
+		return n.Addrs[i]
+	}
+	return netip.Addr{}
 }

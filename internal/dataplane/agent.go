@@ -390,7 +390,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 		return status, problems, err
 	}
 	status.Ready = true
-	return status, append(problems, a.announce(ctx, f.Own)...), nil
+	return status, append(problems, a.announce(ctx, f.Own, interfaces)...), nil
 }
 
 // tellProblems makes an event of each problem that is new, and a log line of each that has gone.

@@ -61,7 +61,7 @@ func (a *Agent) newAnnouncer() *announcer {
 // announce has the node's routers told of its pods, and the cluster of the sessions. It comes after the kernel: a
 // router is told of nothing that the node does not carry yet, and a speaker that comes back after a restart may say
 // that packets were forwarded all the while.
-func (a *Agent) announce(ctx context.Context, own podnet.Node) []string {
+func (a *Agent) announce(ctx context.Context, own podnet.Node, interfaces []podnet.Interface) []string {
 	peers, known := a.view.BGPPeers()
 	if !known {
 		return nil // no CRD, or not heard of yet: what is announced stays
@@ -73,6 +73,9 @@ func (a *Agent) announce(ctx context.Context, own podnet.Node) []string {
 	b := a.bgp
 	node := bgpconf.Node{Name: a.Node, Addrs: own.Addrs, PodCIDRs: slices.Concat(own.PodCIDRs, own.Blocks),
 		ServiceAddresses: addresses}
+	for _, i := range interfaces {
+		node.Links = append(node.Links, i.Addrs)
+	}
 	nodes := a.view.Nodes()
 	for _, n := range nodes {
 		if n.Name == a.Node {
