@@ -44,9 +44,11 @@ func (a *app) targets(l *lab.Lab) ([]image.Target, error) {
 func (a *app) imageLoad() *cobra.Command {
 	return &cobra.Command{
 		Use:   "load FILE…",
-		Short: "Load images from tar files into the nodes of a lab, or of --cluster",
+		Short: "Load images from tar files, or from - (standard input), into the nodes of a lab, or of --cluster",
 		Long: `Loads images into every running node. A file is what "docker save", "podman save" or "skopeo copy" write: a
-docker-archive or an OCI layout in a tar file, plain or compressed with gzip.`,
+docker-archive or an OCI layout in a tar file, plain or compressed with gzip, zstd, xz or bzip2.`,
+		Example: `  fathom image load app.tar base.tar.zst
+  docker save app:dev | fathom image load -`,
 		Args: cobra.MinimumNArgs(1), PreRunE: requireRoot,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, err := a.open()
@@ -62,7 +64,7 @@ docker-archive or an OCI layout in a tar file, plain or compressed with gzip.`,
 				return err
 			}
 			start := time.Now()
-			names, skipped, err := image.Load(cmd.Context(), k, args, targets)
+			names, skipped, err := image.Load(cmd.Context(), k, args, image.Input{Stdin: a.in, Dir: l.StateDir()}, targets)
 			if err != nil {
 				return err
 			}

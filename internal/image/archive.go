@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
-	"compress/gzip"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -12,12 +11,10 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"path"
 	"slices"
 	"sort"
 	"strings"
-	"unicode/utf8"
 )
 
 // Bounds on what is read of an archive that somebody gives us.
@@ -30,102 +27,9 @@ const (
 	maxArchive  = 64 << 30 // an archive, unpacked
 )
 
-// format is what a file is, as far as its first bytes tell.
-type format string
-
-// The formats we can tell apart; only the first two are archives of images.
-const (
-	formatTar   format = "a tar archive"
-	formatGzip  format = "gzip-compressed"
-	formatZstd  format = "zstd-compressed"
-	formatXz    format = "xz-compressed"
-	formatBzip2 format = "bzip2-compressed"
-	formatZip   format = "a zip archive"
-	formatELF   format = "a program"
-	formatHTML  format = "a web page"
-	formatJSON  format = "a JSON document"
-	formatText  format = "text"
-	formatEmpty format = "empty"
-	formatOther format = "of no format that is known here"
-)
-
-// headLen is how much of a file detect wants to see: a tar header.
-const headLen = 512
-
-// detect tells a file's format by its first bytes.
-func detect(head []byte) format {
-	for _, magic := range []struct {
-		at     int
-		bytes  string
-		format format
-	}{
-		{0, "\x1f\x8b", formatGzip},
-		{0, "\x28\xb5\x2f\xfd", formatZstd},
-		{0, "\xfd7zXZ\x00", formatXz},
-		{0, "BZh", formatBzip2},
-		{0, "PK\x03\x04", formatZip},
-		{0, "\x7fELF", formatELF},
-		{257, "ustar", formatTar},
-	} {
-		if len(head) >= magic.at+len(magic.bytes) && string(head[magic.at:magic.at+len(magic.bytes)]) == magic.bytes {
-			return magic.format
-		}
-	}
-	if len(head) == 0 {
-		return formatEmpty
-	}
-	if len(head) >= headLen && isOldTar(head[:headLen]) {
-		return formatTar
-	}
-	text := bytes.TrimLeft(head, " \t\r\n")
-	switch {
-	case len(text) > 0 && (text[0] == '{' || text[0] == '['):
-		return formatJSON
-	case bytes.HasPrefix(bytes.ToLower(text), []byte("<!doctype html")), bytes.HasPrefix(bytes.ToLower(text), []byte("<html")):
-		return formatHTML
-	case isText(head):
-		return formatText
-	}
-	return formatOther
-}
-
-// isOldTar reports whether a block is a tar header of the time before ustar: only its checksum tells.
-func isOldTar(block []byte) bool {
-	if block[0] == 0 {
-		// Two blocks of zeros end an archive, so this may be an empty one; it is no image either way.
-		return false
-	}
-	want := 0
-	digits := strings.Trim(string(block[148:156]), " \x00")
-	if digits == "" {
-		return false
-	}
-	for _, digit := range digits {
-		if digit < '0' || digit > '7' {
-			return false
-		}
-		want = want*8 + int(digit-'0')
-	}
-	sum := 0
-	for i, b := range block {
-		if i >= 148 && i < 156 {
-			b = ' '
-		}
-		sum += int(b)
-	}
-	return sum == want
-}
-
-func isText(head []byte) bool {
-	if len(head) > 8 {
-		head = head[:len(head)-3] // the last character may be cut
-	}
-	return utf8.Valid(head) && !bytes.ContainsRune(head, 0)
-}
-
 // An archive is a tar file of images that was read once and found good.
 type archive struct {
-	path string
+	source
 	// replacement is what nodes get for the file of the archive that is called so, if there is one: of an OCI layout
 	// index.json, with the names as CRI wants them, since containerd takes them as they stand, and of others
 	// manifest.json, if something in it is not loaded.
@@ -153,101 +57,23 @@ type blob struct {
 	gzip   bool
 }
 
-// openArchive reads a file through and checks that it holds whole images for this machine, so that
+// openArchive reads a source through and checks that it holds whole images for this machine, so that
 // nothing is sent to any node before. The error says what it found instead.
-func openArchive(file, arch string) (*archive, error) {
-	a := &archive{path: file}
-	r, err := a.open()
+func openArchive(from source, arch string) (*archive, error) {
+	a := &archive{source: from}
+	r, err := from.open()
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return nil, fmt.Errorf("%s: %w", from.label, err)
 	}
 	defer r.Close()
 	c, err := readContents(r)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return nil, fmt.Errorf("%s: %w", from.label, err)
 	}
 	if err := a.check(c, arch); err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return nil, fmt.Errorf("%s: %w", from.label, err)
 	}
 	return a, nil
-}
-
-// readCloser is a decompressed file.
-type readCloser struct {
-	io.Reader
-	io.Closer
-}
-
-// open opens the file and takes the compression off.
-func (a *archive) open() (io.ReadCloser, error) {
-	info, err := os.Stat(a.path)
-	if err != nil {
-		var pathErr *os.PathError
-		if errors.As(err, &pathErr) {
-			err = pathErr.Err // the caller names the file
-		}
-		return nil, err
-	}
-	switch {
-	case info.IsDir():
-		return nil, fmt.Errorf("it is a directory; an image comes as a tar file: pack an OCI layout with `tar -C %s -cf image.tar .`", a.path)
-	case !info.Mode().IsRegular():
-		return nil, errors.New("it is not a regular file; save the image to one, because it is read once for each node")
-	}
-	f, err := os.Open(a.path)
-	if err != nil {
-		return nil, err
-	}
-	r, err := decompress(f)
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return readCloser{r, f}, nil
-}
-
-// decompress returns the tar stream in r, or says what r is instead.
-func decompress(r io.Reader) (io.Reader, error) {
-	buffered := bufio.NewReaderSize(r, 1<<18)
-	head, err := buffered.Peek(headLen)
-	if err != nil && err != io.EOF {
-		return nil, err
-	}
-	switch f := detect(head); f {
-	case formatTar:
-		return io.LimitReader(buffered, maxArchive), nil
-	case formatGzip:
-		unzipped, err := gzip.NewReader(buffered)
-		if err != nil {
-			return nil, fmt.Errorf("it begins like a gzip file, but is none: %w", told(err))
-		}
-		inner := bufio.NewReaderSize(unzipped, 1<<18)
-		head, err := inner.Peek(headLen)
-		if err != nil && err != io.EOF {
-			return nil, fmt.Errorf("decompress it: %w", told(err))
-		}
-		if f := detect(head); f != formatTar {
-			return nil, fmt.Errorf("it is compressed with gzip, and what is inside is %s, not a tar archive with an image", f)
-		}
-		return io.LimitReader(inner, maxArchive), nil
-	case formatZstd, formatXz, formatBzip2:
-		return nil, fmt.Errorf("it is %s; only gzip is understood here: decompress it first", f)
-	case formatEmpty:
-		return nil, errors.New("it is empty")
-	default:
-		return nil, fmt.Errorf("it is %s, not an image; save one with `docker save -o image.tar NAME:TAG` or as an OCI layout in a tar file", f)
-	}
-}
-
-// told puts the usual errors of a damaged file into words.
-func told(err error) error {
-	switch {
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
-		return errors.New("it is cut short: the end is missing; copy or save it again")
-	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader), errors.Is(err, tar.ErrHeader):
-		return fmt.Errorf("it is damaged (%w); copy or save it again", err)
-	}
-	return err
 }
 
 // readContents reads a tar stream to its end.

@@ -133,6 +133,17 @@ func edit(t testing.TB, archive []byte, match string, change func([]byte) []byte
 	return buffer.Bytes()
 }
 
+// openFile opens an archive as Load does.
+func openFile(t testing.TB, file, arch string) (*archive, error) {
+	t.Helper()
+	from, err := Input{Dir: t.TempDir()}.openSource(t.Context(), file)
+	if err != nil {
+		return nil, err
+	}
+	t.Cleanup(from.close)
+	return openArchive(from, arch)
+}
+
 func TestOpenArchive(t *testing.T) {
 	image := testImage(t, "amd64", strings.Repeat("a text that takes more than one block. ", 100))
 	docker := dockerArchive(t, "nginx:1", image)
@@ -188,7 +199,7 @@ func TestOpenArchive(t *testing.T) {
 		{name: "web page", data: []byte("<!DOCTYPE html><html>not found"), want: "it is a web page"},
 		{name: "program", data: append([]byte("\x7fELF"), random...), want: "it is a program"},
 		{name: "zip", data: append([]byte("PK\x03\x04"), random...), want: "it is a zip archive"},
-		{name: "zstd", data: append([]byte("\x28\xb5\x2f\xfd"), random...), want: "zstd-compressed; only gzip is understood"},
+		{name: "zstd, damaged", data: append([]byte("\x28\xb5\x2f\xfd"), random...), want: "decompress it: it was compressed with a window of more than 128 MiB"},
 		{name: "garbage", data: random, want: "no format that is known"},
 		{name: "gzip of text", data: compress(t, []byte("hello")), want: "what is inside is text"},
 		{name: "gzip header only", data: []byte("\x1f\x8b\x08"), want: "cut short"},
@@ -224,7 +235,7 @@ func TestOpenArchive(t *testing.T) {
 			if err := os.WriteFile(file, tt.data, 0o644); err != nil {
 				t.Fatal(err)
 			}
-			a, err := openArchive(file, "amd64")
+			a, err := openFile(t, file, "amd64")
 			if tt.want != "" {
 				if err == nil {
 					t.Fatalf("no error; names %v", a.names)
@@ -244,10 +255,10 @@ func TestOpenArchive(t *testing.T) {
 	}
 
 	dir := t.TempDir()
-	if _, err := openArchive(dir, "amd64"); err == nil || !strings.Contains(err.Error(), "it is a directory") {
+	if _, err := openFile(t, dir, "amd64"); err == nil || !strings.Contains(err.Error(), "it is a directory") {
 		t.Errorf("a directory: error %v", err)
 	}
-	if _, err := openArchive(filepath.Join(dir, "none"), "amd64"); err == nil || !strings.Contains(err.Error(), "no such file") {
+	if _, err := openFile(t, filepath.Join(dir, "none"), "amd64"); err == nil || !strings.Contains(err.Error(), "no such file") {
 		t.Errorf("a missing file: error %v", err)
 	}
 }
@@ -259,7 +270,7 @@ func TestRename(t *testing.T) {
 	if err := os.WriteFile(file, compress(t, data), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	a, err := openArchive(file, "amd64")
+	a, err := openFile(t, file, "amd64")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -284,7 +295,7 @@ func TestRename(t *testing.T) {
 	if got[imageNameAnnotation] != "docker.io/library/nginx:1" || got["other"] != "stays" {
 		t.Errorf("annotations %v", got)
 	}
-	if err := (&archive{path: file}).check(c, "amd64"); err != nil {
+	if err := (&archive{source: source{name: file}}).check(c, "amd64"); err != nil {
 		t.Error(err)
 	}
 }
@@ -316,14 +327,14 @@ func TestArchiveOfSeveralPlatforms(t *testing.T) {
 	if err := os.WriteFile(file, edit(t, buffer.Bytes(), digest.Hex, func([]byte) []byte { return nil }), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	a, err := openArchive(file, "amd64")
+	a, err := openFile(t, file, "amd64")
 	if err != nil || !slices.Equal(a.names, []string{"docker.io/library/a:1"}) {
 		t.Errorf("for amd64: %+v, %v", a, err)
 	}
-	if _, err := openArchive(file, "arm64"); err == nil || !strings.Contains(err.Error(), "is missing") {
+	if _, err := openFile(t, file, "arm64"); err == nil || !strings.Contains(err.Error(), "is missing") {
 		t.Errorf("for arm64: error %v, want that it is missing", err)
 	}
-	if _, err := openArchive(file, "s390x"); err == nil || !strings.Contains(err.Error(), "linux/amd64, linux/arm64") {
+	if _, err := openFile(t, file, "s390x"); err == nil || !strings.Contains(err.Error(), "linux/amd64, linux/arm64") {
 		t.Errorf("for s390x: error %v, want the platforms there are", err)
 	}
 }
@@ -370,7 +381,7 @@ func FuzzOpenArchive(f *testing.F) {
 	image := testImage(f, "amd64", "text")
 	docker := dockerArchive(f, "nginx:1", image)
 	oci := ociArchive(f, map[string]string{refNameAnnotation: "nginx:1"}, image)
-	for _, seed := range [][]byte{docker, oci, compress(f, docker), compress(f, oci), docker[:700], []byte("PK\x03\x04"), []byte("text"), nil} {
+	for _, seed := range [][]byte{docker, oci, compress(f, docker), compress(f, oci), squeeze(f, formatZstd, oci), squeeze(f, formatXz, oci), docker[:700], []byte("PK\x03\x04"), []byte("text"), nil} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -379,7 +390,7 @@ func FuzzOpenArchive(f *testing.F) {
 		if err := os.WriteFile(file, data, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		a, err := openArchive(file, "amd64")
+		a, err := openFile(t, file, "amd64")
 		if (a == nil) == (err == nil) {
 			t.Fatalf("archive %+v and error %v: want exactly one", a, err)
 		}
@@ -465,7 +476,7 @@ func TestSkips(t *testing.T) {
 		if err := os.WriteFile(file, tt.data, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		a, err := openArchive(file, "amd64")
+		a, err := openFile(t, file, "amd64")
 		if tt.err != "" || err != nil {
 			if err == nil || tt.err == "" || !strings.Contains(err.Error(), tt.err) {
 				t.Errorf("%s: error %v, want %q", what, err, tt.err)
@@ -487,7 +498,7 @@ func TestSkips(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		node := &archive{path: file}
+		node := &archive{source: source{name: file}}
 		if err := node.check(c, "amd64"); err != nil || len(node.skipped) > 0 || !slices.Equal(node.names, a.names) {
 			t.Errorf("%s: a node gets %v, skips %v, error %v", what, node.names, node.skipped, err)
 		}

@@ -26,17 +26,26 @@ type Target struct {
 	SocketPath string
 }
 
-// Load brings the images in tar files, as `docker save` or an OCI layout in a tar file, compressed
-// with gzip or not, into each node. All files are read and checked before any node is touched. It
+// Load brings the images in tar files, as `docker save` or an OCI layout in a tar file, compressed or
+// not, into each node. All files are read and checked before any node is touched. It
 // returns the full names of the images, sorted, and what else is in the files, with the reason why it is not loaded.
-func Load(ctx context.Context, k kit.Kit, files []string, nodes []Target) (names, skipped []string, err error) {
+func Load(ctx context.Context, k kit.Kit, files []string, in Input, nodes []Target) (names, skipped []string, err error) {
 	if err := k.Require(k.Bin("ctr")); err != nil {
 		return nil, nil, fmt.Errorf("load images: %w", err)
+	}
+	if i := slices.Index(files, Stdin); i >= 0 && slices.Contains(files[i+1:], Stdin) {
+		return nil, nil, errors.New("load images: standard input can be read only once; name it once")
 	}
 	var archives []*archive
 	var problems []error
 	for _, file := range files {
-		a, err := openArchive(file, runtime.GOARCH)
+		from, err := in.openSource(ctx, file)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("load images from %w", err))
+			continue
+		}
+		defer from.close()
+		a, err := openArchive(from, runtime.GOARCH)
 		if err != nil {
 			problems = append(problems, fmt.Errorf("load images from %w", err))
 			continue
@@ -44,7 +53,7 @@ func Load(ctx context.Context, k kit.Kit, files []string, nodes []Target) (names
 		archives = append(archives, a)
 		names = append(names, a.names...)
 		for _, s := range a.skipped {
-			skipped = append(skipped, file+": "+s)
+			skipped = append(skipped, a.label+": "+s)
 		}
 	}
 	if err := errors.Join(problems...); err != nil {
@@ -53,44 +62,84 @@ func Load(ctx context.Context, k kit.Kit, files []string, nodes []Target) (names
 	sort.Strings(names)
 	names = slices.Compact(names)
 
-	var wait sync.WaitGroup
 	problems = make([]error, len(nodes))
+	for _, a := range archives {
+		if err := a.sendTo(ctx, k, nodes, problems); err != nil {
+			return names, skipped, fmt.Errorf("load images from %s: %w", a.label, err)
+		}
+	}
+	var wait sync.WaitGroup
 	for i, node := range nodes {
-		wait.Go(func() {
-			if err := load(ctx, k, archives, names, node); err != nil {
-				problems[i] = fmt.Errorf("load images into node %s: %w", node.Name, err)
-			}
-		})
+		if problems[i] != nil {
+			continue
+		}
+		wait.Go(func() { problems[i] = waitFor(ctx, node.SocketPath, names) })
 	}
 	wait.Wait()
+	for i, node := range nodes {
+		if problems[i] != nil {
+			problems[i] = fmt.Errorf("load images into node %s: %w", node.Name, problems[i])
+		}
+	}
 	return names, skipped, errors.Join(problems...)
 }
 
-// load brings archives into one node.
-func load(ctx context.Context, k kit.Kit, archives []*archive, names []string, node Target) error {
-	for _, a := range archives {
-		if err := a.sendTo(ctx, k, node.SocketPath); err != nil {
-			return fmt.Errorf("%s: %w", a.path, err)
-		}
-	}
-	return waitFor(ctx, node.SocketPath, names)
-}
-
-// sendTo imports the archive into a containerd.
-func (a *archive) sendTo(ctx context.Context, k kit.Kit, socket string) error {
+// sendTo imports the archive into all nodes that have no problem yet, and notes those that get one. It is unpacked once,
+// however many nodes there are.
+func (a *archive) sendTo(ctx context.Context, k kit.Kit, nodes []Target, problems []error) error {
 	in, err := a.open()
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	if a.replacement == nil {
-		return importArchive(ctx, k, socket, in)
+	var wait sync.WaitGroup
+	var to spread
+	for i, node := range nodes {
+		if problems[i] != nil {
+			continue
+		}
+		reader, writer := io.Pipe()
+		to = append(to, writer)
+		wait.Go(func() {
+			if err := importArchive(ctx, k, node.SocketPath, reader); err != nil {
+				problems[i] = fmt.Errorf("%s: %w", a.label, err)
+			}
+			reader.Close()
+		})
 	}
-	reader, writer := io.Pipe()
-	go func() { writer.CloseWithError(a.rename(writer, in)) }()
-	err = importArchive(ctx, k, socket, reader)
-	reader.Close()
+	if a.replacement == nil {
+		_, err = io.Copy(to, in)
+	} else {
+		err = a.rename(to, in)
+	}
+	to.close(err)
+	wait.Wait()
+	if errors.Is(err, io.ErrClosedPipe) {
+		return nil // each node has its problem noted
+	}
 	return err
+}
+
+// spread writes to several readers, each of which may leave, and says why itself. When all have, it is a closed pipe.
+type spread []*io.PipeWriter
+
+func (s spread) Write(p []byte) (int, error) {
+	err := io.ErrClosedPipe
+	for _, w := range s {
+		if _, left := w.Write(p); left == nil {
+			err = nil
+		}
+	}
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func (s spread) close(err error) {
+	for _, w := range s {
+		w.CloseWithError(err)
+	}
 }
 
 // rename copies the archive with the images' full names in its index, and without what is not loaded.

@@ -60,7 +60,7 @@ func TestLoadAndPull(t *testing.T) {
 	}
 
 	// One bad file: no node is touched.
-	if _, _, err := Load(ctx, k, []string{docker, broken}, targets); err == nil || !strings.Contains(err.Error(), broken) {
+	if _, _, err := Load(ctx, k, []string{docker, broken}, Input{Dir: t.TempDir()}, targets); err == nil || !strings.Contains(err.Error(), broken) {
 		t.Errorf("error %v, want one about %s", err, broken)
 	}
 	for _, target := range targets {
@@ -69,7 +69,7 @@ func TestLoadAndPull(t *testing.T) {
 		}
 	}
 
-	names, _, err := Load(ctx, k, []string{docker, oci}, targets)
+	names, _, err := Load(ctx, k, []string{docker, oci}, Input{Dir: t.TempDir()}, targets)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,10 +101,10 @@ func TestLoadAndPull(t *testing.T) {
 	if err := os.WriteFile(byDigest, ociArchive(t, map[string]string{refNameAnnotation: "pinned@" + digest.String()}, pinned), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if names, _, err = Load(ctx, k, []string{byDigest}, targets); err != nil || !slices.Equal(names, []string{"docker.io/library/pinned@" + digest.String()}) {
+	if names, _, err = Load(ctx, k, []string{byDigest}, Input{Dir: t.TempDir()}, targets); err != nil || !slices.Equal(names, []string{"docker.io/library/pinned@" + digest.String()}) {
 		t.Errorf("by digest: loaded %v, error %v", names, err)
 	}
-	if _, _, err := Load(ctx, k, []string{docker}, []Target{{Name: "gone", SocketPath: "/nowhere"}}); err == nil || !strings.Contains(err.Error(), "node gone") {
+	if _, _, err := Load(ctx, k, []string{docker}, Input{Dir: t.TempDir()}, []Target{{Name: "gone", SocketPath: "/nowhere"}}); err == nil || !strings.Contains(err.Error(), "node gone") {
 		t.Errorf("error %v, want one that names the node", err)
 	}
 

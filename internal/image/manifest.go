@@ -33,7 +33,7 @@ func (a *archive) checkLayout(c *contents, arch string) error {
 			a.skip(label(d), why)
 			continue
 		}
-		full, unnamed := layoutName(d, a.path)
+		full, unnamed := layoutName(d, a.name)
 		if unnamed != nil && !errors.Is(unnamed, errNoName) {
 			return unnamed
 		}
@@ -211,7 +211,7 @@ func isConfig(t string) bool {
 // errNoName says that an image has no name.
 var errNoName = errors.New("it does not name its image; save it with a name: `docker save NAME:TAG`, or `skopeo copy ... oci-archive:FILE:NAME:TAG`")
 
-// layoutName returns the full name that an image of an OCI layout has.
+// layoutName returns the full name that an image of an OCI layout has, in the file of that name, or of none.
 func layoutName(d v1.Descriptor, file string) (string, error) {
 	text := d.Annotations[imageNameAnnotation]
 	if text == "" {
@@ -219,8 +219,11 @@ func layoutName(d v1.Descriptor, file string) (string, error) {
 		// The specification leaves open whether this is a name or only a tag. A bare word is the tag:
 		// then the file's name stands for the image's.
 		if text != "" && !strings.ContainsAny(text, "/:") {
+			if file == "" {
+				return "", fmt.Errorf("it gives its image no name but the tag %q, and there is no file whose name could stand for it; save it with a name: `skopeo copy ... oci-archive:FILE:NAME:%s`", text, text)
+			}
 			base := filepath.Base(file)
-			for _, suffix := range []string{".gz", ".tgz", ".tar", ".oci"} {
+			for _, suffix := range []string{".gz", ".zst", ".xz", ".bz2", ".tgz", ".tzst", ".txz", ".tbz2", ".tar", ".oci"} {
 				base = strings.TrimSuffix(base, suffix)
 			}
 			text = base + ":" + text

@@ -154,6 +154,9 @@ func Names(paths Paths) ([]string, error) {
 	return names, nil
 }
 
+// StateDir is the directory that all of the lab is in that lies on a disk.
+func (l *Lab) StateDir() string { return l.dir() }
+
 func (l *Lab) dir(parts ...string) string {
 	return filepath.Join(append([]string{l.Paths.State, "labs", l.Name}, parts...)...)
 }

@@ -23,7 +23,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/klauspost/compress/zstd"
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/ulikunitz/xz"
 )
 
 func init() {
@@ -77,14 +79,14 @@ func makeImage(ref string) (v1.Image, error) {
 // cmdSaveImage writes an image into a tar file, as other programs do.
 func cmdSaveImage(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 3 {
-		ts.Fatalf("usage: save-image docker|oci|docker.gz|oci.gz IMAGE FILE")
+		ts.Fatalf("usage: save-image docker|oci[.gz|.zst|.xz] IMAGE FILE")
 	}
 	ref, err := name.NewTag(args[1])
 	ts.Check(err)
 	img, err := makeImage(args[1])
 	ts.Check(err)
 	var b bytes.Buffer
-	kind, zipped := strings.CutSuffix(args[0], ".gz")
+	kind, packing, _ := strings.Cut(args[0], ".")
 	switch kind {
 	case "docker":
 		err = tarball.Write(ref, img, &b)
@@ -95,9 +97,20 @@ func cmdSaveImage(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Check(err)
 	data := b.Bytes()
-	if zipped {
+	if packing != "" {
 		var z bytes.Buffer
-		w := gzip.NewWriter(&z)
+		var w io.WriteCloser
+		switch packing {
+		case "gz":
+			w = gzip.NewWriter(&z)
+		case "zst":
+			w, err = zstd.NewWriter(&z)
+		case "xz":
+			w, err = xz.NewWriter(&z)
+		default:
+			err = errors.New("unknown compression " + packing)
+		}
+		ts.Check(err)
 		_, err = w.Write(data)
 		ts.Check(err)
 		ts.Check(w.Close())
