@@ -59,6 +59,8 @@ func TestConnect(t *testing.T) {
 			}
 			all = append(all, frontend(at(s.vip, 80).String()+p, ends...), frontend(at(s.others, 80).String()+p, other...),
 				frontend(at(s.vip, 81).String()+p)) // nobody
+			// What connects by UDP and is given an endpoint are resolvers.
+			all = append(all, frontend(at(s.vip, service.DNSPort).String()+p, ends...), frontend(at(s.others, service.DNSPort).String()+p))
 			drop := frontend(at(s.vip, 82).String() + p)
 			drop.Inside.Drop = true
 			some := frontend(at(s.vip, 83).String()+p, ends...)
@@ -77,7 +79,10 @@ func TestConnect(t *testing.T) {
 	for _, s := range sides {
 		for _, p := range []service.Protocol{service.TCP, service.UDP} {
 			t.Run(fmt.Sprintf("%s %s", s.name, p), func(t *testing.T) {
-				vip := at(s.vip, 80)
+				vip, nobody := at(s.vip, 80), at(s.vip, 81)
+				if p == service.UDP {
+					vip, nobody = at(s.vip, service.DNSPort), at(s.others, service.DNSPort)
+				}
 				met := map[netip.AddrPort]bool{}
 				for range 60 {
 					who := reach(t, s.v6, p, vip)
@@ -103,14 +108,14 @@ func TestConnect(t *testing.T) {
 				if err != nil || !slices.Contains(list, tr) {
 					t.Errorf("%+v is not among %+v, %v", tr, list, err)
 				}
-				for port, want := range map[uint16]error{81: refusal(), 82: unix.ENETUNREACH, 83: unix.ENETUNREACH} {
+				for to, want := range map[netip.AddrPort]error{nobody: refusal(), at(s.vip, 82): unix.ENETUNREACH, at(s.vip, 83): unix.ENETUNREACH} {
 					d := newSocket(t, s.v6, p)
-					if err := d.connect(at(s.vip, port)); !errors.Is(err, want) {
-						t.Errorf("port %d: %v, want %v", port, err, want)
+					if err := d.connect(to); !errors.Is(err, want) {
+						t.Errorf("%s: %v, want %v", to, err, want)
 					}
 					if p == service.UDP {
-						if err := d.send(at(s.vip, port)); !errors.Is(err, want) {
-							t.Errorf("sending to port %d: %v, want %v", port, err, want)
+						if err := d.send(to); !errors.Is(err, want) {
+							t.Errorf("sending to %s: %v, want %v", to, err, want)
 						}
 					}
 					d.close()
@@ -271,6 +276,68 @@ func TestNodePorts(t *testing.T) {
 			testenv.Must(t, try())
 		} else {
 			testenv.Must(t, pod.Do(try))
+		}
+	}
+}
+
+// TestNodePortsByUDP meets node ports at loopback addresses: what is sent there goes to the node port at the node's own
+// address, where rules for packets balance, for which who answers there stands.
+func TestNodePortsByUDP(t *testing.T) {
+	b := inside(t)
+	if b == nil {
+		return
+	}
+	if !hasCookie(t) {
+		t.Skip("needs Linux 5.14")
+	}
+	own := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+	four, six := frontend("0.0.0.0:30080/UDP", "10.0.0.1:8080"), frontend("[::]:30080/UDP", "[fd01::1]:8080")
+	four.Kind, six.Kind, four.Affinity = service.NodePort, service.NodePort, time.Hour
+	answer(t, addrPort("10.0.0.1:8080"))
+	for _, a := range own {
+		addLocal(t, a)
+		answer(t, netip.AddrPortFrom(a, 30080))
+	}
+	for _, with := range []bool{true, false} {
+		b.plan = plan(four, six)
+		if with {
+			b.plan.NodePortAddrs = own
+		}
+		b.set(t)
+		for _, tc := range []struct {
+			to   string
+			v6   bool
+			want string
+		}{
+			{"127.0.0.1:30080", false, "192.0.2.1:30080"},
+			{"127.9.8.7:30080", true, "192.0.2.1:30080"},
+			{"[::1]:30080", true, "[2001:db8::1]:30080"},
+		} {
+			to, want := addrPort(tc.to), addrPort(tc.want)
+			switch {
+			case with:
+			case to.Addr().Is6():
+				continue // nobody listens there
+			default: // node ports answer at loopback addresses alone
+				want = addrPort("10.0.0.1:8080")
+			}
+			connected, other := newSocket(t, tc.v6, service.UDP), newSocket(t, tc.v6, service.UDP)
+			testenv.Must(t, connected.connect(to))
+			for range 3 {
+				_, err := unix.Write(connected.fd, []byte("?"))
+				testenv.Must(t, err)
+				testenv.Must(t, other.send(to))
+				for _, s := range []socket{connected, other} {
+					if who, from := s.receive(t); who != want || from != to {
+						t.Errorf("%s: %s answers, as %s; want %s", to, who, from, want)
+					}
+				}
+			}
+			if got := connected.peer(t); got != to {
+				t.Errorf("the peer is %s, want %s", got, to)
+			}
+			connected.close()
+			other.close()
 		}
 	}
 }

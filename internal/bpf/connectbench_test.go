@@ -14,8 +14,8 @@ import (
 )
 
 // BenchmarkConnect compares connections to a Service with those to its endpoint, in turns, and says what loading and
-// changing take. CRR is a TCP connection, its answer and its end; connect is connect() of a UDP socket alone, and send a
-// packet of one that is not connected. Ratios are of times: 1 is that of the endpoint itself.
+// changing take. CRR is a TCP connection, its answer and its end; connect is connect() of a resolver's UDP socket alone, and
+// send a packet of one that is not connected. Ratios are of times: 1 is that of the endpoint itself.
 //
 //	go test ./internal/bpf -run '^$' -bench '^BenchmarkConnect$' -v
 func BenchmarkConnect(b *testing.B) {
@@ -39,7 +39,7 @@ func BenchmarkConnect(b *testing.B) {
 			}
 		}
 		udp := frontend("172.15.0.1:80/UDP", direct.String())
-		n.plan = plan(append(all, frontend("172.15.0.1:80/TCP", direct.String()), udp)...)
+		n.plan = plan(append(all, frontend("172.15.0.1:80/TCP", direct.String()), frontend("172.15.0.1:53/UDP", direct.String()), udp)...)
 		began := time.Now()
 		_, err := n.Set(n.plan)
 		testenv.Must(b, err)
@@ -50,11 +50,11 @@ func BenchmarkConnect(b *testing.B) {
 		fmt.Printf("%d Services: Set again %v\n", size, time.Since(began))
 		var took []time.Duration
 		for i := range 1000 {
-			old := n.plan.Frontends[i%size+2]
+			old := n.plan.Frontends[i%size+3]
 			next := old
 			next.Inside.Endpoints = slices.Clone(old.Inside.Endpoints)
 			next.Inside.Endpoints[9] = netip.AddrPortFrom(next.Inside.Endpoints[9].Addr(), uint16(9000+i))
-			n.plan.Frontends[i%size+2] = next
+			n.plan.Frontends[i%size+3] = next
 			began := time.Now()
 			testenv.Must(b, n.Change([]service.Change{{Service: old.Service, Old: []service.Frontend{old}, New: []service.Frontend{next}}}))
 			took = append(took, time.Since(began))
@@ -64,16 +64,17 @@ func BenchmarkConnect(b *testing.B) {
 		vip := addrPort("172.15.0.1:80")
 		for _, m := range []struct {
 			what string
+			vip  netip.AddrPort
 			do   func(netip.AddrPort)
 		}{
-			{"CRR", func(to netip.AddrPort) { reach(b, false, service.TCP, to) }},
-			{"connect", func(to netip.AddrPort) {
+			{"CRR", vip, func(to netip.AddrPort) { reach(b, false, service.TCP, to) }},
+			{"connect", addrPort("172.15.0.1:53"), func(to netip.AddrPort) {
 				s := newSocket(b, false, service.UDP)
 				testenv.Must(b, s.connect(to))
 				s.close()
 			}},
 		} {
-			a, v := turns(func() { m.do(direct) }, func() { m.do(vip) })
+			a, v := turns(func() { m.do(direct) }, func() { m.do(m.vip) })
 			fmt.Printf("%d Services: %s %.2f of %v\n", size, m.what, float64(v)/float64(a), a)
 		}
 		s := newSocket(b, false, service.UDP)

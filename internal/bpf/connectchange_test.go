@@ -48,7 +48,7 @@ func startConnecting(t testing.TB, by *bpf.Connect, services, workers int) *conn
 				default:
 				}
 				n := 1 + i%services
-				vip := at(fmt.Sprintf("172.16.0.%d", n), 80)
+				vip := at(fmt.Sprintf("172.16.0.%d", n), service.DNSPort)
 				s := newSocket(t, w%2 == 1, service.UDP)
 				err := s.connect(vip)
 				if err != nil {
@@ -96,7 +96,7 @@ func (c *connector) end(t testing.TB) {
 func someOf(r *rand.Rand, n int) []service.Frontend {
 	all := make([]service.Frontend, n)
 	for i := range n {
-		all[i] = frontend(fmt.Sprintf("172.16.0.%d:80/UDP", i+1))
+		all[i] = frontend(fmt.Sprintf("172.16.0.%d:53/UDP", i+1))
 		for j := range 1 + r.IntN(12) {
 			all[i].Inside.Endpoints = append(all[i].Inside.Endpoints, at(fmt.Sprintf("10.%d.%d.%d", i+1, j, r.IntN(200)), 8080))
 		}
@@ -176,8 +176,8 @@ func TestConnectRestart(t *testing.T) {
 	}
 	const services = 5
 	all := someOf(rand.New(rand.NewPCG(1, 1)), services)
-	vip := addrPort("172.17.0.1:80")
-	all = append(all, frontend("172.17.0.1:80/TCP", "10.200.0.1:8080"), frontend("172.17.0.1:80/UDP", "10.200.0.1:8080", "10.200.0.2:8080"))
+	vip := addrPort("172.17.0.1:53")
+	all = append(all, frontend("172.17.0.1:53/TCP", "10.200.0.1:8080"), frontend("172.17.0.1:53/UDP", "10.200.0.1:8080", "10.200.0.2:8080"))
 	answer(t, addrPort("10.200.0.1:8080"))
 	answer(t, addrPort("10.200.0.2:8080"))
 	b.plan = plan(all...)

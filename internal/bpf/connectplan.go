@@ -60,7 +60,7 @@ func (e endpoint) addrPort() netip.AddrPort {
 // Balanced is a frontend as sockets meet it.
 type Balanced struct {
 	service.Key                  // at 127.0.0.1 and ::1, it is met at all loopback addresses of the node itself
-	Endpoints   []netip.AddrPort // none is a refusal
+	Endpoints   []netip.AddrPort // none is a refusal; of UDP at a loopback address it is the node port at the node's own
 	ID          uint32           // service.ID
 	Affinity    time.Duration    // in whole seconds
 	PodsOnly    bool             // sockets of the node's own network namespace do not meet it
@@ -135,6 +135,12 @@ func balancedAt(frontends map[service.Key]service.Frontend, nodePorts []netip.Ad
 	}
 	if !found || f.Sources != nil || len(f.Inside.Endpoints) == 0 && f.Inside.Drop {
 		return Balanced{}, false
+	}
+	if k.Protocol == service.UDP && f.Addr.IsUnspecified() && k.Addr.IsLoopback() {
+		// At the node's own address rules for packets serve the node port, and move connected sockets from endpoint to endpoint.
+		if i := slices.IndexFunc(nodePorts, func(a netip.Addr) bool { return a.Is4() == k.Addr.Is4() }); i >= 0 {
+			return Balanced{Key: k, Endpoints: []netip.AddrPort{netip.AddrPortFrom(nodePorts[i], k.Port)}, ID: service.ID(f.Service)}, true
+		}
 	}
 	b := Balanced{Key: k, Endpoints: f.Inside.Endpoints, ID: service.ID(f.Service), Affinity: f.Affinity.Truncate(time.Second), PodsOnly: f.PodsOnly}
 	if f.Affinity > 0 {

@@ -47,7 +47,7 @@ func TestShare(t *testing.T) {
 	testenv.NeedFiles(t, bpf.ClientShare+256)
 	pod := local(t)
 	const end = "10.0.0.1:8080"
-	vip := addrPort("172.16.0.1:80")
+	vip := addrPort("172.16.0.1:53")
 	nodePort := frontend("0.0.0.0:30080/TCP", end)
 	nodePort.Kind = service.NodePort
 	b.plan = plan(frontend(vip.String()+"/TCP", end), frontend(vip.String()+"/UDP", end), nodePort)
@@ -182,7 +182,7 @@ func TestTalks(t *testing.T) {
 	}
 }
 
-// TestConnectedUDP has connected sockets name the Service with each packet, or be made before the Service was.
+// TestConnectedUDP has connected sockets, as resolvers have, name the Service with each packet, or be made before it was.
 func TestConnectedUDP(t *testing.T) {
 	b := inside(t)
 	if b == nil {
@@ -190,7 +190,7 @@ func TestConnectedUDP(t *testing.T) {
 	}
 	for _, s := range sides {
 		t.Run(s.name, func(t *testing.T) {
-			vip := at(s.vip, 80)
+			vip := at(s.vip, service.DNSPort)
 			b.plan = plan()
 			b.set(t)
 			// Who has the address stands for rules for packets.
@@ -227,6 +227,48 @@ func TestConnectedUDP(t *testing.T) {
 					if who, from := c.receive(t); who != c.who || from != vip {
 						t.Errorf("%s answers, as %s; want %s as %s", who, from, c.who, vip)
 					}
+				}
+			}
+		})
+	}
+}
+
+// TestLastingUDP has sockets connect that may be wanted for longer than their endpoint: they are left to rules for packets,
+// for which who has the address stands. That a socket was translated before, as it asked for a name, changes nothing.
+func TestLastingUDP(t *testing.T) {
+	b := inside(t)
+	if b == nil {
+		return
+	}
+	for _, s := range sides {
+		t.Run(s.name, func(t *testing.T) {
+			vip, resolver, end := at(s.vip, 80), at(s.others, service.DNSPort), at(s.ends[0], 8080)
+			b.plan = plan(frontend(vip.String()+"/UDP", end.String()), frontend(resolver.String()+"/UDP", end.String()))
+			b.set(t)
+			addLocal(t, vip.Addr())
+			answer(t, vip)
+			answer(t, end)
+			c := newSocket(t, s.v6, service.UDP)
+			defer c.close()
+			for _, to := range []netip.AddrPort{vip, resolver, vip} {
+				testenv.Must(t, c.connect(to))
+				want := vip
+				if to == resolver {
+					want = end
+				}
+				for i := range 4 {
+					if i%2 == 0 {
+						testenv.Must(t, c.send(to))
+					} else {
+						_, err := unix.Write(c.fd, []byte("?"))
+						testenv.Must(t, err)
+					}
+					if who, from := c.receive(t); who != want || from != to {
+						t.Errorf("%s answers, as %s; want %s, as %s", who, from, want, to)
+					}
+				}
+				if got := c.peer(t); got != to {
+					t.Errorf("the peer is %s, want %s", got, to)
 				}
 			}
 		})

@@ -19,8 +19,6 @@ import (
 // clusterDNS is the Service at whose address pods expect DNS, in every cluster that kubeadm or its like has made.
 var clusterDNS = types.NamespacedName{Namespace: "kube-system", Name: "kube-dns"}
 
-const dnsPort = 53
-
 // nodeCaches knows which of the node's DNS caches answer. One at each address is asked every second, on a TCP connection
 // that stays: when the cache's process ends, the kernel ends the connection, and that is known at once.
 type nodeCaches struct {

@@ -134,8 +134,8 @@ func New(o Options) *Proxy {
 	p.kernel = kernel{paths: o.Paths, loopback: o.Loopback, log: o.Log}
 	p.health.now = time.Now
 	p.reaper = newReaper(o.Paths, o.Log, p.counts)
-	p.caches = nodeCaches{log: o.Log, changed: p.wake, port: dnsPort}
-	p.dns = service.Redirect{Service: clusterDNS, Port: dnsPort}
+	p.caches = nodeCaches{log: o.Log, changed: p.wake, port: service.DNSPort}
+	p.dns = service.Redirect{Service: clusterDNS, Port: service.DNSPort}
 	p.status.Problem = "the Service proxy is starting"
 	return p
 }

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -69,7 +70,9 @@ func TestFlows(t *testing.T) {
 	}
 }
 
-// TestSockets has sockets be connected to an endpoint in a Service's place, and others to the endpoint itself.
+// TestSockets has sockets be connected to an endpoint in a Service's place, and others to the endpoint itself. A resolver's
+// goes with an endpoint that serves no more. Of a socket of UDP that a former version translated, and that its program may
+// want for longer, nothing is asked but that its endpoint is there.
 func TestSockets(t *testing.T) {
 	paths, ok := inside(t)
 	if !ok {
@@ -77,49 +80,63 @@ func TestSockets(t *testing.T) {
 	}
 	serve(t, "10.0.0.1", "10.0.0.2")
 	n := newNode(t, paths, netconf.ProxyAuto)
-	n.set(web("web", vip), endpoints("web", "10.0.0.1"))
+	n.set(web("web", vip, resolves), endpoints("web", "10.0.0.1"))
 	if s := n.follows(t); s.ConnectMissing != "" {
 		t.Skip(s.ConnectMissing)
 	}
-	for _, network := range []string{"tcp", "udp"} {
-		n.set(web("web", vip), endpoints("web", "10.0.0.1"))
+	for _, c := range []struct {
+		what, network string
+		dial          func() net.Conn
+		notReady      bool // it is ended when its endpoint is not ready
+	}{
+		{"TCP", "tcp", func() net.Conn { return dial(t, "tcp", at) }, false},
+		{"a resolver", "udp", func() net.Conn { return dial(t, "udp", net.JoinHostPort(vip, "53")) }, true},
+		{"UDP of a former version", "udp", func() net.Conn { return formerly(t, paths, at, "10.0.0.1:8080") }, false},
+	} {
+		n.set(endpoints("web", "10.0.0.1"))
 		n.follows(t)
 		n.sweep(t)
 		before := n.counted(t, "fathom_service_flows_ended_total")["socket"]
-		translated, direct := dial(t, network, at), dial(t, network, "10.0.0.1:8080")
-		for _, c := range []string{"is there", "terminates", "is gone"} {
+		translated, direct := c.dial(), dial(t, c.network, "10.0.0.1:8080")
+		for _, step := range []struct {
+			endpoint string
+			is       []string
+			ended    bool
+		}{
+			{"is there", []string{"10.0.0.1"}, false},
+			{"terminates", []string{"10.0.0.2", "-10.0.0.1"}, false},
+			{"is not ready", []string{"10.0.0.2", "!10.0.0.1"}, c.notReady},
+			{"is gone", []string{"10.0.0.2"}, true},
+		} {
 			select {
 			case <-n.reaper.kick:
 			default:
 			}
-			switch c {
-			case "terminates":
-				n.set(endpoints("web", "10.0.0.2", "-10.0.0.1"))
-			case "is gone":
-				n.set(endpoints("web", "10.0.0.2"))
+			if step.endpoint != "is there" {
+				n.set(endpoints("web", step.is...))
 			}
 			n.follows(t)
-			if told := len(n.reaper.kick) > 0; told != (c != "is there") { // also when no frontend changes
-				t.Errorf("%s: the endpoint %s, and the reaper is told: %v", network, c, told)
+			if told := len(n.reaper.kick) > 0; told != (step.endpoint != "is there") { // also when no frontend changes
+				t.Errorf("%s: the endpoint %s, and the reaper is told: %v", c.what, step.endpoint, told)
 			}
 			n.sweep(t)
 			if who := ask(t, direct); who != "10.0.0.1" {
-				t.Errorf("%s: the endpoint %s: %s answers on a direct connection", network, c, who)
+				t.Errorf("%s: the endpoint %s: %s answers on a direct connection", c.what, step.endpoint, who)
 			}
 			who, err := try(translated)
-			if c != "is gone" && (err != nil || who != "10.0.0.1") {
-				t.Errorf("%s: the endpoint %s: %s answers, %v", network, c, who, err)
+			if !step.ended && (err != nil || who != "10.0.0.1") {
+				t.Errorf("%s: the endpoint %s: %s answers, %v", c.what, step.endpoint, who, err)
 			}
 			// What writes to a UDP socket that was destroyed hears that it is not connected; what reads, as with TCP.
-			if c == "is gone" && !errors.Is(err, unix.ECONNABORTED) && !errors.Is(err, unix.EDESTADDRREQ) {
-				t.Errorf("%s: the endpoint %s: %s answers, %v, want %v", network, c, who, err, unix.ECONNABORTED)
+			if step.ended && !errors.Is(err, unix.ECONNABORTED) && !errors.Is(err, unix.EDESTADDRREQ) {
+				t.Errorf("%s: the endpoint %s: %s answers, %v, want %v", c.what, step.endpoint, who, err, unix.ECONNABORTED)
 			}
 		}
-		if who := ask(t, dial(t, network, at)); who != "10.0.0.2" {
-			t.Errorf("%s: %s answers on a new connection", network, who)
+		if who := ask(t, dial(t, c.network, at)); who != "10.0.0.2" {
+			t.Errorf("%s: %s answers on a new connection", c.what, who)
 		}
 		if ended := n.counted(t, "fathom_service_flows_ended_total")["socket"] - before; ended != 1 {
-			t.Errorf("%s: %v sockets were ended, want 1", network, ended)
+			t.Errorf("%s: %v sockets were ended, want 1", c.what, ended)
 		}
 	}
 }

@@ -29,26 +29,26 @@ func TestRoom(t *testing.T) {
 	}
 	testenv.NeedFiles(t, bpf.ClientShare+256)
 	n := newNode(t, paths, netconf.ProxyAuto)
-	n.set(web("a", "172.16.0.1"), endpoints("a", "10.0.0.1", "10.0.0.2"))
+	n.set(web("a", "172.16.0.1", func(s *corev1.Service) { s.Spec.Ports[1].Port = service.DNSPort }), endpoints("a", "10.0.0.1", "10.0.0.2"))
 	n.follows(t)
 	if n.kernel.connect == nil {
 		t.Skip(n.kernel.missing)
 	}
 	serve(t, "10.0.0.1", "10.0.0.2")
-	vip := netip.MustParseAddrPort("172.16.0.1:80")
+	vip := netip.MustParseAddr("172.16.0.1")
 	n.step(t.Context(), true)
 	if s := n.Status(); s != (Status{Ready: true}) {
 		t.Errorf("with room for all: %+v", s)
 	}
 	before := n.counted(t, "fathom_service_connects_total")
-	to := &unix.SockaddrInet4{Addr: vip.Addr().As4(), Port: int(vip.Port())}
+	to := &unix.SockaddrInet4{Addr: vip.As4(), Port: service.DNSPort}
 	for range bpf.ClientShare {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		testenv.Must(t, err)
 		testenv.Must(t, unix.Connect(fd, to))
 	}
-	for _, network := range []string{"tcp", "udp"} {
-		if who := ask(t, dial(t, network, vip.String())); who != "10.0.0.1" && who != "10.0.0.2" {
+	for network, port := range map[string]uint16{"tcp": 80, "udp": service.DNSPort} {
+		if who := ask(t, dial(t, network, netip.AddrPortFrom(vip, port).String())); who != "10.0.0.1" && who != "10.0.0.2" {
 			t.Errorf("by %s %q answers", network, who)
 		}
 	}
@@ -84,7 +84,7 @@ func TestRoom(t *testing.T) {
 			return err
 		}
 		defer unix.Close(fd)
-		return unix.Connect(fd, to) // by connect() alone: the pod has neither rules nor a route there
+		return unix.Connect(fd, &unix.SockaddrInet4{Addr: vip.As4(), Port: 80}) // by connect() alone: the pod has neither rules nor a route there
 	}))
 }
 

@@ -32,7 +32,7 @@ type State struct {
 
 // Redirect returns how the state differs from what Services alone would have it.
 func (s State) Redirect() *service.Redirect {
-	r := &service.Redirect{Service: clusterDNS, Port: dnsPort}
+	r := &service.Redirect{Service: clusterDNS, Port: service.DNSPort}
 	r.Set(s.NodeCaches)
 	return r
 }

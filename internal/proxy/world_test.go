@@ -34,8 +34,8 @@ import (
 )
 
 // inside runs the test once more, in a process that is a node: it has a network namespace, a cgroup and a bpffs of its
-// own. All of 10.0.0.0/8 is local to it, so that any address can be an endpoint's, and 172.16.0.0/12 are Services'. In
-// the first process it says no, after the second one has ended.
+// own. All of 10.0.0.0/8 and fd01::/16 is local to it, so that any address can be an endpoint's, and 172.16.0.0/12 and
+// fd02::/16 are Services'. In the first process it says no, after the second one has ended.
 func inside(t testing.TB) (Paths, bool) {
 	t.Helper()
 	if dir := os.Getenv("FATHOM_TEST_BPFFS"); dir != "" {
@@ -56,7 +56,11 @@ func inside(t testing.TB) (Paths, bool) {
 	defer dir.Close()
 	n := linktest.Namespace(t)
 	testenv.Must(t, n.SetUp("lo", true))
-	for _, c := range []string{"address add 10.1.0.1/32 dev lo", "route add local 10.0.0.0/8 dev lo", "route add 172.16.0.0/12 dev lo src 10.1.0.1"} {
+	testenv.Must(t, n.Sysctl("ipv6/ip_nonlocal_bind", "1"))
+	for _, c := range []string{
+		"address add 10.1.0.1/32 dev lo", "route add local 10.0.0.0/8 dev lo", "route add 172.16.0.0/12 dev lo src 10.1.0.1",
+		"-6 address add fd01::1:1/128 dev lo nodad", "-6 route add local fd01::/16 dev lo", "-6 route add fd02::/16 dev lo src fd01::1:1",
+	} {
 		linktest.Run(t, n, append([]string{"ip"}, strings.Fields(c)...)...)
 	}
 	bpffs := t.TempDir()
@@ -144,8 +148,9 @@ func (n *node) stop() {
 // mode sets the configuration.
 func (n *node) mode(mode netconf.ServiceProxy) {
 	n.Set(Config{
-		Mode: mode, Node: self, OwnPods: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
-		NodePortAddrs: []netip.Addr{netip.MustParseAddr("10.1.0.1")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("172.16.0.0/12")},
+		Mode: mode, Node: self, OwnPods: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd01::/16")},
+		NodePortAddrs: []netip.Addr{netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("fd01::1:1")},
+		ServiceCIDRs:  []netip.Prefix{netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("fd02::/16")},
 	})
 }
 
@@ -311,18 +316,23 @@ func localOnly(port int32) func(*corev1.Service) {
 	}
 }
 
-// endpoints are a slice of a Service, all at port 8080. An endpoint that begins with "-" terminates and still serves.
+// endpoints are a slice of a Service, all at port 8080 and of the first one's family. An endpoint that begins with "-"
+// terminates and still serves; one that begins with "!" is not ready.
 func endpoints(of string, addrs ...string) *discoveryv1.EndpointSlice {
 	s := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: of + "-1", Labels: map[string]string{discoveryv1.LabelServiceName: of}},
 		AddressType: discoveryv1.AddressTypeIPv4,
 		Ports: []discoveryv1.EndpointPort{{Name: new("tcp"), Protocol: new(corev1.ProtocolTCP), Port: new(int32(8080))},
-			{Name: new("udp"), Protocol: new(corev1.ProtocolUDP), Port: new(int32(8080))}},
+			{Name: new("udp"), Protocol: new(corev1.ProtocolUDP), Port: new(int32(8080))}, {Name: new("dns"), Protocol: new(corev1.ProtocolUDP), Port: new(int32(8080))}},
 	}
 	for _, addr := range addrs {
 		addr, terminates := strings.CutPrefix(addr, "-")
+		addr, fails := strings.CutPrefix(addr, "!")
 		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{addr}, NodeName: &self.Name,
-			Conditions: discoveryv1.EndpointConditions{Ready: new(!terminates), Serving: new(true), Terminating: &terminates}})
+			Conditions: discoveryv1.EndpointConditions{Ready: new(!terminates && !fails), Serving: new(!fails), Terminating: &terminates}})
+		if strings.Contains(addr, ":") {
+			s.AddressType = discoveryv1.AddressTypeIPv6
+		}
 	}
 	return s
 }
@@ -331,7 +341,7 @@ func endpoints(of string, addrs ...string) *discoveryv1.EndpointSlice {
 func serve(t *testing.T, addrs ...string) {
 	t.Helper()
 	for _, addr := range addrs {
-		at := addr + ":8080"
+		at := net.JoinHostPort(addr, "8080")
 		l, err := net.Listen("tcp", at)
 		testenv.Must(t, err)
 		u, err := net.ListenPacket("udp", at)

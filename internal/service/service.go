@@ -62,7 +62,7 @@ func (k Kind) String() string {
 // Key is what packets meet a frontend by; there is one frontend for a key on a node.
 type Key struct {
 	// Addr is the address. A NodePort's is 0.0.0.0 or ::, which stand for every address of the family that the node
-	// is met at from outside (Plan.NodePortAddrs) and, of IPv4, for 127.0.0.0/8.
+	// is met at from outside (Plan.NodePortAddrs) and for loopback addresses.
 	Addr     netip.Addr
 	Protocol Protocol
 	Port     uint16
@@ -132,8 +132,8 @@ func ID(name types.NamespacedName) uint32 {
 type Plan struct {
 	// Frontends are sorted by their keys, each of which is there once.
 	Frontends []Frontend
-	// NodePortAddrs are the node's addresses at which NodePorts answer, sorted; besides them 127.0.0.0/8 does, for what
-	// starts on the node itself.
+	// NodePortAddrs are the node's addresses at which NodePorts answer, sorted; besides them loopback addresses do, for what
+	// starts on the node itself: those of IPv6 to sockets alone.
 	NodePortAddrs []netip.Addr
 	// OwnPods are the addresses of the node's own pods. Who comes from there, or from the node itself, is inside; pods of
 	// other nodes have met what they ask for on their own node, or mean this node. What goes to them needs no masquerade:

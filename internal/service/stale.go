@@ -148,18 +148,27 @@ func (x *Index) Ended(protocol Protocol, to, answers netip.AddrPort, translated 
 	return !found || !lives(f.Service, answers).Serving
 }
 
+// DNSPort is where names are asked for. Sockets of UDP that connect to a Service there get an endpoint, others do not
+// (c/connect.c of package bpf).
+const DNSPort = 53
+
 // Cut says whether a socket that was connected to an endpoint in a frontend's place is to be ended: the same rule, for what
-// has no entry in connection tracking. Of UDP it is also if the endpoint is none of the Service's any more, since the
-// socket goes nowhere else by itself.
+// has no entry in connection tracking. One of UDP goes nowhere else by itself. If it asks for names it is ended when its
+// endpoint serves no more, since a resolver takes another socket. All others are of versions that gave endpoints to all, and
+// are wanted for longer: they are ended when the endpoint is none of the Service's any more, be it ready or not. What leads
+// to the node's own address in place of a loopback one is moved by who balances packets.
 func (x *Index) Cut(protocol Protocol, to, endpoint netip.AddrPort, lives Lives) bool {
 	f, found := x.Find(protocol, to)
 	switch {
 	case protocol == TCP:
 		return found && lives(f.Service, endpoint).Gone
+	case to.Addr().IsLoopback() && to.Port() == endpoint.Port() && x.atNode(endpoint.Addr()):
+		return false
 	case !found:
 		return true
 	}
-	return !lives(f.Service, endpoint).Present
+	life := lives(f.Service, endpoint)
+	return !life.Present || to.Port() == DNSPort && !life.Serving
 }
 
 func (x *Index) hasGone(key Key) bool {
@@ -183,7 +192,7 @@ func (x *Index) inRanges(addr netip.Addr) bool {
 
 // atNode says whether NodePorts answer at the address.
 func (x *Index) atNode(addr netip.Addr) bool {
-	if addr.Is4() && addr.IsLoopback() {
+	if addr.IsLoopback() {
 		return true
 	}
 	_, found := x.nodeAddrs[addr]

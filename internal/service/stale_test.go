@@ -75,7 +75,7 @@ func TestStale(t *testing.T) {
 		{UDP, "192.0.2.2:30053", "10.244.9.9:53", false}, // another node's
 		{UDP, "[2001:db8::1]:30053", "[fd00::5]:53", false},
 		{UDP, "[2001:db8::1]:30053", "[fd00::6]:53", true},
-		{UDP, "[::1]:30053", "[fd00::6]:53", false},
+		{UDP, "[::1]:30053", "[fd00::6]:53", true},
 		// No frontend.
 		{UDP, "10.96.0.99:53", "10.244.0.5:53", true},
 		{SCTP, "10.96.0.99:53", "10.244.0.5:53", true},
@@ -91,6 +91,41 @@ func TestStale(t *testing.T) {
 		}
 		if got := x.Stale(c.protocol, to, answers, translated); got != c.stale {
 			t.Errorf("%s to %s, answered by %q: stale is %t, want %t", c.protocol, c.to, c.answers, got, c.stale)
+		}
+	}
+}
+
+// TestCut has sockets be connected to endpoints in frontends' places.
+func TestCut(t *testing.T) {
+	plan := stalePlan()
+	plan.Frontends = append(plan.Frontends, staleFrontend(ClusterIP, UDP, "10.96.0.12:80", staleEndpoints[:1], nil),
+		staleFrontend(NodePort, TCP, "[::]:30080", staleEndpoints[2:], nil))
+	x := NewIndex(plan, staleRanges, staleOthers)
+	there, notReady, left, gone := Life{Present: true, Serving: true}, Life{Present: true}, Life{}, Life{Gone: true}
+	for _, c := range []struct {
+		protocol     Protocol
+		to, endpoint string
+		// whether it is cut with an endpoint that serves, is not ready, has left the Service, is gone
+		there, notReady, left, gone bool
+	}{
+		{TCP, "10.96.0.10:53", "10.244.0.5:53", false, false, false, true},
+		{TCP, "[::1]:30080", "[fd00::5]:53", false, false, false, true},
+		{TCP, "10.96.0.99:80", "10.244.0.5:53", false, false, false, false},
+		{UDP, "10.96.0.10:53", "10.244.0.5:53", false, true, true, true},
+		{UDP, "10.96.0.12:80", "10.244.0.5:53", false, false, true, true},
+		{UDP, "[::1]:30053", "[fd00::5]:53", false, false, true, true},
+		{UDP, "10.96.0.99:80", "10.244.0.5:53", true, true, true, true},
+		// By way of the node's own address.
+		{UDP, "127.0.0.1:30053", "192.0.2.1:30053", false, false, false, false},
+		{UDP, "[::1]:30053", "[2001:db8::1]:30053", false, false, false, false},
+		{UDP, "127.0.0.1:30053", "192.0.2.1:53", false, false, true, true}, // an endpoint on the node's network
+	} {
+		got := [4]bool{}
+		for i, life := range []Life{there, notReady, left, gone} {
+			got[i] = x.Cut(c.protocol, netip.MustParseAddrPort(c.to), netip.MustParseAddrPort(c.endpoint), func(Name, netip.AddrPort) Life { return life })
+		}
+		if want := [4]bool{c.there, c.notReady, c.left, c.gone}; got != want {
+			t.Errorf("%s to %s, connected to %s: %v, want %v", c.protocol, c.to, c.endpoint, got, want)
 		}
 	}
 }

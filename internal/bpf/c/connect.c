@@ -418,6 +418,15 @@ static inline enum fate note(struct bpf_sock_addr *ctx, const struct peer *peer)
 	return CONNECTED;
 }
 
+enum { DNS_PORT = 53 }; // Go knows it as service.DNSPort
+
+// is_lasting says whether a socket may be wanted for longer than its endpoint: one of UDP. The kernel asks no program where
+// to a connected one sends, and nothing moves it to another endpoint. Resolvers of names take a new one for each question.
+static inline bool is_lasting(const struct frontend *by)
+{
+	return by->protocol == IPPROTO_UDP && by->port != htons(DNS_PORT);
+}
+
 static inline int connect(struct bpf_sock_addr *ctx, bool v6)
 {
 	struct frontend dialed, by;
@@ -425,6 +434,8 @@ static inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	struct endpoint to = {};
 	if (!read(ctx, v6, &dialed, &by))
 		return GO_ON;
+	if (is_lasting(&by) && !is_loopback(&by.address)) // of a loopback address the node's own comes in its place
+		return GO_ON; // who balances packets moves it
 	switch (choose(ctx, v6 && !is_mapped(&by.address), &by, 0, &s, &to)) {
 	case NOT_OURS:
 		return GO_ON;
