@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/lab"
 	"github.com/fathom-network/fathom/internal/manifest"
@@ -124,6 +125,9 @@ func (a *app) describe(file string, o topology.Overrides) (*topology.Lab, error)
 	if err != nil {
 		return nil, err
 	}
+	if err := want.CheckHostPaths(readable); err != nil {
+		return nil, err
+	}
 	err = want.ReadManifests(func(path string) ([]byte, error) { return readBounded(path, manifest.MaxSize, "manifest") })
 	if err != nil {
 		return nil, err
@@ -143,7 +147,18 @@ func parseLab(file string, o topology.Overrides) (*topology.Lab, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the lab file: %w", err)
 	}
+	if o.Dir, err = filepath.Abs(filepath.Dir(file)); err != nil {
+		return nil, fmt.Errorf("find the lab file's directory: %w", err)
+	}
 	return topology.Parse(data, file, o)
+}
+
+// readable says why a path of the host cannot be given to nodes. It opens nothing: a pipe would wait for its writer.
+func readable(path string) error {
+	if err := unix.Access(path, unix.R_OK); err != nil {
+		return fmt.Errorf("nodes are to see it, and this machine says of it: %w", err)
+	}
+	return nil
 }
 
 // readBounded reads a file of at most limit bytes.

@@ -215,4 +215,3 @@ func FuzzXz(f *testing.F) {
 		}
 	})
 }
-

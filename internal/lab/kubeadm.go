@@ -30,14 +30,18 @@ type arg struct {
 	Value string `json:"value"`
 }
 
-func argList(sets ...map[string]string) []arg {
-	all := map[string]string{}
-	for _, set := range sets {
-		maps.Copy(all, set)
+// argList makes one list of the lab's own arguments and the user's, which stand in the place of the lab's.
+func argList(own map[string]string, users map[string]topology.Values) []arg {
+	all := map[string]topology.Values{}
+	for name, value := range own {
+		all[name] = topology.Values{value}
 	}
+	maps.Copy(all, users)
 	list := make([]arg, 0, len(all))
 	for _, name := range slices.Sorted(maps.Keys(all)) {
-		list = append(list, arg{name, all[name]})
+		for _, value := range all[name] {
+			list = append(list, arg{name, value})
+		}
 	}
 	return list
 }
@@ -56,6 +60,18 @@ func fileAt(name, path string) hostFile {
 	return hostFile{Name: name, HostPath: path, MountPath: path, ReadOnly: true, PathType: "File"}
 }
 
+// volumeDir is where a control-plane node has what kube-apiserver sees of the host. A path of the host need not be one of the
+// node, which has a /root, /home and /var of its own.
+func volumeDir(i int) string { return fmt.Sprintf("/etc/kubernetes/volumes/%d", i) }
+
+func apiServerVolumes(c *topology.Cluster) []hostFile {
+	list := []hostFile{}
+	for i, v := range c.APIServerVolumes {
+		list = append(list, hostFile{Name: fmt.Sprintf("volume-%d", i), HostPath: volumeDir(i), MountPath: v.MountPath, ReadOnly: v.ReadOnly})
+	}
+	return list
+}
+
 func join[T fmt.Stringer](list []T) string {
 	var s []string
 	for _, v := range list {
@@ -68,14 +84,6 @@ func join[T fmt.Stringer](list []T) string {
 func (l *Lab) kubeadmFile(c *topology.Cluster, n *topology.Node) ([]byte, error) {
 	addr := l.NodeAddrs(c, n)[0]
 	planes := c.ControlPlanes()
-	gates := map[string]string{}
-	if len(c.FeatureGates) > 0 {
-		var list []string
-		for _, name := range slices.Sorted(maps.Keys(c.FeatureGates)) {
-			list = append(list, fmt.Sprintf("%s=%v", name, c.FeatureGates[name]))
-		}
-		gates["feature-gates"] = strings.Join(list, ",")
-	}
 	managers := map[string]string{"node-cidr-mask-size": fmt.Sprint(c.NodeMasks[0])}
 	if len(c.Families) > 1 {
 		managers = map[string]string{
@@ -92,6 +100,17 @@ func (l *Lab) kubeadmFile(c *topology.Cluster, n *topology.Node) ([]byte, error)
 		// Nobody to elect against. With an election, a control plane whose node lost power would wait 15 s
 		// for the lease of its own former self.
 		managers["leader-elect"], schedulers["leader-elect"] = "false", "false"
+	}
+	// exec, logs and port-forward go to the node's address: its name is known to nobody's DNS.
+	servers := map[string]string{"kubelet-preferred-address-types": "InternalIP", "kubelet-certificate-authority": clusterCA}
+	if len(c.FeatureGates) > 0 {
+		var list []string
+		for _, name := range slices.Sorted(maps.Keys(c.FeatureGates)) {
+			list = append(list, fmt.Sprintf("%s=%v", name, c.FeatureGates[name]))
+		}
+		for _, args := range []map[string]string{servers, managers, schedulers} {
+			args["feature-gates"] = strings.Join(list, ",")
+		}
 	}
 	// A lab's disk need not outlive the host's power, and a kill of etcd loses nothing that the kernel has.
 	etcd := map[string]string{"unsafe-no-fsync": "true"}
@@ -130,18 +149,14 @@ func (l *Lab) kubeadmFile(c *topology.Cluster, n *topology.Node) ([]byte, error)
 			"podSubnet": join(c.PodCIDRs), "serviceSubnet": join(c.ServiceCIDRs), "dnsDomain": c.DNSDomain,
 		},
 		"apiServer": map[string]any{
-			"certSANs": slices.Compact(sans),
-			"extraArgs": argList(map[string]string{
-				// exec, logs and port-forward go to the node's address: its name is known to nobody's DNS.
-				"kubelet-preferred-address-types": "InternalIP",
-				"kubelet-certificate-authority":   clusterCA,
-			}, gates, c.APIServerArgs),
+			"certSANs":  slices.Compact(sans),
+			"extraArgs": argList(servers, c.APIServerArgs), "extraVolumes": apiServerVolumes(c),
 		},
-		"controllerManager": map[string]any{"extraArgs": argList(managers, gates, c.ControllerManagerArgs)},
-		"scheduler": map[string]any{"extraArgs": argList(schedulers, gates, c.SchedulerArgs), "extraVolumes": []hostFile{
+		"controllerManager": map[string]any{"extraArgs": argList(managers, c.ControllerManagerArgs)},
+		"scheduler": map[string]any{"extraArgs": argList(schedulers, c.SchedulerArgs), "extraVolumes": []hostFile{
 			fileAt("tls-cert", schedulerCert), fileAt("tls-key", schedulerKey),
 		}},
-		"etcd": map[string]any{"local": map[string]any{"dataDir": "/var/lib/etcd", "extraArgs": argList(etcd)}},
+		"etcd": map[string]any{"local": map[string]any{"dataDir": "/var/lib/etcd", "extraArgs": argList(etcd, nil)}},
 	}
 	if len(planes) > 1 {
 		cluster["controlPlaneEndpoint"] = netip.AddrPortFrom(l.APIAddr(c), apiPort).String()

@@ -165,7 +165,9 @@ func (l *Lab) spec(c *topology.Cluster, n *topology.Node, layer string) machine.
 		"--node-ip=" + strings.Join(addrs, ","),
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.KubeletArgs)) {
-		args = append(args, fmt.Sprintf("--%s=%s", name, c.KubeletArgs[name]))
+		for _, value := range c.KubeletArgs[name] {
+			args = append(args, fmt.Sprintf("--%s=%s", name, value))
+		}
 	}
 	s := machine.Spec{
 		Hostname: n.Name, Dir: l.dir("nodes", n.Name), Cgroup: l.cgroup(n.Name),
@@ -181,6 +183,9 @@ func (l *Lab) spec(c *topology.Cluster, n *topology.Node, layer string) machine.
 		},
 	}
 	if n.Role == topology.ControlPlane {
+		for i, v := range c.APIServerVolumes {
+			s.Binds = append(s.Binds, machine.Bind{Source: v.HostPath, Target: volumeDir(i), ReadOnly: v.ReadOnly})
+		}
 		s.CPUWeights = []machine.CPUWeight{{Times: planeWeight}, {Group: containersGroup, Times: planeWeight}}
 	}
 	for _, m := range n.Mounts {

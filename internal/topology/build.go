@@ -30,11 +30,13 @@ type builder struct {
 	*problems
 	// usedNodes are the entries of defaults.nodes that fit a node of some cluster.
 	usedNodes map[source]bool
+	dir       string     // Overrides.Dir
+	hostPaths []hostPath // what the lab wants of the host
 }
 
 // build fills in defaults and flags, checks everything and makes the Lab.
 func build(s *labSpec, o Overrides, ps *problems) (*Lab, error) {
-	b := &builder{problems: ps, usedNodes: map[source]bool{}}
+	b := &builder{problems: ps, usedNodes: map[source]bool{}, dir: o.Dir}
 	if len(s.clusters) == 0 {
 		s.clusters = pickClusters(nil, firstClusterNames[:2], source{})
 	}
@@ -68,6 +70,7 @@ func build(s *labSpec, o Overrides, ps *problems) (*Lab, error) {
 	if err := b.err(); err != nil {
 		return nil, err
 	}
+	lab.hostPaths = b.hostPaths
 	return lab, nil
 }
 
@@ -110,13 +113,15 @@ func (b *builder) cluster(s *clusterSpec, index int, lab *Lab) Cluster {
 		DNSDomain:             defaultDNSDomain,
 		Network:               b.network(s),
 		FeatureGates:          b.featureGates(s.featureGates),
-		APIServerArgs:         b.args(s.apiServerArgs, apiServerOwned),
-		ControllerManagerArgs: b.args(s.controllerManagerArgs, controllerManagerOwned),
-		SchedulerArgs:         b.args(s.schedulerArgs, schedulerOwned),
-		KubeletArgs:           b.args(s.kubeletArgs, kubeletOwned),
+		APIServerArgs:         b.args(s.apiServerArgs, APIServer),
+		ControllerManagerArgs: b.args(s.controllerManagerArgs, ControllerManager),
+		SchedulerArgs:         b.args(s.schedulerArgs, Scheduler),
+		KubeletArgs:           b.args(s.kubeletArgs, Kubelet),
 	}
 	c.Proxy = b.proxy(s, c.Network.Kind)
 	c.DNS = b.dns(s, c.Proxy.Kind)
+	c.APIServerVolumes = b.volumes(s.apiServerVolumes, b.dir)
+	b.apiServerFiles(s.apiServerArgs, c.APIServerVolumes)
 	c.Manifests = b.manifests(s.manifests)
 	if s.dnsDomain.set {
 		c.DNSDomain = s.dnsDomain.value
@@ -177,7 +182,7 @@ func (b *builder) nodes(s *clusterSpec, c *Cluster) {
 		if entry.taints == nil && n.Role == ControlPlane && workers > 0 {
 			n.Taints = []Taint{{Key: ControlPlaneTaint, Effect: "NoSchedule"}}
 		}
-		n.Mounts = b.mounts(mergeMounts(s.mounts, entry.mounts))
+		n.Mounts = b.mounts(mergeBy(s.mounts, entry.mounts, mountSpec.target))
 		wire := entry.wire
 		if !wire.set {
 			wire = s.wire
@@ -214,7 +219,7 @@ func (n nodeSpec) inherit(d nodeSpec) nodeSpec {
 	if n.taints == nil {
 		n.taints = d.taints
 	}
-	n.mounts = mergeMounts(d.mounts, n.mounts)
+	n.mounts = mergeBy(d.mounts, n.mounts, mountSpec.target)
 	if !n.wire.set {
 		n.wire = d.wire
 	}

@@ -8,6 +8,8 @@ import (
 
 // Overrides are the command-line flags that win over the lab file. A zero field changes nothing.
 type Overrides struct {
+	// Dir is the lab file's directory, as an absolute path, at which relative paths of volumes begin. It is no flag.
+	Dir           string
 	Name          string   // --name
 	Clusters      []string // --clusters, by ParseClusters
 	ControlPlanes *int     // --control-planes, of every cluster

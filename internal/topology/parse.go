@@ -104,10 +104,11 @@ func (r *reader) cluster(n *yaml.Node, at source, c *clusterSpec, named bool) {
 		"proxy":                 func(n *yaml.Node, at source) { r.proxy(n, at, &c.proxy) },
 		"dns":                   r.textInto(&c.dns),
 		"featureGates":          r.boolsInto(&c.featureGates),
-		"apiServerArgs":         r.textsInto(&c.apiServerArgs),
-		"controllerManagerArgs": r.textsInto(&c.controllerManagerArgs),
-		"schedulerArgs":         r.textsInto(&c.schedulerArgs),
-		"kubeletArgs":           r.textsInto(&c.kubeletArgs),
+		"apiServerArgs":         r.valuesInto(&c.apiServerArgs),
+		"controllerManagerArgs": r.valuesInto(&c.controllerManagerArgs),
+		"schedulerArgs":         r.valuesInto(&c.schedulerArgs),
+		"kubeletArgs":           r.valuesInto(&c.kubeletArgs),
+		"apiServerVolumes":      func(n *yaml.Node, at source) { c.apiServerVolumes = r.volumes(n, at) },
 		"mounts":                func(n *yaml.Node, at source) { c.mounts = r.mounts(n, at) },
 		"manifests":             func(n *yaml.Node, at source) { c.manifests = r.texts(n, at) },
 		"wire":                  func(n *yaml.Node, at source) { r.wire(n, at, &c.wire) },
@@ -175,6 +176,35 @@ func (r *reader) mounts(n *yaml.Node, at source) []mountSpec {
 		}
 	})
 	return mounts
+}
+
+func (r *reader) volumes(n *yaml.Node, at source) []volumeSpec {
+	var volumes []volumeSpec
+	first := map[string]source{}
+	r.list(n, at, maxMounts, func(n *yaml.Node, at source) {
+		v := volumeSpec{at: at}
+		r.mapping(n, at, fields{
+			"hostPath":  r.textInto(&v.hostPath),
+			"mountPath": r.textInto(&v.mountPath),
+			"readOnly":  r.boolInto(&v.readOnly),
+		})
+		if n.Kind == yaml.MappingNode && v.hostPath.missing() {
+			r.add(at.child("hostPath"), "", "missing; want a path of the host, absolute or from the lab file's directory")
+		}
+		if n.Kind == yaml.MappingNode && v.mountPath.missing() {
+			r.add(at.child("mountPath"), "", "missing; want where kube-apiserver is to see it, such as /etc/kubernetes/extra")
+		}
+		if !v.hostPath.set || !v.mountPath.set {
+			return
+		}
+		if before, dup := first[v.mountPath.value]; dup {
+			r.add(at, v.mountPath.value, "already the mountPath of %s; want one volume for a path", before)
+			return
+		}
+		first[v.mountPath.value] = at
+		volumes = append(volumes, v)
+	})
+	return volumes
 }
 
 func (r *reader) nodes(n *yaml.Node, at source) []nodeSpec {

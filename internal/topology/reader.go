@@ -256,6 +256,41 @@ func (r *reader) textsInto(m *map[string]text) func(*yaml.Node, source) {
 	}
 }
 
+// valuesInto returns a reader of a mapping from words to single values, or to lists of such.
+func (r *reader) valuesInto(m *map[string][]text) func(*yaml.Node, source) {
+	return func(n *yaml.Node, at source) {
+		*m = map[string][]text{}
+		r.pairs(n, at, "a mapping of names to values", func(key string, keyAt source, value *yaml.Node) {
+			value, ok := r.resolve(value)
+			if !ok {
+				return
+			}
+			if r.isNull(value) {
+				(*m)[key] = []text{{at: keyAt, set: true}}
+				return
+			}
+			var values []text
+			one := func(n *yaml.Node, at source) {
+				var v text
+				if r.scalarInto(&v)(n, at); v.set {
+					values = append(values, v)
+				}
+			}
+			valueAt := r.at(value, keyAt.field)
+			if value.Kind != yaml.SequenceNode {
+				one(value, valueAt)
+			} else if len(value.Content) == 0 {
+				r.add(valueAt, "", "an empty list; want a value for each time that the flag is given, or leave the flag out")
+			} else {
+				r.list(value, valueAt, maxMounts, one)
+			}
+			if len(values) > 0 {
+				(*m)[key] = values
+			}
+		})
+	}
+}
+
 func (r *reader) boolsInto(m *map[string]item[bool]) func(*yaml.Node, source) {
 	return func(n *yaml.Node, at source) {
 		*m = map[string]item[bool]{}

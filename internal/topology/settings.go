@@ -11,35 +11,7 @@ import (
 	"time"
 )
 
-// Flags that a lab's own fields decide. Given twice, the two would drift apart: the nodes' addresses, for
-// one, are computed from podCIDR and not from what the controller manager was told.
-var (
-	featureGatesOwned = map[string]string{"feature-gates": "featureGates"}
-	apiServerOwned    = map[string]string{
-		"feature-gates":            "featureGates",
-		"service-cluster-ip-range": "serviceCIDR",
-	}
-	controllerManagerOwned = map[string]string{
-		"feature-gates":            "featureGates",
-		"cluster-cidr":             "podCIDR",
-		"service-cluster-ip-range": "serviceCIDR",
-		"node-cidr-mask-size":      "nodeCIDRMask",
-		"node-cidr-mask-size-ipv4": "nodeCIDRMask",
-		"node-cidr-mask-size-ipv6": "nodeCIDRMask",
-	}
-	schedulerOwned = featureGatesOwned
-	kubeletOwned   = map[string]string{
-		"feature-gates":        "featureGates",
-		"cluster-domain":       "dnsDomain",
-		"node-labels":          "nodes[].labels",
-		"register-with-taints": "nodes[].taints",
-	}
-)
-
-var (
-	flagName = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
-	gateName = regexp.MustCompile(`^[A-Z][A-Za-z0-9]*$`)
-)
+var gateName = regexp.MustCompile(`^[A-Z][A-Za-z0-9]*$`)
 
 // text writes the number as a problem quotes it.
 func (v item[T]) text() string {
@@ -71,33 +43,6 @@ func (b *builder) featureGates(gates map[string]item[bool]) map[string]bool {
 		}
 		if m == nil {
 			m = map[string]bool{}
-		}
-		m[name] = v.value
-	}
-	return m
-}
-
-// args checks extra command-line arguments. Whether a component knows a flag, only the component can say.
-func (b *builder) args(args map[string]text, owned map[string]string) map[string]string {
-	var m map[string]string
-	for _, name := range sortedKeys(args) {
-		v := args[name]
-		switch field := owned[name]; {
-		case strings.HasPrefix(name, "-"):
-			b.add(v.at, "", "want the flag without dashes: %s", strings.TrimLeft(name, "-"))
-			continue
-		case !flagName.MatchString(name):
-			b.add(v.at, "", "%q is not the name of a flag; want something like audit-log-maxage", name)
-			continue
-		case field != "":
-			b.add(v.at, v.value, "the lab sets this flag itself; want %s instead", field)
-			continue
-		case strings.ContainsAny(v.value, "\x00\n\r"):
-			b.add(v.at, v.value, "want a value of one line")
-			continue
-		}
-		if m == nil {
-			m = map[string]string{}
 		}
 		m[name] = v.value
 	}
@@ -170,16 +115,19 @@ var (
 )
 
 // ownedPath returns the path of the lab that a mount on p would cover, or "".
-func ownedPath(p string) string {
+func ownedPath(p string) string { return covered(p, ownedWhole, ownedTop) }
+
+// covered returns which path a mount on p would cover, or lie in if it is one of whole; "" if none.
+func covered(p string, whole, top []string) string {
 	within := func(inner, outer string) bool {
 		return inner == outer || outer == "/" || strings.HasPrefix(inner, outer+"/")
 	}
-	for _, o := range ownedWhole {
+	for _, o := range whole {
 		if within(p, o) || within(o, p) {
 			return o
 		}
 	}
-	for _, o := range ownedTop {
+	for _, o := range top {
 		if within(o, p) {
 			return o
 		}
@@ -197,6 +145,8 @@ func (b *builder) mounts(specs []mountSpec) []Mount {
 		}
 		if s.nodePath.set && !isPlainPath(m.HostPath) {
 			b.add(s.hostPath.at, m.HostPath, "want an absolute path without . and ..")
+		} else if isPlainPath(m.HostPath) {
+			b.hostPath(m.HostPath, s.hostPath)
 		}
 		if !isPlainPath(m.NodePath) {
 			b.add(at, m.NodePath, "want an absolute path without . and ..")

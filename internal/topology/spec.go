@@ -39,10 +39,11 @@ type clusterSpec struct {
 	proxy                  proxySpec
 	dns                    text
 	featureGates           map[string]item[bool]
-	apiServerArgs          map[string]text
-	controllerManagerArgs  map[string]text
-	schedulerArgs          map[string]text
-	kubeletArgs            map[string]text
+	apiServerArgs          map[string][]text
+	controllerManagerArgs  map[string][]text
+	schedulerArgs          map[string][]text
+	kubeletArgs            map[string][]text
+	apiServerVolumes       []volumeSpec
 	mounts                 []mountSpec
 	manifests              []text
 	wire                   wireSpec
@@ -81,6 +82,12 @@ type mountSpec struct {
 	readOnly           item[bool]
 }
 
+type volumeSpec struct {
+	at                  source
+	hostPath, mountPath text
+	readOnly            item[bool]
+}
+
 type wireSpec struct {
 	set               bool
 	rate, delay, loss text
@@ -95,7 +102,7 @@ func (v item[T]) or(other item[T]) item[T] {
 }
 
 // inherit fills what c leaves open from the defaults. Single values and the sections network, proxy and
-// wire are taken whole; maps, mounts and manifests add up, and the cluster's own entry wins.
+// wire are taken whole; maps, volumes, mounts and manifests add up, and the cluster's own entry wins.
 func (c clusterSpec) inherit(d clusterSpec) clusterSpec {
 	c.controlPlanes = c.controlPlanes.or(d.controlPlanes)
 	c.workers = c.workers.or(d.workers)
@@ -119,7 +126,8 @@ func (c clusterSpec) inherit(d clusterSpec) clusterSpec {
 	c.controllerManagerArgs = merge(d.controllerManagerArgs, c.controllerManagerArgs)
 	c.schedulerArgs = merge(d.schedulerArgs, c.schedulerArgs)
 	c.kubeletArgs = merge(d.kubeletArgs, c.kubeletArgs)
-	c.mounts = mergeMounts(d.mounts, c.mounts)
+	c.apiServerVolumes = mergeBy(d.apiServerVolumes, c.apiServerVolumes, func(v volumeSpec) string { return v.mountPath.value })
+	c.mounts = mergeBy(d.mounts, c.mounts, mountSpec.target)
 	c.manifests = slices.Concat(d.manifests, c.manifests)
 	c.inherited = d.nodes
 	return c
@@ -135,15 +143,11 @@ func merge[V any](base, top map[string]V) map[string]V {
 	return merged
 }
 
-// mergeMounts returns base followed by top, without those of base that top mounts over.
-func mergeMounts(base, top []mountSpec) []mountSpec {
-	var merged []mountSpec
+// mergeBy returns base followed by top, without those of base whose target top has, too.
+func mergeBy[T any](base, top []T, target func(T) string) []T {
+	var merged []T
 	for _, b := range base {
-		replaced := false
-		for _, t := range top {
-			replaced = replaced || t.target() == b.target()
-		}
-		if !replaced {
+		if !slices.ContainsFunc(top, func(t T) bool { return target(t) == target(b) }) {
 			merged = append(merged, b)
 		}
 	}

@@ -17,6 +17,7 @@ type Lab struct {
 	// HostAccess is what of the host itself pods and nodes reach by the uplink.
 	HostAccess HostAccess `json:",omitempty"`
 	Clusters   []Cluster
+	hostPaths  []hostPath // of mounts and volumes, for CheckHostPaths
 }
 
 // HostAccess says what of the host itself pods and nodes reach. What the host forwards is no part of it.
@@ -47,10 +48,12 @@ type Cluster struct {
 	FeatureGates map[string]bool
 	// APIServerArgs, ControllerManagerArgs, SchedulerArgs and KubeletArgs are extra command-line
 	// arguments, by flag name without dashes.
-	APIServerArgs         map[string]string
-	ControllerManagerArgs map[string]string
-	SchedulerArgs         map[string]string
-	KubeletArgs           map[string]string
+	APIServerArgs         map[string]Values
+	ControllerManagerArgs map[string]Values
+	SchedulerArgs         map[string]Values
+	KubeletArgs           map[string]Values
+	// APIServerVolumes are files and directories of the host that kube-apiserver sees, on each control-plane node.
+	APIServerVolumes []Volume `json:",omitempty"`
 	// Manifests are applied while the cluster starts. They are no part of what the cluster is: each `up` has its own.
 	Manifests []Manifest `json:"-"`
 }
@@ -103,6 +106,13 @@ type Mount struct {
 	HostPath string // absolute
 	NodePath string // absolute
 	ReadOnly bool
+}
+
+// Volume makes a directory or file of the host visible in the container of a component.
+type Volume struct {
+	HostPath  string // absolute
+	MountPath string // absolute, in the container
+	ReadOnly  bool
 }
 
 // Wire is the state of the link between a node and its cluster's switch.
