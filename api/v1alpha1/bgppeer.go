@@ -38,8 +38,11 @@ type BGPPeerSpec struct {
 	HoldTimeSeconds      int32 `json:"holdTimeSeconds,omitempty"`      // 90
 	KeepaliveTimeSeconds int32 `json:"keepaliveTimeSeconds,omitempty"` // 30
 	// EBGPMultihop is how many hops an external peer may be away.
-	EBGPMultihop    int32               `json:"ebgpMultihop,omitempty"` // 1
-	Advertise       []BGPAdvertisement  `json:"advertise,omitempty"`    // PodCIDRs
+	EBGPMultihop int32           `json:"ebgpMultihop,omitempty"` // 1
+	Advertise    []BGPAdvertised `json:"advertise,omitempty"`    // PodCIDRs
+	// Advertisements say what the router is told, and how, in the place of Advertise.
+	Advertisements []BGPAdvertisement `json:"advertisements,omitempty"`
+	// Communities are of all routes.
 	Communities     []string            `json:"communities,omitempty"`
 	GracefulRestart *BGPGracefulRestart `json:"gracefulRestart,omitempty"`
 }
@@ -50,14 +53,43 @@ type SecretKey struct {
 	Key  string `json:"key,omitempty"`  // password
 }
 
-// BGPAdvertisement is a kind of prefixes.
-type BGPAdvertisement string
+// BGPAdvertised is a kind of prefixes.
+type BGPAdvertised string
 
 // The kinds.
 const (
-	AdvertisePodCIDRs BGPAdvertisement = "PodCIDRs"
+	AdvertisePodCIDRs BGPAdvertised = "PodCIDRs"
 	// AdvertiseServiceAddresses are those that Services have of AddressPools, of those that the node carries.
-	AdvertiseServiceAddresses BGPAdvertisement = "ServiceAddresses"
+	AdvertiseServiceAddresses BGPAdvertised = "ServiceAddresses"
+)
+
+// BGPAdvertisement is some addresses, and how the router is told of them. An address of several is told once, with the
+// communities of all and the first LocalPref that there is.
+type BGPAdvertisement struct {
+	Addresses []BGPAddresses `json:"addresses"`
+	// Pools and PoolSelector choose the AddressPools that load balancers' addresses and external IPs are of: one of these, or
+	// with these labels. Without both it is any.
+	Pools        []string              `json:"pools,omitempty"`
+	PoolSelector *metav1.LabelSelector `json:"poolSelector,omitempty"`
+	// ServiceSelector chooses the Services; nothing is all of them.
+	ServiceSelector *metav1.LabelSelector `json:"serviceSelector,omitempty"`
+	Communities     []string              `json:"communities,omitempty"`
+	// LocalPref is the LOCAL_PREF attribute, for a router of the same AS.
+	LocalPref *int64 `json:"localPref,omitempty"` // 100
+	// AggregationLength and AggregationLengthV6 are how long the prefixes are in which Services' addresses are told.
+	AggregationLength   int32 `json:"aggregationLength,omitempty"`   // 32
+	AggregationLengthV6 int32 `json:"aggregationLengthV6,omitempty"` // 128
+}
+
+// BGPAddresses is a kind of addresses.
+type BGPAddresses string
+
+// The kinds. Of Services' addresses a node tells of those that it may be sent packets for.
+const (
+	BGPPodCIDR        BGPAddresses = "PodCIDR"        // the node's ranges of pods
+	BGPLoadBalancerIP BGPAddresses = "LoadBalancerIP" // that Services of type LoadBalancer have of AddressPools
+	BGPExternalIP     BGPAddresses = "ExternalIP"     // of Services' spec.externalIPs those that an AddressPool has for them
+	BGPClusterIP      BGPAddresses = "ClusterIP"
 )
 
 // BGPGracefulRestart is RFC 4724: the router keeps the routes while an agent restarts.

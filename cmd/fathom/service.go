@@ -200,9 +200,9 @@ func (a *app) printService(d verify.ServiceDetail) error {
 	return nil
 }
 
-// printAnnounced tells how packets for a load balancer's addresses come to nodes.
+// printAnnounced tells how packets for a Service's addresses come to nodes from outside.
 func (a *app) printAnnounced(all []verify.Announced) error {
-	fmt.Fprint(a.out, "\nHow its load balancer's addresses lead to nodes:\n\n")
+	fmt.Fprint(a.out, "\nHow its addresses lead to nodes:\n\n")
 	var rows [][]string
 	for _, x := range all {
 		var routers []string

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -308,6 +309,44 @@ func TestTwoNodes(t *testing.T) {
 			ns.routes("2001:db8::80/128", "fd00:1:2::2")
 		})
 	}
+}
+
+// TestAttributes: routes have their own communities and preference, and another one is told to the router at once, in the
+// session that there is.
+func TestAttributes(t *testing.T) {
+	ns := newNamespace(t)
+	r := newBird(t, ns).(*bird)
+	n := newNode(t, ns, 1)
+	r.load(fmt.Sprintf("router id 192.0.2.1; protocol device {}\nprotocol bgp { local as %[1]d; neighbor 10.1.1.2 as %[1]d; passive; ipv4 { import all; export none; }; ipv6 { import all; export none; }; }\n", nodeASN))
+	has := func(prefix string, words ...string) {
+		t.Helper()
+		testenv.Eventually(t, fmt.Sprintf("%s has %q", prefix, words), func() (bool, string) {
+			out, err := linktest.Try(ns.Namespace, "birdc", "-s", filepath.Join(r.dir, "bird.ctl"), "show", "route", "all", prefix)
+			for _, w := range words {
+				if !strings.Contains(out, w) {
+					return false, out
+				}
+			}
+			return err == nil, out
+		})
+	}
+	pref := uint32(200)
+	p := peer("10.1.1.1", route("192.0.2.1/32"), route("192.0.2.2/32"), via("2001:db8::2/128", "fd00:1:1::2"))
+	p.ASN = nodeASN
+	p.Routes[1].LocalPref, p.Routes[1].Communities = &pref, []bgpconf.Community{{Values: [3]uint32{64512, 7}}}
+	p.Routes[2].LocalPref, p.Routes[2].Communities = new(uint32), []bgpconf.Community{{Large: true, Values: [3]uint32{64512, 1, 7}}}
+	n.begin()
+	n.set(p)
+	n.up("router")
+	has("192.0.2.1/32", "BGP.local_pref: 100")
+	has("192.0.2.2/32", "BGP.local_pref: 200", "BGP.community: (64512,7)")
+	has("2001:db8::2/128", "BGP.local_pref: 0", "BGP.large_community: (64512, 1, 7)", "BGP.next_hop: fd00:1:1::2")
+	p.Routes[0].LocalPref, p.Routes[0].Communities = &pref, []bgpconf.Community{{Values: [3]uint32{64512, 9}}}
+	p.Routes[1].Addrs = []netip.Addr{p.Routes[1].Prefix.Addr()} // nothing that the router is told
+	if done := n.set(p); done != (bgp.Changes{RoutesReplaced: 1}) {
+		t.Errorf("another preference and community are %+v", done)
+	}
+	has("192.0.2.1/32", "BGP.local_pref: 200", "BGP.community: (64512,9)")
 }
 
 // TestDocumentedRouters runs the routers as docs/bgp.md configures them, with this test's addresses.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -250,7 +249,6 @@ func (s *session) announce(p bgpconf.Peer, done *Changes) {
 	for _, r := range s.peer.Routes {
 		have[r.Prefix] = r
 	}
-	marked := slices.Equal(s.peer.Communities, p.Communities)
 	s.peer = p
 	tell := func(r bgpconf.Route, what func(*server.BgpServer, bgpconf.Peer, bgpconf.Route) error) {
 		if s.life == nil {
@@ -266,7 +264,7 @@ func (s *session) announce(p bgpconf.Peer, done *Changes) {
 		switch {
 		case !found:
 			done.RoutesAdded++
-		case old != r || !marked:
+		case !old.Like(r):
 			done.RoutesReplaced++
 		default:
 			continue
@@ -339,7 +337,7 @@ func pathOf(p bgpconf.Peer, r bgpconf.Route) (*apiutil.Path, error) {
 	}
 	var standard []uint32
 	var large []*wire.LargeCommunity
-	for _, c := range p.Communities {
+	for _, c := range r.Communities {
 		if c.Large {
 			large = append(large, wire.NewLargeCommunity(c.Values[0], c.Values[1], c.Values[2]))
 		} else {
@@ -351,6 +349,9 @@ func pathOf(p bgpconf.Peer, r bgpconf.Route) (*apiutil.Path, error) {
 	}
 	if len(large) > 0 {
 		attrs = append(attrs, wire.NewPathAttributeLargeCommunities(large))
+	}
+	if r.LocalPref != nil && p.ASN == p.LocalASN {
+		attrs = append(attrs, wire.NewPathAttributeLocalPref(*r.LocalPref))
 	}
 	return &apiutil.Path{Family: family, Nlri: prefix, Attrs: attrs, Age: time.Now().Unix()}, nil
 }

@@ -3,8 +3,15 @@
 package bgpconf
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
+
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
 )
 
 // Speaker is all that a node says. The zero value says nothing to nobody.
@@ -28,15 +35,25 @@ type Peer struct {
 	// RestartTime is how long the router keeps the routes after the session was cut: graceful restart, RFC 4724.
 	// Zero is none.
 	RestartTime time.Duration
-	Communities []Community // of every route, sorted
-	Routes      []Route     // sorted by prefix
+	Routes      []Route // sorted by prefix
 }
 
 // Route is a prefix that the node announces.
 type Route struct {
 	Prefix netip.Prefix
 	// NextHop, if unset, is the node's address in the session, which is the one that the router reaches.
-	NextHop netip.Addr
+	NextHop     netip.Addr
+	Communities []Community // sorted
+	// LocalPref is the attribute of this name, for a peer of the same AS; nil is the usual 100.
+	LocalPref *uint32
+	// Addrs are the Services' addresses that it is announced for; sorted. Routers are not told of them.
+	Addrs []netip.Addr
+}
+
+// Like says whether two routes are the same to the router.
+func (r Route) Like(o Route) bool {
+	return r.Prefix == o.Prefix && r.NextHop == o.NextHop && slices.Equal(r.Communities, o.Communities) &&
+		(r.LocalPref == nil) == (o.LocalPref == nil) && (r.LocalPref == nil || *r.LocalPref == *o.LocalPref)
 }
 
 // Password is one that no log shows.
@@ -70,6 +87,23 @@ type Node struct {
 	// Links are its devices' addresses, by device, each with the length of the prefix that is on the segment.
 	Links    [][]netip.Prefix
 	PodCIDRs []netip.Prefix
-	// ServiceAddresses are those of Services that the node is to attract packets for.
-	ServiceAddresses []netip.Prefix
+	// ServiceAddresses are those of Services that the node is to attract packets for. An address that Services share is there
+	// once for each of them.
+	ServiceAddresses []ServiceAddress
+}
+
+// ServiceAddress is an address of a Service.
+type ServiceAddress struct {
+	Addr netip.Addr
+	Kind v1alpha1.BGPAddresses
+	// Pool is the AddressPool that it is of, and PoolLabels that one's labels. A ClusterIP is of none.
+	Pool       string
+	PoolLabels labels.Set
+	Service    types.NamespacedName
+	Labels     labels.Set // of the Service
+}
+
+// Like says whether two are the same to every BGPPeer.
+func (a ServiceAddress) Like(b ServiceAddress) bool {
+	return a.Addr == b.Addr && a.Kind == b.Kind && a.Pool == b.Pool && a.Service == b.Service && maps.Equal(a.PoolLabels, b.PoolLabels) && maps.Equal(a.Labels, b.Labels)
 }

@@ -14,6 +14,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 )
@@ -48,7 +50,16 @@ func prefixes(list ...string) []netip.Prefix {
 
 func dualNode() Node {
 	return Node{Name: "n1", Labels: map[string]string{"rack": "a"}, Addrs: addrs("10.0.0.1", "fd00::1"),
-		PodCIDRs: prefixes("10.244.1.0/24", "fd00:244:1::/64"), ServiceAddresses: prefixes("192.0.2.80/32")}
+		PodCIDRs: prefixes("10.244.1.0/24", "fd00:244:1::/64"), ServiceAddresses: []ServiceAddress{of("office", v1alpha1.BGPLoadBalancerIP, "192.0.2.80", "web")}}
+}
+
+// of is an address of a Service, whose label app is its name, and of a pool with the label site: of the same name.
+func of(pool string, kind v1alpha1.BGPAddresses, addr, service string) ServiceAddress {
+	a := ServiceAddress{Addr: netip.MustParseAddr(addr), Kind: kind, Service: types.NamespacedName{Name: service}, Labels: labels.Set{"app": service}}
+	if pool != "" {
+		a.Pool, a.PoolLabels = pool, labels.Set{"site": pool}
+	}
+	return a
 }
 
 func noSecrets(string) (map[string][]byte, error) { return nil, errors.New("there are none") }
@@ -57,13 +68,16 @@ func noSecrets(string) (map[string][]byte, error) { return nil, errors.New("ther
 func render(p Peer) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s AS%d from AS%d hold %v keep %v hops %d restart %v password %v", p.Name, p.Address, p.ASN, p.LocalASN, p.HoldTime, p.Keepalive, p.Hops, p.RestartTime, p.Password)
-	for _, c := range p.Communities {
-		fmt.Fprintf(&b, " mark %s", c)
-	}
 	for _, r := range p.Routes {
 		fmt.Fprintf(&b, " %s", r.Prefix)
 		if r.NextHop.IsValid() {
 			fmt.Fprintf(&b, " via %s", r.NextHop)
+		}
+		for _, c := range r.Communities {
+			fmt.Fprintf(&b, " mark %s", c)
+		}
+		if r.LocalPref != nil {
+			fmt.Fprintf(&b, " pref %d", *r.LocalPref)
 		}
 	}
 	return b.String()
@@ -105,22 +119,22 @@ func TestRead(t *testing.T) {
 			s.PeerPort, s.HoldTimeSeconds, s.KeepaliveTimeSeconds, s.EBGPMultihop = 1179, 9, 2, 3
 			s.PasswordSecret = &v1alpha1.SecretKey{Name: "bgp"}
 			s.Communities = []string{"64512:2:3", "no-export", "64512:1", "64512:1"}
-			s.Advertise = []v1alpha1.BGPAdvertisement{v1alpha1.AdvertiseServiceAddresses}
+			s.Advertise = []v1alpha1.BGPAdvertised{v1alpha1.AdvertiseServiceAddresses}
 			s.GracefulRestart = &v1alpha1.BGPGracefulRestart{RestartTimeSeconds: 60}
 		})}, want: []string{"a 10.0.0.254:1179 AS64500 from AS64512 hold 9s keep 2s hops 3 restart 1m0s password hidden" +
-			" mark 64512:1 mark 65535:65281 mark 64512:2:3 192.0.2.80/32"}},
+			" 192.0.2.80/32 mark 64512:1 mark 65535:65281 mark 64512:2:3"}},
 		{name: "no graceful restart, short hold time", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) {
 			s.GracefulRestart = &v1alpha1.BGPGracefulRestart{Enabled: new(bool)}
-			s.HoldTimeSeconds, s.Advertise = 5, []v1alpha1.BGPAdvertisement{}
+			s.HoldTimeSeconds, s.Advertise = 5, []v1alpha1.BGPAdvertised{}
 		})}, want: []string{"a 10.0.0.254:179 AS64500 from AS64512 hold 5s keep 1s hops 1 restart 0s password none"}},
 		{name: "for other nodes", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "nonsense", func(s *v1alpha1.BGPPeerSpec) {
 			s.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "b"}}
 		}), plain("b", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) {
 			s.NodeSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "a"}}
-			s.Advertise = []v1alpha1.BGPAdvertisement{}
+			s.Advertise = []v1alpha1.BGPAdvertised{}
 		})}, want: []string{"b 10.0.0.254:179 " + defaults}},
 		{name: "two of one address", node: dualNode(), peers: []*v1alpha1.BGPPeer{
-			plain("b", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) { s.Advertise = []v1alpha1.BGPAdvertisement{} }),
+			plain("b", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) { s.Advertise = []v1alpha1.BGPAdvertised{} }),
 			plain("a", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) { s.PeerASN = 0 }),
 			plain("c", "10.0.0.254"),
 		}, want: []string{"b 10.0.0.254:179 " + defaults}, problems: []string{
@@ -131,7 +145,7 @@ func TestRead(t *testing.T) {
 			s.PeerASN, s.LocalASN, s.PeerPort, s.HoldTimeSeconds, s.KeepaliveTimeSeconds, s.EBGPMultihop = 1<<32-1, 23456, 70000, 2, 3, 256
 			s.PasswordSecret = &v1alpha1.SecretKey{Name: "none"}
 			s.Communities = []string{"1:2:3:4"}
-			s.Advertise = []v1alpha1.BGPAdvertisement{"Everything"}
+			s.Advertise = []v1alpha1.BGPAdvertised{"Everything"}
 			s.GracefulRestart = &v1alpha1.BGPGracefulRestart{RestartTimeSeconds: 5000}
 		})}, problems: []string{
 			"BGPPeer a: peerASN 4294967295: want a number from 1 to 4294967294, other than 23456 and 65535",

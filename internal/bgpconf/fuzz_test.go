@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"testing"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/fathom-network/fathom/api/v1alpha1"
 )
 
@@ -11,8 +13,11 @@ import (
 // is no session is a problem.
 func FuzzRead(f *testing.F) {
 	for _, p := range []*v1alpha1.BGPPeer{plain("a", "10.0.0.254"), plain("b", "fd00::fe", func(s *v1alpha1.BGPPeerSpec) {
-		s.Communities, s.Advertise = []string{"64512:1", "no-export"}, []v1alpha1.BGPAdvertisement{v1alpha1.AdvertiseServiceAddresses, "other"}
+		s.Communities, s.Advertise = []string{"64512:1", "no-export"}, []v1alpha1.BGPAdvertised{v1alpha1.AdvertiseServiceAddresses, "other"}
 		s.HoldTimeSeconds, s.KeepaliveTimeSeconds, s.PeerASN = -1, 5, 1<<40
+	}), plain("c", "10.0.0.252", func(s *v1alpha1.BGPPeerSpec) {
+		s.Advertisements = []v1alpha1.BGPAdvertisement{{Addresses: []v1alpha1.BGPAddresses{v1alpha1.BGPLoadBalancerIP, v1alpha1.BGPPodCIDR}, AggregationLength: 24, AggregationLengthV6: -1,
+			PoolSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"site": "edge"}}, ServiceSelector: &metav1.LabelSelector{}, Communities: []string{"1:1"}, LocalPref: new(int64)}}
 	})} {
 		data, err := json.Marshal(p)
 		if err != nil {
@@ -25,7 +30,7 @@ func FuzzRead(f *testing.F) {
 		if json.Unmarshal(data, &p) != nil {
 			return
 		}
-		s, problems := Read([]*v1alpha1.BGPPeer{&p, plain("other", "10.0.0.253")}, dualNode(), noSecrets)
+		s, problems := Read([]*v1alpha1.BGPPeer{&p, plain("other", "10.0.0.253")}, shop(), noSecrets)
 		for _, peer := range s.Peers {
 			if !peer.Address.IsValid() || peer.ASN == 0 || peer.LocalASN == 0 || peer.HoldTime < 0 || peer.Keepalive < 0 || peer.RestartTime < 0 || peer.Hops == 0 {
 				t.Errorf("%s", render(peer))

@@ -126,8 +126,7 @@ func (r *reader) read(secrets Secrets) Peer {
 	}
 	p.RestartTime = r.restartTime()
 	p.Password = r.password(secrets)
-	p.Communities = r.communities()
-	p.Routes = r.routes(p.Address.Addr())
+	p.Routes = r.routes(p)
 	return p
 }
 
@@ -206,89 +205,4 @@ func forbidden(secret string) string {
 	return fmt.Sprintf("agents may not read Secret %[1]s of namespace %[2]s, of which they read %[3]s alone. Keep the password in a key of %[3]s, or let them: "+
 		"kubectl -n %[2]s create role bgp-%[1]s --verb=get --resource=secrets --resource-name=%[1]s && "+
 		"kubectl -n %[2]s create rolebinding bgp-%[1]s --role=bgp-%[1]s --serviceaccount=%[2]s:%[4]s", secret, namespace, DefaultSecret, account)
-}
-
-func (r *reader) communities() []Community {
-	var list []Community
-	for _, s := range r.peer.Spec.Communities {
-		c, err := ParseCommunity(s)
-		if err != nil {
-			// A route without its mark may go where it must not.
-			r.refuse("%v", err)
-			continue
-		}
-		list = append(list, c)
-	}
-	slices.SortFunc(list, Community.compare)
-	return slices.Compact(list)
-}
-
-// routes are what the peer is told.
-func (r *reader) routes(session netip.Addr) []Route {
-	var prefixes []netip.Prefix
-	kinds := r.peer.Spec.Advertise
-	if kinds == nil {
-		kinds = []v1alpha1.BGPAdvertisement{v1alpha1.AdvertisePodCIDRs}
-	}
-	for _, kind := range kinds {
-		switch kind {
-		case v1alpha1.AdvertisePodCIDRs:
-			prefixes = append(prefixes, r.node.PodCIDRs...)
-		case v1alpha1.AdvertiseServiceAddresses:
-			prefixes = append(prefixes, r.node.ServiceAddresses...)
-		default:
-			r.lack("advertise: there is no %q", kind)
-		}
-	}
-	slices.SortFunc(prefixes, netip.Prefix.Compare)
-	other := r.node.nextHop(session)
-	var routes []Route
-	for _, p := range slices.Compact(prefixes) {
-		switch {
-		case p.Addr().Is4() == session.Is4(): // the session's own address is the next hop
-			routes = append(routes, Route{Prefix: p})
-		case other.IsValid():
-			routes = append(routes, Route{Prefix: p, NextHop: other})
-		default:
-			r.lack("%s is not announced: this node has no address of its family to be the next hop", p)
-		}
-	}
-	return routes
-}
-
-// nextHop is the address of the node that a router which speaks over one family reaches in the other: one of the link on
-// which the router is, or, where that has none or the router is further away, the one that the node prefers. It is invalid
-// if the node has none.
-func (n Node) nextHop(router netip.Addr) netip.Addr {
-	hop := func(a netip.Addr) bool {
-		return a.Is4() != router.Is4() && a.IsGlobalUnicast() && !a.Is4In6()
-	}
-	var linked []netip.Addr
-	length := -1
-	for _, link := range n.Links {
-		for _, p := range link {
-			if !p.Contains(router) || p.Bits() <= length {
-				continue
-			}
-			linked, length = nil, p.Bits()
-			for _, q := range link {
-				if hop(q.Addr()) {
-					linked = append(linked, q.Addr())
-				}
-			}
-		}
-	}
-	// Of several on a link the one that the cluster knows: others may be there for a while.
-	for _, a := range n.Addrs {
-		if slices.Contains(linked, a) {
-			return a
-		}
-	}
-	if len(linked) > 0 {
-		return linked[0]
-	}
-	if i := slices.IndexFunc(n.Addrs, hop); i >= 0 {
-		return n.Addrs[i]
-	}
-	return netip.Addr{}
 }

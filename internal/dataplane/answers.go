@@ -5,7 +5,9 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/announce"
+	"github.com/fathom-network/fathom/internal/bgpconf"
 	"github.com/fathom-network/fathom/internal/service"
 	"github.com/fathom-network/fathom/internal/vip"
 )
@@ -13,7 +15,7 @@ import (
 // answerFacts are what it follows from which addresses a node answers for.
 type answerFacts struct {
 	node      string
-	pools     []vip.Range
+	pools     vip.Pools
 	balancers []service.LoadBalanced
 	nodes     []answerNode
 	segments  []announce.Segment
@@ -25,22 +27,19 @@ type answerNode struct {
 	away  bool // its agent is, and its kernel does what it was told
 }
 
-// judge says of each address of a load balancer who answers for it on this node's segments, and whether routers may send
-// it to this node; sorted by address.
+// judge says of each load balancer's address and external IP who answers for it on this node's segments, and whether
+// routers may send it to this node; sorted by address.
 func (f answerFacts) judge() []vip.Verdict {
 	targets := map[netip.Addr][]vip.Target{}
 	for _, l := range f.balancers {
-		for _, addr := range l.Addrs {
+		for _, addr := range slices.Concat(l.Addrs, l.ExternalIPs) {
 			// An address of no pool is another controller's.
-			if slices.ContainsFunc(f.pools, func(r vip.Range) bool { return r.Contains(addr) }) {
+			if f.pools.Contains(addr) {
 				targets[addr] = append(targets[addr], l)
 			}
 		}
 	}
-	nodes := make([]vip.Node, 0, len(f.nodes))
-	for _, n := range f.nodes {
-		nodes = append(nodes, n.Node)
-	}
+	nodes := f.all()
 	near := map[string]map[string]bool{} // nodes on the segments of a device
 	verdicts := make([]vip.Verdict, 0, len(targets))
 	for _, addr := range slices.SortedFunc(maps.Keys(targets), netip.Addr.Compare) {
@@ -81,18 +80,65 @@ func (f answerFacts) standIn(addr netip.Addr, announcer string, near map[string]
 	return vip.Announcer(addr, others)
 }
 
-// mine are the addresses that the node answers for on its segments, and those that routers may send to it.
-func mine(verdicts []vip.Verdict) (answers []netip.Addr, routed []netip.Prefix) {
-	answers = []netip.Addr{}
+// all are the nodes, without where they are.
+func (f answerFacts) all() []vip.Node {
+	nodes := make([]vip.Node, 0, len(f.nodes))
+	for _, n := range f.nodes {
+		nodes = append(nodes, n.Node)
+	}
+	return nodes
+}
+
+// answered are the addresses that the node answers for on its segments.
+func answered(verdicts []vip.Verdict) []netip.Addr {
+	addrs := []netip.Addr{}
 	for _, v := range verdicts {
 		if v.Answers {
-			answers = append(answers, v.Address)
-		}
-		if v.Routed {
-			routed = append(routed, netip.PrefixFrom(v.Address, v.Address.BitLen()))
+			addrs = append(addrs, v.Address)
 		}
 	}
-	return answers, routed
+	return addrs
+}
+
+// routed are the addresses that routers may send to this node, each once for every Service that has it; sorted.
+func (f answerFacts) routed(verdicts []vip.Verdict) []bgpconf.ServiceAddress {
+	here := map[netip.Addr]bool{}
+	for _, v := range verdicts {
+		here[v.Address] = v.Routed
+	}
+	nodes := f.all()
+	inner := func(t vip.Target) bool {
+		return slices.Contains(vip.Eligible(t.Addrs[0], []vip.Target{t}, nodes), f.node)
+	}
+	// All ClusterIPs of the policy Cluster are for the same nodes.
+	anywhere := inner(vip.Target{Addrs: []netip.Addr{{}}})
+	var list []bgpconf.ServiceAddress
+	for _, l := range f.balancers {
+		add := func(addr netip.Addr, kind v1alpha1.BGPAddresses) {
+			a := bgpconf.ServiceAddress{Addr: addr, Kind: kind, Service: l.Service, Labels: l.Labels}
+			if pool := f.pools.Of(addr); pool != nil {
+				a.Pool, a.PoolLabels = pool.Name, pool.Labels()
+			}
+			list = append(list, a)
+		}
+		for _, addr := range l.Addrs {
+			if here[addr] {
+				add(addr, v1alpha1.BGPLoadBalancerIP)
+			}
+		}
+		for _, addr := range l.ExternalIPs {
+			if here[addr] {
+				add(addr, v1alpha1.BGPExternalIP)
+			}
+		}
+		if len(l.ClusterIPs) > 0 && (!l.LocalInside && anywhere || l.LocalInside && inner(vip.Target{Addrs: l.ClusterIPs, Local: true, Nodes: l.NodesInside})) {
+			for _, addr := range l.ClusterIPs {
+				add(addr, v1alpha1.BGPClusterIP)
+			}
+		}
+	}
+	slices.SortStableFunc(list, func(a, b bgpconf.ServiceAddress) int { return a.Addr.Compare(b.Addr) })
+	return list
 }
 
 // near are the nodes that are on a segment of a device, this one among them. An IPv6 segment is that of the nodes' IPv4

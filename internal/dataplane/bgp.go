@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net/netip"
 	"reflect"
 	"slices"
 	"sync"
@@ -66,7 +65,7 @@ func (a *Agent) announce(ctx context.Context, own podnet.Node, interfaces []podn
 	if !known {
 		return nil // no CRD, or not heard of yet: what is announced stays
 	}
-	addresses, known := a.lb.Routed()
+	addresses, known := a.lb.Routed(a.wantsClusterIPs())
 	if !known {
 		return nil
 	}
@@ -99,28 +98,39 @@ func (a *Agent) announce(ctx context.Context, own podnet.Node, interfaces []podn
 		problems = append(problems, p.String())
 	}
 	a.tellSessions(peers, sessions)
-	b.note(a.Node, addresses, want, peers, sessions, found)
+	b.note(a.Node, want, peers, sessions, found)
 	for _, p := range peers {
 		a.publishSession(p, nodes, entry(p, a.Node, sessions, found))
 	}
 	return problems
 }
 
-// note keeps what routers are told of load balancers' addresses, for who asks.
-func (b *announcer) note(node string, addresses []netip.Prefix, want bgpconf.Speaker, peers []*v1alpha1.BGPPeer, sessions []bgp.Session, found []bgpconf.Problem) {
+// wantsClusterIPs says whether a router of this node's is to be told of ClusterIPs.
+func (a *Agent) wantsClusterIPs() bool {
+	peers, _ := a.view.BGPPeers()
+	node, _ := a.view.Node(a.Node)
+	return slices.ContainsFunc(peers, func(p *v1alpha1.BGPPeer) bool {
+		selected, err := bgpconf.Selects(p, node.Labels)
+		return err == nil && selected && bgpconf.ForServices(p, v1alpha1.BGPClusterIP)
+	})
+}
+
+// note keeps what routers are told of Services' addresses, for who asks.
+func (b *announcer) note(node string, want bgpconf.Speaker, peers []*v1alpha1.BGPPeer, sessions []bgp.Session, found []bgpconf.Problem) {
 	var routers []vip.Router
 	for _, p := range peers {
 		e := entry(p, node, sessions, found)
-		if e == nil || !slices.Contains(p.Spec.Advertise, v1alpha1.AdvertiseServiceAddresses) {
+		if e == nil || !bgpconf.ForServices(p, v1alpha1.BGPLoadBalancerIP, v1alpha1.BGPExternalIP, v1alpha1.BGPClusterIP) {
 			continue
 		}
 		r := vip.Router{Peer: p.Name, State: e.State, Message: e.Message}
-		if i := slices.IndexFunc(want.Peers, func(w bgpconf.Peer) bool { return w.Name == p.Name }); i >= 0 && e.State == string(bgp.Established) {
+		if i := slices.IndexFunc(want.Peers, func(w bgpconf.Peer) bool { return w.Name == p.Name }); i >= 0 {
 			for _, route := range want.Peers[i].Routes {
-				if slices.Contains(addresses, route.Prefix) {
-					r.Told = append(r.Told, route.Prefix.Addr())
-				}
+				r.Selected = append(r.Selected, route.Addrs...)
 			}
+		}
+		if e.State == string(bgp.Established) {
+			r.Told = r.Selected
 		}
 		routers = append(routers, r)
 	}
@@ -130,7 +140,7 @@ func (b *announcer) note(node string, addresses []netip.Prefix, want bgpconf.Spe
 	b.mu.Unlock()
 }
 
-// Routers are what routers are told of load balancers' addresses.
+// Routers are what routers are told of Services' addresses.
 func (b *announcer) Routers() []vip.Router {
 	b.mu.Lock()
 	defer b.mu.Unlock()

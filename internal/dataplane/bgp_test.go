@@ -139,6 +139,78 @@ func object(t testing.TB, text string) []*unstructured.Unstructured {
 	return o
 }
 
+// advertised is the spec of a BGPPeer of another AS.
+func advertised(more string) string {
+	return `{"peerAddress": "10.0.0.1", "peerASN": 1, "localASN": 2, ` + more + `}`
+}
+
+// advertise has a router told of one Service's addresses and not of another's, and another machine on the node's segment ask
+// for external IPs.
+func advertise(t *testing.T, c *kube.Client, router *link.Namespace, birdctl string, advertisements func(string)) {
+	ctx := t.Context()
+	testenv.Must(t, c.Apply(ctx, "test", object(t, `{"apiVersion": "fathom.network/v1alpha1", "kind": "AddressPool", "metadata": {"name": "edge", "labels": {"site": "a"}},
+		"spec": {"addresses": ["10.1.1.128/28", "198.51.100.0/24"]}}`)))
+	for name, addr := range map[string]string{"web": "7", "mail": "8"} {
+		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": name}}}
+		s.Spec.Type, s.Spec.ClusterIP, s.Spec.Ports = corev1.ServiceTypeLoadBalancer, "10.96.1."+addr, []corev1.ServicePort{{Port: 80}}
+		s.Spec.ExternalIPs = []string{"10.1.1.13" + addr, "203.0.113." + addr, "198.51.100.1" + addr}
+		made, err := c.CoreV1().Services("default").Create(ctx, s, metav1.CreateOptions{})
+		testenv.Must(t, err)
+		made.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "198.51.100." + addr}}
+		_, err = c.CoreV1().Services("default").UpdateStatus(ctx, made, metav1.UpdateOptions{})
+		testenv.Must(t, err)
+	}
+	// told waits until the router has these routes beside pods', each with these words, and no others.
+	told := func(step string, want map[string][]string) {
+		t.Helper()
+		testenv.Eventually(t, step, func() (bool, string) {
+			out, err := linktest.Try(router, "birdc", "-s", birdctl, "show", "route", "all")
+			have := map[string]string{}
+			prefix := ""
+			for line := range strings.Lines(out) {
+				if w := strings.Fields(line); len(w) > 1 && strings.Contains(w[0], "/") {
+					prefix = w[0]
+				}
+				have[prefix] += strings.TrimSpace(line) + "\n"
+			}
+			delete(have, "") // what birdc says of itself
+			delete(have, "10.244.1.0/24")
+			delete(have, "fd00:244:1::/64")
+			good := err == nil && len(have) == len(want)
+			for p, words := range want {
+				for _, w := range words {
+					good = good && strings.Contains(have[p], w)
+				}
+			}
+			return good, out
+		})
+	}
+	advertisements(`[{"addresses": ["PodCIDR"]}, {"addresses": ["LoadBalancerIP", "ExternalIP"], "pools": ["edge"], "serviceSelector": {"matchLabels": {"app": "web"}}, "communities": ["64512:7", "64512:1:7"]},
+		{"addresses": ["ClusterIP"], "serviceSelector": {"matchLabels": {"app": "mail"}}}]`)
+	marks := []string{"(64512,7)", "(64512,1)", "(64512, 1, 7)"}
+	told("the router has one Service's outer and the other's inner addresses", map[string][]string{
+		"198.51.100.7/32": marks, "198.51.100.17/32": marks, "10.1.1.137/32": marks, "10.96.1.8/32": {"(64512,1)"}})
+	advertisements(`[{"addresses": ["LoadBalancerIP"], "poolSelector": {"matchLabels": {"site": "a"}}, "aggregationLength": 24}]`)
+	told("the router has the aggregate", map[string][]string{"198.51.100.0/24": {"(64512,1)"}})
+	advertisements(`[{"addresses": ["ExternalIP"], "pools": ["other"]}]`)
+	told("the router has nothing of a pool that is not there", nil)
+
+	// Who asks for an external IP of the pool hears of the node, whichever way routers are told.
+	mac := strings.Fields(linktest.Run(t, router, "ip", "-o", "neigh", "show", "10.1.1.2"))[4]
+	testenv.Eventually(t, "a machine of the segment finds the external IP at the node", func() (bool, string) {
+		_, _ = linktest.Try(router, "ping", "-c1", "-W1", "10.1.1.137")
+		neigh := linktest.Run(t, router, "ip", "neigh", "show", "10.1.1.137")
+		return strings.Contains(neigh, mac), neigh
+	})
+	testenv.Must(t, c.CoreV1().Services("default").Delete(ctx, "web", metav1.DeleteOptions{}))
+	testenv.Eventually(t, "nobody has the external IP of a Service that is gone", func() (bool, string) {
+		linktest.Run(t, router, "ip", "neigh", "flush", "to", "10.1.1.137")
+		_, _ = linktest.Try(router, "ping", "-c1", "-W1", "10.1.1.137")
+		neigh := linktest.Run(t, router, "ip", "neigh", "show", "10.1.1.137")
+		return !strings.Contains(neigh, mac), neigh
+	})
+}
+
 func inNode(t *testing.T, routerPath string) {
 	router, err := link.Open(routerPath)
 	testenv.Must(t, err)
@@ -168,6 +240,7 @@ func inNode(t *testing.T, routerPath string) {
 		Spec: corev1.NodeSpec{PodCIDR: "10.244.1.0/24", PodCIDRs: []string{"10.244.1.0/24", "fd00:244:1::/64"}}}))
 	n, err := c.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
 	testenv.Must(t, err)
+	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
 	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "10.1.1.2"}, {Type: corev1.NodeInternalIP, Address: "fd00:1:1::2"}}
 	_, err = c.CoreV1().Nodes().UpdateStatus(ctx, n, metav1.UpdateOptions{})
 	testenv.Must(t, err)
@@ -284,6 +357,15 @@ protocol bgp { local as 64500; neighbor 10.1.1.2 as 64512; passive; password "te
 		{`{"peerAddress": "10.0.0.1", "peerASN": 1, "localASN": 2, "communities": ["65536:1"]}`, "two numbers"},
 		{`{"peerAddress": "10.0.0.1", "peerASN": 1, "localASN": 2, "communities": ["1:2:4294967296"]}`, "two numbers"},
 		{`{"peerAddress": "10.0.0.1", "peerASN": 1, "localASN": 2, "advertise": ["Everything"]}`, "Unsupported value"},
+		{advertised(`"advertise": ["ServiceAddresses"], "advertisements": [{"addresses": ["ClusterIP"]}]`), "in the place of advertise"},
+		{advertised(`"advertisements": []`), "at least 1 items"},
+		{advertised(`"advertisements": [{"addresses": ["PodCIDRs"]}]`), "Unsupported value"},
+		{advertised(`"advertisements": [{"addresses": ["PodCIDR"], "aggregationLength": 16}]`), "PodCIDR alone has none"},
+		{advertised(`"advertisements": [{"addresses": ["PodCIDR", "ClusterIP"], "pools": ["edge"]}]`), "ClusterIPs are of no AddressPool"},
+		{advertised(`"advertisements": [{"addresses": ["ClusterIP"], "localPref": 200}]`), "a peer of the same AS"},
+		{advertised(`"advertisements": [{"addresses": ["ClusterIP"], "aggregationLength": 33}]`), "aggregationLength"},
+		{advertised(`"advertisements": [{"addresses": ["ClusterIP"], "communities": ["65536:1"]}]`), "two numbers"},
+		{advertised(`"advertisements": [{"addresses": ["ClusterIP"], "serviceSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}]`), "want values"},
 		{`{"peerAddress": "10.0.0.1", "peerASN": 1, "localASN": 2, "nodeSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}`, "want values"},
 	} {
 		o := peer(wrong.spec)
@@ -300,6 +382,11 @@ protocol bgp { local as 64500; neighbor 10.1.1.2 as 64512; passive; password "te
 	if _, err := connect(agent).CoreV1().Secrets("default").Get(ctx, "router", metav1.GetOptions{}); err == nil || !strings.Contains(err.Error(), "forbidden") {
 		t.Errorf("an agent may read other namespaces' Secrets: %v", err)
 	}
+
+	advertise(t, c, router, filepath.Join(dir, "bird.ctl"), func(advertisements string) {
+		testenv.Must(t, c.Apply(ctx, "test", peer(`{"peerAddress": "10.1.1.1", "peerASN": 64500, "localASN": 64512, "passwordSecret": {"name": "router"},
+			"communities": ["64512:1"], "advertisements": `+advertisements+`}`)))
+	})
 
 	testenv.Must(t, c.Delete(ctx, peer(`{}`)))
 	routes(false)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/announce"
+	"github.com/fathom-network/fathom/internal/bgpconf"
 	"github.com/fathom-network/fathom/internal/keyset"
 	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/link"
@@ -47,8 +48,9 @@ type balancer struct {
 
 	mu     sync.Mutex
 	place  balancerPlace
-	routed []netip.Prefix
+	routed []bgpconf.ServiceAddress
 	known  bool // that routed is as it should be
+	inner  bool // that ClusterIPs are among what is routed
 	told   vip.Account
 	keyIDs []string // names of the member's keys
 
@@ -71,6 +73,8 @@ type balancerSource interface {
 	Nodes() []*corev1.Node
 	AddressPools() []*v1alpha1.AddressPool
 	LoadBalancers() ([]service.LoadBalanced, bool)
+	// TellsClusterIPs says whether ClusterIPs are among what LoadBalancers tells from now on.
+	TellsClusterIPs() bool
 	// Keys are those by which agents know each other: the one to encrypt with first.
 	Keys(context.Context) ([][]byte, error)
 }
@@ -107,6 +111,8 @@ func (s agentSource) LoadBalancers() ([]service.LoadBalanced, bool) {
 	return s.a.proxy.LoadBalancers()
 }
 
+func (s agentSource) TellsClusterIPs() bool { return s.a.proxy.TellsClusterIPs() }
+
 func (s agentSource) Keys(ctx context.Context) ([][]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiPatience)
 	defer cancel()
@@ -131,11 +137,12 @@ func (b *balancer) set(own podnet.Node, interfaces []podnet.Interface) {
 	b.wake()
 }
 
-// Routed are the addresses that routers may send here, and whether they are known yet.
-func (b *balancer) Routed() ([]netip.Prefix, bool) {
+// Routed are the addresses of Services that routers may send here, and whether they are known yet: with ClusterIPs, if these
+// are asked for.
+func (b *balancer) Routed(clusterIPs bool) ([]bgpconf.ServiceAddress, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.routed, b.known
+	return b.routed, b.known && (b.inner || !clusterIPs)
 }
 
 func (b *balancer) wake() {
@@ -187,29 +194,27 @@ func (b *balancer) step(ctx context.Context) {
 			return
 		}
 	}
+	inner := b.source.TellsClusterIPs()
 	balancers, known := b.source.LoadBalancers()
 	if !known && len(pools) > 0 {
 		b.waits("Services are not known yet")
 		return // what is answered stays so
 	}
-	f := answerFacts{node: b.node, balancers: balancers, segments: place.segments}
-	for _, p := range vip.Read(vip.Objects{Pools: pools}) {
-		f.pools = append(f.pools, p.Ranges...)
-	}
+	f := answerFacts{node: b.node, balancers: balancers, segments: place.segments, pools: vip.Read(vip.Objects{Pools: pools})}
 	for _, n := range nodes {
 		if _, hasAgent := n.Annotations[netfacts.ModeAnnotation]; hasAgent || n.Name == b.node {
 			f.nodes = append(f.nodes, b.readNode(n))
 		}
 	}
 	slices.SortFunc(f.nodes, func(a, b answerNode) int { return strings.Compare(a.Name, b.Name) })
-	if b.answers == nil || !reflect.DeepEqual(f, b.seen) {
+	if b.answers == nil || inner != b.inner || !reflect.DeepEqual(f, b.seen) {
 		verdicts := f.judge()
-		answers, routed := mine(verdicts)
+		answers, routed := answered(verdicts), f.routed(verdicts)
 		b.tell(answers)
 		b.seen, b.answers, b.verdicts = f, answers, verdicts
 		b.mu.Lock()
-		differs := !b.known || !slices.Equal(b.routed, routed)
-		b.routed, b.known = routed, true
+		differs := !b.known || inner != b.inner || !slices.EqualFunc(b.routed, routed, bgpconf.ServiceAddress.Like)
+		b.routed, b.known, b.inner = routed, true, inner
 		b.mu.Unlock()
 		b.count.WithLabelValues("l2").Set(float64(len(answers)))
 		b.count.WithLabelValues("routed").Set(float64(len(routed)))

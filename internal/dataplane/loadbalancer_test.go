@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,8 +39,7 @@ func TestAnswers(t *testing.T) {
 	all := func(n2 bool) []answerNode {
 		return []answerNode{node("n1", "192.0.2.1", true), node("n2", "192.0.2.2", n2), node("n3", "198.51.100.3", true)}
 	}
-	pools, _ := vip.ParseRange("192.0.2.64/26")
-	pools6, _ := vip.ParseRange("2001:db8::/64")
+	pools := poolsOf("192.0.2.64/26", "2001:db8::/64")
 	balanced := func(local bool, nodes []string, addrs ...string) service.LoadBalanced {
 		l := service.LoadBalanced{Service: types.NamespacedName{Name: "web"}, Local: local, Nodes: nodes}
 		for _, a := range addrs {
@@ -60,17 +60,22 @@ func TestAnswers(t *testing.T) {
 		"the one with an endpoint":       {all(true), []service.LoadBalanced{balanced(true, []string{"n2", "n3"}, "192.0.2.80")}, 1, []string{"n2", "n3"}, "n2"},
 		"none of those with an endpoint": {all(true), []service.LoadBalanced{balanced(true, []string{"n3"}, "192.0.2.80")}, 0, []string{"n3"}, ""},
 		"no endpoint":                    {all(true), []service.LoadBalanced{balanced(true, nil, "192.0.2.80")}, 0, nil, ""},
+		"an external IP":                 {all(true), []service.LoadBalanced{{ExternalIPs: []netip.Addr{netip.MustParseAddr("192.0.2.81")}}}, 1, []string{"n1", "n2", "n3"}, ""},
+		"an external IP, Local":          {all(true), []service.LoadBalanced{{ExternalIPs: []netip.Addr{netip.MustParseAddr("192.0.2.81")}, Local: true, Nodes: []string{"n2"}}}, 1, []string{"n2"}, "n2"},
+		"a ClusterIP":                    {all(true), []service.LoadBalanced{{ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.9")}}}, 0, []string{"n1", "n2", "n3"}, ""},
+		"a ClusterIP, Local":             {all(true), []service.LoadBalanced{{ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.9")}, LocalInside: true, NodesInside: []string{"n3"}}}, 0, []string{"n3"}, ""},
 		"of no pool":                     {all(true), []service.LoadBalanced{balanced(false, nil, "192.0.2.9")}, 0, nil, ""},
 	} {
-		answered := 0
+		count := 0
 		var routed []string
 		for self, on := range segments {
-			f := answerFacts{node: self, pools: []vip.Range{pools, pools6}, balancers: tc.balancers, nodes: tc.nodes, segments: on}
+			f := answerFacts{node: self, pools: pools, balancers: tc.balancers, nodes: tc.nodes, segments: on}
 			if self == "n2" && !tc.nodes[1].Alive {
 				continue
 			}
-			answers, prefixes := mine(f.judge())
-			answered += len(answers)
+			verdicts := f.judge()
+			answers, prefixes := answered(verdicts), f.routed(verdicts)
+			count += len(answers)
 			if len(answers) > 0 && tc.by != "" && tc.by != self {
 				t.Errorf("%s: %s answers, and not %s", name, self, tc.by)
 			}
@@ -79,9 +84,31 @@ func TestAnswers(t *testing.T) {
 			}
 		}
 		slices.Sort(routed)
-		if answered != tc.answer || !slices.Equal(routed, tc.routed) {
-			t.Errorf("%s: %d nodes answer, and %v are routed to; want %d and %v", name, answered, routed, tc.answer, tc.routed)
+		if count != tc.answer || !slices.Equal(routed, tc.routed) {
+			t.Errorf("%s: %d nodes answer, and %v are routed to; want %d and %v", name, count, routed, tc.answer, tc.routed)
 		}
+	}
+}
+
+// poolsOf is an AddressPool of these ranges.
+func poolsOf(ranges ...string) vip.Pools {
+	return vip.Read(vip.Objects{Pools: []*v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "office", Labels: map[string]string{"site": "a"}}, Spec: v1alpha1.AddressPoolSpec{Addresses: ranges}}}})
+}
+
+// TestRoutedAddresses: what routers may be told carries what BGPPeers choose by.
+func TestRoutedAddresses(t *testing.T) {
+	web := service.LoadBalanced{Service: types.NamespacedName{Name: "web"}, Labels: map[string]string{"app": "web"}, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.80")},
+		ExternalIPs: []netip.Addr{netip.MustParseAddr("192.0.2.81")}, ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.9")}}
+	shared := service.LoadBalanced{Service: types.NamespacedName{Name: "shared"}, Addrs: web.Addrs}
+	f := answerFacts{node: "n1", pools: poolsOf("192.0.2.64/26"), balancers: []service.LoadBalanced{shared, web}, nodes: []answerNode{{Node: vip.Node{Name: "n1", Alive: true}}}}
+	var got []string
+	for _, a := range f.routed(f.judge()) {
+		got = append(got, fmt.Sprintf("%s %s of %s {%s}, pool %s {%s}", a.Kind, a.Addr, a.Service.Name, a.Labels, a.Pool, a.PoolLabels))
+	}
+	want := []string{"ClusterIP 10.96.0.9 of web {app=web}, pool  {}", "LoadBalancerIP 192.0.2.80 of shared {}, pool office {site=a}",
+		"LoadBalancerIP 192.0.2.80 of web {app=web}, pool office {site=a}", "ExternalIP 192.0.2.81 of web {app=web}, pool office {site=a}"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
 
@@ -89,7 +116,6 @@ func TestAnswers(t *testing.T) {
 func TestStandIn(t *testing.T) {
 	segment := []announce.Segment{{Device: "eth0", Prefix: netip.MustParsePrefix("192.0.2.0/24")}}
 	addr := netip.MustParseAddr("192.0.2.80")
-	pool, _ := vip.ParseRange("192.0.2.64/26")
 	local := service.LoadBalanced{Service: types.NamespacedName{Name: "web"}, Local: true, Nodes: []string{"n2"}, Addrs: []netip.Addr{addr}}
 	for name, tc := range map[string]struct {
 		away, dead []string
@@ -103,7 +129,7 @@ func TestStandIn(t *testing.T) {
 		"the rest dead": {[]string{"n2"}, []string{"n1"}, "", ""},
 		"dead":          {nil, []string{"n2"}, "", ""},
 	} {
-		f := answerFacts{pools: []vip.Range{pool}, balancers: []service.LoadBalanced{local}, segments: segment}
+		f := answerFacts{pools: poolsOf("192.0.2.64/26"), balancers: []service.LoadBalanced{local}, segments: segment}
 		for i, n := range []string{"n1", "n2", "n3"} {
 			at := netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})
 			if n == "n3" { // behind a router
@@ -146,11 +172,13 @@ type fakeSource struct {
 	known     bool
 	keys      [][]byte
 	noKeys    error
+	inner     bool
 }
 
 func (s *fakeSource) Nodes() []*corev1.Node                         { return s.nodes }
 func (s *fakeSource) AddressPools() []*v1alpha1.AddressPool         { return s.pools }
 func (s *fakeSource) LoadBalancers() ([]service.LoadBalanced, bool) { return s.balancers, s.known }
+func (s *fakeSource) TellsClusterIPs() bool                         { return s.inner }
 func (s *fakeSource) Keys(context.Context) ([][]byte, error)        { return s.keys, s.noKeys }
 
 // TestBalancerWithoutKey goes by the nodes' conditions, and leaves what is said as it is while nothing is known.
@@ -173,7 +201,11 @@ func TestBalancerWithoutKey(t *testing.T) {
 	defer b.speaker.Close()
 	says := func(step string, wantKnown bool, want string, wantChanged int) {
 		t.Helper()
-		routed, known := b.Routed()
+		list, known := b.Routed(false)
+		routed := []netip.Addr{}
+		for _, a := range list {
+			routed = append(routed, a.Addr)
+		}
 		if fmt.Sprint(routed) != want || known != wantKnown || changed != wantChanged {
 			t.Errorf("%s: %v, known %v, changed %d; want %s, %v, %d", step, routed, known, changed, want, wantKnown, wantChanged)
 		}
@@ -190,9 +222,9 @@ func TestBalancerWithoutKey(t *testing.T) {
 	says("before Services are known", false, "[]", 0)
 	source.balancers, source.known = []service.LoadBalanced{{Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.80")}}}, true
 	b.step(t.Context())
-	says("a Service", true, "[192.0.2.80/32]", 1)
+	says("a Service", true, "[192.0.2.80]", 1)
 	b.step(t.Context())
-	says("again", true, "[192.0.2.80/32]", 1)
+	says("again", true, "[192.0.2.80]", 1)
 	source.nodes[0] = node("n1", "198.51.100.1", corev1.ConditionUnknown)
 	b.step(t.Context())
 	says("not Ready", true, "[]", 2)
@@ -200,8 +232,17 @@ func TestBalancerWithoutKey(t *testing.T) {
 	b.step(t.Context())
 	source.balancers, source.known = nil, false
 	b.step(t.Context())
-	says("nothing known any more", true, "[192.0.2.80/32]", 3)
+	says("nothing known any more", true, "[192.0.2.80]", 3)
 	source.pools = nil
 	b.step(t.Context())
 	says("no pools", true, "[]", 4)
+	if _, known := b.Routed(true); known {
+		t.Error("ClusterIPs are said to be known, of which nothing was told")
+	}
+	source.balancers, source.known, source.inner = []service.LoadBalanced{{ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.9")}}}, true, true
+	b.step(t.Context())
+	says("a ClusterIP", true, "[10.96.0.9]", 5)
+	if _, known := b.Routed(true); !known {
+		t.Error("ClusterIPs are said not to be known")
+	}
 }

@@ -54,7 +54,12 @@ func (a *Agent) refuseUnserved(own podnet.Node) error {
 	u := service.Unserved{Ranges: a.serviceCIDRs(), Others: a.proxy.Others(), Node: own.Addrs}
 	pools := vip.Read(a.poolsOfServices())
 	for _, l := range balancers {
-		for _, addr := range l.Addrs {
+		addrs := l.Addrs
+		// Who has external IPs for pods alone lets the node itself reach another machine by them.
+		if a.config.ExternalIPsFor != netconf.ExternalIPsForPods {
+			addrs = slices.Concat(addrs, l.ExternalIPs)
+		}
+		for _, addr := range addrs {
 			if pools.Contains(addr) {
 				u.LoadBalancers = append(u.LoadBalancers, addr)
 			}
@@ -101,14 +106,16 @@ func leaves(node *corev1.Node, found bool) bool {
 // carryServices tells the proxy what it has to know of the node.
 func (a *Agent) carryServices(f netfacts.Facts, interfaces []podnet.Interface) {
 	node, _ := a.view.Node(a.Node)
+	clusterIPs := a.wantsClusterIPs()
 	c := proxy.Config{
 		Mode: a.config.ServiceProxy, Node: service.NodeOf(node),
 		OwnPods:       slices.Concat(f.Own.PodCIDRs, f.Own.Blocks),
 		NodePortAddrs: nodePortAddrs(a.config.NodePortAddresses, f.Own, interfaces),
-		Announce:      len(a.view.AddressPools()) > 0,
+		Announce:      len(a.view.AddressPools()) > 0 || clusterIPs,
 		ExternalIPs:   a.config.ExternalIPs, ExternalIPsFor: a.config.ExternalIPsFor, APIServer: a.Client.ServerAddr(),
 	}
 	a.proxy.SetExternalIPs(vip.ExternalIPs(*a.config, a.poolsOfServices(), a.view.Namespaces(), c.APIServer))
+	a.proxy.SetClusterIPs(clusterIPs)
 	if a.config.DNS == netconf.DNSNodeCache {
 		c.NodeCaches = netconf.NodeCacheAddrs()
 	}

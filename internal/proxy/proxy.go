@@ -102,7 +102,9 @@ type Proxy struct {
 	config Config
 	// externalIPs is not part of the configuration, for which everything is set anew: nodes come and go.
 	externalIPs service.ExternalIPs
-	status      Status
+	// Whether LoadBalancers is to tell of ClusterIPs, and whether it does.
+	clusterIPs, tellsClusterIPs bool
+	status                      Status
 	// balancers are nil while nothing is known.
 	balancers []service.LoadBalanced
 	others    []netip.Addr // of Services that another proxy carries
@@ -160,6 +162,24 @@ func (p *Proxy) SetExternalIPs(x service.ExternalIPs) {
 	if !same {
 		p.wake()
 	}
+}
+
+// SetClusterIPs says whether LoadBalancers tells of ClusterIPs. It does not wait.
+func (p *Proxy) SetClusterIPs(told bool) {
+	p.mu.Lock()
+	same := p.clusterIPs == told
+	p.clusterIPs = told
+	p.mu.Unlock()
+	if !same {
+		p.wake()
+	}
+}
+
+// TellsClusterIPs says whether what LoadBalancers tells from now on has ClusterIPs.
+func (p *Proxy) TellsClusterIPs() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.tellsClusterIPs
 }
 
 // SetLeaves says whether the node will soon not be there. It carries Services until then, and load balancers outside, which
@@ -257,7 +277,7 @@ func (p *Proxy) Run(ctx context.Context) {
 // step brings the kernel from what it holds to what is known now.
 func (p *Proxy) step(ctx context.Context, tick bool) {
 	p.mu.Lock()
-	c, externalIPs := p.config, p.externalIPs
+	c := p.config
 	p.mu.Unlock()
 	switch c.Mode {
 	case "":
@@ -273,7 +293,7 @@ func (p *Proxy) step(ctx context.Context, tick bool) {
 	if !reflect.DeepEqual(c, p.tried) {
 		p.whole = true
 	}
-	p.inbox.setExternalIPs(externalIPs)
+	p.inform()
 	p.caches.set(ctx, c.NodeCaches)
 	if p.kernel.failed && !tick && !p.whole {
 		return // not at each event: what failed may be slow to fail
@@ -297,7 +317,7 @@ func (p *Proxy) step(ctx context.Context, tick bool) {
 	p.tellBalancers()
 }
 
-// LoadBalancers returns the Services with addresses of a load balancer, and whether they are known. What it tells is in
+// LoadBalancers returns the Services with addresses that the network outside is led to, and whether they are known. What it tells is in
 // the kernel. The list is for reading.
 func (p *Proxy) LoadBalancers() (list []service.LoadBalanced, known bool) {
 	p.mu.Lock()
@@ -312,9 +332,17 @@ func (p *Proxy) Others() []netip.Addr {
 	return p.others
 }
 
+// inform has the inbox know what is not in the API server's Services.
+func (p *Proxy) inform() {
+	p.mu.Lock()
+	externalIPs, clusterIPs := p.externalIPs, p.clusterIPs
+	p.mu.Unlock()
+	p.inbox.inform(externalIPs, clusterIPs)
+}
+
 // tellBalancers has LoadBalancers return what is known now.
 func (p *Proxy) tellBalancers() {
-	list, listed := p.inbox.balancers()
+	list, clusterIPs, listed := p.inbox.balancers()
 	others, differs := p.inbox.others(), false
 	p.mu.Lock()
 	if !slices.Equal(others, p.others) {
@@ -323,6 +351,9 @@ func (p *Proxy) tellBalancers() {
 	if listed || p.balancers == nil {
 		p.balancers = append([]service.LoadBalanced{}, list...)
 		differs = true
+	}
+	if clusterIPs != p.tellsClusterIPs {
+		p.tellsClusterIPs, differs = clusterIPs, true
 	}
 	p.mu.Unlock()
 	if differs {
@@ -413,12 +444,13 @@ func (p *Proxy) off(ctx context.Context, announce bool) {
 	case announce && p.inbox == nil:
 		p.inbox = follow(ctx, p.Client, p.wake)
 	case announce && p.inbox.synced():
+		p.inform()
 		p.tellBalancers()
 	case !announce && p.inbox != nil:
 		p.inbox.stop()
 		p.inbox = nil
 		p.mu.Lock()
-		p.balancers = nil
+		p.balancers, p.tellsClusterIPs = nil, false
 		p.mu.Unlock()
 	}
 	p.stopComparing()
@@ -456,6 +488,8 @@ type inbox struct {
 	mu    sync.Mutex
 	model *service.Model
 	heard time.Time // of the first event since the model was last asked
+	// clusterIPs says that the model tells of ClusterIPs.
+	clusterIPs bool
 	// foreign are the addresses of Services that another proxy carries.
 	foreign map[types.NamespacedName][]netip.Addr
 }
@@ -532,17 +566,21 @@ func (in *inbox) changes() (heard time.Time, changes []service.Change, checks []
 	return heard, in.model.Changes(), in.model.HealthChecks()
 }
 
-// balancers returns the Services with addresses of a load balancer, if they have changed.
-func (in *inbox) balancers() (list []service.LoadBalanced, differs bool) {
+// balancers returns the Services with addresses that the network outside is led to, if they have changed, and whether
+// ClusterIPs are among these.
+func (in *inbox) balancers() (list []service.LoadBalanced, clusterIPs, differs bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	return in.model.LoadBalancers()
+	list, differs = in.model.LoadBalancers()
+	return list, in.clusterIPs, differs
 }
 
-func (in *inbox) setExternalIPs(x service.ExternalIPs) {
+func (in *inbox) inform(x service.ExternalIPs, clusterIPs bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.model.SetExternalIPs(x)
+	in.model.SetClusterIPs(clusterIPs)
+	in.clusterIPs = clusterIPs
 }
 
 // life says what is known of an endpoint of a Service.

@@ -6,26 +6,38 @@ import (
 	"slices"
 	"unique"
 
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// LoadBalanced is a Service with addresses of a load balancer, and where in the cluster it can be reached by them.
+// LoadBalanced is a Service with addresses that the network outside of the cluster is led to, and where in the cluster it
+// can be reached by them. All lists are sorted.
 type LoadBalanced struct {
 	Service types.NamespacedName
-	Addrs   []netip.Addr // sorted
+	Labels  labels.Set
+	Addrs   []netip.Addr // of a load balancer
+	// ExternalIPs are those that are served, and that an AddressPool has for the Service: others are not the cluster's to
+	// announce.
+	ExternalIPs []netip.Addr
 	// Local is externalTrafficPolicy: Local.
 	Local bool
 	// Nodes, of a Local one, are those with an endpoint that is ready, or, if there is none at all, with one that still
-	// serves; sorted.
+	// serves.
 	Nodes []string
+	// ClusterIPs are there after SetClusterIPs(true), and so are the like of Local and Nodes for them: of internalTrafficPolicy.
+	ClusterIPs  []netip.Addr
+	LocalInside bool
+	NodesInside []string
 }
 
 func (l LoadBalanced) equal(o LoadBalanced) bool {
-	return l.Service == o.Service && l.Local == o.Local && slices.Equal(l.Addrs, o.Addrs) && slices.Equal(l.Nodes, o.Nodes)
+	return l.Service == o.Service && maps.Equal(l.Labels, o.Labels) && slices.Equal(l.Addrs, o.Addrs) && slices.Equal(l.ExternalIPs, o.ExternalIPs) &&
+		l.Local == o.Local && slices.Equal(l.Nodes, o.Nodes) &&
+		slices.Equal(l.ClusterIPs, o.ClusterIPs) && l.LocalInside == o.LocalInside && slices.Equal(l.NodesInside, o.NodesInside)
 }
 
-// LoadBalancers returns the Services with addresses of a load balancer, sorted by Service, if that is something else than
-// at the last call.
+// LoadBalancers returns the Services with addresses that the network outside is led to, sorted by Service, if that is
+// something else than at the last call.
 func (m *Model) LoadBalancers() (list []LoadBalanced, differs bool) {
 	m.update()
 	if !m.differs {
@@ -35,12 +47,23 @@ func (m *Model) LoadBalancers() (list []LoadBalanced, differs bool) {
 	return slices.SortedFunc(maps.Values(m.balanced), func(a, b LoadBalanced) int { return compareNames(a.Service, b.Service) }), true
 }
 
-// balance brings what is kept of a Service's load balancer up to date.
+// SetClusterIPs says whether LoadBalancers tells of ClusterIPs, which all Services have and few clusters announce.
+func (m *Model) SetClusterIPs(on bool) {
+	if m.tellsClusterIPs == on {
+		return
+	}
+	m.tellsClusterIPs = on
+	for _, e := range m.services {
+		m.touch(e)
+	}
+}
+
+// balance brings what is kept of a Service's load balancer up to date. It follows what is refused.
 func (m *Model) balance(e *entry) {
 	before, was := m.balanced[e]
 	now, is := LoadBalanced{}, false
 	if e.service != nil {
-		now, is = e.service.loadBalanced(e.slices)
+		now, is = m.loadBalanced(e)
 	}
 	switch {
 	case is && (!was || !now.equal(before)):
@@ -51,24 +74,43 @@ func (m *Model) balance(e *entry) {
 	}
 }
 
-// loadBalanced says what a Service is to who comes to its load balancer's addresses, if it has any.
-func (s *service) loadBalanced(own []*slice) (LoadBalanced, bool) {
-	l := LoadBalanced{Service: s.name, Local: s.local[outside]}
+// loadBalanced says what a Service is to who comes to its addresses from outside, if it has any for that.
+func (m *Model) loadBalanced(e *entry) (LoadBalanced, bool) {
+	s := e.service
+	l := LoadBalanced{Service: s.name}
 	for _, a := range s.addrs {
-		if a.kind == LoadBalancer {
+		switch {
+		case a.kind == LoadBalancer:
 			l.Addrs = append(l.Addrs, a.addr)
+		case a.kind == ExternalIP && e.refused[a.addr] == nil && m.unpooled(e, a.addr) == nil:
+			l.ExternalIPs = append(l.ExternalIPs, a.addr)
+		case a.kind == ClusterIP && m.tellsClusterIPs:
+			l.ClusterIPs = append(l.ClusterIPs, a.addr)
 		}
 	}
-	if len(l.Addrs) == 0 {
+	outer, inner := len(l.Addrs)+len(l.ExternalIPs) > 0, len(l.ClusterIPs) > 0
+	if !outer && !inner {
 		return l, false
 	}
-	slices.SortFunc(l.Addrs, netip.Addr.Compare)
-	if l.Local {
-		if l.Nodes = nodesOf(own, func(e *endpoint) bool { return e.ready }); len(l.Nodes) == 0 {
-			l.Nodes = nodesOf(own, func(e *endpoint) bool { return e.serving })
-		}
+	l.Labels = s.labels
+	for _, list := range [][]netip.Addr{l.Addrs, l.ExternalIPs, l.ClusterIPs} {
+		slices.SortFunc(list, netip.Addr.Compare)
+	}
+	if l.Local = outer && s.local[outside]; l.Local {
+		l.Nodes = servingNodes(e.slices)
+	}
+	if l.LocalInside = inner && s.local[inside]; l.LocalInside {
+		l.NodesInside = servingNodes(e.slices)
 	}
 	return l, true
+}
+
+// servingNodes are the nodes with an endpoint that is ready, or, if there is none at all, with one that still serves.
+func servingNodes(own []*slice) []string {
+	if nodes := nodesOf(own, func(e *endpoint) bool { return e.ready }); len(nodes) > 0 {
+		return nodes
+	}
+	return nodesOf(own, func(e *endpoint) bool { return e.serving })
 }
 
 func nodesOf(own []*slice, counts func(*endpoint) bool) []string {

@@ -25,7 +25,7 @@ type ExternalIPs struct {
 	// Reserved are never served, whatever the mode. Among them is nothing that follows from Services: Model knows their
 	// addresses, and the API server's as EndpointSlices have them.
 	Reserved []Reserved
-	// Pools are what netconf.ExternalIPsPools allows.
+	// Pools are what netconf.ExternalIPsPools allows, and what is announced to the network whatever the mode.
 	Pools []ExternalIPPool
 }
 
@@ -150,6 +150,11 @@ func (m *Model) refuse(e *entry, a netip.Addr) error {
 	if m.externalIPs.Mode == netconf.ExternalIPsAny {
 		return nil
 	}
+	return m.unpooled(e, a)
+}
+
+// unpooled says why no AddressPool has an address for a Service, or nothing if one has.
+func (m *Model) unpooled(e *entry, a netip.Addr) error {
 	why := errors.New("no AddressPool has it, and the setting externalIPs is pools")
 	for _, p := range m.externalIPs.Pools {
 		switch {

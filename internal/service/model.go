@@ -28,8 +28,10 @@ type Model struct {
 	balanced map[*entry]LoadBalanced
 	// differs says that balanced has changed since LoadBalancers was last called.
 	differs bool
-	claims  claims
-	left    departures
+	// tellsClusterIPs says that ClusterIPs are among what is balanced.
+	tellsClusterIPs bool
+	claims          claims
+	left            departures
 	// Which external IPs are served, and whose addresses they must not be.
 	externalIPs ExternalIPs
 	reserved    reservations
@@ -352,12 +354,12 @@ func (m *Model) update() {
 func (m *Model) recompute(e *entry) {
 	var claimed []Frontend
 	r := e.rank
-	m.balance(e)
-	m.check(e)
 	e.refused = nil
 	if e.service != nil {
 		e.refused = m.external(e)
 	}
+	m.balance(e)
+	m.check(e)
 	if e.service != nil && len(e.service.problems)+len(e.refused) > 0 {
 		m.wrong[e] = struct{}{}
 	} else {

@@ -49,7 +49,7 @@ type service struct {
 	name    types.NamespacedName
 	created int64 // in seconds, as the API has it
 	ports   []port
-	labels  labels.Set // of a Service with external IPs
+	labels  labels.Set
 	addrs   []address
 	// Whose addresses nobody else may have as an external IP, also where another proxy carries the Service.
 	clusterIPs, balancerIPs []netip.Addr
@@ -107,6 +107,7 @@ func readService(svc *corev1.Service) *service {
 	s := &service{
 		name:    types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name},
 		created: svc.CreationTimestamp.Unix(),
+		labels:  svc.Labels,
 	}
 	s.readOwned(svc)
 	if !balanced(svc) {
@@ -148,9 +149,6 @@ func (s *service) readOwned(svc *corev1.Service) {
 		for _, in := range svc.Status.LoadBalancer.Ingress {
 			add(&s.balancerIPs, in.IP)
 		}
-	}
-	if len(svc.Spec.ExternalIPs) > 0 {
-		s.labels = svc.Labels
 	}
 }
 

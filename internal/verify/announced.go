@@ -13,12 +13,13 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/service"
 	"github.com/fathom-network/fathom/internal/vip"
 )
 
-// Announced is how packets for a load balancer's address come to nodes, as the nodes' agents say.
+// Announced is how packets for a Service's address come to nodes, as the nodes' agents say.
 type Announced struct {
-	Address string `json:"address,omitempty"` // empty if the Service waits for one
+	Address string `json:"address,omitempty"` // empty if the Service waits for one of a load balancer
 	Pool    string `json:"pool,omitempty"`
 	// Answered are the nodes that answer ARP or Neighbour Discovery for it. It should be one.
 	Answered []string     `json:"answered,omitempty"`
@@ -74,6 +75,48 @@ func announcements(ctx context.Context, client *kube.Client, svc *corev1.Service
 // announced puts together what the agents say of a Service's addresses. assigned is what the controller should make of
 // the Service, accounts what each node's agent says, and failed why one says nothing.
 func announced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, accounts map[string]vip.Account, failed map[string]error) []Announced {
+	all := balanced(svc, assigned, pools, accounts, failed)
+	for _, ip := range svc.Spec.ExternalIPs {
+		addr, err := service.ParseAddr(ip)
+		if err != nil || slices.ContainsFunc(all, func(x Announced) bool { return x.Address == addr.String() }) {
+			continue
+		}
+		if pool := pools.Of(addr); pool != nil { // another is not the cluster's to announce
+			x := announcedBy(addr, svc, accounts, failed)
+			if x.Pool = pool.Name; !decided(addr, accounts) && len(accounts) > 0 {
+				x.Why = []string{fmt.Sprintf("no agent announces it: it is not served, or AddressPool %s is not for this Service", pool.Name)}
+			}
+			all = append(all, x)
+		}
+	}
+	for _, ip := range svc.Spec.ClusterIPs {
+		addr, err := service.ParseAddr(ip)
+		if err != nil {
+			continue
+		}
+		if x := announcedBy(addr, svc, accounts, failed); len(x.Routers) > 0 { // to most clusters ClusterIPs are their own
+			x.Why = nil
+			all = append(all, x)
+		}
+	}
+	return all
+}
+
+// decided says whether an agent has something to say of an address.
+func decided(addr netip.Addr, accounts map[string]vip.Account) bool {
+	for _, a := range accounts {
+		if slices.ContainsFunc(a.Addresses, func(v vip.Verdict) bool { return v.Address == addr }) {
+			return true
+		}
+	}
+	return false
+}
+
+// balanced is announced of the addresses of a load balancer.
+func balanced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, accounts map[string]vip.Account, failed map[string]error) []Announced {
+	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		return nil
+	}
 	var all []Announced
 	var have []netip.Addr
 	for _, in := range svc.Status.LoadBalancer.Ingress {
@@ -143,8 +186,23 @@ type views struct {
 
 // hear takes in what one node says.
 func (v *views) hear(addr netip.Addr, node string, a vip.Account, x *Announced) {
+	for _, r := range a.Routers {
+		if !slices.Contains(r.Selected, addr) {
+			continue
+		}
+		told := v.routers[r.Peer]
+		if told == nil {
+			told = &ToldRouter{Peer: r.Peer, Silent: map[string]string{}}
+			v.routers[r.Peer] = told
+		}
+		if slices.Contains(r.Told, addr) {
+			told.Nodes = append(told.Nodes, node)
+		} else {
+			told.Silent[node] = strings.TrimSpace(r.State + " " + r.Message)
+		}
+	}
 	i := slices.IndexFunc(a.Addresses, func(v vip.Verdict) bool { return v.Address == addr })
-	if i < 0 {
+	if i < 0 { // a ClusterIP, which routers alone are told of
 		return
 	}
 	verdict := a.Addresses[i]
@@ -163,19 +221,6 @@ func (v *views) hear(addr netip.Addr, node string, a vip.Account, x *Announced) 
 	}
 	if verdict.StandIn == node {
 		x.Why = append(x.Why, fmt.Sprintf("the agent of %s is away: %s says in its place that packets are to go to it", verdict.Announcer, node))
-	}
-	for _, r := range a.Routers {
-		told := v.routers[r.Peer]
-		if told == nil {
-			told = &ToldRouter{Peer: r.Peer, Silent: map[string]string{}}
-			v.routers[r.Peer] = told
-		}
-		switch {
-		case slices.Contains(r.Told, addr):
-			told.Nodes = append(told.Nodes, node)
-		case verdict.Routed:
-			told.Silent[node] = strings.TrimSpace(r.State + " " + r.Message)
-		}
 	}
 }
 
@@ -220,7 +265,7 @@ func (v *views) why(svc *corev1.Service, accounts map[string]vip.Account, failed
 		why = append(why, fmt.Sprintf("%s is to answer for it, and %s", n, text))
 	}
 	if len(v.routers) == 0 {
-		why = append(why, "no router is told of it: no BGPPeer with ServiceAddresses in spec.advertise is for a node that may take its packets")
+		why = append(why, "no router is told of it: no BGPPeer that advertises it is for a node that may take its packets")
 	}
 	return why
 }

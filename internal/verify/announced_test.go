@@ -44,6 +44,19 @@ func TestAnnounced(t *testing.T) {
 	far := func(routers ...vip.Router) vip.Account {
 		return says(vip.Verdict{Eligible: both, Routed: true}, routers...)
 	}
+	told := func(state string) vip.Router {
+		r := vip.Router{Peer: "rack", State: state, Selected: []netip.Addr{addr, netip.MustParseAddr("10.96.0.9")}}
+		if r.Told = r.Selected; state != "Established" {
+			r.Told, r.Message = nil, "refused"
+		}
+		return r
+	}
+	plain := func(spec corev1.ServiceSpec) *corev1.Service {
+		spec.Type = corev1.ServiceTypeClusterIP
+		return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Spec: spec}
+	}
+	externalIPs := func(ips ...string) *corev1.Service { return plain(corev1.ServiceSpec{ExternalIPs: ips}) }
+	clusterIPs := func(ips ...string) *corev1.Service { return plain(corev1.ServiceSpec{ClusterIPs: ips}) }
 	broken := near("n1", "n1")
 	broken.Problem = "listen for ARP: no"
 	for name, tc := range map[string]struct {
@@ -66,10 +79,18 @@ func TestAnnounced(t *testing.T) {
 		"no network of theirs": {service(false, "", "192.0.2.80"), has, map[string]vip.Account{"n1": far(), "n2": far()}, nil,
 			"192.0.2.80 office [] [] | nobody answers for it: no node is on a network | no router is told of it"},
 		"a router": {service(false, "", "192.0.2.80"), has, map[string]vip.Account{
-			"n1": far(vip.Router{Peer: "rack", State: "Established", Told: []netip.Addr{addr}}), "n2": far(vip.Router{Peer: "rack", State: "Active", Message: "refused"})}, nil,
+			"n1": far(told("Established")), "n2": far(told("Active"))}, nil,
 			"192.0.2.80 office [] [rack by n1, not n2: Active refused]"},
-		"a router that is away": {service(false, "", "192.0.2.80"), has, map[string]vip.Account{"n1": far(vip.Router{Peer: "rack", State: "Active", Message: "refused"})}, nil,
+		"a router that is away": {service(false, "", "192.0.2.80"), has, map[string]vip.Account{"n1": far(told("Active"))}, nil,
 			"192.0.2.80 office [] [rack by none, not n1: Active refused] | nobody answers for it: no node is on a network"},
+		"a router that is told of other addresses": {service(false, "", "192.0.2.80"), has, map[string]vip.Account{"n1": near("n1", "n1"), "n2": far(vip.Router{Peer: "rack", State: "Established"})}, nil,
+			"192.0.2.80 office [n1] []"},
+		"an external IP": {externalIPs("192.0.2.80", "198.51.100.1"), vip.Assignment{}, map[string]vip.Account{"n1": near("n1", "n1"), "n2": far(told("Established"))}, nil,
+			"192.0.2.80 office [n1] [rack by n2]"},
+		"an external IP that is not the Service's": {externalIPs("192.0.2.81"), vip.Assignment{}, map[string]vip.Account{"n1": near("n1", "n1")}, nil,
+			"192.0.2.81 office [] [] | no agent announces it: it is not served, or AddressPool office is not for this Service"},
+		"a ClusterIP that routers are told of, and one that they are not": {clusterIPs("10.96.0.10", "10.96.0.9"), vip.Assignment{}, map[string]vip.Account{"n1": far(told("Established")), "n2": far(told("Active"))}, nil,
+			"10.96.0.9  [] [rack by n1, not n2: Active refused]"},
 		"Local without endpoints": {service(true, "", "192.0.2.80"), has, map[string]vip.Account{"n1": says(vip.Verdict{Devices: eth0})}, nil,
 			"192.0.2.80 office [] [] | externalTrafficPolicy is Local, and no node that lives has a ready endpoint"},
 		"Local, endpoints elsewhere": {service(true, "", "192.0.2.80"), has, map[string]vip.Account{"n1": says(vip.Verdict{Devices: eth0, Eligible: []string{"n3"}})}, nil,

@@ -33,7 +33,8 @@ type ServiceDetail struct {
 	// Kernels are what nodes' kernels have of it, by node.
 	Kernels map[string]KernelService `json:"kernels,omitempty"`
 	Unread  map[string]string        `json:"unread,omitempty"` // nodes that could not be asked, and why
-	// Announced are the addresses of a load balancer, in the order of the Service's status.
+	// Announced are the addresses that the network outside is led to: of a load balancer, in the order of the Service's status,
+	// external IPs that an AddressPool has, ClusterIPs that routers are told of.
 	Announced []Announced `json:"announced,omitempty"`
 }
 
@@ -80,12 +81,10 @@ func ShowService(ctx context.Context, client *kube.Client, name types.Namespaced
 		states, failed = ask[proxy.State](ctx, client, agents, servicesVerb)
 		return nil
 	})
-	if svc.Spec.Type == corev1.ServiceTypeLoadBalancer {
-		asking.Go(func() (err error) {
-			d.Announced, err = announcements(ctx, client, svc, c, agents)
-			return err
-		})
-	}
+	asking.Go(func() (err error) {
+		d.Announced, err = announcements(ctx, client, svc, c, agents)
+		return err
+	})
 	if err := errors.Join(asking.Wait(), d.seen(ctx, client, c, at, states[at.Name])); err != nil || len(agents) == 0 {
 		return d, err
 	}

@@ -2,7 +2,7 @@ package vip
 
 import "net/netip"
 
-// Account is what a node's agent says of load balancers' addresses: what it does, and what it takes others to do. Nobody
+// Account is what a node's agent says of Services' addresses that the network outside is led to: what it does, and what it takes others to do. Nobody
 // else can know: it follows from what agents hear of each other, and two who cannot hear each other differ.
 type Account struct {
 	// Waiting says what has to be known before anything is decided; what was decided before stays.
@@ -33,10 +33,12 @@ type Verdict struct {
 	Routed bool `json:"routed,omitempty"`
 }
 
-// Router is one that is told of load balancers' addresses by a node.
+// Router is one that is told of Services' addresses by a node.
 type Router struct {
-	Peer    string       `json:"peer"` // the BGPPeer
-	State   string       `json:"state"`
-	Message string       `json:"message,omitempty"`
-	Told    []netip.Addr `json:"told,omitempty"` // none without a session
+	Peer    string `json:"peer"` // the BGPPeer
+	State   string `json:"state"`
+	Message string `json:"message,omitempty"`
+	// Selected are those that it is to be told of, by its BGPPeer; Told is the same, or none without a session.
+	Selected []netip.Addr `json:"selected,omitempty"`
+	Told     []netip.Addr `json:"told,omitempty"`
 }

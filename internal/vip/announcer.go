@@ -30,7 +30,7 @@ func Eligible(addr netip.Addr, targets []Target, nodes []Node) []string {
 	serves := map[string]int{}
 	known, isLocal := false, false
 	for _, t := range targets {
-		if !slices.Contains(t.Addrs, addr) {
+		if !slices.Contains(t.Addrs, addr) && !slices.Contains(t.ExternalIPs, addr) {
 			continue
 		}
 		known = true

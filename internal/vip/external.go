@@ -67,9 +67,6 @@ func ExternalIPs(c netconf.Config, o Objects, namespaces []*corev1.Namespace, ap
 	for _, a := range netconf.NodeCacheAddrs() {
 		one(a, service.ReservedNodeCache)
 	}
-	if c.ExternalIPs != netconf.ExternalIPsPools {
-		return x
-	}
 	for _, p := range Read(o) {
 		if p.Problem != nil && p.Problem.Reason == InvalidField {
 			continue // it could be meant for fewer Services than can be read out of it

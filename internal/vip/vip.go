@@ -296,6 +296,9 @@ func (p Pools) Of(a netip.Addr) *Pool {
 	return nil
 }
 
+// Labels are the AddressPool's own.
+func (p *Pool) Labels() labels.Set { return p.object.Labels }
+
 func (p *Pool) contains(a netip.Addr) bool {
 	return slices.ContainsFunc(p.Ranges, func(r Range) bool { return r.Contains(a) })
 }
