@@ -91,18 +91,30 @@ while [ $i -lt 8 ]; do
 done
 seq -f "n%.0f.silent.test A" 1000000 1500000 >"$work/silent"
 
+# answers NODE FLAGS SOCKET PID LOG waits until a program listens, and says why it does not.
+answers() {
+	until in_ns "$1" ss "$2" | grep -q "$3"; do
+		if ! kill -0 "$4" 2>/dev/null; then
+			echo "bench.sh: it ended before it listened:" >&2
+			cat "$5" >&2
+			exit 1
+		fi
+		sleep 0.05
+	done
+}
+
 start_server() {
 	# Not by in_ns: of a function the shell makes a process of its own, and to kill that one would leave the program.
 	ip netns exec fathom-bench-dns "$server" -conf "$work/Corefile" >>"$work/server.log" 2>&1 &
 	server_pid=$!
 	pids="$pids $server_pid"
-	until in_ns dns ss -lntH | grep -q ':53 '; do sleep 0.05; done
+	answers dns -lntH ':53 ' "$server_pid" "$work/server.log"
 }
 start_server
 ip netns exec fathom-bench-node "$cache" -upstream 10.244.2.2:53 -resolv-conf "$work/resolv.conf" -corefile "$work/Corefile" >"$work/cache.log" 2>&1 &
 cache_pid=$!
 pids="$pids $cache_pid"
-until in_ns node ss -lnuH | grep -q '169.254.20.10:53 '; do sleep 0.05; done
+answers node -lnuH '169.254.20.10:53 ' "$cache_pid" "$work/cache.log"
 
 run() { # run NAME ADDRESS FILE ARGUMENT...
 	name=$1 addr=$2 file=$3
