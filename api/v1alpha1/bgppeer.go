@@ -38,8 +38,10 @@ type BGPPeerSpec struct {
 	HoldTimeSeconds      int32 `json:"holdTimeSeconds,omitempty"`      // 90
 	KeepaliveTimeSeconds int32 `json:"keepaliveTimeSeconds,omitempty"` // 30
 	// EBGPMultihop is how many hops an external peer may be away.
-	EBGPMultihop int32           `json:"ebgpMultihop,omitempty"` // 1
-	Advertise    []BGPAdvertised `json:"advertise,omitempty"`    // PodCIDRs
+	EBGPMultihop int32 `json:"ebgpMultihop,omitempty"` // 1
+	// TTLSecurity has packets dropped that have come further than EBGPMultihop allows, RFC 5082. The router has to have it, too.
+	TTLSecurity bool            `json:"ttlSecurity,omitempty"`
+	Advertise   []BGPAdvertised `json:"advertise,omitempty"` // PodCIDRs
 	// Advertisements say what the router is told, and how, in the place of Advertise.
 	Advertisements []BGPAdvertisement `json:"advertisements,omitempty"`
 	// Communities are of all routes.

@@ -289,6 +289,53 @@ func TestPassword(t *testing.T) {
 	}
 }
 
+// TestTTLSecurity has both sides send with a TTL of 255, and drop what a router says that does not.
+func TestTTLSecurity(t *testing.T) {
+	for name, newRouter := range routers {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ns := newNamespace(t)
+			r := newRouter(t, ns)
+			n := newNode(t, ns, 1)
+			r.begin(routed{address: "10.1.1.2", ttlSecurity: true}, routed{address: "fd00:1:1::2", ttlSecurity: true})
+			n.begin()
+			four, six := peer("10.1.1.1", route("10.244.1.0/24")), peer("fd00:1:1::1", route("fd00:244:1::/64"))
+			six.Name = "six"
+			four.TTLSecurity, six.TTLSecurity = true, true
+			n.set(four, six)
+			n.up("router")
+			n.up("six")
+			ns.routes("10.244.1.0/24", "10.1.1.2")
+			ns.routes("fd00:244:1::/64", "fd00:1:1::2")
+			four.TTLSecurity = false
+			if done := n.set(four, six); done != (bgp.Changes{PeersReplaced: 1}) {
+				t.Errorf("a session without it is %+v", done)
+			}
+			n.set()
+			r.end(unix.SIGTERM)
+
+			r.begin(routed{address: "10.1.1.2"})
+			four.TTLSecurity = true
+			n.set(four)
+			testenv.Eventually(t, "packets with a lower TTL are dropped", func() (bool, string) {
+				counted := n.run("nstat -asz TcpExtTCPMinTTLDrop")
+				for line := range strings.Lines(counted) {
+					if w := strings.Fields(line); len(w) > 1 && w[0] == "TcpExtTCPMinTTLDrop" {
+						return w[1] != "0", counted
+					}
+				}
+				return false, counted
+			})
+			if now, _ := n.told(); now.Sessions[0].State == bgp.Established {
+				t.Error("a session is up with a router that sends with a TTL of 1")
+			}
+			four.TTLSecurity = false
+			n.set(four)
+			n.up("router")
+		})
+	}
+}
+
 // TestTwoNodes has two nodes announce one address: the router spreads over both.
 func TestTwoNodes(t *testing.T) {
 	for name, newRouter := range routers {

@@ -183,6 +183,7 @@ type router interface {
 // routed is a session as the router has it.
 type routed struct {
 	address, password string
+	ttlSecurity       bool
 }
 
 const (
@@ -250,6 +251,9 @@ func (b *bird) begin(sessions ...routed) {
 		if s.password != "" {
 			fmt.Fprintf(&c, "password %q;\n", s.password)
 		}
+		if s.ttlSecurity {
+			fmt.Fprintf(&c, "ttl security on;\n")
+		}
 		fmt.Fprintf(&c, "ipv4 { import all; export none; }; ipv6 { import all; export none; }; }\n")
 	}
 	b.load(c.String())
@@ -298,6 +302,9 @@ func (f *frr) begin(sessions ...routed) {
 		fmt.Fprintf(&c, " neighbor %[1]s remote-as %[2]d\n neighbor %[1]s passive\n", s.address, nodeASN)
 		if s.password != "" {
 			fmt.Fprintf(&c, " neighbor %s password %s\n", s.address, s.password)
+		}
+		if s.ttlSecurity {
+			fmt.Fprintf(&c, " neighbor %s ttl-security hops 1\n", s.address)
 		}
 	}
 	for _, family := range []string{"ipv4", "ipv6"} {

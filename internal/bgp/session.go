@@ -238,7 +238,7 @@ func (s *session) speaksLike(routerID netip.Addr, p bgpconf.Peer) bool {
 	have := s.peer
 	return s.routerID == routerID && have.Name == p.Name && have.Address == p.Address && have.ASN == p.ASN && have.LocalASN == p.LocalASN &&
 		have.Password == p.Password && have.HoldTime == p.HoldTime && have.Keepalive == p.Keepalive && have.Hops == p.Hops &&
-		have.RestartTime == p.RestartTime
+		have.TTLSecurity == p.TTLSecurity && have.RestartTime == p.RestartTime
 }
 
 // announce has the peer told the routes of p and no others.
@@ -368,7 +368,10 @@ func request(p bgpconf.Peer) *api.Peer {
 			HoldTime: uint64(p.HoldTime.Seconds()), KeepaliveInterval: uint64(p.Keepalive.Seconds()),
 		}},
 	}
-	if p.Hops > 1 {
+	switch {
+	case p.TTLSecurity: // what is sent begins at 255
+		r.TtlSecurity = &api.TtlSecurity{Enabled: true, TtlMin: 256 - uint32(p.Hops)}
+	case p.Hops > 1:
 		r.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: uint32(p.Hops)}
 	}
 	restart := p.RestartTime > 0

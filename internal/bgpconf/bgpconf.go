@@ -32,6 +32,8 @@ type Peer struct {
 	HoldTime, Keepalive time.Duration
 	// Hops is how many routers away an external peer may be; 1 is a neighbour.
 	Hops uint8
+	// TTLSecurity drops what has come by more hops than that, RFC 5082.
+	TTLSecurity bool
 	// RestartTime is how long the router keeps the routes after the session was cut: graceful restart, RFC 4724.
 	// Zero is none.
 	RestartTime time.Duration

@@ -68,6 +68,9 @@ func noSecrets(string) (map[string][]byte, error) { return nil, errors.New("ther
 func render(p Peer) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s AS%d from AS%d hold %v keep %v hops %d restart %v password %v", p.Name, p.Address, p.ASN, p.LocalASN, p.HoldTime, p.Keepalive, p.Hops, p.RestartTime, p.Password)
+	if p.TTLSecurity {
+		b.WriteString(" ttl security")
+	}
 	for _, r := range p.Routes {
 		fmt.Fprintf(&b, " %s", r.Prefix)
 		if r.NextHop.IsValid() {
@@ -116,12 +119,12 @@ func TestRead(t *testing.T) {
 		{name: "own address", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "fd00::1")},
 			problems: []string{"BGPPeer a: peerAddress fd00::1 is this node's own"}},
 		{name: "all settings", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) {
-			s.PeerPort, s.HoldTimeSeconds, s.KeepaliveTimeSeconds, s.EBGPMultihop = 1179, 9, 2, 3
+			s.PeerPort, s.HoldTimeSeconds, s.KeepaliveTimeSeconds, s.EBGPMultihop, s.TTLSecurity = 1179, 9, 2, 3, true
 			s.PasswordSecret = &v1alpha1.SecretKey{Name: "bgp"}
 			s.Communities = []string{"64512:2:3", "no-export", "64512:1", "64512:1"}
 			s.Advertise = []v1alpha1.BGPAdvertised{v1alpha1.AdvertiseServiceAddresses}
 			s.GracefulRestart = &v1alpha1.BGPGracefulRestart{RestartTimeSeconds: 60}
-		})}, want: []string{"a 10.0.0.254:1179 AS64500 from AS64512 hold 9s keep 2s hops 3 restart 1m0s password hidden" +
+		})}, want: []string{"a 10.0.0.254:1179 AS64500 from AS64512 hold 9s keep 2s hops 3 restart 1m0s password hidden ttl security" +
 			" 192.0.2.80/32 mark 64512:1 mark 65535:65281 mark 64512:2:3"}},
 		{name: "no graceful restart, short hold time", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) {
 			s.GracefulRestart = &v1alpha1.BGPGracefulRestart{Enabled: new(bool)}

@@ -124,6 +124,7 @@ func (r *reader) read(secrets Secrets) Peer {
 	} else if spec.EBGPMultihop > 0 {
 		p.Hops = uint8(spec.EBGPMultihop)
 	}
+	p.TTLSecurity = spec.TTLSecurity
 	p.RestartTime = r.restartTime()
 	p.Password = r.password(secrets)
 	p.Routes = r.routes(p)
