@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -37,6 +38,7 @@ type call struct {
 	mac        net.HardwareAddr
 	prev       *types100.Result
 	valid      []lease.Attachment // GC; nil if the runtime did not say
+	hostPorts  []lease.HostPort   // nil if the runtime was not asked for them
 	// limitsEgress says that what the pod sends is to be limited, by the plugin "bandwidth" behind this one.
 	limitsEgress bool
 }
@@ -62,6 +64,7 @@ func parse(args *skel.CmdArgs, lenient bool) (*call, error) {
 			Bandwidth struct {
 				EgressRate uint64 `json:"egressRate"` // bits per second
 			} `json:"bandwidth"`
+			PortMappings []portMapping `json:"portMappings"`
 		} `json:"runtimeConfig"`
 		Args struct {
 			CNI struct {
@@ -121,12 +124,46 @@ func parse(args *skel.CmdArgs, lenient bool) (*call, error) {
 		}
 		c.addresses = append(c.addresses, a.Unmap())
 	}
+	if in.Capabilities["portMappings"] {
+		if c.hostPorts, err = readPorts(in.RuntimeConfig.PortMappings); err != nil {
+			return nil, types.NewError(types.ErrInvalidNetworkConfig, "a host port is none", err.Error())
+		}
+	}
 	if m := in.RuntimeConfig.MAC; m != "" {
 		if c.mac, err = net.ParseMAC(m); err != nil || len(c.mac) != 6 || c.mac[0]&1 != 0 {
 			return nil, types.NewError(types.ErrInvalidNetworkConfig, "the MAC address that is asked for is not one of a device", m)
 		}
 	}
 	return c, nil
+}
+
+// portMapping is a host port as CNI's conventions have it.
+type portMapping struct {
+	HostPort, ContainerPort int
+	Protocol, HostIP        string
+}
+
+// readPorts reads what portmap, behind this plugin, makes host ports of.
+func readPorts(all []portMapping) ([]lease.HostPort, error) {
+	ports := []lease.HostPort{}
+	for _, m := range all {
+		if m.HostPort <= 0 { // as portmap does
+			continue
+		}
+		p := lease.HostPort{Protocol: strings.ToLower(cmp.Or(m.Protocol, "tcp")), Port: uint16(m.HostPort), Container: uint16(m.ContainerPort)}
+		if m.HostPort > math.MaxUint16 || m.ContainerPort <= 0 || m.ContainerPort > math.MaxUint16 {
+			return nil, fmt.Errorf("port %d of the node to port %d of the pod: want 1 to 65535", m.HostPort, m.ContainerPort)
+		}
+		if m.HostIP != "" {
+			var err error
+			if p.Addr, err = netip.ParseAddr(m.HostIP); err != nil {
+				return nil, err
+			}
+			p.Addr = p.Addr.WithZone("")
+		}
+		ports = append(ports, p)
+	}
+	return ports, nil
 }
 
 // parseArgs reads CNI_ARGS, such as K8S_POD_NAMESPACE=default;K8S_POD_NAME=web. Keys of others are ignored.

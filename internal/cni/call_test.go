@@ -75,6 +75,14 @@ func TestParse(t *testing.T) {
 				r := c.result(lease.Lease{Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.5")}}, link.Pod{Device: "eth0"})
 				return len(r.Interfaces) == 3 && len(r.IPs) == 2 && *r.IPs[1].Interface == 2 && r.Interfaces[0].Name == "x0"
 			}},
+		{name: "host ports", stdin: config + `,"capabilities":{"portMappings":true},"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"UDP","hostIP":"192.0.2.1"},{"hostPort":0,"containerPort":1},{"hostPort":1,"containerPort":2}]}}`,
+			check: func(c *call) bool {
+				return slices.Equal(c.hostPorts, []lease.HostPort{{Protocol: "udp", Addr: netip.MustParseAddr("192.0.2.1"), Port: 8080, Container: 80}, {Protocol: "tcp", Port: 1, Container: 2}})
+			}},
+		{name: "no host ports", stdin: config + `,"capabilities":{"portMappings":true}}`, check: func(c *call) bool { return c.hostPorts != nil && len(c.hostPorts) == 0 }},
+		{name: "host ports unasked", stdin: config + `}`, check: func(c *call) bool { return c.hostPorts == nil }},
+		{name: "bad host port", stdin: config + `,"capabilities":{"portMappings":true},"runtimeConfig":{"portMappings":[{"hostPort":65536,"containerPort":80}]}}`, code: types.ErrInvalidNetworkConfig},
+		{name: "bad host IP", stdin: config + `,"capabilities":{"portMappings":true},"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80,"hostIP":"x"}]}}`, code: types.ErrInvalidNetworkConfig},
 		{name: "no JSON", stdin: `{`, code: types.ErrDecodingFailure},
 		{name: "a number", stdin: `1`, code: types.ErrDecodingFailure},
 		{name: "bad ips", stdin: config + `,"runtimeConfig":{"ips":["x"]}}`, code: types.ErrInvalidNetworkConfig},
@@ -209,6 +217,7 @@ func FuzzParse(f *testing.F) {
 		f.Add([]byte(config+`}`), args)
 	}
 	f.Add([]byte(config+`,"runtimeConfig":{"ips":["10.244.1.5/24"],"mac":"02:11:22:33:44:55"},"dns":{"nameservers":["10.96.0.10"]},"cni.dev/valid-attachments":[{"containerID":"a","ifname":"eth0"}]}`), "")
+	f.Add([]byte(config+`,"capabilities":{"portMappings":true},"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"udp","hostIP":"::1%x"},{"hostPort":-1}]}}`), "")
 	f.Add([]byte(strings.Replace(config, "1.1.0", "0.4.0", 1)+`,"prevResult":{"interfaces":[{"name":"web-abcde"},{"name":"eth0","mac":"02:11:22:33:44:55","sandbox":"/n"}],`+
 		`"ips":[{"version":"4","interface":1,"address":"10.244.1.5/32","gateway":"169.254.1.1"}],"routes":[{"dst":"169.254.1.1/32"},{"dst":"0.0.0.0/0","gw":"169.254.1.1"}]}}`), "")
 	f.Add([]byte(config+`,"prevResult":{"cniVersion":"1.1.0","interfaces":[null,{"name":"eth0","mac":"x","sandbox":"/n"}],"ips":[null,{"interface":9,"address":"::1/128"}],"routes":[null]}}`), "")

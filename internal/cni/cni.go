@@ -121,7 +121,7 @@ func (c *call) acquire(node *link.Namespace, store *lease.Store, r ipam.Request,
 	for {
 		l, err := store.Acquire(lease.Lease{
 			Attachment: c.attachment, Network: c.Name, PodNamespace: c.pod.namespace, PodName: c.pod.name, PodUID: c.pod.uid,
-			Netns: c.netns, HostDevice: hostDevice(c.pod.name, c.attachment, name), Addresses: r.Addresses,
+			Netns: c.netns, HostDevice: hostDevice(c.pod.name, c.attachment, name), Addresses: r.Addresses, HostPorts: c.hostPorts,
 		}, choose)
 		if !errors.Is(err, errNoLeases) {
 			return l, err

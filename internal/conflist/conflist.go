@@ -92,7 +92,7 @@ func Marshal(name string, c Config) ([]byte, error) {
 			struct {
 				capable
 				file
-			}{capable{Plugin, map[string]bool{"ips": true, "mac": true, "bandwidth": true}}, f},
+			}{capable{Plugin, map[string]bool{"ips": true, "mac": true, "bandwidth": true, "portMappings": true}}, f},
 			capable{"portmap", map[string]bool{"portMappings": true}},
 			capable{"bandwidth", map[string]bool{"bandwidth": true}},
 		},

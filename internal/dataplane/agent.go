@@ -91,7 +91,7 @@ type Agent struct {
 	state    statusBox
 	blocks   *blocks
 	keeper   *keeper
-	departed *departed
+	flows    *podFlows
 	events   *kube.Recorder
 	writes   *kube.Publisher
 	turned   turning // by the loop
@@ -122,7 +122,6 @@ func Run(ctx context.Context, o Options) error {
 	a.writes = kube.NewPublisher(o.Log, a.Wake)
 	a.blocks = newBlocks(o.Node, o.Client, a.poolObjects, o.Log)
 	a.keeper = newKeeper(a.blocks, o.Paths.Leases, a.Wake)
-	a.departed = newDeparted(o.Log, a.metrics.ended)
 	a.state.set(nodestate.Status{Waiting: true, Reason: "the agent is starting"})
 	a.turned.patience = passPatience(o.Resync)
 	a.turned.set(time.Now())
@@ -138,6 +137,7 @@ func Run(ctx context.Context, o Options) error {
 	a.node.SysctlsAt(o.Paths.Sysctl)
 	a.settings = newSettings(a.node, o.Paths.Leases, a.damaged)
 	a.proxy = a.newProxy()
+	a.flows = newPodFlows(o.Log, a.metrics.ended, a.proxy.Serves)
 	a.lb = a.newBalancer(a.node)
 	if a.rules, err = ruleset.Open("/proc/self/ns/net"); err != nil {
 		return err
@@ -181,7 +181,7 @@ func Run(ctx context.Context, o Options) error {
 	carrying.Go(func() { a.proxy.Run(ctx) })
 	carrying.Go(func() { a.lb.run(ctx) })
 	carrying.Go(func() { a.keeper.run(ctx) })
-	carrying.Go(func() { a.departed.run(ctx, "/proc/self/ns/net") })
+	carrying.Go(func() { a.flows.run(ctx, "/proc/self/ns/net") })
 	carrying.Go(func() { a.writes.Run(ctx) })
 	defer carrying.Wait()
 	defer cancel() // also of an agent that ends by itself
@@ -342,7 +342,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	if sources := podSources(f.Own, local); pods || plan.PodMTU != a.podMTU || !slices.Equal(sources, a.podSources) {
 		a.podProblems = nil
 		leases, swept := a.sweep(ctx)
-		for _, err := range []error{swept, a.endDeparted(), a.repairPods(leases, plan, sources)} {
+		for _, err := range []error{swept, a.endFlows(newPodPorts(leases, slices.Concat(f.Own.PodCIDRs, f.Own.Blocks), local)), a.repairPods(leases, plan, sources)} {
 			if err != nil {
 				a.podProblems = append(a.podProblems, oneLine(err))
 			}
@@ -383,6 +383,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 		status.Reason = "Services: " + services.Problem
 		return status, problems, nil
 	}
+	a.flows.look()
 	if services.Problem != "" {
 		problems = append(problems, "Services: "+services.Problem)
 	}

@@ -207,8 +207,8 @@ func (a *Agent) sweep(ctx context.Context) ([]lease.Lease, error) {
 	return swept.Kept, err
 }
 
-// endDeparted has the flows ended of addresses that were given back since the last look.
-func (a *Agent) endDeparted() error {
+// endFlows has the flows ended of addresses that were given back since the last look.
+func (a *Agent) endFlows(p podPorts) error {
 	released, err := a.leases.Released()
 	if err != nil {
 		return err
@@ -217,7 +217,7 @@ func (a *Agent) endDeparted() error {
 	if err != nil {
 		return err
 	}
-	a.departed.set(released, inUse)
+	a.flows.set(released, inUse, p)
 	return nil
 }
 

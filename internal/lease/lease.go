@@ -53,6 +53,9 @@ type Lease struct {
 	HostDevice   string       `json:"hostDevice"`
 	Pool         string       `json:"pool"`
 	Addresses    []netip.Addr `json:"addresses"`
+	// HostPorts are the ports of the node that lead to the pod, empty if there are none; nil if that is not known, as of
+	// leases that were rebuilt, or made before Fathom asked.
+	HostPorts []HostPort `json:"hostPorts,omitzero"`
 	// Time is by the wall clock, for people. Made is the same moment for who reckons: Store.Age.
 	Time time.Time         `json:"time"`
 	Made bootclock.Instant `json:"made,omitzero"`
@@ -60,6 +63,14 @@ type Lease struct {
 	// be a stand-in, and Alias, which no other lease has, is the device's.
 	Rebuilt bool   `json:"rebuilt,omitempty"`
 	Alias   string `json:"alias,omitempty"`
+}
+
+// HostPort is a port of the node that leads to a port of a pod. The plugin "portmap" sees to that.
+type HostPort struct {
+	Protocol  string     `json:"protocol"`      // as CNI has it: tcp, udp or sctp
+	Addr      netip.Addr `json:"addr,omitzero"` // of the node's; all of them if it is not valid or unspecified
+	Port      uint16     `json:"port"`
+	Container uint16     `json:"container"` // the pod's
 }
 
 // SamePod says whether both are leases of pods of one name. A pod without a name is like no other.

@@ -340,6 +340,12 @@ func (p *Proxy) inform() {
 	p.inbox.inform(externalIPs, clusterIPs)
 }
 
+// Serves says whether what is sent to an address and port may be a Service's: also while Services are not known, or if
+// another proxy carries them. It may be called by any goroutine.
+func (p *Proxy) Serves(protocol service.Protocol, to netip.AddrPort) bool {
+	return p.reaper.serves(protocol, to)
+}
+
 // tellBalancers has LoadBalancers return what is known now.
 func (p *Proxy) tellBalancers() {
 	list, clusterIPs, listed := p.inbox.balancers()

@@ -194,6 +194,12 @@ func (r *reaper) staleEntry(e flow.Entry) bool {
 	return r.index.Ended(e.Protocol, e.Original.Destination, e.Reply.Source, e.Status&flow.DNAT != 0, r.lives)
 }
 
+func (r *reaper) serves(protocol service.Protocol, to netip.AddrPort) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.index == nil || r.index.Serves(protocol, to)
+}
+
 // sweepSockets ends sockets.
 func (r *reaper) sweepSockets(ctx context.Context) error {
 	r.mu.Lock()

@@ -98,6 +98,13 @@ func (x *Index) Find(protocol Protocol, to netip.AddrPort) (Frontend, bool) {
 	return f, found
 }
 
+// Serves says whether packets to an address and port meet a frontend, or did until a moment ago: their flows are the
+// Services' to judge.
+func (x *Index) Serves(protocol Protocol, to netip.AddrPort) bool {
+	_, found := x.Find(protocol, to)
+	return found || x.hasGone(Key{to.Addr(), protocol, to.Port()})
+}
+
 // Stale says whether a flow that connection tracking remembers is to be forgotten, so that its next packet is taken for
 // the first: to is where it was sent, answers who answers it, and translated whether these differ by our or anybody's
 // doing (DNAT). It costs the time of looking a key up, or of two lookups if there is no frontend.
