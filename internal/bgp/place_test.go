@@ -395,6 +395,10 @@ func (n namespace) routes(prefix string, hops ...string) {
 func pings(from namespace, to string) (stop func()) {
 	from.t.Helper()
 	d := begin(from, "ping", "-n", "-q", "-i", "0.01", to)
+	from.t.Cleanup(func() { // of a test that failed before it stopped it
+		_ = d.command.Process.Kill()
+		_ = d.command.Wait()
+	})
 	return func() {
 		from.t.Helper()
 		testenv.Must(from.t, d.command.Process.Signal(unix.SIGINT))
