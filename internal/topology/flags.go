@@ -190,14 +190,14 @@ func (b *builder) volumes(specs []volumeSpec, dir string) []Volume {
 		v.HostPath = path.Clean(v.HostPath)
 		if s.hostPath.value == "" || !isPlainPath(v.HostPath) {
 			b.add(s.hostPath.at, s.hostPath.value, "want a path of the host, absolute or from the lab file's directory")
-			continue
+		} else {
+			b.hostPath(v.HostPath, s.hostPath)
 		}
 		if owned := covered(v.MountPath, containerWhole, containerTop); !isPlainPath(v.MountPath) {
 			b.add(s.mountPath.at, v.MountPath, "want an absolute path without . and ..")
 		} else if owned != "" {
 			b.add(s.mountPath.at, v.MountPath, "would cover kube-apiserver's own %s; want a mountPath elsewhere, such as /etc/kubernetes/extra", owned)
 		}
-		b.hostPath(v.HostPath, s.hostPath)
 		volumes = append(volumes, v)
 	}
 	return volumes

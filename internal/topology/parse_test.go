@@ -288,7 +288,7 @@ func TestGuide(t *testing.T) {
 		if !closed {
 			t.Fatalf("a block is not closed: %s", block)
 		}
-		if _, err := Parse([]byte(block), "lab-file.md", Overrides{}); err != nil {
+		if _, err := Parse([]byte(block), "lab-file.md", Overrides{Dir: "/home/me"}); err != nil {
 			t.Errorf("%v\nin\n%s", err, block)
 		}
 	}
