@@ -105,7 +105,7 @@ func (p *planner) plan(self string, nodes []Node, config Config) Plan {
 	if plan.Tunnel != nil {
 		plan.Tunnel.MTU = underlayMTU - overhead[family]
 		if p.config.MTU != 0 {
-			plan.Tunnel.MTU = p.config.MTU
+			plan.Tunnel.MTU = min(p.config.MTU, plan.Tunnel.MTU)
 		}
 	}
 	plan.Sysctls = p.sysctls(plan.State, me)
@@ -453,9 +453,9 @@ func (p *planner) podMTU(me *member, underlay Family, underlayMTU int, wrapped b
 		mtu = min(mtu, used)
 	}
 	if p.config.MTU > mtu {
-		p.add(me.name, BadMTU, "MTU %d is configured, but only %d fits the network", p.config.MTU, mtu)
-	}
-	if p.config.MTU != 0 {
+		// Larger packets would be lost: a pod would connect, and then hang.
+		p.add(me.name, BadMTU, "MTU %d is configured, but only %d fits the network, which is what pods get", p.config.MTU, mtu)
+	} else if p.config.MTU != 0 {
 		mtu = p.config.MTU
 	}
 	if mtu < minMTU6 && len(me.ranges(IPv6)) > 0 {

@@ -110,6 +110,10 @@ func TestPlan(t *testing.T) {
 		{name: "address-elsewhere", underlay: eth0("192.0.2.7/24"), nodes: all},
 		{name: "by-address", nodes: []podnet.Node{node("known-as", "10.201.1.2", "10.244.1.0/24"), b}},
 		{name: "unknown", underlay: eth0("192.0.2.7/24"), nodes: []podnet.Node{b, c}},
+		{name: "mtu", nodes: all, config: podnet.Config{MTU: 1400}},
+		// Clamped to what the tunnel carries, and told.
+		{name: "large-mtu", nodes: all, config: podnet.Config{MTU: 1500}},
+		{name: "large-mtu-direct", nodes: []podnet.Node{a, b}, config: podnet.Config{MTU: 9000, Standby: true}},
 		{name: "small-mtu", underlay: []podnet.Interface{{Name: "eth0", MTU: 1300, Addrs: prefixes("10.201.1.2/24", "fd00:201:1::2/64")}}, nodes: all},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
