@@ -19,7 +19,7 @@ func (a *app) doctor() *cobra.Command {
 		Short: "Tell what this machine has and lacks for a lab, with remedies",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			want, err := a.describe(file, topology.Overrides{})
+			want, err := a.describe(cmd.Context(), file, topology.Overrides{})
 			if err != nil {
 				return err
 			}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -37,6 +39,7 @@ them. It does not wait for their pods.`,
   fathom up --clusters 1 --workers 3
   fathom up --name net --clusters a,b --network flannel --proxy-mode iptables
   fathom up --clusters 1 --manifest app.yaml
+  helm template app ./chart | fathom up --manifest -
   fathom up -f lab.yaml`,
 		Args:    cobra.NoArgs,
 		PreRunE: requireRoot,
@@ -53,7 +56,7 @@ them. It does not wait for their pods.`,
 	f.StringVar(&o.IPFamily, "ip-family", "", "ipv4, ipv6 or dual")
 	f.StringVar(&o.PodCIDR, "pod-cidr", "", "addresses of pods")
 	f.StringVar(&o.ServiceCIDR, "service-cidr", "", "addresses of Services")
-	f.StringArrayVar(&o.Manifests, "manifest", nil, "`file` of objects that every cluster gets while it starts; may be repeated")
+	f.StringArrayVar(&o.Manifests, "manifest", nil, "`file` of objects that every cluster gets while it starts, a directory of such, a kustomization, or -; may be repeated")
 	f.BoolVar(&timings, "timings", false, "end with a timeline of the steps")
 	complete := func(flag string, values ...string) {
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
@@ -84,7 +87,7 @@ them. It does not wait for their pods.`,
 		if file == "" || cmd.Flags().Changed("name") {
 			o.Name = a.name
 		}
-		want, err := a.describe(file, o)
+		want, err := a.describe(cmd.Context(), file, o)
 		if err != nil {
 			return err
 		}
@@ -120,30 +123,37 @@ them. It does not wait for their pods.`,
 }
 
 // describe makes the lab that the file and the flags ask for.
-func (a *app) describe(file string, o topology.Overrides) (*topology.Lab, error) {
-	want, err := parseLab(file, o)
+func (a *app) describe(ctx context.Context, file string, o topology.Overrides) (*topology.Lab, error) {
+	if file == topology.Stdin && slices.Contains(o.Manifests, topology.Stdin) {
+		return nil, errors.New("standard input is either the lab file or a manifest: put one of them into a file")
+	}
+	want, err := a.parseLab(ctx, file, o)
 	if err != nil {
 		return nil, err
 	}
 	if err := want.CheckHostPaths(readable); err != nil {
 		return nil, err
 	}
-	err = want.ReadManifests(func(path string) ([]byte, error) { return readBounded(path, manifest.MaxSize, "manifest") })
+	err = want.ReadManifests(func(path string) ([]manifest.File, error) { return a.manifestFiles(ctx, path) })
 	if err != nil {
 		return nil, err
 	}
 	return want, nil
 }
 
-func parseLab(file string, o topology.Overrides) (*topology.Lab, error) {
+func (a *app) parseLab(ctx context.Context, file string, o topology.Overrides) (*topology.Lab, error) {
 	if file == "" {
 		return topology.Default(o)
 	}
-	path := file
-	if file == "-" {
-		path, file = "/dev/stdin", "standard input" // whose paths begin here, not in /dev
+	const most, what = 1 << 20, "lab file"
+	var data []byte
+	var err error
+	if file == topology.Stdin {
+		file = "standard input" // whose paths begin here
+		data, err = a.readStdin(ctx, most, what)
+	} else {
+		data, err = readBounded(file, most, what)
 	}
-	data, err := readBounded(path, 1<<20, "lab file")
 	if err != nil {
 		return nil, fmt.Errorf("read the lab file: %w", err)
 	}

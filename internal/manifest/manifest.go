@@ -25,6 +25,12 @@ const MaxSize = 16 << 20
 // maxProblems of one file are told: whoever names a file that is no manifest at all need not read about each line.
 const maxProblems = 10
 
+// File is a file of objects.
+type File struct {
+	Name string // for messages
+	Data []byte
+}
+
 // Object is an object of a file. It has an apiVersion, a kind and a name, and can be applied more than once. Whether it is
 // one that an API server takes, only the server can say.
 type Object struct {
@@ -146,7 +152,7 @@ func afterMark(line []byte) (rest []byte, is bool) {
 	return nil, false
 }
 
-// decode reads a document: one YAML value, or JSON values one after the other. A List is as good as what is in it.
+// decode reads a document: one YAML value, or JSON values one after the other. A list is as good as what is in it.
 func decode(text []byte) ([]map[string]any, error) {
 	values, err := decodeJSON(text)
 	if err != nil { // YAML, which JSON is, too, but for tabs and for several values
@@ -158,21 +164,41 @@ func decode(text []byte) ([]map[string]any, error) {
 	}
 	var objects []map[string]any
 	for _, value := range values {
-		object, is := value.(map[string]any)
-		if !is {
-			return nil, errors.New("no object; want apiVersion, kind and metadata")
+		if objects, err = flatten(objects, value, ""); err != nil {
+			return nil, err
 		}
-		items, hasItems := object["items"].([]any)
-		if object["apiVersion"] != "v1" || object["kind"] != "List" || !hasItems {
-			objects = append(objects, object)
-			continue
+	}
+	return objects, nil
+}
+
+// flatten adds an object to the list, or what is in it if it is a list: v1's List, as kubectl writes it, or one of a kind, such
+// as the API server's PodList, whose items need not say what they are. As for kubectl, lists may be in lists.
+func flatten(objects []map[string]any, value any, at string) ([]map[string]any, error) {
+	object, is := value.(map[string]any)
+	if !is {
+		return nil, errors.New(at + "no object; want apiVersion, kind and metadata")
+	}
+	kind, _ := object["kind"].(string)
+	of, isList := strings.CutSuffix(kind, "List")
+	metadata, _ := object["metadata"].(map[string]any)
+	items, hasItems := object["items"].([]any)
+	switch {
+	case !isList || metadata["name"] != nil:
+		return append(objects, object), nil
+	case !hasItems && object["items"] != nil:
+		return nil, fmt.Errorf("%sitems: no list; a %s has one of objects", at, kind)
+	case !hasItems && of == "":
+		return nil, fmt.Errorf("%sno items; a List has a list of objects", at)
+	case !hasItems:
+		return append(objects, object), nil
+	}
+	for i, item := range items {
+		if object, is := item.(map[string]any); is && of != "" && object["kind"] == nil && object["apiVersion"] == nil {
+			object["apiVersion"], object["kind"] = value.(map[string]any)["apiVersion"], of
 		}
-		for i, item := range items {
-			object, is := item.(map[string]any)
-			if !is {
-				return nil, fmt.Errorf("items[%d]: no object; want apiVersion, kind and metadata", i)
-			}
-			objects = append(objects, object)
+		var err error
+		if objects, err = flatten(objects, item, fmt.Sprintf("%sitems[%d]: ", at, i)); err != nil {
+			return nil, err
 		}
 	}
 	return objects, nil

@@ -8,9 +8,12 @@ import (
 	"github.com/fathom-network/fathom/internal/manifest"
 )
 
-// Manifest is a file of objects that a cluster gets when it starts.
+// Stdin names standard input in the place of a file.
+const Stdin = "-"
+
+// Manifest is a file of objects that a cluster gets when it starts, a directory of such, or standard input.
 type Manifest struct {
-	Path    string            // as the program finds it from where it runs
+	Path    string            // as the program finds it from where it runs, or Stdin
 	Objects []manifest.Object // by ReadManifests
 	named   text
 }
@@ -26,10 +29,16 @@ func (b *builder) manifests(paths []text) []Manifest {
 			b.add(named.at, path, "want the path of a file of objects, such as app.yaml")
 			continue
 		}
+		if path == Stdin && !named.at.isFlag() {
+			b.add(named.at, path, "standard input is for --manifest; want the path of a file of objects, such as app.yaml")
+			continue
+		}
 		if !named.at.isFlag() && !filepath.IsAbs(path) {
 			path = filepath.Join(filepath.Dir(named.at.file), path)
 		}
-		path = filepath.Clean(path)
+		if path = filepath.Clean(path); path == Stdin && named.value != Stdin {
+			path = "./" + path // a file of that name
+		}
 		if !seen[path] {
 			seen[path] = true
 			manifests = append(manifests, Manifest{Path: path, named: named})
@@ -38,12 +47,12 @@ func (b *builder) manifests(paths []text) []Manifest {
 	return manifests
 }
 
-// ReadManifests fills in the objects of the lab's manifests. An error that is about what the user wrote is an
+// ReadManifests fills in the objects of the lab's manifests, each of which read reads as one file or several. An error that is about what the user wrote is an
 // *InvalidError with every problem in it.
-func (l *Lab) ReadManifests(read func(path string) ([]byte, error)) error {
+func (l *Lab) ReadManifests(read func(path string) ([]manifest.File, error)) error {
 	type file struct {
 		objects  []manifest.Object
-		problems []manifest.Problem
+		problems []string
 	}
 	files := map[string]file{}
 	var ps problems
@@ -54,11 +63,20 @@ func (l *Lab) ReadManifests(read func(path string) ([]byte, error)) error {
 			m := &manifests[j]
 			f, known := files[m.Path]
 			if !known {
-				data, err := read(m.Path)
+				parts, err := read(m.Path)
 				if err != nil {
-					f.problems = []manifest.Problem{{Text: err.Error()}}
-				} else {
-					f.objects, f.problems = manifest.Parse(data, m.Path)
+					parts, f.problems = nil, []string{err.Error()}
+				}
+				for _, part := range parts {
+					objects, problems := manifest.Parse(part.Data, part.Name)
+					f.objects = append(f.objects, objects...)
+					for _, p := range problems {
+						text := p.String()
+						if len(parts) > 1 {
+							text = part.Name + ": " + text
+						}
+						f.problems = append(f.problems, text)
+					}
 				}
 				files[m.Path] = f
 			}
@@ -69,7 +87,9 @@ func (l *Lab) ReadManifests(read func(path string) ([]byte, error)) error {
 			objects = append(objects, f.objects...)
 		}
 		if again, first, found := manifest.Twice(objects); found {
-			named := manifests[slices.IndexFunc(manifests, func(m Manifest) bool { return m.Path == again.File })].named
+			named := manifests[slices.IndexFunc(manifests, func(m Manifest) bool {
+				return slices.ContainsFunc(m.Objects, func(o manifest.Object) bool { return o.Unstructured == again.Unstructured })
+			})].named
 			ps.add(named.at, named.value, "%s is there before: %s; want each object once", again, first)
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/fathom-network/fathom/internal/manifest"
 )
 
 const labOfManifests = `apiVersion: fathom.network/v1alpha1
@@ -20,13 +22,13 @@ clusters:
 `
 
 // readFrom reads what the map has.
-func readFrom(files map[string]string) func(string) ([]byte, error) {
-	return func(path string) ([]byte, error) {
+func readFrom(files map[string]string) func(string) ([]manifest.File, error) {
+	return func(path string) ([]manifest.File, error) {
 		data, found := files[path]
 		if !found {
 			return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
 		}
-		return []byte(data), nil
+		return []manifest.File{{Name: path, Data: []byte(data)}}, nil
 	}
 }
 
@@ -74,7 +76,7 @@ func TestInvalidManifests(t *testing.T) {
 		"/srv/job.yaml": configMap("job"), "mine.yaml": configMap("job"),
 		"last.yaml": configMap("last"), // a file behind one with a mistake has none by that
 	})
-	err = lab.ReadManifests(func(path string) ([]byte, error) {
+	err = lab.ReadManifests(func(path string) ([]manifest.File, error) {
 		if path == "big.yaml" {
 			return nil, fmt.Errorf("%s has more than 16 bytes", path)
 		}
@@ -87,5 +89,50 @@ func TestInvalidManifests(t *testing.T) {
   --manifest: "mine.yaml": ConfigMap job (mine.yaml:1) is there before: ConfigMap job (/srv/job.yaml:1); want each object once`
 	if !IsInvalid(err) || err.Error() != want {
 		t.Errorf("got\n%v\nwant\n%s", err, want)
+	}
+}
+
+// A directory has several files, whose problems are told with their names; standard input is for the flag alone.
+func TestManifestsOfSeveralFiles(t *testing.T) {
+	lab, err := Default(Overrides{Clusters: []string{"east"}, Manifests: []string{"app/", "-", "./-", "-"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := map[string][]manifest.File{
+		"app": {{Name: "app/a.yaml", Data: []byte(configMap("a"))}, {Name: "app/b.yaml", Data: []byte(configMap("b"))}},
+		"-":   {{Name: "standard input", Data: []byte(configMap("c"))}},
+		"./-": {{Name: "./-", Data: []byte(configMap("d"))}},
+	}
+	read := func(path string) ([]manifest.File, error) {
+		files, found := parts[path]
+		if !found {
+			t.Errorf("%q is read", path)
+		}
+		return files, nil
+	}
+	if err := lab.ReadManifests(read); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, m := range lab.Clusters[0].Manifests {
+		for _, o := range m.Objects {
+			got = append(got, o.String())
+		}
+	}
+	want := []string{"ConfigMap a (app/a.yaml:1)", "ConfigMap b (app/b.yaml:1)", "ConfigMap c (standard input:1)", "ConfigMap d (./-:1)"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	parts["app"][1].Data = []byte("kind: A\n")
+	parts["-"][0].Data = []byte(configMap("d"))
+	const problems = `the lab has 2 problems:
+  --manifest: "app/": app/b.yaml: line 1 (document 1): no apiVersion; want one such as v1 or apps/v1
+  --manifest: "./-": ConfigMap d (./-:1) is there before: ConfigMap d (standard input:1); want each object once`
+	if err := lab.ReadManifests(read); err == nil || err.Error() != problems {
+		t.Errorf("got\n%v\nwant\n%s", err, problems)
+	}
+	_, err = Parse([]byte("apiVersion: fathom.network/v1alpha1\nkind: Lab\nclusters: [{name: east, manifests: ['-']}]\n"), "lab.yaml", Overrides{})
+	if err == nil || !strings.Contains(err.Error(), `manifests[0]: "-": standard input is for --manifest`) {
+		t.Errorf("standard input in a lab file: %v", err)
 	}
 }
