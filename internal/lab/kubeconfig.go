@@ -99,6 +99,34 @@ func (l *Lab) checkKubeconfig() error {
 	return kubeconfig.Check(kubeconfig.Files(), l.Name, names)
 }
 
+// ErrContextTaken says that another lab has a cluster whose context has the same name: cluster c of lab a-b is a-b-c, as is b-c
+// of a. Which of them kubectl meant would be a matter of luck.
+var ErrContextTaken = errors.New("another lab has a cluster whose context has that name")
+
+// checkContexts looks for the contexts of this lab among those of all others, running or not, whichever kubeconfig theirs
+// are in. The names could be made such that no two are the same, but they are what people type.
+func (l *Lab) checkContexts() error {
+	names, err := Names(l.Paths)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		other, err := Open(l.Paths, name)
+		if name == l.Name || err != nil { // one that cannot be read says so itself
+			continue
+		}
+		for i := range l.Clusters {
+			for j := range other.Clusters {
+				if context := l.Context(&l.Clusters[i]); context == other.Context(&other.Clusters[j]) {
+					return fmt.Errorf("cluster %s of lab %s and cluster %s of lab %s would both have the context %s: %w; give the lab or the cluster another name",
+						l.Clusters[i].Name, l.Name, other.Clusters[j].Name, other.Name, context, ErrContextTaken)
+				}
+			}
+		}
+	}
+	return nil
+}
+
 // mergeKubeconfig puts the lab's contexts into the user's kubeconfig and makes the first the current one.
 func (l *Lab) mergeKubeconfig() error {
 	entries, err := l.kubeconfigEntries()

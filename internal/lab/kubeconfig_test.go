@@ -1,9 +1,12 @@
 package lab
 
 import (
+	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"k8s.io/client-go/tools/clientcmd"
@@ -201,5 +204,53 @@ func TestNotFoundSaysWhatThereIs(t *testing.T) {
 	}
 	if _, err := Open(l.Paths, "b"); !IsNotFound(err) {
 		t.Errorf("got %v, want a NotFoundError", err)
+	}
+}
+
+// Cluster c of lab a-b and cluster b-c of lab a have one name for a context: the second lab does not begin, whichever
+// kubeconfig the first one's is in.
+func TestContextsOfTwoLabs(t *testing.T) {
+	paths := Paths{State: t.TempDir(), Cache: t.TempDir(), Run: t.TempDir()}
+	of := func(name string, clusters ...string) *Lab {
+		t.Helper()
+		facts, err := topology.Default(topology.Overrides{Name: name, Clusters: clusters})
+		if err != nil {
+			t.Fatal(err)
+		}
+		facts.Underlay4, facts.Underlay6 = netip.MustParsePrefix("10.231.0.0/16"), netip.MustParsePrefix("fd00:fa:231::/48")
+		return &Lab{Lab: *facts, Paths: paths}
+	}
+	first := of("a", "b-c", "d")
+	if err := first.save(); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.checkContexts(); err != nil {
+		t.Errorf("a lab beside none but itself: %v", err)
+	}
+	if err := of("a-b", "d", "b-c").checkContexts(); err != nil {
+		t.Errorf("other names: %v", err)
+	}
+	err := of("a-b", "x", "c").checkContexts()
+	if !errors.Is(err, ErrContextTaken) || !strings.Contains(err.Error(), "cluster c of lab a-b and cluster b-c of lab a would both have the context a-b-c") {
+		t.Errorf("the same name: %v", err)
+	}
+}
+
+// A path of the host that has gone since the lab file was read stops a node before anything of it starts.
+func TestHostPathIsGone(t *testing.T) {
+	l := testLab(t, "gone")
+	c, path := &l.Clusters[0], filepath.Join(t.TempDir(), "data")
+	c.Nodes[1].Mounts = []topology.Mount{{HostPath: path, NodePath: "/srv/data"}}
+	if err := l.checkBinds(c, &c.Nodes[0]); err != nil {
+		t.Errorf("a node without mounts: %v", err)
+	}
+	if err := l.checkBinds(c, &c.Nodes[1]); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), path) {
+		t.Errorf("the path is gone: %v", err)
+	}
+	if err := os.Mkdir(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.checkBinds(c, &c.Nodes[1]); err != nil {
+		t.Errorf("the path is there: %v", err)
 	}
 }

@@ -63,6 +63,9 @@ func begin(ctx context.Context, paths Paths, want *topology.Lab, t *timeline) (*
 	if err != nil {
 		return nil, err
 	}
+	if err := l.checkContexts(); err != nil {
+		return nil, err
+	}
 	if l.Kit, err = kit.Find(); err != nil {
 		return nil, err
 	}
@@ -170,18 +173,34 @@ func takenPrefixes(paths Paths, l *Lab) ([]netip.Prefix, error) {
 func (l *Lab) check(ctx context.Context) error {
 	o := doctor.For(&l.Lab)
 	// What runs has what it takes.
-	for _, c := range l.Clusters {
-		for _, n := range c.Nodes {
-			if _, err := machine.Open(l.cgroup(n.Name)); err == nil {
-				o.Nodes--
-				if n.Role == topology.ControlPlane {
-					o.ControlPlanes--
+	for i := range l.Clusters {
+		c := &l.Clusters[i]
+		for j := range c.Nodes {
+			n := &c.Nodes[j]
+			if _, err := machine.Open(l.cgroup(n.Name)); err != nil {
+				if err := l.checkBinds(c, n); err != nil {
+					return err
 				}
+				continue
+			}
+			o.Nodes--
+			if n.Role == topology.ControlPlane {
+				o.ControlPlanes--
 			}
 		}
 	}
 	o.StateDir, o.KitDir, o.Quick = l.Paths.State, l.Kit.Dir, true
 	return doctor.Failed(doctor.Run(ctx, o))
+}
+
+// checkBinds looks for what the node is to see of the host. The lab file was checked when it was read, which may be long ago.
+func (l *Lab) checkBinds(c *topology.Cluster, n *topology.Node) error {
+	for _, b := range l.spec(c, n, "").Binds {
+		if _, err := os.Stat(b.Source); err != nil {
+			return fmt.Errorf("node %s is to see a path of this machine: %w; put it there again, or take the lab down with `fathom down --name %s`", n.Name, err, l.Name)
+		}
+	}
+	return nil
 }
 
 func (l *Lab) up(ctx context.Context, m *manifests, t *timeline) error {
