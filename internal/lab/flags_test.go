@@ -106,7 +106,7 @@ func TestFlagsAreKnown(t *testing.T) {
 				}
 			}
 		}
-		fields("", kubeletConfig(c))
+		fields("", kubeletConfig(c, &c.Nodes[1]))
 	}
 }
 

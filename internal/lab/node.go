@@ -69,7 +69,7 @@ func (l *Lab) writeDisk(c *topology.Cluster, n *topology.Node, store image.Store
 		"/etc/containerd/config.toml": fmt.Appendf(nil, containerdConfig, l.Kit.PauseImage),
 		"/etc/profile.d/fathom.sh":    []byte(profile(n)),
 	}
-	kubelet, err := yaml.Marshal(kubeletConfig(c))
+	kubelet, err := yaml.Marshal(kubeletConfig(c, n))
 	if err != nil {
 		return err
 	}
@@ -232,7 +232,7 @@ func startKubelet(ctx context.Context, m *machine.Machine) error {
 
 // kubeletConfig is what `kubeadm init` writes, and what differs: certificates from the cluster's own
 // authority for the serving side, no swap, disk or cgroup checks that a shared host would fail.
-func kubeletConfig(c *topology.Cluster) map[string]any {
+func kubeletConfig(c *topology.Cluster, n *topology.Node) map[string]any {
 	var dns []string
 	for _, p := range c.ServiceCIDRs {
 		dns = append(dns, dnsAddr(p).String())
@@ -264,6 +264,7 @@ func kubeletConfig(c *topology.Cluster) map[string]any {
 		"evictionHard":                map[string]string{"memory.available": "100Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
 		"imageGCHighThresholdPercent": 100,
 		"oomScoreAdj":                 oomScore(),
+		"maxPods":                     c.MaxPods(n),
 		// By default kubelet watches each ConfigMap and Secret from the moment that it hears of a pod, and may ask
 		// before the API server's node authorizer has heard of it: it is refused, and asks again a second later.
 		// What a pod that runs sees of a change is as old as kubelet's next look at the pod, either way.

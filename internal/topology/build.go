@@ -131,6 +131,7 @@ func (b *builder) cluster(s *clusterSpec, index int, lab *Lab) Cluster {
 	}
 	b.nodes(s, &c)
 	b.addresses(s, &c, lab)
+	b.maxPods(s.kubeletArgs["max-pods"], &c)
 	return c
 }
 
