@@ -293,7 +293,7 @@ func (l *Lab) nodeObject(c *topology.Cluster, n *topology.Node) *corev1.Node {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{corev1.LabelOSStable: "linux"}}}
 	// A kubelet that runs already believes what the API says of its node. From one that has no room for pods it
 	// would turn the next static pod away, for good, before it has said itself what room there is.
-	node.Status.Capacity = capacity()
+	node.Status.Capacity = capacity(c.MaxPods(n))
 	node.Status.Allocatable = node.Status.Capacity
 	for k, v := range n.Labels {
 		node.Labels[k] = v
@@ -350,10 +350,10 @@ func dnsSetting(d topology.DNS) string {
 }
 
 // capacity is what kubelet finds out of this machine, with its default limit of pods.
-func capacity() corev1.ResourceList {
+func capacity(pods int) corev1.ResourceList {
 	have := corev1.ResourceList{
 		corev1.ResourceCPU:  *resource.NewQuantity(int64(runtime.NumCPU()), resource.DecimalSI),
-		corev1.ResourcePods: *resource.NewQuantity(110, resource.DecimalSI),
+		corev1.ResourcePods: *resource.NewQuantity(int64(pods), resource.DecimalSI),
 	}
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err == nil {

@@ -120,7 +120,7 @@ clusters:
   apiServerArgs: {service-account-issuer: [https://new, https://old], enable-admission-plugins: NodeRestriction}
   apiServerVolumes: [{hostPath: audit, mountPath: /etc/audit, readOnly: true}]
   controllerManagerArgs: {kube-api-qps: 7}
-  kubeletArgs: {v: [1, 2]}
+  kubeletArgs: {v: [1, 2], max-pods: 40}
 `), "lab.yaml", topology.Overrides{Dir: "/root/lab"})
 	if err != nil {
 		t.Fatal(err)
@@ -142,6 +142,9 @@ clusters:
 		}
 	}
 	for i, n := range c.Nodes {
+		if pods := l.nodeObject(c, &c.Nodes[i]).Status.Capacity.Pods(); pods.Value() != 40 || kubeletConfig(c, &c.Nodes[i])["maxPods"] != 40 {
+			t.Errorf("node %s is registered with room for %v pods, and its kubelet configured with %v; want 40", n.Name, pods, kubeletConfig(c, &c.Nodes[i])["maxPods"])
+		}
 		spec := l.spec(c, &c.Nodes[i], "")
 		if got, want := fmt.Sprint(spec.Binds), "[{/root/lab/audit /etc/kubernetes/volumes/0 true}]"; (got == want) != (n.Role == topology.ControlPlane) {
 			t.Errorf("node %s has the mounts %s", n.Name, got)

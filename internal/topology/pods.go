@@ -12,8 +12,15 @@ const usualMaxPods = 110
 
 // MaxPods is how many pods the node's kubelet may run: kubelet's usual number, or fewer where the node's range of addresses
 // holds fewer. Otherwise the scheduler would go on to choose the node, and its pods wait for an address that never comes.
-// Pods of the lab itself that have the node's own address take none of the range.
-func (c *Cluster) MaxPods(n *Node) int { return min(usualMaxPods, c.room(n)) }
+// Pods of the lab itself that have the node's own address take none of the range. A user's own number stands in its place.
+func (c *Cluster) MaxPods(n *Node) int {
+	if own := c.KubeletArgs["max-pods"]; len(own) > 0 {
+		if number, err := strconv.Atoi(own[len(own)-1]); err == nil { // kubelet takes the last
+			return number
+		}
+	}
+	return min(usualMaxPods, c.room(n))
+}
 
 // room is how many pods have an address on the node. A network that the lab does not know may give out any.
 func (c *Cluster) room(n *Node) int {

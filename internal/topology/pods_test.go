@@ -21,13 +21,14 @@ func TestMaxPods(t *testing.T) {
 		{"{nodeCIDRMask: 26, network: flannel, proxy: none}", 66, 62},
 		{"{nodeCIDRMask: 26, dns: node-cache}", 67, 63},
 		{"{nodeCIDRMask: 26, network: none}", 110, 110},
+		{"{nodeCIDRMask: 26, kubeletArgs: {max-pods: [20, 30]}}", 30, 30},
 		{"ipFamily: ipv6", 110, 110},
 		{"{ipFamily: ipv6, podCIDR: 'fd00:1::/116', nodeCIDRMask: 123}", 35, 31},
 		{"{ipFamily: dual, nodeCIDRMask: '24,64'}", 110, 110},
 		// The smaller of the two ranges counts.
 		{"{ipFamily: dual, podCIDR: '10.1.0.0/16,fd00:1::/116', nodeCIDRMask: '24,123'}", 35, 31},
 	} {
-		fields := strings.Trim(tc.cluster, "{}")
+		fields := strings.TrimSuffix(strings.TrimPrefix(tc.cluster, "{"), "}")
 		file := fmt.Sprintf("apiVersion: fathom.network/v1alpha1\nkind: Lab\nclusters: [{name: east, %s}]\n", fields)
 		lab, err := Parse([]byte(file), "lab.yaml", Overrides{})
 		if err != nil {
