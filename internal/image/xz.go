@@ -82,10 +82,7 @@ func (x *xzReader) Read(p []byte) (int, error) {
 			x.check.Write(p[:n])
 		}
 		if err == io.EOF {
-			err = nil
-			if !x.block.EOS() {
-				err = io.ErrUnexpectedEOF
-			} else {
+			if err = io.ErrUnexpectedEOF; x.block.EOS() {
 				err = whole(x.endBlock())
 			}
 		}
