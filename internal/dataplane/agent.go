@@ -33,6 +33,7 @@ import (
 	"github.com/fathom-network/fathom/internal/proxy"
 	"github.com/fathom-network/fathom/internal/ruleset"
 	"github.com/fathom-network/fathom/internal/serve"
+	"github.com/fathom-network/fathom/internal/vip"
 )
 
 // Options are what an agent is told at its start.
@@ -372,8 +373,10 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	if err := a.setNodeCache(); err != nil {
 		problems = append(problems, oneLine(err))
 	}
-	a.carryServices(f, interfaces)
-	if err := a.refuseUnserved(f.Own); err != nil {
+	objects := a.poolsOfServices()
+	pools := vip.Read(objects)
+	a.carryServices(f, interfaces, objects, pools)
+	if err := a.refuseUnserved(f.Own, pools); err != nil {
 		problems = append(problems, oneLine(err))
 	}
 	a.lb.set(f.Own, interfaces)

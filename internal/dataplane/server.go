@@ -84,7 +84,7 @@ func (a *Agent) listenSocket(ctx context.Context) (stop func(), err error) {
 		reply(w, s, err)
 	})
 	mux.HandleFunc("GET /v1/services", func(w http.ResponseWriter, r *http.Request) {
-		s, err := a.proxy.State(r.Context())
+		s, err := a.servicesState(r.Context())
 		reply(w, s, err)
 	})
 	mux.HandleFunc("GET /v1/balancers", func(w http.ResponseWriter, _ *http.Request) {

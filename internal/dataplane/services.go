@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -37,7 +38,7 @@ func (a *Agent) newProxy() *proxy.Proxy {
 
 // refuseUnserved has the node answer for Services' addresses where no Service does, as soon as it carries those that there
 // are, and no longer when it carries none.
-func (a *Agent) refuseUnserved(own podnet.Node) error {
+func (a *Agent) refuseUnserved(own podnet.Node, pools vip.Pools) error {
 	if a.config.ServiceProxy == netconf.ProxyOff {
 		if a.refusesNothing { // a transaction has all tables read again
 			return nil
@@ -51,23 +52,7 @@ func (a *Agent) refuseUnserved(own podnet.Node) error {
 	if !known {
 		return nil // what is there stays: it says nothing of what is not known yet
 	}
-	u := service.Unserved{Ranges: a.serviceCIDRs(), Others: a.proxy.Others(), Node: own.Addrs}
-	pools := vip.Read(a.poolsOfServices())
-	for _, l := range balancers {
-		addrs := l.Addrs
-		// Who has external IPs for pods alone lets the node itself reach another machine by them.
-		if a.config.ExternalIPsFor != netconf.ExternalIPsForPods {
-			addrs = slices.Concat(addrs, l.ExternalIPs)
-		}
-		for _, addr := range addrs {
-			if pools.Contains(addr) {
-				u.LoadBalancers = append(u.LoadBalancers, addr)
-			}
-		}
-	}
-	slices.SortFunc(u.LoadBalancers, netip.Addr.Compare)
-	u.LoadBalancers = slices.Compact(u.LoadBalancers)
-	count, err := a.rules.SetUnserved(u)
+	count, err := a.rules.SetUnserved(vip.Unserved(vip.ServiceRanges(a.view.ServiceCIDRs()), pools, balancers, a.config.ExternalIPsFor, a.proxy.Others(), own.Addrs))
 	if err != nil {
 		return fmt.Errorf("what is for no Service is not refused: %w", err)
 	}
@@ -82,18 +67,22 @@ func (a *Agent) poolsOfServices() vip.Objects {
 	return vip.Objects{Pools: a.view.AddressPools(), Nodes: a.view.Nodes(), Services: a.view.ServiceCIDRs(), PodPools: a.view.Pools()}
 }
 
-// serviceCIDRs are the ranges of Services, sorted.
-func (a *Agent) serviceCIDRs() []netip.Prefix {
-	var all []netip.Prefix
-	for _, s := range a.view.ServiceCIDRs() {
-		for _, cidr := range s.Spec.CIDRs {
-			if p, err := netip.ParsePrefix(cidr); err == nil { // the API server has seen to that
-				all = append(all, p)
-			}
-		}
+// servicesState is what the node's kernel does with Services.
+func (a *Agent) servicesState(ctx context.Context) (proxy.State, error) {
+	s, err := a.proxy.State(ctx)
+	if err != nil {
+		return s, err
 	}
-	slices.SortFunc(all, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
-	return all
+	rules, err := ruleset.Open("/proc/self/ns/net") // the loop's is for the loop alone
+	if err != nil {
+		return s, err
+	}
+	defer rules.Close()
+	u, found, err := rules.Unserved(a.state.get().Addresses)
+	if found {
+		s.Unserved = &u
+	}
+	return s, err
 }
 
 // leaves says whether a node will soon not be there: it is being deleted, or has been, or the cluster autoscaler drains it
@@ -103,23 +92,23 @@ func leaves(node *corev1.Node, found bool) bool {
 		slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == kube.TaintToBeDeleted })
 }
 
-// carryServices tells the proxy what it has to know of the node.
-func (a *Agent) carryServices(f netfacts.Facts, interfaces []podnet.Interface) {
+// carryServices tells the proxy what it has to know of the node, and of pools, which were read of the objects.
+func (a *Agent) carryServices(f netfacts.Facts, interfaces []podnet.Interface, objects vip.Objects, pools vip.Pools) {
 	node, _ := a.view.Node(a.Node)
 	clusterIPs := a.wantsClusterIPs()
 	c := proxy.Config{
 		Mode: a.config.ServiceProxy, Node: service.NodeOf(node),
 		OwnPods:       slices.Concat(f.Own.PodCIDRs, f.Own.Blocks),
 		NodePortAddrs: nodePortAddrs(a.config.NodePortAddresses, f.Own, interfaces),
-		Announce:      len(a.view.AddressPools()) > 0 || clusterIPs,
+		Announce:      len(objects.Pools) > 0 || clusterIPs,
 		ExternalIPs:   a.config.ExternalIPs, ExternalIPsFor: a.config.ExternalIPsFor, APIServer: a.Client.ServerAddr(),
 	}
-	a.proxy.SetExternalIPs(vip.ExternalIPs(*a.config, a.poolsOfServices(), a.view.Namespaces(), c.APIServer))
+	a.proxy.SetExternalIPs(vip.ExternalIPs(*a.config, objects, pools, a.view.Namespaces(), c.APIServer))
 	a.proxy.SetClusterIPs(clusterIPs)
 	if a.config.DNS == netconf.DNSNodeCache {
 		c.NodeCaches = netconf.NodeCacheAddrs()
 	}
-	c.ServiceCIDRs = a.serviceCIDRs()
+	c.ServiceCIDRs = vip.ServiceRanges(objects.Services)
 	a.proxy.Set(c)
 }
 

@@ -54,9 +54,8 @@ func (p *problems) find(view *kube.BalancerView, client *kube.Client) []service.
 	for _, s := range view.APIServers() {
 		p.model.SetSlice(s)
 	}
-	p.model.SetExternalIPs(vip.ExternalIPs(config, vip.Objects{
-		Pools: view.AddressPools(), Nodes: view.Nodes(), Services: view.ServiceCIDRs(), PodPools: view.PodPools(),
-	}, view.Namespaces(), client.ServerAddr()))
+	objects := vip.Objects{Pools: view.AddressPools(), Nodes: view.Nodes(), Services: view.ServiceCIDRs(), PodPools: view.PodPools()}
+	p.model.SetExternalIPs(vip.ExternalIPs(config, objects, vip.Read(objects), view.Namespaces(), client.ServerAddr()))
 	var found []service.Problem
 	now := map[service.Problem]bool{}
 	for _, problem := range p.model.Problems() {

@@ -523,13 +523,8 @@ func (in *inbox) SetService(s *corev1.Service) {
 		m.SetService(s)
 		name := types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
 		delete(in.foreign, name)
-		if _, labelled := s.Labels[service.LabelProxyName]; !labelled {
-			return
-		}
-		for _, ip := range s.Spec.ClusterIPs {
-			if addr, err := netip.ParseAddr(ip); err == nil { // "None" is no address
-				in.foreign[name] = append(in.foreign[name], addr)
-			}
+		if addrs := service.ForeignAddrs(s); len(addrs) > 0 {
+			in.foreign[name] = addrs
 		}
 	})
 }

@@ -26,6 +26,9 @@ type State struct {
 	Loopback bool
 	// NodeCaches are the addresses of the node's DNS cache that is asked in the place of the cluster's servers.
 	NodeCaches []netip.Addr `json:",omitempty"`
+	// Unserved is where what is for no Service is refused, as ruleset.UnservedAsHeld has it; nil if the table is not there, or
+	// not as it should be. The agent adds it.
+	Unserved *service.Unserved `json:",omitempty"`
 	// Flows are what connection tracking remembers of UDP and SCTP to Services' addresses.
 	Flows []Flows
 }

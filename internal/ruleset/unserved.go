@@ -2,6 +2,7 @@ package ruleset
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -26,17 +27,51 @@ const (
 
 // SetUnserved has the kernel answer as u says, and returns the number of elements that it changed.
 func (r *Ruleset) SetUnserved(u service.Unserved) (podnet.Count, error) {
+	u = UnservedAsHeld(u)
+	want := elements{}
+	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		want[named(unservedAddrs, f)] = alone(u.Ranges, f)
+		want[named(unservedPing, f)], want[named(unservedOthers, f)] = single(u.LoadBalancers, f), single(u.Others, f)
+	}
+	return r.set(unservedTable(u.Node), want)
+}
+
+// UnservedAsHeld is u as the kernel holds it: the addresses of load balancers are among the ranges, no range is within another,
+// and all is sorted. Of the node's addresses there is one of each family.
+func UnservedAsHeld(u service.Unserved) service.Unserved {
 	ranges := slices.Clone(u.Ranges)
 	for _, a := range u.LoadBalancers {
 		ranges = append(ranges, netip.PrefixFrom(a, a.BitLen()))
 	}
-	ranges = outermost(ranges)
-	want := elements{}
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
-		want[named(unservedAddrs, f)] = alone(ranges, f)
-		want[named(unservedPing, f)], want[named(unservedOthers, f)] = single(u.LoadBalancers, f), single(u.Others, f)
+	sorted := func(all []netip.Addr) []netip.Addr {
+		return slices.Compact(slices.SortedFunc(slices.Values(all), netip.Addr.Compare))
 	}
-	return r.set(unservedTable(u.Node), want)
+	held := service.Unserved{Ranges: outermost(ranges), LoadBalancers: sorted(u.LoadBalancers), Others: sorted(u.Others)}
+	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		if i := slices.IndexFunc(u.Node, func(a netip.Addr) bool { return podnet.FamilyOf(a) == f }); i >= 0 {
+			held.Node = append(held.Node, u.Node[i])
+		}
+	}
+	return held
+}
+
+// Unserved reads back what SetUnserved set, as UnservedAsHeld has it, on a node with these addresses. It is not found where
+// the table is not there, or does something else, such as to answer by another address.
+func (r *Ruleset) Unserved(node []netip.Addr) (u service.Unserved, found bool, err error) {
+	have, _, err := r.read(unservedTable(node))
+	if errors.Is(err, errStrange) {
+		return u, false, nil
+	}
+	if err != nil {
+		return u, false, fmt.Errorf("read nftables table inet %s: %w", UnservedTable, err)
+	}
+	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		u.Ranges = prefixes(u.Ranges, have[named(unservedAddrs, f)])
+		u.LoadBalancers = addrs(u.LoadBalancers, have[named(unservedPing, f)])
+		u.Others = addrs(u.Others, have[named(unservedOthers, f)])
+	}
+	u.Node = node
+	return UnservedAsHeld(u), true, nil
 }
 
 // afterNAT is when all that is for a Service has its endpoint's address: nftables' `dstnat + 10`.

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -24,13 +25,25 @@ func ips(format string, numbers ...int) (all []netip.Addr) {
 }
 
 func TestSetUnserved(t *testing.T) {
-	n, r := space(t)
+	n, path := linktest.NamespaceAt(t)
+	r, err := ruleset.Open(path)
+	testenv.Must(t, err)
+	defer r.Close()
+	anew, err := ruleset.Open(path) // that has set nothing itself
+	testenv.Must(t, err)
+	defer anew.Close()
+	if held, found, err := anew.Unserved(nil); found || err != nil {
+		t.Errorf("before there is a table: %+v, %v", held, err)
+	}
 	u := service.Unserved{Ranges: prefixes("10.96.0.0/16", "fd00:10:96::/112"), LoadBalancers: ips("198.51.100.%d", 1, 2), Others: ips("fd00:10:96::%d", 7), Node: ips("192.0.2.%d", 10)}
 	check := func(what string, u service.Unserved, want podnet.Count) {
 		t.Helper()
 		for _, want := range []podnet.Count{want, {}} {
 			if got, err := r.SetUnserved(u); err != nil || got != want {
 				t.Errorf("%s: changed %+v, %v, want %+v", what, got, err, want)
+			}
+			if held, found, err := anew.Unserved(u.Node); err != nil || !found || !reflect.DeepEqual(held, ruleset.UnservedAsHeld(u)) {
+				t.Errorf("%s: held is %+v, %t, %v", what, held, found, err)
 			}
 		}
 	}
@@ -64,6 +77,9 @@ func TestSetUnserved(t *testing.T) {
 		"delete table inet T":                               {Added: 1},
 	} {
 		nft(t, n, strings.ReplaceAll(drift, " T", " "+ruleset.UnservedTable))
+		if held, found, err := anew.Unserved(u.Node); err != nil || found && reflect.DeepEqual(held, ruleset.UnservedAsHeld(u)) {
+			t.Errorf("%s: held is %+v, %v", drift, held, err)
+		}
 		check(drift, u, count)
 	}
 }

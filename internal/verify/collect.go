@@ -263,11 +263,10 @@ func readCluster(ctx context.Context, client *kube.Client) (Cluster, error) {
 		return c, fmt.Errorf("read the network's configuration: %w", err)
 	}
 	c.Config = config.Data
-	o, err := client.BalancerObjects(ctx)
-	if err != nil {
+	if c.BalancerObjects, err = client.BalancerObjects(ctx); err != nil {
 		return c, err
 	}
-	c.Pools, c.AddressPools, c.ServiceCIDRs = o.PodPools, o.AddressPools, o.ServiceCIDRs
+	c.Pools = c.PodPools
 	c.Blocks, err = client.Blocks(ctx)
 	return c, err
 }

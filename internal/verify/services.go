@@ -45,6 +45,9 @@ func Services(c Cluster, node string, s proxy.State) []podnet.Difference {
 		if len(s.NFTables.Frontends)+len(s.Connect) > 0 {
 			d.add("it is not to carry Services, and its kernel balances %d frontends", len(s.NFTables.Frontends)+len(s.Connect))
 		}
+		if s.Unserved != nil {
+			d.add("it is not to carry Services, and its kernel refuses what is for none of them: nftables table inet %s", ruleset.UnservedTable)
+		}
 		return d.found
 	case s.Problem != "":
 		d.add("the agent says: %s", s.Problem)
@@ -74,7 +77,9 @@ func Services(c Cluster, node string, s proxy.State) []podnet.Difference {
 	}
 	d.connect(plan, s)
 	d.flows(plan, model, s)
-	d.sharedAddresses(c.Nodes, model)
+	balancers, _ := model.LoadBalancers()
+	d.sharedAddresses(c.Nodes, balancers)
+	d.unserved(c, balancers, s)
 	slices.SortFunc(d.found, func(a, b podnet.Difference) int { return cmp.Compare(a.Text, b.Text) })
 	return slices.Compact(d.found)
 }
@@ -119,10 +124,9 @@ func (d *differ) flows(plan service.Plan, model *service.Model, s proxy.State) {
 // sharedAddresses tells of Services with externalTrafficPolicy: Local that share a load balancer's address with others whose
 // endpoints are on other nodes: who comes to the address meets a node that has none of theirs. Fathom gives no such
 // address, but a named targetPort that only some of the pods have makes one, and so does another controller.
-func (d *differ) sharedAddresses(nodes []*corev1.Node, model *service.Model) {
-	list, _ := model.LoadBalancers()
+func (d *differ) sharedAddresses(nodes []*corev1.Node, balancers []service.LoadBalanced) {
 	targets := map[netip.Addr][]vip.Target{}
-	for _, l := range list {
+	for _, l := range balancers {
 		for _, addr := range l.Addrs {
 			targets[addr] = append(targets[addr], l)
 		}

@@ -10,7 +10,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/ippool"
@@ -31,19 +30,22 @@ type Cluster struct {
 	Config map[string]string
 	Pools  []*v1alpha1.IPPool
 	Blocks []*v1alpha1.IPBlock
-	// What pools may not overlap.
-	ServiceCIDRs []*networkingv1.ServiceCIDR
-	AddressPools []*v1alpha1.AddressPool
 	// For Services alone.
 	Services []*corev1.Service
 	Slices   []*discoveryv1.EndpointSlice
+	// What pools may not overlap, and what load balancers' addresses follow from.
 	kube.BalancerObjects
 }
 
 // externalIPs is which external IPs of Services a node serves whose agent has this configuration.
 func (c Cluster) externalIPs(x proxy.Config) service.ExternalIPs {
-	return vip.ExternalIPs(netconf.Config{ExternalIPs: x.ExternalIPs, ExternalIPsFor: x.ExternalIPsFor}, vip.Objects{
-		Pools: c.AddressPools, Nodes: c.Nodes, Services: c.ServiceCIDRs, PodPools: c.PodPools}, c.Namespaces, x.APIServer)
+	config := netconf.Config{ExternalIPs: x.ExternalIPs, ExternalIPsFor: x.ExternalIPsFor}
+	return vip.ExternalIPs(config, c.balancing(), vip.Read(c.balancing()), c.Namespaces, x.APIServer)
+}
+
+// balancing is what load balancers' addresses follow from.
+func (c Cluster) balancing() vip.Objects {
+	return vip.Objects{Pools: c.AddressPools, Nodes: c.Nodes, Services: c.ServiceCIDRs, PodPools: c.PodPools}
 }
 
 // pools are the facts of the cluster's address pools.

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
@@ -54,9 +55,44 @@ func Reserved(o Objects) []service.Reserved {
 	return all
 }
 
-// ExternalIPs returns which external IPs of Services are served. apiServer is the address at which the API server is
+// ServiceRanges are the ranges of Services' addresses, sorted.
+func ServiceRanges(all []*networkingv1.ServiceCIDR) []netip.Prefix {
+	var ranges []netip.Prefix
+	for _, s := range all {
+		for _, cidr := range s.Spec.CIDRs {
+			if p, err := netip.ParsePrefix(cidr); err == nil { // the API server has seen to that
+				ranges = append(ranges, p)
+			}
+		}
+	}
+	slices.SortFunc(ranges, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	return ranges
+}
+
+// Unserved returns at which addresses a node, whose own are node, refuses what is for no Service: in the ranges, and at those
+// that Services have of the pools. others are the addresses of Services that another proxy carries. Who has external IPs for
+// pods alone lets the node itself reach another machine by them.
+func Unserved(ranges []netip.Prefix, pools Pools, balancers []service.LoadBalanced, external netconf.ExternalIPsFor, others, node []netip.Addr) service.Unserved {
+	u := service.Unserved{Ranges: ranges, Others: others, Node: node}
+	for _, l := range balancers {
+		addrs := l.Addrs
+		if external != netconf.ExternalIPsForPods {
+			addrs = slices.Concat(addrs, l.ExternalIPs)
+		}
+		for _, addr := range addrs {
+			if pools.Contains(addr) {
+				u.LoadBalancers = append(u.LoadBalancers, addr)
+			}
+		}
+	}
+	slices.SortFunc(u.LoadBalancers, netip.Addr.Compare)
+	u.LoadBalancers = slices.Compact(u.LoadBalancers)
+	return u
+}
+
+// ExternalIPs returns which external IPs of Services are served; pools are what was Read of the objects. apiServer is the address at which the API server is
 // reached, where that is known; the zero value otherwise.
-func ExternalIPs(c netconf.Config, o Objects, namespaces []*corev1.Namespace, apiServer netip.Addr) service.ExternalIPs {
+func ExternalIPs(c netconf.Config, o Objects, pools Pools, namespaces []*corev1.Namespace, apiServer netip.Addr) service.ExternalIPs {
 	x := service.ExternalIPs{Mode: c.ExternalIPs, PodsOnly: c.ExternalIPsFor == netconf.ExternalIPsForPods, Reserved: Reserved(o)}
 	one := func(a netip.Addr, owner service.ReservedOwner) {
 		x.Reserved = append(x.Reserved, service.Reserved{Prefix: netip.PrefixFrom(a, a.BitLen()), Owner: owner})
@@ -67,7 +103,7 @@ func ExternalIPs(c netconf.Config, o Objects, namespaces []*corev1.Namespace, ap
 	for _, a := range netconf.NodeCacheAddrs() {
 		one(a, service.ReservedNodeCache)
 	}
-	for _, p := range Read(o) {
+	for _, p := range pools {
 		if p.Problem != nil && p.Problem.Reason == InvalidField {
 			continue // it could be meant for fewer Services than can be read out of it
 		}
