@@ -26,9 +26,11 @@ type BGPPeerList struct {
 // BGPPeerSpec says which router, which nodes, and what they tell it.
 type BGPPeerSpec struct {
 	PeerAddress string `json:"peerAddress"`
-	PeerPort    int32  `json:"peerPort,omitempty"` // 179
-	PeerASN     int64  `json:"peerASN"`
-	LocalASN    int64  `json:"localASN"`
+	// Interface is the nodes' device on whose link a link-local PeerAddress is.
+	Interface string `json:"interface,omitempty"`
+	PeerPort  int32  `json:"peerPort,omitempty"` // 179
+	PeerASN   int64  `json:"peerASN"`
+	LocalASN  int64  `json:"localASN"`
 	// NodeSelector chooses the nodes; nothing is all of them.
 	NodeSelector *metav1.LabelSelector `json:"nodeSelector,omitempty"`
 	// PasswordSecret is of TCP's MD5 signatures, RFC 2385.

@@ -336,6 +336,65 @@ func TestTTLSecurity(t *testing.T) {
 	}
 }
 
+// TestLinkLocal speaks over a link without any addresses but link-local ones. IPv4 goes over it, too, to a router that takes
+// IPv6 next hops for it, and only to such a one. A restart loses nothing.
+func TestLinkLocal(t *testing.T) {
+	for name, newRouter := range routers {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ns := newNamespace(t)
+			r := newRouter(t, ns)
+			n := newNode(t, ns, 1)
+			for _, end := range []namespace{ns, n.namespace} {
+				end.run("sysctl -qw net.ipv6.conf.default.addr_gen_mode=1") // no other link-local addresses than these
+			}
+			wire(t, ns, "bare1", []string{"fe80::1/64"}, n.namespace, "bare", []string{"fe80::2/64"})
+			o := outside(t, ns)
+			p := peer("fe80::1%bare", route("10.244.1.0/24"), route("fd00:244:1::/64"))
+			n.begin()
+
+			plain := routed{address: "fe80::2", device: "bare1"}
+			r.begin(plain)
+			n.set(p)
+			n.up("router")
+			ns.routes("fd00:244:1::/64", "fe80::2")
+			testenv.Eventually(t, "it is told why there is no IPv4", func() (bool, string) {
+				n.set(p)
+				now, _ := n.told()
+				s := now.Sessions[0]
+				return s.Routes == 1 && strings.Contains(s.Reason, "RFC 8950"), fmt.Sprint(now.Sessions)
+			})
+			ns.routes("10.244.1.0/24")
+			r.end(unix.SIGTERM)
+
+			plain.extended = true
+			r.begin(plain)
+			ns.routes("fd00:244:1::/64", "fe80::2")
+			ns.routes("10.244.1.0/24", "fe80::2")
+			n.set(p)
+			if now, _ := n.told(); now.Sessions[0].Routes != 2 || now.Sessions[0].Reason != "" {
+				t.Errorf("with IPv4 the session is %+v", now.Sessions[0])
+			}
+			stop4, stop6 := pings(o, "10.244.1.2"), pings(o, "fd00:244:1::2")
+			for i, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+				n.end(signal)
+				n.begin()
+				fresh := p
+				fresh.Routes = append(slices.Clone(p.Routes), route(fmt.Sprintf("192.0.2.%d/32", i+1)))
+				n.set(fresh)
+				n.up("router")
+				ns.routes(fmt.Sprintf("192.0.2.%d/32", i+1), "fe80::2")
+				ns.routes(fmt.Sprintf("192.0.2.%d/32", i))
+			}
+			stop4()
+			stop6()
+			ns.routes("10.244.1.0/24", "fe80::2")
+			n.set()
+			ns.routes("10.244.1.0/24")
+		})
+	}
+}
+
 // TestTwoNodes has two nodes announce one address: the router spreads over both.
 func TestTwoNodes(t *testing.T) {
 	for name, newRouter := range routers {
@@ -394,6 +453,39 @@ func TestAttributes(t *testing.T) {
 		t.Errorf("another preference and community are %+v", done)
 	}
 	has("192.0.2.1/32", "BGP.local_pref: 200", "BGP.community: (64512,9)")
+}
+
+// TestReceived: what a router announces is not used, and too much of it ends the session, so that it does not fill the memory.
+func TestReceived(t *testing.T) {
+	ns := newNamespace(t)
+	r := newBird(t, ns).(*bird)
+	n := newNode(t, ns, 1)
+	announces := func(routes int) {
+		t.Helper()
+		var c strings.Builder
+		fmt.Fprintf(&c, "router id 192.0.2.1; protocol device {}\nprotocol kernel { ipv4 { import none; export where source = RTS_BGP; }; }\nprotocol static { ipv4;\n")
+		for i := range routes {
+			fmt.Fprintf(&c, "route 172.%d.%d.%d/32 blackhole;\n", 16+i>>16, i>>8&255, i&255)
+		}
+		fmt.Fprintf(&c, "}\nprotocol bgp { local as %d; neighbor 10.1.1.2 as %d; passive; ipv4 { import all; export where source = RTS_STATIC; }; }\n", routerASN, nodeASN)
+		r.load(c.String())
+	}
+	announces(1000)
+	n.begin()
+	p := peer("10.1.1.1", route("10.244.1.0/24"))
+	n.set(p)
+	n.up("router")
+	ns.routes("10.244.1.0/24", "10.1.1.2")
+	if table := n.run("ip -4 route"); strings.Contains(table, "172.16.") {
+		t.Errorf("what the router announces is in the node's table:\n%s", table)
+	}
+	r.end(unix.SIGTERM)
+	announces(50_001)
+	testenv.Eventually(t, "the session is ended, and it is told why", func() (bool, string) {
+		n.set(p)
+		now, _ := n.told()
+		return now.Sessions[0].State != bgp.Established && strings.Contains(now.Sessions[0].Reason, "more routes than are of use"), fmt.Sprint(now.Sessions)
+	})
 }
 
 // TestDocumentedRouters runs the routers as docs/bgp.md configures them, with this test's addresses.

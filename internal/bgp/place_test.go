@@ -2,6 +2,7 @@ package bgp_test
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -184,6 +185,8 @@ type router interface {
 type routed struct {
 	address, password string
 	ttlSecurity       bool
+	device            string // of a link-local address
+	extended          bool   // IPv4 with IPv6 next hops
 }
 
 const (
@@ -254,7 +257,14 @@ func (b *bird) begin(sessions ...routed) {
 		if s.ttlSecurity {
 			fmt.Fprintf(&c, "ttl security on;\n")
 		}
-		fmt.Fprintf(&c, "ipv4 { import all; export none; }; ipv6 { import all; export none; }; }\n")
+		if s.device != "" {
+			fmt.Fprintf(&c, "interface %q;\n", s.device)
+		}
+		extended := ""
+		if s.extended {
+			extended = "extended next hop on;"
+		}
+		fmt.Fprintf(&c, "ipv4 { import all; export none; %s }; ipv6 { import all; export none; }; }\n", extended)
 	}
 	b.load(c.String())
 }
@@ -305,6 +315,12 @@ func (f *frr) begin(sessions ...routed) {
 		}
 		if s.ttlSecurity {
 			fmt.Fprintf(&c, " neighbor %s ttl-security hops 1\n", s.address)
+		}
+		if s.device != "" {
+			fmt.Fprintf(&c, " neighbor %s interface %s\n", s.address, s.device)
+		}
+		if s.extended {
+			fmt.Fprintf(&c, " neighbor %s capability extended-nexthop\n", s.address)
 		}
 	}
 	for _, family := range []string{"ipv4", "ipv6"} {
@@ -357,12 +373,18 @@ func via(prefix, hop string) bgpconf.Route {
 	return bgpconf.Route{Prefix: netip.MustParsePrefix(prefix), NextHop: netip.MustParseAddr(hop)}
 }
 
+// hop is a way as ip tells of it. Via is of the other family.
+type hop struct {
+	Gateway string
+	Via     struct{ Host string }
+}
+
 // hops returns by what ways the kernel's table has a prefix, sorted.
 func (n namespace) hops(prefix string) []string {
 	n.t.Helper()
 	var list []struct {
-		Gateway  string
-		Nexthops []struct{ Gateway string }
+		hop
+		Nexthops []hop
 	}
 	family := "-4"
 	if strings.Contains(prefix, ":") {
@@ -371,11 +393,10 @@ func (n namespace) hops(prefix string) []string {
 	testenv.Must(n.t, json.Unmarshal([]byte(n.run("ip -j "+family+" route show exact "+prefix)), &list))
 	var all []string
 	for _, r := range list {
-		if r.Gateway != "" {
-			all = append(all, r.Gateway)
-		}
-		for _, h := range r.Nexthops {
-			all = append(all, h.Gateway)
+		for _, h := range append(r.Nexthops, r.hop) {
+			if way := cmp.Or(h.Gateway, h.Via.Host); way != "" {
+				all = append(all, way)
+			}
 		}
 	}
 	slices.Sort(all)

@@ -30,11 +30,13 @@ type session struct {
 	stop     chan ending // asks for the end
 	done     chan struct{}
 
-	mu    sync.Mutex
-	peer  bgpconf.Peer
-	life  *server.BgpServer // nil between two
-	deaf  func()            // ends the watch of the life
-	state Session
+	mu   sync.Mutex
+	peer bgpconf.Peer
+	life *server.BgpServer // nil between two
+	deaf func()            // ends the watch of the life
+	// extended says that the peer takes IPv6 next hops of IPv4 prefixes, as it said in this life.
+	extended bool
+	state    Session
 }
 
 // ending says how a session ends.
@@ -122,7 +124,7 @@ func (s *session) live(over chan<- struct{}) error {
 	b := server.NewBgpServer(server.LoggerOption(slog.New(&listener{next: s.log.Handler(), note: s.note}), nil))
 	go b.Serve()
 	ctx, deaf := context.WithCancel(context.Background())
-	s.life, s.deaf = b, deaf
+	s.life, s.deaf, s.extended = b, deaf, false
 	if err := start(ctx, b, &api.Global{
 		Asn: s.peer.LocalASN, RouterId: s.routerID.String(),
 		ListenPort: -1, // it dials: no port is opened on the node, and another BGP speaker may have 179
@@ -131,8 +133,8 @@ func (s *session) live(over chan<- struct{}) error {
 		return fmt.Errorf("start BGP: %w", err)
 	}
 	for _, r := range s.peer.Routes {
-		if err := announce(b, s.peer, r); err != nil {
-			s.log.Error("BGP", "error", err) // the others are told all the same
+		if !extends(s.peer, r) {
+			s.tell(r, announce)
 		}
 	}
 	if err := b.WatchEvent(ctx, server.WatchEventMessageCallbacks{
@@ -188,6 +190,15 @@ func (s *session) enter(life *server.BgpServer, p apiutil.PeerState) (over bool)
 	}
 	was, is := s.state.State, states[p.SessionState]
 	s.state.State = is
+	if !s.extended && takesIPv6NextHops(p.RemoteCap) {
+		// Before the session is up, so that a peer that has kept routes hears of these, too, before it hears that these are all.
+		s.extended = true
+		for _, r := range s.peer.Routes {
+			if extends(s.peer, r) {
+				s.tell(r, announce)
+			}
+		}
+	}
 	came, went := is == Established && was != Established, was == Established && is != Established
 	if came || went {
 		s.state.Since = time.Now()
@@ -195,6 +206,9 @@ func (s *session) enter(life *server.BgpServer, p apiutil.PeerState) (over bool)
 	switch {
 	case came:
 		s.state.Reason = ""
+		if s.withheld() > 0 {
+			s.state.Reason = "IPv4 prefixes are not announced: the link has no IPv4 address, and the router takes no IPv6 next hops for them (RFC 8950)"
+		}
 	default:
 		s.state.Reason = cmp.Or(disconnected(p), s.state.Reason)
 	}
@@ -226,7 +240,7 @@ func (s *session) look() Session {
 	defer s.mu.Unlock()
 	look := s.state
 	if look.State == Established {
-		look.Routes = len(s.peer.Routes)
+		look.Routes = len(s.peer.Routes) - s.withheld()
 	}
 	return look
 }
@@ -250,14 +264,6 @@ func (s *session) announce(p bgpconf.Peer, done *Changes) {
 		have[r.Prefix] = r
 	}
 	s.peer = p
-	tell := func(r bgpconf.Route, what func(*server.BgpServer, bgpconf.Peer, bgpconf.Route) error) {
-		if s.life == nil {
-			return // the next life begins with all of them
-		}
-		if err := what(s.life, p, r); err != nil {
-			s.log.Error("BGP", "error", err)
-		}
-	}
 	for _, r := range p.Routes {
 		old, found := have[r.Prefix]
 		delete(have, r.Prefix)
@@ -269,12 +275,52 @@ func (s *session) announce(p bgpconf.Peer, done *Changes) {
 		default:
 			continue
 		}
-		tell(r, announce)
+		s.tell(r, announce)
 	}
 	for _, r := range have {
 		done.RoutesRemoved++
-		tell(r, revoke)
+		s.tell(r, revoke)
 	}
+}
+
+// tell has the peer told of a route. What cannot be told leaves the others as they are. s.mu is held.
+func (s *session) tell(r bgpconf.Route, what func(*server.BgpServer, bgpconf.Peer, bgpconf.Route) error) {
+	if s.life == nil || extends(s.peer, r) && !s.extended {
+		return // the next life begins with all of them
+	}
+	if err := what(s.life, s.peer, r); err != nil {
+		s.log.Error("BGP", "error", err)
+	}
+}
+
+// extends says whether a route is for a peer that takes IPv6 next hops of IPv4 prefixes.
+func extends(p bgpconf.Peer, r bgpconf.Route) bool {
+	return r.Prefix.Addr().Is4() && !r.NextHop.IsValid() && p.Address.Addr().Is6()
+}
+
+// withheld is how many routes the peer is not told of since it could not use them. s.mu is held.
+func (s *session) withheld() int {
+	n := 0
+	for _, r := range s.peer.Routes {
+		if extends(s.peer, r) && !s.extended {
+			n++
+		}
+	}
+	return n
+}
+
+// takesIPv6NextHops says whether capabilities have RFC 8950's for IPv4.
+func takesIPv6NextHops(list []wire.ParameterCapabilityInterface) bool {
+	for _, c := range list {
+		if x, ok := c.(*wire.CapExtendedNexthop); ok {
+			for _, t := range x.Tuples {
+				if t.NLRIAFI == wire.AFI_IP && t.NLRISAFI == wire.SAFI_UNICAST && t.NexthopAFI == wire.AFI_IP6 {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 func announce(b *server.BgpServer, p bgpconf.Peer, r bgpconf.Route) error {
@@ -310,10 +356,12 @@ func pathOf(p bgpconf.Peer, r bgpconf.Route) (*apiutil.Path, error) {
 	case hop.IsValid() && hop.Is4() != r.Prefix.Addr().Is4(), hop.Is4In6():
 		return nil, fmt.Errorf("%s is no next hop for it", hop)
 	case hop.IsValid():
+	case extends(p, r):
+		hop = netip.IPv6Unspecified() // GoBGP puts the session's own
 	case r.Prefix.Addr().Is4() != p.Address.Addr().Is4():
 		return nil, fmt.Errorf("the session with %s gives it no next hop", p.Address)
 	case r.Prefix.Addr().Is4():
-		hop = netip.IPv4Unspecified() // GoBGP puts the session's own
+		hop = netip.IPv4Unspecified()
 	default:
 		hop = netip.IPv6Unspecified()
 	}

@@ -181,6 +181,7 @@ func (r *reader) routes(p Peer) []Route {
 		case prefix.Addr().Is4() == session.Is4(): // the session's own address is the next hop
 		case other.IsValid():
 			route.NextHop = other
+		case session.Zone() != "": // an unnumbered link: RFC 8950
 		default:
 			r.lack("%s is not announced: this node has no address of its family to be the next hop", prefix)
 			continue
@@ -192,7 +193,7 @@ func (r *reader) routes(p Peer) []Route {
 
 // nextHop is the address of the node that a router which speaks over one family reaches in the other: one of the link on
 // which the router is, or, where that has none or the router is further away, the one that the node prefers. It is invalid
-// if the node has none.
+// if the node has none; to a router with a link-local address only those of the link count.
 func (n Node) nextHop(router netip.Addr) netip.Addr {
 	hop := func(a netip.Addr) bool {
 		return a.Is4() != router.Is4() && a.IsGlobalUnicast() && !a.Is4In6()
@@ -200,15 +201,18 @@ func (n Node) nextHop(router netip.Addr) netip.Addr {
 	var linked []netip.Addr
 	length := -1
 	for _, link := range n.Links {
-		for _, p := range link {
-			if !p.Contains(router) || p.Bits() <= length {
-				continue
+		var own []netip.Addr
+		for _, p := range link.Addrs {
+			if hop(p.Addr()) {
+				own = append(own, p.Addr())
 			}
-			linked, length = nil, p.Bits()
-			for _, q := range link {
-				if hop(q.Addr()) {
-					linked = append(linked, q.Addr())
-				}
+		}
+		if router.Zone() != "" && router.Zone() == link.Device {
+			linked = own
+		}
+		for _, p := range link.Addrs {
+			if p.Contains(router) && p.Bits() > length { // never of a router with a zone
+				linked, length = own, p.Bits()
 			}
 		}
 	}
@@ -221,7 +225,7 @@ func (n Node) nextHop(router netip.Addr) netip.Addr {
 	if len(linked) > 0 {
 		return linked[0]
 	}
-	if i := slices.IndexFunc(n.Addrs, hop); i >= 0 {
+	if i := slices.IndexFunc(n.Addrs, hop); i >= 0 && router.Zone() == "" {
 		return n.Addrs[i]
 	}
 	return netip.Addr{}

@@ -23,8 +23,8 @@ type Speaker struct {
 
 // Peer is a router that the node connects to, and what the router is told.
 type Peer struct {
-	Name     string // of the BGPPeer
-	Address  netip.AddrPort
+	Name     string         // of the BGPPeer
+	Address  netip.AddrPort // with the device as its zone where it is link-local
 	ASN      uint32
 	LocalASN uint32
 	Password Password // of TCP's MD5 signatures, RFC 2385; empty for none
@@ -43,7 +43,8 @@ type Peer struct {
 // Route is a prefix that the node announces.
 type Route struct {
 	Prefix netip.Prefix
-	// NextHop, if unset, is the node's address in the session, which is the one that the router reaches.
+	// NextHop, if unset, is the node's address in the session, which is the one that the router reaches. An IPv4 prefix has none
+	// in a session over IPv6 if it is to be announced with that address all the same, to a router that takes it: RFC 8950.
 	NextHop     netip.Addr
 	Communities []Community // sorted
 	// LocalPref is the attribute of this name, for a peer of the same AS; nil is the usual 100.
@@ -86,12 +87,18 @@ type Node struct {
 	Labels map[string]string
 	// Addrs are its own addresses, the one it prefers first.
 	Addrs []netip.Addr
-	// Links are its devices' addresses, by device, each with the length of the prefix that is on the segment.
-	Links    [][]netip.Prefix
+	// Links are its devices that have addresses beside link-local ones.
+	Links    []Link
 	PodCIDRs []netip.Prefix
 	// ServiceAddresses are those of Services that the node is to attract packets for. An address that Services share is there
 	// once for each of them.
 	ServiceAddresses []ServiceAddress
+}
+
+// Link is a device.
+type Link struct {
+	Device string
+	Addrs  []netip.Prefix // each with the length of the prefix that is on the segment
 }
 
 // ServiceAddress is an address of a Service.

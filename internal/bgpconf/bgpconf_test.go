@@ -116,6 +116,15 @@ func TestRead(t *testing.T) {
 			problems: []string{"BGPPeer a: fd00:244:4::/64 is not announced: this node has no address of its family to be the next hop"}},
 		{name: "router of a family that the node has not", node: six, peers: []*v1alpha1.BGPPeer{plain("a", "10.0.0.254")},
 			problems: []string{"BGPPeer a: peerAddress 10.0.0.254: this node has no address of that family"}},
+		{name: "link-local router", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "fe80::1", func(s *v1alpha1.BGPPeerSpec) { s.Interface = "eth1" }),
+			plain("b", "fe80::1", func(s *v1alpha1.BGPPeerSpec) { s.Interface = "eth2" })},
+			want: []string{"a [fe80::1%eth1]:179 " + defaults + " 10.244.1.0/24 fd00:244:1::/64", "b [fe80::1%eth2]:179 " + defaults + " 10.244.1.0/24 fd00:244:1::/64"}},
+		{name: "link-local router, and the wrong interface", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "fe80::1"),
+			plain("b", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) { s.Interface = "eth1" }), plain("c", "169.254.0.1"), plain("d", "fe80::1%eth0", func(s *v1alpha1.BGPPeerSpec) { s.Interface = "eth1" })},
+			problems: []string{"BGPPeer a: peerAddress fe80::1 is link-local: say by interface on which of the node's devices it is",
+				"BGPPeer b: interface is for a link-local peerAddress such as fe80::1, and 10.0.0.254 is none",
+				"BGPPeer c: peerAddress 169.254.0.1: want a plain unicast address",
+				"BGPPeer d: interface is for a link-local peerAddress such as fe80::1, and fe80::1%eth0 is none"}},
 		{name: "own address", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "fd00::1")},
 			problems: []string{"BGPPeer a: peerAddress fd00::1 is this node's own"}},
 		{name: "all settings", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) {
@@ -153,7 +162,7 @@ func TestRead(t *testing.T) {
 		})}, problems: []string{
 			"BGPPeer a: peerASN 4294967295: want a number from 1 to 4294967294, other than 23456 and 65535",
 			"BGPPeer a: localASN 23456: want a number from 1 to 4294967294, other than 23456 and 65535",
-			"BGPPeer a: peerAddress fe80::1: want a plain unicast address",
+			"BGPPeer a: peerAddress fe80::1 is link-local: say by interface on which of the node's devices it is",
 			"BGPPeer a: peerPort 70000: want 1 to 65535",
 			"BGPPeer a: holdTimeSeconds 2: want 3 to 65535",
 			"BGPPeer a: keepaliveTimeSeconds 3: want less than the hold time, 2s",
@@ -246,14 +255,14 @@ func TestReadProperties(t *testing.T) {
 
 // TestNextHop: the router of a session reaches the node by the link that both are on.
 func TestNextHop(t *testing.T) {
-	storage := Node{Addrs: addrs("10.0.0.1", "fd00::1"), Links: [][]netip.Prefix{
-		prefixes("10.0.0.1/24", "fd00::1/64"),
-		prefixes("10.9.0.1/24", "fe80::1/64", "fd00:9::1/64"),
-		prefixes("10.8.0.1/24"),
-		prefixes("10.9.0.129/25", "fd00:8::1/64"),
+	storage := Node{Addrs: addrs("10.0.0.1", "fd00::1"), Links: []Link{
+		{"eth0", prefixes("10.0.0.1/24", "fd00::1/64")},
+		{"eth1", prefixes("10.9.0.1/24", "fe80::1/64", "fd00:9::1/64")},
+		{"eth2", prefixes("10.8.0.1/24")},
+		{"eth3", prefixes("10.9.0.129/25", "fd00:8::1/64")},
 	}}
 	known := storage
-	known.Links = append(slices.Clone(storage.Links), prefixes("10.7.0.1/24", "fd00:7::1/64", "fd00::1/128"))
+	known.Links = append(slices.Clone(storage.Links), Link{"eth4", prefixes("10.7.0.1/24", "fd00:7::1/64", "fd00::1/128")})
 	for _, tc := range []struct {
 		node         Node
 		router, want string
@@ -265,7 +274,9 @@ func TestNextHop(t *testing.T) {
 		{storage, "10.8.0.254", "fd00::1"},  // nothing of that family on the link
 		{storage, "203.0.113.1", "fd00::1"}, // some hops away
 		{known, "10.7.0.254", "fd00::1"},    // of several the Node's own
-		{Node{Addrs: addrs("10.0.0.1"), Links: [][]netip.Prefix{prefixes("10.0.0.1/24", "fd00::1/64")}}, "10.0.0.254", "fd00::1"},
+		{Node{Addrs: addrs("10.0.0.1"), Links: []Link{{"eth0", prefixes("10.0.0.1/24", "fd00::1/64")}}}, "10.0.0.254", "fd00::1"},
+		{storage, "fe80::fe%eth2", "10.8.0.1"},
+		{storage, "fe80::fe%eth9", "invalid IP"}, // what other links have is no use to it
 		{Node{Addrs: addrs("10.0.0.1")}, "10.0.0.254", "invalid IP"},
 		{Node{Addrs: addrs("10.0.0.1", "::ffff:10.0.0.1")}, "10.0.0.254", "invalid IP"},
 	} {

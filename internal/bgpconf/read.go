@@ -148,6 +148,12 @@ func (r *reader) address() netip.AddrPort {
 	switch {
 	case err != nil:
 		r.refuse("peerAddress %q is no address", spec.PeerAddress)
+	case a.Is6() && a.Zone() == "" && a.IsLinkLocalUnicast() && spec.Interface != "":
+		a = a.WithZone(spec.Interface)
+	case spec.Interface != "":
+		r.refuse("interface is for a link-local peerAddress such as fe80::1, and %s is none", a)
+	case a.Is6() && a.IsLinkLocalUnicast():
+		r.refuse("peerAddress %s is link-local: say by interface on which of the node's devices it is", a)
 	case a.Is4In6(), a.Zone() != "", a.IsUnspecified(), a.IsMulticast(), a.IsLinkLocalUnicast(), a.IsLoopback():
 		r.refuse("peerAddress %s: want a plain unicast address", a)
 	case slices.Contains(r.node.Addrs, a):

@@ -73,7 +73,7 @@ func (a *Agent) announce(ctx context.Context, own podnet.Node, interfaces []podn
 	node := bgpconf.Node{Name: a.Node, Addrs: own.Addrs, PodCIDRs: slices.Concat(own.PodCIDRs, own.Blocks),
 		ServiceAddresses: addresses}
 	for _, i := range interfaces {
-		node.Links = append(node.Links, i.Addrs)
+		node.Links = append(node.Links, bgpconf.Link{Device: i.Name, Addrs: i.Addrs})
 	}
 	nodes := a.view.Nodes()
 	for _, n := range nodes {

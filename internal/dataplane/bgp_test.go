@@ -72,7 +72,7 @@ func TestBGP(t *testing.T) {
 	for _, c := range []string{"ip link set lo up", "ip addr add 10.1.1.2/24 dev eth0", "ip addr add fd00:1:1::2/64 dev eth0 nodad", "ip link set eth0 up"} {
 		linktest.Run(t, node, strings.Fields(c)...)
 	}
-	for _, c := range []string{"ip link set lo up", "ip addr add 10.1.1.1/24 dev node", "ip addr add fd00:1:1::1/64 dev node nodad", "ip link set node up"} {
+	for _, c := range []string{"ip link set lo up", "ip addr add 10.1.1.1/24 dev node", "ip addr add fd00:1:1::1/64 dev node nodad", "ip addr add fe80::1/64 dev node nodad", "ip link set node up"} {
 		linktest.Run(t, router, strings.Fields(c)...)
 	}
 	self, err := os.Executable()
@@ -252,6 +252,7 @@ router id 192.0.2.1;
 protocol device { scan time 1; }
 protocol kernel { ipv4 { export all; }; }
 protocol kernel { ipv6 { export all; }; }
+protocol bgp { local as 64500; neighbor range fe80::/10 as 64512; interface "node"; passive; ipv4 { import all; export none; }; ipv6 { import all; export none; }; }
 protocol bgp { local as 64500; neighbor 10.1.1.2 as 64512; passive; password "tell-nobody"; ipv4 { import all; export none; }; ipv6 { import all; export none; }; }
 `), 0o600))
 	begin(t, router, "/usr/sbin/bird", "-f", "-c", conf, "-s", filepath.Join(dir, "bird.ctl"))
@@ -349,7 +350,11 @@ protocol bgp { local as 64500; neighbor 10.1.1.2 as 64512; passive; password "te
 	for _, wrong := range []struct{ spec, want string }{
 		{`{"peerAddress": "10.1.1.256", "peerASN": 1, "localASN": 2}`, "has to be an IPv4 or IPv6 address"},
 		{`{"peerAddress": "fd00:0::1", "peerASN": 1, "localASN": 2}`, "shortest form"},
-		{`{"peerAddress": "fe80::1", "peerASN": 1, "localASN": 2}`, "other machines"},
+		{`{"peerAddress": "::1", "peerASN": 1, "localASN": 2}`, "other machines"},
+		{`{"peerAddress": "169.254.0.1", "interface": "eth0", "peerASN": 1, "localASN": 2}`, "other machines"},
+		{`{"peerAddress": "fe80::1", "peerASN": 1, "localASN": 2}`, "needs the interface"},
+		{`{"peerAddress": "fd00::1", "interface": "eth0", "peerASN": 1, "localASN": 2}`, "no other has one"},
+		{`{"peerAddress": "fe80::1", "interface": "eth0/1", "peerASN": 1, "localASN": 2}`, "interface"},
 		{`{"peerAddress": "10.0.0.1", "peerASN": 0, "localASN": 2}`, "peerASN"},
 		{`{"peerAddress": "10.0.0.1", "peerASN": 1, "localASN": 23456}`, "reserved"},
 		{`{"peerAddress": "10.0.0.1", "peerASN": 1, "localASN": 2, "holdTimeSeconds": 9}`, "a third"},
@@ -390,5 +395,14 @@ protocol bgp { local as 64500; neighbor 10.1.1.2 as 64512; passive; password "te
 
 	testenv.Must(t, c.Delete(ctx, peer(`{}`)))
 	routes(false)
+
+	// Another with the router's link-local address.
+	o := peer(`{"peerAddress": "fe80::1", "interface": "eth0", "peerASN": 64500, "localASN": 64512}`)
+	o[0].SetName("linked")
+	testenv.Must(t, c.Apply(ctx, "test", o))
+	testenv.Eventually(t, "the router has pods by way of the link-local address, and IPv4 by that of the link", func() (bool, string) {
+		have := linktest.Run(t, router, "ip", "-4", "route") + linktest.Run(t, router, "ip", "-6", "route")
+		return strings.Contains(have, "10.244.1.0/24 via 10.1.1.2") && strings.Contains(have, "fd00:244:1::/64 via fe80::"), have
+	})
 	stop()
 }
