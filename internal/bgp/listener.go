@@ -49,6 +49,7 @@ func (l *listener) WithGroup(name string) slog.Handler {
 // What a router does that does not want us is seldom to say so.
 const (
 	refused = "the peer refuses the session: its log says why; often one side has another ASN for the other"
+	excess  = "the peer announces more routes than are of use here: have it announce none"
 	closed  = "the peer takes the connection and closes it: is this node's address a neighbour there, with the right ASN?"
 )
 
@@ -66,6 +67,8 @@ func reasonOf(r slog.Record) string {
 			why = attrs["Error"]
 		}
 		return why
+	case "prefix limit reached":
+		return excess
 	case "outgoing connection IO error":
 		return closed
 	case "sent notification":
@@ -93,7 +96,7 @@ func disconnected(p apiutil.PeerState) string {
 	case api.PeerState_DISCONNECT_REASON_INVALID_MSG, api.PeerState_DISCONNECT_REASON_BAD_PEER_AS:
 		return refused
 	case api.PeerState_DISCONNECT_REASON_ADMIN_DOWN:
-		return "the peer announces more routes than are of use here: have it announce none"
+		return excess
 	}
 	return ""
 }

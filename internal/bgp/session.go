@@ -36,7 +36,9 @@ type session struct {
 	deaf func()            // ends the watch of the life
 	// extended says that the peer takes IPv6 next hops of IPv4 prefixes, as it said in this life.
 	extended bool
-	state    Session
+	// cause is why the session is about to end, as GoBGP logs it: of its own decisions it tells nothing else.
+	cause string
+	state Session
 }
 
 // ending says how a session ends.
@@ -124,7 +126,7 @@ func (s *session) live(over chan<- struct{}) error {
 	b := server.NewBgpServer(server.LoggerOption(slog.New(&listener{next: s.log.Handler(), note: s.note}), nil))
 	go b.Serve()
 	ctx, deaf := context.WithCancel(context.Background())
-	s.life, s.deaf, s.extended = b, deaf, false
+	s.life, s.deaf, s.extended, s.cause = b, deaf, false, ""
 	if err := start(ctx, b, &api.Global{
 		Asn: s.peer.LocalASN, RouterId: s.routerID.String(),
 		ListenPort: -1, // it dials: no port is opened on the node, and another BGP speaker may have 179
@@ -210,7 +212,7 @@ func (s *session) enter(life *server.BgpServer, p apiutil.PeerState) (over bool)
 			s.state.Reason = "IPv4 prefixes are not announced: the link has no IPv4 address, and the router takes no IPv6 next hops for them (RFC 8950)"
 		}
 	default:
-		s.state.Reason = cmp.Or(disconnected(p), s.state.Reason)
+		s.state.Reason = cmp.Or(s.cause, disconnected(p), s.state.Reason)
 	}
 	reason := s.state.Reason
 	s.mu.Unlock()
@@ -232,6 +234,8 @@ func (s *session) note(reason string) {
 	defer s.mu.Unlock()
 	if s.state.State != Established {
 		s.state.Reason = reason
+	} else {
+		s.cause = reason
 	}
 }
 
