@@ -61,7 +61,7 @@ install: build ## install to PREFIX (/usr/local): bin/fathom*, lib/fathom/kit an
 
 .PHONY: generate
 generate: ## compile the BPF programs anew; their objects are committed (needs clang and llvm)
-	internal/bpf/c/compile
+	internal/kernel/bpf/c/compile
 
 .PHONY: clean
 clean: ## remove what was built (Go's build cache stays)
@@ -112,7 +112,7 @@ $(KIT)/test/e2e.test:
 .PHONY: test
 test: build lint ## all tests: units, the kernel's namespaces, the kit, whole labs (as root)
 	go vet ./...
-	internal/bpf/c/compile check
+	internal/kernel/bpf/c/compile check
 	@$(MAKE) --no-print-directory units
 	kit/check $(KIT)
 	@$(MAKE) --no-print-directory e2e conformance-short
@@ -169,7 +169,7 @@ bench-pods: build ## measure the pod network beside flannel, bridge and ptp, int
 
 .PHONY: bench-nodes
 bench-nodes: build ## measure an agent in a cluster of 1,000 nodes: its start, and one node that changes (as root, idle)
-	go test ./internal/dataplane -run '^$$' -bench ThousandNodes -benchtime 1x -v
+	go test ./internal/agent -run '^$$' -bench ThousandNodes -benchtime 1x -v
 
 .PHONY: bench-services
 bench-services: build ## measure Services beside kube-proxy, into docs/benchmarks.md (5 minutes, as root, idle; BENCHFLAGS)

@@ -6,12 +6,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/fathom-network/fathom/internal/dataplane"
+	"github.com/fathom-network/fathom/internal/agent"
 )
 
 // clean is what the DaemonSet runs in the place of `run` while the network is uninstalled.
 func clean() *cobra.Command {
-	o := dataplane.Options{Paths: dataplane.NodePaths()}
+	o := agent.Options{Paths: agent.NodePaths()}
 	cmd := &cobra.Command{
 		Use:   "clean",
 		Short: "Take away what the agent and the plugin made on this node, and wait to be ended",
@@ -19,7 +19,7 @@ func clean() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.Log = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), nil))
 			o.Log.Info("cleaning", "version", version)
-			return dataplane.Clean(cmd.Context(), o)
+			return agent.Clean(cmd.Context(), o)
 		},
 	}
 	f := cmd.Flags()

@@ -14,9 +14,9 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
-	"github.com/fathom-network/fathom/internal/dataplane"
-	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/agent"
 	"github.com/fathom-network/fathom/internal/serve"
+	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // version is set by the build.
@@ -41,7 +41,7 @@ func main() {
 }
 
 func run() *cobra.Command {
-	o := dataplane.Options{Paths: dataplane.NodePaths()}
+	o := agent.Options{Paths: agent.NodePaths()}
 	var kubeconfig string
 	var level slog.Level
 	cmd := &cobra.Command{
@@ -52,7 +52,7 @@ func run() *cobra.Command {
 			if o.Node == "" {
 				return errors.New("which node is this? Give --node, or set NODE_NAME")
 			}
-			if o.FastPath != "" && o.FastPath != dataplane.FastPathAuto && o.FastPath != dataplane.FastPathOff {
+			if o.FastPath != "" && o.FastPath != agent.FastPathAuto && o.FastPath != agent.FastPathOff {
 				return fmt.Errorf("--fast-path %q: want auto or off", o.FastPath)
 			}
 			o.Log = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
@@ -61,7 +61,7 @@ func run() *cobra.Command {
 				return err
 			}
 			o.Log.Info("fathom-agent", "version", version, "node", o.Node)
-			return dataplane.Run(cmd.Context(), o)
+			return agent.Run(cmd.Context(), o)
 		},
 	}
 	f := cmd.Flags()
@@ -78,7 +78,7 @@ func run() *cobra.Command {
 }
 
 // registerPaths registers the flags that say where the node's directories are.
-func registerPaths(f *pflag.FlagSet, o *dataplane.Options) {
+func registerPaths(f *pflag.FlagSet, o *agent.Options) {
 	f.StringVar(&o.Health, "health-address", "127.0.0.1:10470", "where to answer /healthz and /readyz")
 	f.StringVar(&o.Paths.CNIBin, "cni-bin", "/host/opt/cni/bin", "the node's directory of CNI plugins")
 	f.StringVar(&o.Paths.Conflist, "conflist", "/host/etc/cni/net.d/10-fathom.conflist", "the file to write when the node carries pods")

@@ -6,14 +6,14 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/fathom-network/fathom/internal/dataplane"
-	"github.com/fathom-network/fathom/internal/probe"
+	"github.com/fathom-network/fathom/internal/agent"
+	"github.com/fathom-network/fathom/internal/kernel/echo"
 )
 
 // probePackets is run by `fathom ping` in each agent's pod.
 func probePackets() *cobra.Command {
 	var addresses []string
-	o := dataplane.Options{Paths: dataplane.NodePaths()}
+	o := agent.Options{Paths: agent.NodePaths()}
 	cmd := &cobra.Command{
 		Use:   "probe",
 		Short: "Listen for test packets in every pod of this node, and send those that standard input asks for",
@@ -27,11 +27,11 @@ func probePackets() *cobra.Command {
 				}
 				own = append(own, a)
 			}
-			places, err := dataplane.Places(o, own)
+			places, err := agent.Places(o, own)
 			if err != nil {
 				return err
 			}
-			return probe.Serve(places, cmd.InOrStdin(), cmd.OutOrStdout())
+			return echo.Serve(places, cmd.InOrStdin(), cmd.OutOrStdout())
 		},
 	}
 	f := cmd.Flags()

@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/fathom-network/fathom/internal/dataplane"
+	"github.com/fathom-network/fathom/internal/agent"
 )
 
 // questions are commands that ask the agent that runs on this node; `fathom verify` and `fathom service show` run them in
@@ -34,7 +34,7 @@ func questions() []*cobra.Command {
 
 // ask copies what the agent answers.
 func ask(ctx context.Context, out io.Writer, path string) error {
-	socket := dataplane.NodePaths().Socket
+	socket := agent.NodePaths().Socket
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}}

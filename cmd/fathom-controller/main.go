@@ -13,9 +13,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/fathom-network/fathom/internal/kube"
-	"github.com/fathom-network/fathom/internal/lb"
+	"github.com/fathom-network/fathom/internal/controller"
 	"github.com/fathom-network/fathom/internal/serve"
+	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // version is set by the build.
@@ -39,7 +39,7 @@ func main() {
 }
 
 func run() *cobra.Command {
-	var o lb.Options
+	var o controller.Options
 	var kubeconfig string
 	var level slog.Level
 	host, _ := os.Hostname() // one without a name is nobody else's, either
@@ -54,7 +54,7 @@ func run() *cobra.Command {
 				return err
 			}
 			o.Log.Info("fathom-controller", "version", version)
-			return lb.Run(cmd.Context(), o)
+			return controller.Run(cmd.Context(), o)
 		},
 	}
 	f := cmd.Flags()

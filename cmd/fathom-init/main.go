@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fathom-network/fathom/internal/machine"
-	"github.com/fathom-network/fathom/internal/machine/boot"
+	"github.com/fathom-network/fathom/internal/kernel/machine"
+	"github.com/fathom-network/fathom/internal/kernel/machine/boot"
 )
 
 func main() {

@@ -8,8 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fathom-network/fathom/internal/insight/svcbench"
 	"github.com/fathom-network/fathom/internal/kit"
-	"github.com/fathom-network/fathom/internal/svcbench"
 )
 
 func (a *app) bench() *cobra.Command {

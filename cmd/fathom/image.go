@@ -7,9 +7,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/fathom-network/fathom/internal/image"
 	"github.com/fathom-network/fathom/internal/kit"
 	"github.com/fathom-network/fathom/internal/lab"
+	"github.com/fathom-network/fathom/internal/lab/image"
 )
 
 func (a *app) image() *cobra.Command {

@@ -10,10 +10,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/insight/verify"
 	"github.com/fathom-network/fathom/internal/install"
-	"github.com/fathom-network/fathom/internal/kube"
-	"github.com/fathom-network/fathom/internal/netconf"
-	"github.com/fathom-network/fathom/internal/verify"
+	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 func (a *app) install() *cobra.Command {

@@ -11,7 +11,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/fathom-network/fathom/internal/kit"
-	"github.com/fathom-network/fathom/internal/kubeconfig"
+	"github.com/fathom-network/fathom/internal/lab/kubeconfig"
 )
 
 func (a *app) kubectl() *cobra.Command {

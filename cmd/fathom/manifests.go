@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
+	"github.com/fathom-network/fathom/internal/facts/manifest"
+	"github.com/fathom-network/fathom/internal/facts/topology"
 	"github.com/fathom-network/fathom/internal/kit"
-	"github.com/fathom-network/fathom/internal/manifest"
-	"github.com/fathom-network/fathom/internal/topology"
 )
 
 // kustomizations are the names by which kustomize knows its own files.

@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/fathom-network/fathom/internal/verify"
+	"github.com/fathom-network/fathom/internal/insight/verify"
 )
 
 func (a *app) membership() *cobra.Command {

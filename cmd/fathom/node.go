@@ -16,8 +16,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"github.com/fathom-network/fathom/internal/cri"
-	"github.com/fathom-network/fathom/internal/machine"
+	"github.com/fathom-network/fathom/internal/kernel/machine"
+	"github.com/fathom-network/fathom/internal/watch/cri"
 )
 
 func (a *app) node() *cobra.Command {

@@ -12,8 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/fathom-network/fathom/internal/service"
-	"github.com/fathom-network/fathom/internal/verify"
+	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/insight/verify"
 )
 
 func (a *app) service() *cobra.Command {

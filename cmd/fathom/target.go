@@ -6,8 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/lab"
+	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // target is the cluster that a command about the network works on: any cluster, not only one of a lab.

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
-	"github.com/fathom-network/fathom/internal/machine"
+	"github.com/fathom-network/fathom/internal/kernel/machine"
 )
 
 // runInTerminal runs cmd on the node in a terminal of the node's own, joined to ours: the node's /dev/pts is

@@ -14,9 +14,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/internal/facts/manifest"
+	"github.com/fathom-network/fathom/internal/facts/topology"
 	"github.com/fathom-network/fathom/internal/lab"
-	"github.com/fathom-network/fathom/internal/manifest"
-	"github.com/fathom-network/fathom/internal/topology"
 )
 
 func (a *app) up() *cobra.Command {

@@ -13,7 +13,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/fathom-network/fathom/internal/ipam"
+	"github.com/fathom-network/fathom/internal/facts/ipam"
 )
 
 // patience is how long the agent may take. It is on this machine: one that takes longer is not well, and pods are

@@ -23,12 +23,12 @@ import (
 	"github.com/containernetworking/cni/pkg/types/create"
 
 	"github.com/fathom-network/fathom/internal/cni"
-	"github.com/fathom-network/fathom/internal/conflist"
-	"github.com/fathom-network/fathom/internal/ipam"
-	"github.com/fathom-network/fathom/internal/lease"
-	"github.com/fathom-network/fathom/internal/link"
-	"github.com/fathom-network/fathom/internal/link/linktest"
+	"github.com/fathom-network/fathom/internal/facts/conflist"
+	"github.com/fathom-network/fathom/internal/facts/ipam"
+	"github.com/fathom-network/fathom/internal/kernel/lease"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/testenv"
+	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
 
 var programDir string // empty as long as no test needs it

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
 

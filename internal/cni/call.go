@@ -19,10 +19,10 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
 
-	"github.com/fathom-network/fathom/internal/conflist"
-	"github.com/fathom-network/fathom/internal/ipam"
-	"github.com/fathom-network/fathom/internal/lease"
-	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/facts/conflist"
+	"github.com/fathom-network/fathom/internal/facts/ipam"
+	"github.com/fathom-network/fathom/internal/kernel/lease"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
 // call is what the runtime asks for: everything in it is checked.

@@ -17,9 +17,9 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
-	"github.com/fathom-network/fathom/internal/ipam"
-	"github.com/fathom-network/fathom/internal/lease"
-	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/facts/ipam"
+	"github.com/fathom-network/fathom/internal/kernel/lease"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
 const config = `{"cniVersion":"1.1.0","name":"fathom","type":"fathom-cni","mtu":1450,"nodeAddresses":["10.201.1.3","fd00::3"],` +

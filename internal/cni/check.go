@@ -10,8 +10,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
-	"github.com/fathom-network/fathom/internal/lease"
-	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/kernel/lease"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
 // errBroken is the code of an attachment that is not as ADD made it. Codes from 100 are a plugin's own.

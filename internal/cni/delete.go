@@ -9,7 +9,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
 // deleteDevice is the argument with which DEL runs the program itself, for DeleteDevice. A runtime gives none.

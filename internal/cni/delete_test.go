@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/cni"
-	"github.com/fathom-network/fathom/internal/link"
-	"github.com/fathom-network/fathom/internal/link/linktest"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/testenv"
+	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
 
 // asPlugin has the test's program be the plugin where it is run as one, and what the plugin runs to delete a device: of

@@ -1,8 +1,8 @@
 package cni
 
 import (
-	"github.com/fathom-network/fathom/internal/bpf/pin"
-	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
 // stopFalseSources has the kernel drop what the pod sends from addresses that are not its own, before it sends

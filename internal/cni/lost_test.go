@@ -11,9 +11,9 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/fathom-network/fathom/internal/cni"
-	"github.com/fathom-network/fathom/internal/lease"
-	"github.com/fathom-network/fathom/internal/link/linktest"
+	"github.com/fathom-network/fathom/internal/kernel/lease"
 	"github.com/fathom-network/fathom/internal/testenv"
+	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
 
 func addressesOf(r *types100.Result) (all []netip.Addr) {

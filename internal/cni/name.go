@@ -7,8 +7,8 @@ import (
 	"net"
 	"strings"
 
-	"github.com/fathom-network/fathom/internal/lease"
-	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/kernel/lease"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
 // hostDevice names the node's end of a pod's pair: the start of the pod's name for people, and five characters of a

@@ -6,9 +6,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/fathom-network/fathom/internal/ipam"
-	"github.com/fathom-network/fathom/internal/lease"
-	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/facts/ipam"
+	"github.com/fathom-network/fathom/internal/kernel/lease"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
 // Network is what is known of a network to who makes leases of it again that were lost.

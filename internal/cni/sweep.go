@@ -6,8 +6,8 @@ import (
 
 	"github.com/containernetworking/cni/pkg/skel"
 
-	"github.com/fathom-network/fathom/internal/lease"
-	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/kernel/lease"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
 // Swept is what Sweep took away.

@@ -19,12 +19,12 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/facts/ippool"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/install"
-	"github.com/fathom-network/fathom/internal/ippool"
-	"github.com/fathom-network/fathom/internal/kube"
-	"github.com/fathom-network/fathom/internal/netconf"
 	"github.com/fathom-network/fathom/internal/testenv"
-	"github.com/fathom-network/fathom/internal/vip"
+	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 const (

@@ -22,8 +22,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"github.com/fathom-network/fathom/internal/kube"
 	"github.com/fathom-network/fathom/internal/testenv"
+	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // request is what RBAC sees of one, and a right is written the same way.

@@ -19,8 +19,8 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/fathom-network/fathom/deploy"
-	"github.com/fathom-network/fathom/internal/kube"
-	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // Owner is the field manager of what is installed.

@@ -14,9 +14,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/fathom-network/fathom/deploy"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/install"
-	"github.com/fathom-network/fathom/internal/kube"
-	"github.com/fathom-network/fathom/internal/netconf"
+	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 func find(t *testing.T, objects []*unstructured.Unstructured, kind string) *unstructured.Unstructured {

@@ -12,7 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // kube-proxy as kubeadm installs it.

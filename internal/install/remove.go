@@ -13,10 +13,10 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/deploy"
-	"github.com/fathom-network/fathom/internal/ippool"
-	"github.com/fathom-network/fathom/internal/kube"
-	"github.com/fathom-network/fathom/internal/netconf"
-	"github.com/fathom-network/fathom/internal/vip"
+	"github.com/fathom-network/fathom/internal/facts/ippool"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/vip"
+	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 const daemonSet = "fathom-agent"

@@ -9,9 +9,9 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/fathom-network/fathom/deploy"
-	"github.com/fathom-network/fathom/internal/ippool"
-	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/facts/ippool"
 	"github.com/fathom-network/fathom/internal/testenv"
+	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // TestDeletePools: no finalizer of ours keeps a pool, whether there are blocks or not, and no controller runs.

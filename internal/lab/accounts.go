@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/fathom-network/fathom/internal/kube"
+	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // controllerAccounts are the service accounts of kube-system that kube-controller-manager's controllers act as. A scenario

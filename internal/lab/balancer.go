@@ -17,9 +17,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fathom-network/fathom/internal/cgroup"
-	"github.com/fathom-network/fathom/internal/link"
-	"github.com/fathom-network/fathom/internal/topology"
+	"github.com/fathom-network/fathom/internal/facts/topology"
+	"github.com/fathom-network/fathom/internal/kernel/cgroup"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
 // BalancerCommand is the hidden command of fathom that runs Balance.

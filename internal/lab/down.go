@@ -9,9 +9,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/fathom-network/fathom/internal/cgroup"
-	"github.com/fathom-network/fathom/internal/kubeconfig"
-	"github.com/fathom-network/fathom/internal/topology"
+	"github.com/fathom-network/fathom/internal/facts/topology"
+	"github.com/fathom-network/fathom/internal/kernel/cgroup"
+	"github.com/fathom-network/fathom/internal/lab/kubeconfig"
 )
 
 // Down ends a lab and leaves nothing of it. It needs nothing but the lab's name, so that it works on

@@ -11,7 +11,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
-	"github.com/fathom-network/fathom/internal/topology"
+	"github.com/fathom-network/fathom/internal/facts/topology"
 )
 
 // configFlags are the flags of kubelet that stand for fields of its configuration.

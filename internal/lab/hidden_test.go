@@ -6,7 +6,7 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/fathom-network/fathom/internal/topology"
+	"github.com/fathom-network/fathom/internal/facts/topology"
 )
 
 func TestHiddenFromNodes(t *testing.T) {

@@ -15,8 +15,8 @@ import (
 	clientcmdv1 "k8s.io/client-go/tools/clientcmd/api/v1"
 
 	"github.com/fathom-network/fathom/internal/durable"
-	"github.com/fathom-network/fathom/internal/kubeconfig"
-	"github.com/fathom-network/fathom/internal/topology"
+	"github.com/fathom-network/fathom/internal/facts/topology"
+	"github.com/fathom-network/fathom/internal/lab/kubeconfig"
 )
 
 // Kubeconfig returns the kubeconfig of the lab: of one cluster, or of all if the name is empty.

@@ -12,8 +12,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
-	"github.com/fathom-network/fathom/internal/kubeconfig"
-	"github.com/fathom-network/fathom/internal/topology"
+	"github.com/fathom-network/fathom/internal/facts/topology"
+	"github.com/fathom-network/fathom/internal/lab/kubeconfig"
 )
 
 // testLab is a lab of two clusters whose admin.conf files are there, as kubeadm writes them.

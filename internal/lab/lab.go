@@ -17,9 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/durable"
+	"github.com/fathom-network/fathom/internal/facts/topology"
+	"github.com/fathom-network/fathom/internal/kernel/machine"
 	"github.com/fathom-network/fathom/internal/kit"
-	"github.com/fathom-network/fathom/internal/machine"
-	"github.com/fathom-network/fathom/internal/topology"
 )
 
 // Paths are where labs keep what they need.

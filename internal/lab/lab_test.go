@@ -8,8 +8,8 @@ import (
 	"testing"
 
 	"github.com/fathom-network/fathom/internal/durable"
+	"github.com/fathom-network/fathom/internal/facts/topology"
 	"github.com/fathom-network/fathom/internal/testenv"
-	"github.com/fathom-network/fathom/internal/topology"
 )
 
 // TestDamagedFiles begins `up` on what a power cut leaves of a lab's files.

@@ -6,9 +6,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/fathom-network/fathom/internal/kube"
-	"github.com/fathom-network/fathom/internal/manifest"
-	"github.com/fathom-network/fathom/internal/topology"
+	"github.com/fathom-network/fathom/internal/facts/manifest"
+	"github.com/fathom-network/fathom/internal/facts/topology"
+	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // manifestOwner is the field manager of users' manifests.

@@ -19,10 +19,10 @@ import (
 
 	"sigs.k8s.io/yaml"
 
-	"github.com/fathom-network/fathom/internal/cgroup"
-	"github.com/fathom-network/fathom/internal/image"
-	"github.com/fathom-network/fathom/internal/machine"
-	"github.com/fathom-network/fathom/internal/topology"
+	"github.com/fathom-network/fathom/internal/facts/topology"
+	"github.com/fathom-network/fathom/internal/kernel/cgroup"
+	"github.com/fathom-network/fathom/internal/kernel/machine"
+	"github.com/fathom-network/fathom/internal/lab/image"
 )
 
 // The services of a node's init.

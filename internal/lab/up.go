@@ -12,14 +12,14 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/fathom-network/fathom/internal/cgroup"
-	"github.com/fathom-network/fathom/internal/doctor"
-	"github.com/fathom-network/fathom/internal/image"
+	"github.com/fathom-network/fathom/internal/facts/topology"
+	"github.com/fathom-network/fathom/internal/kernel/cgroup"
+	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/machine"
 	"github.com/fathom-network/fathom/internal/kit"
-	"github.com/fathom-network/fathom/internal/kube"
-	"github.com/fathom-network/fathom/internal/link"
-	"github.com/fathom-network/fathom/internal/machine"
-	"github.com/fathom-network/fathom/internal/topology"
+	"github.com/fathom-network/fathom/internal/lab/doctor"
+	"github.com/fathom-network/fathom/internal/lab/image"
+	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // ErrDiffers says that a lab of the name is there and is not the one that was asked for.

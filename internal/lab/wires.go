@@ -11,9 +11,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/fathom-network/fathom/internal/link"
-	"github.com/fathom-network/fathom/internal/machine"
-	"github.com/fathom-network/fathom/internal/topology"
+	"github.com/fathom-network/fathom/internal/facts/topology"
+	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/machine"
 )
 
 // The wires of a lab: every node has a device eth0, whose other end is a port of its cluster's switch, a

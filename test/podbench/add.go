@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/fathom-network/fathom/internal/bpf"
-	"github.com/fathom-network/fathom/internal/podnet"
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/kernel/bpf"
 )
 
 // addKind is a plugin whose ADD and DEL are measured as a runtime sees them, from the start of the process to its end.

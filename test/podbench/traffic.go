@@ -15,8 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fathom-network/fathom/internal/affinity"
-	"github.com/fathom-network/fathom/internal/link"
+	"github.com/fathom-network/fathom/internal/kernel/affinity"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
 // way is one from a pod to another.

@@ -16,10 +16,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fathom-network/fathom/internal/bpf"
-	"github.com/fathom-network/fathom/internal/link"
-	"github.com/fathom-network/fathom/internal/podnet"
-	"github.com/fathom-network/fathom/internal/ruleset"
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/kernel/bpf"
+	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 )
 
 // bench is a run.

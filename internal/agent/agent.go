@@ -1,0 +1,493 @@
+// Package agent is the agent of a node: it makes the kernel hold what the API says of the pod network, and
+// tells the container runtime when the node is ready to carry pods.
+//
+// Its heart is one loop. Whatever happens, be it a changed object, a changed device or a tick of the clock, leads
+// to the same pass from the whole of what is known to the whole of what should be; docs/design/agent.md.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/cni"
+	"github.com/fathom-network/fathom/internal/facts/conflist"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/netfacts"
+	"github.com/fathom-network/fathom/internal/facts/nodestate"
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/vip"
+	"github.com/fathom-network/fathom/internal/kernel/bootclock"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
+	"github.com/fathom-network/fathom/internal/kernel/lease"
+	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/ruleset"
+	"github.com/fathom-network/fathom/internal/serve"
+	"github.com/fathom-network/fathom/internal/watch/kube"
+)
+
+// Options are what an agent is told at its start.
+type Options struct {
+	Node   string
+	Client *kube.Client
+	Log    *slog.Logger
+	Paths  Paths
+	// Health and Metrics are addresses to listen on, HOST:PORT; empty for none.
+	Health, Metrics string
+	// MetricsAccess says who may read Metrics.
+	MetricsAccess serve.Access
+	// Resync is how often everything is compared without an event to ask for it.
+	Resync time.Duration
+	// FastPath, if set, goes before the configuration: FastPathAuto or FastPathOff.
+	FastPath string
+}
+
+// Paths are where an agent finds the node's directories, which in a pod are mounts.
+type Paths struct {
+	Plugin string // the plugin's program, to put into CNIBin; empty leaves CNIBin alone
+	CNIBin string
+	// Conflist is the file by which the runtime learns of the network.
+	Conflist string
+	Leases   string // as the plugin calls it too
+	Socket   string // as the plugin calls it too
+	NetNS    string // where the runtime mounts pods' network namespaces
+	Sysctl   string // /proc/sys/net, or where it can be written
+	BPF      string // where the fast path and Services are pinned, on a bpffs; as the plugin looks for it too
+	Cgroup   string // where the node's cgroup file systems are mounted
+}
+
+// NodePaths are the paths on a node itself.
+func NodePaths() Paths {
+	return Paths{
+		CNIBin: "/opt/cni/bin", Conflist: conflist.Path, Leases: conflist.DefaultDataDir,
+		Socket: "/run/fathom/agent.sock", NetNS: "/run/netns", Sysctl: "/proc/sys/net", BPF: pin.Dir, Cgroup: "/sys/fs/cgroup",
+	}
+}
+
+// Agent keeps one node.
+type Agent struct {
+	Options
+	view     *kube.View
+	node     *link.Namespace
+	settings *settings
+	rules    *ruleset.Ruleset
+	leases   *lease.Store
+	fast     fastPath
+	metrics  *metrics
+	bgp      *announcer
+	proxy    *proxy.Proxy
+	lb       *balancer
+	wake     chan struct{}
+	look     chan struct{} // as wake, for the node's pods
+	state    statusBox
+	blocks   *blocks
+	keeper   *keeper
+	flows    *podFlows
+	events   *kube.Recorder
+	writes   *kube.Publisher
+	turned   turning // by the loop
+
+	// What follows belongs to the loop.
+	config   *netconf.Config // the last one that made sense
+	problems []string        // as they were told last
+	held     podnet.Plan     // what the kernel holds since the last pass, or the zero value if that is not certain
+	// Of the last look at the node's own pods.
+	podMTU      int
+	podSources  []netip.Addr
+	podProblems []string
+	// refusesNothing says that the kernel was told to refuse nothing of Services.
+	refusesNothing bool
+	told           published
+	untold         atomic.Bool // that the node carries pods, by an event
+	// poolsDiffer says since when the status of a pool is not what it should be.
+	poolsDiffer map[string]time.Time
+	refused     []string                               // blocks that nobody uses, as they were logged last
+	rebuilt     map[lease.Attachment]bootclock.Instant // when leases were made again that were told of
+}
+
+// Run keeps the node until the context ends. What is in the kernel stays: traffic does not notice that an agent
+// ends or starts.
+func Run(ctx context.Context, o Options) error {
+	a := &Agent{Options: o, wake: make(chan struct{}, 1), look: make(chan struct{}, 1), metrics: newMetrics(o.Node), poolsDiffer: map[string]time.Time{}, rebuilt: map[lease.Attachment]bootclock.Instant{}}
+	a.events = o.Client.NewRecorder(ctx, kube.Reporter{Component: Component, Instance: o.Node})
+	a.writes = kube.NewPublisher(o.Log, a.Wake)
+	a.blocks = newBlocks(o.Node, o.Client, a.poolObjects, o.Log)
+	a.keeper = newKeeper(a.blocks, o.Paths.Leases, a.Wake)
+	a.state.set(nodestate.Status{Waiting: true, Reason: "the agent is starting"})
+	a.turned.patience = passPatience(o.Resync)
+	a.turned.set(time.Now())
+	a.bgp = a.newAnnouncer()
+	defer a.bgp.speaker.Leave() // without a word, so that routers keep the routes
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var err error
+	if a.node, err = link.Here(); err != nil {
+		return err
+	}
+	defer a.node.Close()
+	a.node.SysctlsAt(o.Paths.Sysctl)
+	a.settings = newSettings(a.node, o.Paths.Leases, a.damaged)
+	a.proxy = a.newProxy()
+	a.flows = newPodFlows(o.Log, a.metrics.ended, a.proxy.Serves)
+	a.lb = a.newBalancer(a.node)
+	if a.rules, err = ruleset.Open("/proc/self/ns/net"); err != nil {
+		return err
+	}
+	defer a.rules.Close()
+	defer a.fast.close()
+	a.metrics.registry.MustRegister(prometheus.WrapCollectorWith(prometheus.Labels{"node": o.Node}, &a.fast))
+	a.metrics.registry.MustRegister(prometheus.WrapCollectorWith(prometheus.Labels{"node": o.Node}, poolCollector{a.readPools}))
+	if a.leases, err = lease.Open(o.Paths.Leases, conflist.DefaultCoolDown); err != nil {
+		return err
+	}
+	// First what pods that are there have lost, or the repair would take the rest of it for what is left of pods that are gone.
+	rebuilt, err := cni.Rebuild(a.node, a.leases, a.network())
+	a.tellRebuiltLeases(rebuilt)
+	if err != nil {
+		return fmt.Errorf("rebuild the leases in %s: %w", o.Paths.Leases, err)
+	}
+	damaged, err := a.leases.Repair()
+	if err != nil {
+		return fmt.Errorf("repair the leases in %s: %w", o.Paths.Leases, err)
+	}
+	a.tellDamagedLeases(damaged)
+	if o.Paths.Plugin != "" {
+		if err := installProgram(o.Paths.Plugin, o.Paths.CNIBin); err != nil {
+			return err
+		}
+	}
+	stop, err := a.serve(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	if a.view, err = o.Client.View(ctx, kube.ViewOptions{Node: o.Node, Namespace: netconf.Namespace, ConfigMap: netconf.ConfigMap, Changed: a.Wake}); err != nil {
+		return err
+	}
+	changed, err := a.node.WatchChanges(ctx)
+	if err != nil {
+		return err
+	}
+	var carrying sync.WaitGroup
+	carrying.Go(func() { a.proxy.Run(ctx) })
+	carrying.Go(func() { a.lb.run(ctx) })
+	carrying.Go(func() { a.keeper.run(ctx) })
+	carrying.Go(func() { a.flows.run(ctx, "/proc/self/ns/net") })
+	carrying.Go(func() { a.writes.Run(ctx) })
+	defer carrying.Wait()
+	defer cancel() // also of an agent that ends by itself
+	tick := time.NewTicker(o.Resync)
+	defer tick.Stop()
+	var settled <-chan time.Time
+	for {
+		pods := true
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.wake:
+			pods = false // what has to be looked at on the node itself has its own event, and takes ten times as long
+		case _, open := <-changed:
+			if !open && ctx.Err() == nil {
+				return errors.New("the kernel tells of changes no more") // and the pod is started anew
+			}
+			a.held = podnet.Plan{} // it may have been one of the plan's
+			if settled == nil {
+				settled = time.After(settling)
+			}
+			continue
+		case <-settled:
+			settled = nil
+		case <-a.look:
+		case <-tick.C:
+		}
+		if pods {
+			if err := a.openLeases(); err != nil {
+				return err // and the pod is started anew, with the directory that is there now
+			}
+		}
+		a.pass(ctx, pods)
+	}
+}
+
+// cutDead closes connections to the API server from addresses that the node has no more: nobody would answer there, and
+// what changes would be heard of a minute later.
+func (a *Agent) cutDead(local map[netip.Addr]bool) {
+	if n := a.Client.CutFrom(func(from netip.Addr) bool { return !from.IsLoopback() && !local[from] }); n > 0 {
+		a.Log.Info("cut connections to the API server from an address that is gone", "number", n)
+	}
+}
+
+// settling is how long a change of the kernel waits for others: they come in bursts, most are the plugin's or our
+// own, and of a burst only the end is of interest.
+const settling = 50 * time.Millisecond
+
+// Wake asks for a pass. It does not wait for it; asking twice is asking once.
+func (a *Agent) Wake() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// lookIn asks for a look at the node's pods later, when what is too young to be judged no longer is. Asking many times
+// costs no more than the timers: those that end together are one look.
+func (a *Agent) lookIn(d time.Duration) {
+	time.AfterFunc(d, func() {
+		select {
+		case a.look <- struct{}{}:
+		default:
+		}
+	})
+}
+
+// pass makes the kernel, the conflist and the Node what they should be, and says how that went. With pods it looks
+// after what the node has of its own pods, too.
+func (a *Agent) pass(ctx context.Context, pods bool) {
+	began := time.Now()
+	status, problems, err := a.converge(ctx, pods)
+	a.metrics.passed(time.Since(began), err)
+	a.turned.set(time.Now())
+	if err != nil {
+		status.Ready, status.Reason = false, err.Error()
+		a.Log.Error("the node is not as it should be", "error", err)
+		problems = append(problems, err.Error())
+	}
+	a.tellProblems(problems)
+	if was := a.state.set(status); was.Ready != status.Ready || was.Reason != status.Reason {
+		a.Log.Info("status", "ready", status.Ready, "reason", status.Reason)
+	}
+	a.publish(status)
+}
+
+// converge is a pass without what is told of it.
+func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []string, error) {
+	local, localErr := a.node.LocalAddrs()
+	if pods && localErr == nil {
+		a.cutDead(local) // first, since the view may wait for an answer by one of them
+	}
+	if !a.view.Synced() {
+		reason := "the API server has not answered yet"
+		if err := a.view.Problem(); err != nil {
+			reason += ": " + err.Error()
+		}
+		return nodestate.Status{Waiting: true, Reason: reason}, nil, nil
+	}
+	a.proxy.SetLeaves(leaves(a.view.Node(a.Node))) // whatever becomes of the rest
+	config, err := netconf.Parse(a.view.Config())
+	var problems []string
+	switch {
+	case err == nil:
+		a.config = &config
+	case a.config == nil:
+		return nodestate.Status{}, nil, fmt.Errorf("ConfigMap %s/%s: %w", netconf.Namespace, netconf.ConfigMap, err)
+	default:
+		problems = append(problems, fmt.Sprintf("ConfigMap %s/%s is not followed, the configuration before it stays in force: %v",
+			netconf.Namespace, netconf.ConfigMap, oneLine(err)))
+	}
+	interfaces, err := a.node.PodUnderlay()
+	if err != nil {
+		return nodestate.Status{}, problems, fmt.Errorf("read the node's devices: %w", err)
+	}
+	if localErr != nil {
+		return nodestate.Status{}, problems, localErr
+	}
+	blocks, refused := a.blocks.all()
+	a.tellRefused(refused)
+	f := netfacts.Read(a.view.Nodes(), a.Node, *a.config).WithBlocks(blocks)
+	plan, found := podnet.NewPlan(a.Node, interfaces, f.Nodes, f.Config)
+	for _, p := range append(f.Problems, found...) {
+		problems = append(problems, p.String())
+	}
+	if plan.Node == "" {
+		return nodestate.Status{Reason: "no Node " + a.Node + " yet"}, problems, nil
+	}
+	// The rules come first: with them the kernel loads what follows connections, and that has settings of the plan.
+	// Routes do not wait for them to be good.
+	masquerade, ruleErr := a.rules.SetMasquerade(plan.Masquerade)
+	// The guard comes before the tunnel, which without it takes packets from anyone. A kernel that lacks what its rules need
+	// (nft_fib_inet) still carries pods, so that it is a problem to report, not a node that is not ready.
+	guard, err := a.rules.SetGuard(plan.Guard)
+	if err != nil {
+		problems = append(problems, "pods can send from addresses that are not theirs: "+oneLine(err))
+	}
+	if err := a.settings.remember(plan.Sysctls); err != nil {
+		return nodestate.Status{}, problems, errors.Join(ruleErr, fmt.Errorf("write down the node's settings: %w", err))
+	}
+	atOnce, err := a.node.FollowPodNetwork(a.held, plan)
+	if err != nil {
+		return nodestate.Status{}, problems, errors.Join(ruleErr, err)
+	}
+	a.held = podnet.Plan{}
+	changes, err := a.node.SetPodNetwork(plan)
+	changes.Routes.Added += atOnce.Routes.Added
+	changes.Routes.Corrected += atOnce.Routes.Corrected
+	foreign, err := link.ForeignRoutes(err)
+	for _, f := range foreign {
+		// Packets have a way, if not ours. While a network is replaced that is as it should be.
+		problems = append(problems, f.Error())
+	}
+	changes.Masquerade, changes.Guard = masquerade, guard
+	a.metrics.changed(changes)
+	// Pods first, whatever is wrong with the rest: they have to be reached when the node's own address has changed, and the
+	// plan is still of the one that it had.
+	if sources := podSources(f.Own, local); pods || plan.PodMTU != a.podMTU || !slices.Equal(sources, a.podSources) {
+		a.podProblems = nil
+		leases, swept := a.sweep(ctx)
+		for _, err := range []error{swept, a.endFlows(newPodPorts(leases, slices.Concat(f.Own.PodCIDRs, f.Own.Blocks), local)), a.repairPods(leases, plan, sources)} {
+			if err != nil {
+				a.podProblems = append(a.podProblems, oneLine(err))
+			}
+		}
+		a.podMTU, a.podSources = plan.PodMTU, sources
+	}
+	if err := errors.Join(err, ruleErr); err != nil {
+		return nodestate.Status{}, append(problems, a.podProblems...), err
+	}
+	if len(foreign) == 0 {
+		a.held = plan
+	}
+	if changes.Total() > 0 {
+		a.Log.Info("changed the kernel", "what", changes.String())
+	}
+	problems = append(problems, a.podProblems...)
+	if err := a.setFastPath(plan, interfaces, pods); err != nil {
+		problems = append(problems, oneLine(err))
+	}
+	status := nodestate.Status{Plan: plan, Config: *a.config, Interfaces: interfaces, Addresses: nodeAddresses(f.Own)}
+	own := f.Own.PodCIDRs
+	if len(own) == 0 {
+		status.Reason = fmt.Sprintf("Node %s has no podCIDRs: run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr", a.Node)
+		return status, problems, nil
+	}
+	problems = append(problems, a.keepBlocks(interfaces)...)
+	if err := a.setNodeCache(); err != nil {
+		problems = append(problems, oneLine(err))
+	}
+	objects := a.poolsOfServices()
+	pools := vip.Read(objects)
+	a.carryServices(f, interfaces, objects, pools)
+	if err := a.refuseUnserved(f.Own, pools); err != nil {
+		problems = append(problems, oneLine(err))
+	}
+	a.lb.set(f.Own, interfaces)
+	// Pods that the runtime starts now may ask Services at once.
+	services := a.proxy.Status()
+	if !services.Ready {
+		status.Reason = "Services: " + services.Problem
+		return status, problems, nil
+	}
+	a.flows.look()
+	if services.Problem != "" {
+		problems = append(problems, "Services: "+services.Problem)
+	}
+	if err := a.writeConflist(plan, f.Own); err != nil {
+		return status, problems, err
+	}
+	status.Ready = true
+	return status, append(problems, a.announce(ctx, f.Own, interfaces)...), nil
+}
+
+// tellProblems makes an event of each problem that is new, and a log line of each that has gone.
+func (a *Agent) tellProblems(problems []string) {
+	slices.Sort(problems)
+	problems = slices.Compact(problems)
+	for _, p := range problems {
+		if slices.Contains(a.problems, p) {
+			continue
+		}
+		a.Log.Warn("problem", "what", p)
+		a.event(true, "NetworkProblem", p)
+	}
+	for _, p := range a.problems {
+		if !slices.Contains(problems, p) {
+			a.Log.Info("solved", "what", p)
+		}
+	}
+	a.problems = problems
+	a.metrics.problems.Set(float64(len(problems)))
+}
+
+// damaged tells of a file of the node's that could not be read and was replaced.
+func (a *Agent) damaged(err error) {
+	a.Log.Error("a file was damaged", "error", err)
+	a.event(true, "StateDamaged", err.Error())
+}
+
+func (a *Agent) tellDamagedLeases(names []string) {
+	if len(names) > 0 {
+		a.damaged(fmt.Errorf("%d leases in %s could not be read and were taken back, their addresses rest: %s", len(names), a.Paths.Leases, strings.Join(names, ", ")))
+	}
+}
+
+// rebuiltNews is how old a lease that was made again may be to be told of: the plugin, too, makes leases again, and the agent
+// may have been away.
+const rebuiltNews = 10 * time.Minute
+
+// tellRebuiltLeases tells of leases that were made again, each time once.
+func (a *Agent) tellRebuiltLeases(leases []lease.Lease) {
+	var names []string
+	for _, l := range leases {
+		if made, told := a.rebuilt[l.Attachment]; told && l.Rebuilt && made == l.Made {
+			continue
+		}
+		a.rebuilt[l.Attachment] = l.Made
+		names = append(names, fmt.Sprintf("%s/%s %v", l.PodNamespace, l.PodName, l.Addresses))
+	}
+	if len(names) == 0 {
+		return
+	}
+	a.metrics.rebuilt.Add(float64(len(names)))
+	message := fmt.Sprintf("%d leases in %s were lost, and are made again of the devices of their pods, which keep their addresses: %s. "+
+		"Nobody but Fathom should change that directory", len(names), a.Paths.Leases, strings.Join(names, ", "))
+	a.Log.Error("leases were lost", "what", message)
+	a.event(true, "LeasesRebuilt", message)
+}
+
+func (a *Agent) event(warning bool, reason, message string) {
+	a.record(kube.Event{Object: kube.NodeReference(a.Node), Warning: warning, Reason: reason, Message: message})
+}
+
+// record makes an event. It does not wait for the API server.
+func (a *Agent) record(e kube.Event) {
+	e.Message = clip(e.Message)
+	a.events.Record(e)
+}
+
+// clip cuts a message to what the API takes in an event and in the status of a BGPPeer.
+func clip(message string) string {
+	const longest, more = 1024, " ..."
+	if len(message) <= longest {
+		return message
+	}
+	return strings.ToValidUTF8(message[:longest-len(more)], "") + more
+}
+
+const (
+	// Component is the agent's name in events.
+	Component = "fathom-agent"
+	// apiPatience bounds a question to an API server that does not answer. No pass waits for one.
+	apiPatience = 2 * time.Second
+)
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+// nodeAddresses are what the node is known by to its pods: one address of each family.
+func nodeAddresses(n podnet.Node) []netip.Addr {
+	var list []netip.Addr
+	for _, a := range n.Addrs {
+		if !slices.ContainsFunc(list, func(b netip.Addr) bool { return a.Is4() == b.Is4() }) {
+			list = append(list, a)
+		}
+	}
+	return list
+}

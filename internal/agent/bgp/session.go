@@ -1,0 +1,445 @@
+package bgp
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
+	"github.com/osrg/gobgp/v4/pkg/config/oc"
+	wire "github.com/osrg/gobgp/v4/pkg/packet/bgp"
+	"github.com/osrg/gobgp/v4/pkg/server"
+
+	"github.com/fathom-network/fathom/internal/facts/bgpconf"
+)
+
+// session keeps up the session with one peer. It is a sequence of lives: each is an instance of GoBGP, from before
+// the connection until after it. A new instance says in its first message that it restarts and that packets were
+// forwarded meanwhile, which is true: the kernel does that. An instance that goes on after an interruption would
+// say that it does not know, and the router would drop the routes it has kept, for the moment until they are said
+// again.
+type session struct {
+	log      *slog.Logger
+	changed  func()
+	routerID netip.Addr
+	stop     chan ending // asks for the end
+	done     chan struct{}
+
+	mu   sync.Mutex
+	peer bgpconf.Peer
+	life *server.BgpServer // nil between two
+	deaf func()            // ends the watch of the life
+	// extended says that the peer takes IPv6 next hops of IPv4 prefixes, as it said in this life.
+	extended bool
+	// cause is why the session is about to end, as GoBGP logs it: of its own decisions it tells nothing else.
+	cause string
+	state Session
+}
+
+// ending says how a session ends.
+type ending bool
+
+const (
+	leave    ending = false // the connection is cut
+	withdraw ending = true  // the peer is told that it is over
+)
+
+const (
+	// connectRetry is how often a peer that does not answer is tried.
+	connectRetry = 3 * time.Second
+	// deferral is how long a peer that said it would tell what it knows is waited for. Nothing of what it tells is
+	// of interest.
+	deferral = 10 * time.Second
+	// shortLife is one after which the next waits, twice as long each time up to maxPause.
+	shortLife = 10 * time.Second
+	minPause  = 100 * time.Millisecond // GoBGP waits between one and two seconds by itself
+	maxPause  = 30 * time.Second
+	// maxReceived is how many routes of a family a peer may announce: they are held, though of no use, at about
+	// half a KiB each.
+	maxReceived = 50_000
+)
+
+func (s *Speaker) begin(routerID netip.Addr, p bgpconf.Peer) *session {
+	one := &session{
+		log: s.log.With("peer", p.Name, "address", p.Address), changed: s.changed, routerID: routerID,
+		stop: make(chan ending, 1), done: make(chan struct{}), peer: p,
+		state: Session{Peer: p.Name, Address: p.Address, State: Active, Since: time.Now()},
+	}
+	go one.run()
+	return one
+}
+
+// end ends the session, and returns when it has ended.
+func (s *session) end(how ending) {
+	s.stop <- how
+	<-s.done
+}
+
+func (s *session) run() {
+	defer close(s.done)
+	for pause := minPause; ; {
+		began := time.Now()
+		over := make(chan struct{}, 1)
+		err := s.live(over)
+		if err != nil {
+			s.note(err.Error())
+			s.log.Error("BGP", "error", err)
+			over <- struct{}{}
+		}
+		select {
+		case how := <-s.stop:
+			s.die(how)
+			return
+		case <-over:
+			s.die(leave)
+		}
+		if pause = min(2*pause, maxPause); time.Since(began) > shortLife && err == nil {
+			pause = minPause
+		}
+		select {
+		case <-s.stop:
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// starting is held while an instance of GoBGP starts, which writes options of route selection into variables of its package
+// (v4.8.0: table.SelectionOptions, table.UseMultiplePaths) and takes no lock for it. All instances write the same.
+var starting sync.Mutex
+
+func start(ctx context.Context, b *server.BgpServer, g *api.Global) error {
+	starting.Lock()
+	defer starting.Unlock()
+	return b.StartBgp(ctx, &api.StartBgpRequest{Global: g})
+}
+
+// live begins a life. over is told when the session was up and is not any more.
+func (s *session) live(over chan<- struct{}) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := server.NewBgpServer(server.LoggerOption(slog.New(&listener{next: s.log.Handler(), note: s.note}), nil))
+	go b.Serve()
+	ctx, deaf := context.WithCancel(context.Background())
+	s.life, s.deaf, s.extended, s.cause = b, deaf, false, ""
+	if err := start(ctx, b, &api.Global{
+		Asn: s.peer.LocalASN, RouterId: s.routerID.String(),
+		ListenPort: -1, // it dials: no port is opened on the node, and another BGP speaker may have 179
+		Families:   families,
+	}); err != nil {
+		return fmt.Errorf("start BGP: %w", err)
+	}
+	for _, r := range s.peer.Routes {
+		if !extends(s.peer, r) {
+			s.tell(r, announce)
+		}
+	}
+	if err := b.WatchEvent(ctx, server.WatchEventMessageCallbacks{
+		OnPeerUpdate: func(e *apiutil.WatchEventMessage_PeerEvent, _ time.Time) {
+			if e.Type == apiutil.PEER_EVENT_STATE && s.enter(b, e.Peer.State) {
+				select {
+				case over <- struct{}{}:
+				default:
+				}
+			}
+		},
+	}, server.WatchPeer()); err != nil {
+		return fmt.Errorf("watch the session: %w", err)
+	}
+	if err := b.AddPeer(ctx, &api.AddPeerRequest{Peer: request(s.peer)}); err != nil {
+		return fmt.Errorf("add the peer: %w", err)
+	}
+	return nil
+}
+
+// families are those that GoBGP makes tables for. By itself it makes them for all that it knows: 10 MiB.
+var families = []uint32{
+	uint32(oc.AfiSafiTypeToIntMap[oc.AFI_SAFI_TYPE_IPV4_UNICAST]), uint32(oc.AfiSafiTypeToIntMap[oc.AFI_SAFI_TYPE_IPV6_UNICAST]),
+}
+
+// die ends a life.
+func (s *session) die(how ending) {
+	s.mu.Lock()
+	b, deaf := s.life, s.deaf
+	s.life = nil
+	s.mu.Unlock()
+	defer deaf()
+	if how == leave {
+		if err := b.StopBgp(context.Background(), &api.StopBgpRequest{AllowGracefulRestart: true}); err != nil {
+			s.log.Warn("BGP did not stop", "error", err)
+		}
+	}
+	b.Stop()
+}
+
+// states are GoBGP's.
+var states = map[wire.FSMState]State{
+	wire.BGP_FSM_IDLE: Idle, wire.BGP_FSM_CONNECT: Active, wire.BGP_FSM_ACTIVE: Active, wire.BGP_FSM_OPENSENT: OpenSent,
+	wire.BGP_FSM_OPENCONFIRM: OpenConfirm, wire.BGP_FSM_ESTABLISHED: Established,
+}
+
+// enter follows a change of state in a life, and says whether the life is over by it.
+func (s *session) enter(life *server.BgpServer, p apiutil.PeerState) (over bool) {
+	s.mu.Lock()
+	if s.life != life { // news of the one before
+		s.mu.Unlock()
+		return false
+	}
+	was, is := s.state.State, states[p.SessionState]
+	s.state.State = is
+	if !s.extended && takesIPv6NextHops(p.RemoteCap) {
+		// Before the session is up, so that a peer that has kept routes hears of these, too, before it hears that these are all.
+		s.extended = true
+		for _, r := range s.peer.Routes {
+			if extends(s.peer, r) {
+				s.tell(r, announce)
+			}
+		}
+	}
+	came, went := is == Established && was != Established, was == Established && is != Established
+	if came || went {
+		s.state.Since = time.Now()
+	}
+	switch {
+	case came:
+		s.state.Reason = ""
+		if s.withheld() > 0 {
+			s.state.Reason = "IPv4 prefixes are not announced: the link has no IPv4 address, and the router takes no IPv6 next hops for them (RFC 8950)"
+		}
+	default:
+		s.state.Reason = cmp.Or(s.cause, disconnected(p), s.state.Reason)
+	}
+	reason := s.state.Reason
+	s.mu.Unlock()
+	switch {
+	case came:
+		s.log.Info("BGP session is up")
+	case went:
+		s.log.Warn("BGP session is down", "reason", reason)
+	}
+	if came || went {
+		s.changed()
+	}
+	return went
+}
+
+// note keeps what went wrong, for who asks why the session is not up.
+func (s *session) note(reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state.State != Established {
+		s.state.Reason = reason
+	} else {
+		s.cause = reason
+	}
+}
+
+func (s *session) look() Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	look := s.state
+	if look.State == Established {
+		look.Routes = len(s.peer.Routes) - s.withheld()
+	}
+	return look
+}
+
+// speaksLike says whether the session can go on for p, whatever p announces.
+func (s *session) speaksLike(routerID netip.Addr, p bgpconf.Peer) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	have := s.peer
+	return s.routerID == routerID && have.Name == p.Name && have.Address == p.Address && have.ASN == p.ASN && have.LocalASN == p.LocalASN &&
+		have.Password == p.Password && have.HoldTime == p.HoldTime && have.Keepalive == p.Keepalive && have.Hops == p.Hops &&
+		have.TTLSecurity == p.TTLSecurity && have.RestartTime == p.RestartTime
+}
+
+// announce has the peer told the routes of p and no others.
+func (s *session) announce(p bgpconf.Peer, done *Changes) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	have := map[netip.Prefix]bgpconf.Route{}
+	for _, r := range s.peer.Routes {
+		have[r.Prefix] = r
+	}
+	s.peer = p
+	for _, r := range p.Routes {
+		old, found := have[r.Prefix]
+		delete(have, r.Prefix)
+		switch {
+		case !found:
+			done.RoutesAdded++
+		case !old.Like(r):
+			done.RoutesReplaced++
+		default:
+			continue
+		}
+		s.tell(r, announce)
+	}
+	for _, r := range have {
+		done.RoutesRemoved++
+		s.tell(r, revoke)
+	}
+}
+
+// tell has the peer told of a route. What cannot be told leaves the others as they are. s.mu is held.
+func (s *session) tell(r bgpconf.Route, what func(*server.BgpServer, bgpconf.Peer, bgpconf.Route) error) {
+	if s.life == nil || extends(s.peer, r) && !s.extended {
+		return // the next life begins with all of them
+	}
+	if err := what(s.life, s.peer, r); err != nil {
+		s.log.Error("BGP", "error", err)
+	}
+}
+
+// extends says whether a route is for a peer that takes IPv6 next hops of IPv4 prefixes.
+func extends(p bgpconf.Peer, r bgpconf.Route) bool {
+	return r.Prefix.Addr().Is4() && !r.NextHop.IsValid() && p.Address.Addr().Is6()
+}
+
+// withheld is how many routes the peer is not told of since it could not use them. s.mu is held.
+func (s *session) withheld() int {
+	n := 0
+	for _, r := range s.peer.Routes {
+		if extends(s.peer, r) && !s.extended {
+			n++
+		}
+	}
+	return n
+}
+
+// takesIPv6NextHops says whether capabilities have RFC 8950's for IPv4.
+func takesIPv6NextHops(list []wire.ParameterCapabilityInterface) bool {
+	for _, c := range list {
+		if x, ok := c.(*wire.CapExtendedNexthop); ok {
+			for _, t := range x.Tuples {
+				if t.NLRIAFI == wire.AFI_IP && t.NLRISAFI == wire.SAFI_UNICAST && t.NexthopAFI == wire.AFI_IP6 {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+func announce(b *server.BgpServer, p bgpconf.Peer, r bgpconf.Route) error {
+	path, err := pathOf(p, r)
+	if err == nil {
+		_, err = b.AddPath(apiutil.AddPathRequest{Paths: []*apiutil.Path{path}})
+	}
+	if err != nil {
+		return fmt.Errorf("announce %s: %w", r.Prefix, err)
+	}
+	return nil
+}
+
+func revoke(b *server.BgpServer, p bgpconf.Peer, r bgpconf.Route) error {
+	path, err := pathOf(p, r)
+	if err == nil {
+		err = b.DeletePath(apiutil.DeletePathRequest{Paths: []*apiutil.Path{path}})
+	}
+	if err != nil {
+		return fmt.Errorf("withdraw %s: %w", r.Prefix, err)
+	}
+	return nil
+}
+
+// pathOf is a route as GoBGP takes it.
+func pathOf(p bgpconf.Peer, r bgpconf.Route) (*apiutil.Path, error) {
+	family, hop := wire.RF_IPv4_UC, r.NextHop
+	if r.Prefix.Addr().Is6() {
+		family = wire.RF_IPv6_UC
+	}
+	switch {
+	// GoBGP would write any address into any route: of an IPv4 one as ::ffff:192.0.2.1, which no router can use.
+	case hop.IsValid() && hop.Is4() != r.Prefix.Addr().Is4(), hop.Is4In6():
+		return nil, fmt.Errorf("%s is no next hop for it", hop)
+	case hop.IsValid():
+	case extends(p, r):
+		hop = netip.IPv6Unspecified() // GoBGP puts the session's own
+	case r.Prefix.Addr().Is4() != p.Address.Addr().Is4():
+		return nil, fmt.Errorf("the session with %s gives it no next hop", p.Address)
+	case r.Prefix.Addr().Is4():
+		hop = netip.IPv4Unspecified()
+	default:
+		hop = netip.IPv6Unspecified()
+	}
+	prefix, err := wire.NewIPAddrPrefix(r.Prefix)
+	if err != nil {
+		return nil, err
+	}
+	attrs := []wire.PathAttributeInterface{wire.NewPathAttributeOrigin(wire.BGP_ORIGIN_ATTR_TYPE_IGP)}
+	if family == wire.RF_IPv4_UC && hop.Is4() {
+		a, err := wire.NewPathAttributeNextHop(hop)
+		if err != nil {
+			return nil, err
+		}
+		attrs = append(attrs, a)
+	} else {
+		a, err := wire.NewPathAttributeMpReachNLRI(family, []wire.PathNLRI{{NLRI: prefix}}, hop)
+		if err != nil {
+			return nil, err
+		}
+		attrs = append(attrs, a)
+	}
+	var standard []uint32
+	var large []*wire.LargeCommunity
+	for _, c := range r.Communities {
+		if c.Large {
+			large = append(large, wire.NewLargeCommunity(c.Values[0], c.Values[1], c.Values[2]))
+		} else {
+			standard = append(standard, c.Standard())
+		}
+	}
+	if len(standard) > 0 {
+		attrs = append(attrs, wire.NewPathAttributeCommunities(standard))
+	}
+	if len(large) > 0 {
+		attrs = append(attrs, wire.NewPathAttributeLargeCommunities(large))
+	}
+	if r.LocalPref != nil && p.ASN == p.LocalASN {
+		attrs = append(attrs, wire.NewPathAttributeLocalPref(*r.LocalPref))
+	}
+	return &apiutil.Path{Family: family, Nlri: prefix, Attrs: attrs, Age: time.Now().Unix()}, nil
+}
+
+// request is a peer as GoBGP takes it.
+func request(p bgpconf.Peer) *api.Peer {
+	r := &api.Peer{
+		Conf: &api.PeerConf{
+			NeighborAddress: p.Address.Addr().String(), PeerAsn: p.ASN, LocalAsn: p.LocalASN, AuthPassword: string(p.Password),
+		},
+		Transport: &api.Transport{RemotePort: uint32(p.Address.Port())},
+		Timers: &api.Timers{Config: &api.TimersConfig{
+			ConnectRetry: uint64(connectRetry.Seconds()), IdleHoldTimeAfterReset: uint64(connectRetry.Seconds()),
+			HoldTime: uint64(p.HoldTime.Seconds()), KeepaliveInterval: uint64(p.Keepalive.Seconds()),
+		}},
+	}
+	switch {
+	case p.TTLSecurity: // what is sent begins at 255
+		r.TtlSecurity = &api.TtlSecurity{Enabled: true, TtlMin: 256 - uint32(p.Hops)}
+	case p.Hops > 1:
+		r.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: uint32(p.Hops)}
+	}
+	restart := p.RestartTime > 0
+	if restart {
+		r.GracefulRestart = &api.GracefulRestart{
+			Enabled: true, RestartTime: uint32(p.RestartTime.Seconds()), DeferralTime: uint32(deferral.Seconds()), LocalRestarting: true,
+		}
+	}
+	// Both families in every session: IPv6 routes may be told over IPv4 and the other way round.
+	for _, afi := range []api.Family_Afi{api.Family_AFI_IP, api.Family_AFI_IP6} {
+		f := &api.Family{Afi: afi, Safi: api.Family_SAFI_UNICAST}
+		r.AfiSafis = append(r.AfiSafis, &api.AfiSafi{
+			Config:            &api.AfiSafiConfig{Family: f, Enabled: true},
+			MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: restart}},
+			PrefixLimits:      &api.PrefixLimit{Family: f, MaxPrefixes: maxReceived},
+		})
+	}
+	return r
+}

@@ -1,0 +1,141 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/fathom-network/fathom/internal/facts/nodestate"
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/kernel/bpf"
+	"github.com/fathom-network/fathom/internal/kernel/link"
+)
+
+// What --fast-path says against the configuration.
+const (
+	FastPathAuto = "auto"
+	FastPathOff  = "off"
+)
+
+// fastPath is the node's fast path. The zero value is one that was not opened yet.
+type fastPath struct {
+	mu     sync.Mutex // the loop sets it, others read it back
+	path   *bpf.Path
+	plan   bpf.Plan
+	was    error  // what came of setting the plan
+	told   string // that there is none, and why
+	reason string // why packets take the stack, if they do
+}
+
+// setFastPath is a pass's part: after the routes that it is a shorter way for. The kernel is compared if look says so
+// or the plan is another; what most events of the API change is neither.
+func (a *Agent) setFastPath(plan podnet.Plan, underlay []podnet.Interface, look bool) error {
+	on := a.config.FastPath
+	if a.FastPath != "" {
+		on = a.FastPath == FastPathAuto
+	}
+	changes, err := a.fast.set(a.node, a.Paths.BPF, bpf.PlanFor(plan, underlay, on), look)
+	for kind, n := range map[string]podnet.Count{"program": changes.Programs, "fastpod": changes.Pods, "fastroute": changes.Remotes} {
+		a.metrics.count(kind, n)
+	}
+	if changes.Total() > 0 {
+		a.Log.Info("fast path", "changes", changes.String())
+	}
+	var unsupported *bpf.UnsupportedError
+	if errors.As(err, &unsupported) && a.FastPath != FastPathAuto {
+		if a.fast.told != unsupported.Error() { // said once: the node is as it should be
+			a.fast.told = unsupported.Error()
+			a.Log.Info("fast path", "none", unsupported.Error())
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("set the fast path: %w", err)
+	}
+	return nil
+}
+
+// set makes it what the plan says. Without it every packet takes the stack, so nothing here is an error of the node.
+func (f *fastPath) set(node *link.Namespace, dir string, plan bpf.Plan, look bool) (changes bpf.Changes, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !look && reflect.DeepEqual(plan, f.plan) {
+		return bpf.Changes{}, f.was
+	}
+	defer func() { f.plan, f.was = plan, err }()
+	if f.path == nil {
+		path, err := bpf.Open(node, bpf.Options{Dir: dir})
+		if err != nil {
+			f.reason = err.Error()
+			return bpf.Changes{}, err
+		}
+		f.path = path
+	}
+	if !look && f.was == nil && len(f.plan.Devices) > 0 {
+		if changes, followed, err := f.path.Follow(f.plan, plan); followed {
+			return changes, err
+		}
+	}
+	f.reason = ""
+	if possible, why := f.path.Fast(); !plan.Fast {
+		f.reason = "it is switched off"
+	} else if !possible {
+		f.reason = why
+	}
+	return f.path.Set(plan)
+}
+
+// state reads it back.
+func (f *fastPath) state() (nodestate.FastPath, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := nodestate.FastPath{Reason: f.reason}
+	if f.path == nil {
+		return s, nil
+	}
+	s.On = f.reason == ""
+	differences, err := f.path.Check(f.plan)
+	if err != nil {
+		return s, err
+	}
+	for _, d := range differences {
+		s.Differences = append(s.Differences, d.String())
+	}
+	return s, nil
+}
+
+func (f *fastPath) close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.path != nil {
+		f.path.Close()
+		f.path = nil
+	}
+}
+
+var packets = prometheus.NewDesc("fathom_fastpath_packets_total",
+	"Packets of pods by what became of them: redirected past the stack, left to the stack, dropped; and why.",
+	[]string{"verdict", "reason"}, nil)
+
+// Describe implements prometheus.Collector.
+func (f *fastPath) Describe(c chan<- *prometheus.Desc) { c <- packets }
+
+// Collect implements prometheus.Collector. The kernel counts.
+func (f *fastPath) Collect(c chan<- prometheus.Metric) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.path == nil {
+		return
+	}
+	counts, err := f.path.Counts()
+	if err != nil {
+		c <- prometheus.NewInvalidMetric(packets, err)
+		return
+	}
+	for _, n := range counts {
+		c <- prometheus.MustNewConstMetric(packets, prometheus.CounterValue, float64(n.Packets), n.Verdict, n.Reason)
+	}
+}

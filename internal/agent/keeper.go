@@ -1,0 +1,106 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/fathom-network/fathom/internal/kernel/lease"
+)
+
+// keeper keeps the node's blocks in a loop of its own, since to take one, to give one back and to make certain of one are
+// questions to the API server: a pass has its answer the next time.
+type keeper struct {
+	blocks  *blocks
+	leases  string // their directory
+	changed func() // when set returns something else
+	kick    chan struct{}
+
+	mu       sync.Mutex
+	avoid    []netip.Prefix
+	coolDown time.Duration
+	problems []string
+}
+
+func newKeeper(b *blocks, leases string, changed func()) *keeper {
+	return &keeper{blocks: b, leases: leases, changed: changed, kick: make(chan struct{}, 1)}
+}
+
+// set tells the networks of which no block may be taken, and that anything else may have changed. It returns what was in
+// the way last time, and does not wait.
+func (k *keeper) set(avoid []netip.Prefix, coolDown time.Duration) (problems []string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.avoid, k.coolDown = avoid, coolDown
+	select {
+	case k.kick <- struct{}{}:
+	default:
+	}
+	return k.problems
+}
+
+// run keeps the blocks until the context ends. After a failure it waits, each time longer, whatever happens meanwhile: a
+// server that refuses is not asked as often as something changes.
+func (k *keeper) run(ctx context.Context) {
+	failures := 0
+	var again <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.kick:
+		case <-again:
+		}
+		wait, ok := k.keep(ctx)
+		again = nil
+		if wait > 0 {
+			again = time.After(wait)
+		}
+		if ok {
+			failures = 0
+			continue
+		}
+		pause := min(firstPause<<min(failures, 10), lastPause)
+		failures++
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		again = time.After(0)
+	}
+}
+
+// firstPause and lastPause are the waits after the first failure and after many.
+const firstPause, lastPause = 250 * time.Millisecond, 10 * time.Second
+
+// keep does it once. wait is when it should be done again if nothing else happens; not ok is when something failed, and
+// more than a pool's being exhausted or wrong.
+func (k *keeper) keep(ctx context.Context) (wait time.Duration, ok bool) {
+	k.mu.Lock()
+	avoid, coolDown := k.avoid, k.coolDown
+	k.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, apiPatience)
+	defer cancel()
+	var problems []string
+	failed := k.blocks.failures()
+	store, err := lease.Open(k.leases, coolDown)
+	if err == nil {
+		problems, wait, err = k.blocks.keep(ctx, store, avoid)
+	}
+	if err != nil {
+		problems = append(problems, oneLine(fmt.Errorf("keep the blocks of address pools: %w", err)))
+	}
+	slices.Sort(problems)
+	k.mu.Lock()
+	differs := !slices.Equal(k.problems, problems)
+	k.problems = problems
+	k.mu.Unlock()
+	if differs {
+		k.changed()
+	}
+	return wait, err == nil && k.blocks.failures() == failed
+}

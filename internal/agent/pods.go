@@ -1,0 +1,82 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/fathom-network/fathom/internal/facts/nodestate"
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/kernel/lease"
+	"github.com/fathom-network/fathom/internal/kernel/link"
+)
+
+// repairPods gives pods back what the node has lost of them, and the MTU that the network has now.
+func (a *Agent) repairPods(leases []lease.Lease, plan podnet.Plan, sources []netip.Addr) error {
+	ends, _, err := a.node.PodEnds()
+	if err != nil {
+		return err
+	}
+	byDevice := map[string]nodestate.PodEnd{}
+	for _, e := range ends {
+		byDevice[e.Device] = e
+	}
+	var errs []error
+	for _, l := range leases {
+		end, found := byDevice[l.HostDevice]
+		if !found || intact(end, l, plan.PodMTU, sources) {
+			continue
+		}
+		if age := a.leases.Age(l); a.leases.OfThisBoot(l) && age < addPatience { // the plugin is about to do it
+			a.lookIn(addPatience - age)
+			continue
+		}
+		if err := a.repairPod(l, plan, sources); err != nil {
+			errs = append(errs, fmt.Errorf("repair pod %s/%s: %w", l.PodNamespace, l.PodName, err))
+			continue
+		}
+		a.Log.Info("repaired a pod", "pod", l.PodNamespace+"/"+l.PodName, "device", l.HostDevice, "mtu", plan.PodMTU)
+		a.metrics.repaired.Inc()
+	}
+	return errors.Join(errs...)
+}
+
+// podSources are the addresses from which the node talks to its pods: one of each family by which the API knows the node,
+// if the node has it. The kernel takes the routes away with their source; until the API knows of another, pods are
+// reached from whichever the kernel chooses.
+func podSources(own podnet.Node, local map[netip.Addr]bool) []netip.Addr {
+	own.Addrs = slices.DeleteFunc(slices.Clone(own.Addrs), func(a netip.Addr) bool { return !local[a] })
+	return nodeAddresses(own)
+}
+
+// addPatience is how long an ADD may take to make the routes of a pod before they count as lost.
+const addPatience = 5 * time.Second
+
+// intact says whether the node has what it takes to reach a pod, and does so from the addresses that it should.
+func intact(end nodestate.PodEnd, l lease.Lease, mtu int, sources []netip.Addr) bool {
+	for _, address := range l.Addresses {
+		if !slices.Contains(end.Routes, address) || !slices.Contains(end.Neighbours, address) {
+			return false
+		}
+		var source netip.Addr
+		if i := slices.IndexFunc(sources, func(s netip.Addr) bool { return s.Is4() == address.Is4() }); i >= 0 {
+			source = sources[i]
+		}
+		if end.Sources[address] != source {
+			return false
+		}
+	}
+	return mtu == 0 || end.MTU == mtu
+}
+
+func (a *Agent) repairPod(l lease.Lease, plan podnet.Plan, sources []netip.Addr) error {
+	pod, err := link.Open(filepath.Join(a.Paths.NetNS, filepath.Base(l.Netns)))
+	if err != nil {
+		return err
+	}
+	defer pod.Close()
+	return a.node.RepairPod(pod, link.Pod{Device: l.IfName, HostDevice: l.HostDevice, MTU: plan.PodMTU, Addrs: l.Addresses, Sources: sources})
+}

@@ -1,0 +1,241 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/facts/ippool"
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/kernel/lease"
+	"github.com/fathom-network/fathom/internal/watch/kube"
+)
+
+// poolObjects are what the watches say of address pools.
+func (a *Agent) poolObjects() ippool.Objects {
+	return ippool.Objects{Pools: a.view.Pools(), Blocks: a.view.Blocks(), Nodes: a.view.Nodes(),
+		Services:     a.view.ServiceCIDRs(),
+		AddressPools: a.view.AddressPools()}
+}
+
+// tellRefused counts and logs the blocks that no node uses. Events of them are the controller's: one, not one of each node.
+func (a *Agent) tellRefused(refused []ippool.RefusedBlock) {
+	a.metrics.refused.Set(float64(len(refused)))
+	const most = 10 // whoever writes such blocks may write many
+	var now []string
+	for _, r := range refused[:min(len(refused), most)] {
+		now = append(now, r.String())
+		if !slices.Contains(a.refused, r.String()) {
+			a.Log.Warn("a block is not used", "what", r.String(), "all", len(refused))
+		}
+	}
+	a.refused = now
+}
+
+// keepBlocks has the node's blocks of address pools become what its pods need, and pools told what is known of them. It
+// returns what was in the way last time.
+func (a *Agent) keepBlocks(interfaces []podnet.Interface) []string {
+	if wait := a.tellPools(); wait > 0 {
+		time.AfterFunc(wait, a.Wake)
+	}
+	return a.keeper.set(segments(interfaces), a.config.CoolDown)
+}
+
+// segments are the networks that the node is on itself.
+func segments(interfaces []podnet.Interface) []netip.Prefix {
+	var list []netip.Prefix
+	for _, i := range interfaces {
+		for _, p := range i.Addrs {
+			list = append(list, p.Masked())
+		}
+	}
+	return list
+}
+
+// tellPools has the status of pools written that is not as it should be, when it is this node's turn. It returns how long
+// it is until that, if it is not yet.
+func (a *Agent) tellPools() (wait time.Duration) {
+	f, now := ippool.Read(a.poolObjects()), time.Now()
+	settle := func(name string) {
+		delete(a.poolsDiffer, name)
+		a.writes.Withdraw(poolWrite + name)
+	}
+	for name := range a.poolsDiffer {
+		if _, found := f.Pool(name); !found {
+			settle(name)
+		}
+	}
+	for _, p := range f.Pools {
+		if _, differs := f.Status(p, now); !differs {
+			if _, known := a.poolsDiffer[p.Name]; known {
+				settle(p.Name)
+			}
+			continue
+		}
+		since, known := a.poolsDiffer[p.Name]
+		if !known {
+			since = now
+			a.poolsDiffer[p.Name] = now
+		}
+		if left := f.Turnstile(p.Name, a.Node) - now.Sub(since); left > 0 {
+			if wait == 0 || left < wait {
+				wait = left
+			}
+			continue
+		}
+		a.writes.Publish(poolWrite+p.Name, func(ctx context.Context) error { return a.writePoolStatus(ctx, p.Name) })
+	}
+	return wait
+}
+
+// poolWrite begins what an IPPool is called among the publisher's objects.
+const poolWrite = "ippool/"
+
+// writePoolStatus writes the status that a pool should have at this moment, unless it has: between the pass that asked
+// for it and an attempt that succeeds another node may have written it, or blocks may have changed.
+func (a *Agent) writePoolStatus(ctx context.Context, name string) error {
+	f := ippool.Read(a.poolObjects())
+	p, found := f.Pool(name)
+	if !found {
+		return nil
+	}
+	status, differs := f.Status(p, time.Now())
+	if !differs {
+		return nil
+	}
+	if err := a.Client.SetPoolStatus(ctx, name, status); err != nil {
+		return err
+	}
+	was := meta.FindStatusCondition(p.Object().Status.Conditions, v1alpha1.PoolValid)
+	is := meta.FindStatusCondition(status.Conditions, v1alpha1.PoolValid)
+	if was == nil || was.Status != is.Status || was.Reason != is.Reason {
+		a.record(kube.Event{Object: kube.PoolReference(p.Object()), Warning: is.Status != metav1.ConditionTrue, Reason: is.Reason, Message: is.Message})
+	}
+	return nil
+}
+
+const (
+	// podPatience is how long a pod is waited for that the API server has not told of yet. All of an answer takes less
+	// than the two seconds that the plugin waits.
+	podPatience = time.Second
+	// answerPatience is how long an answer may take in all.
+	answerPatience = 1800 * time.Millisecond
+	// routePatience is how long the kernel is waited for when a block is new.
+	routePatience = 300 * time.Millisecond
+)
+
+// answerPod tells the plugin what a pod asks for, when there is a block to give it from.
+func (a *Agent) answerPod(w http.ResponseWriter, r *http.Request) {
+	if a.view == nil { // it cleans the node
+		http.Error(w, "the network is being uninstalled", http.StatusServiceUnavailable)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), answerPatience)
+	defer cancel()
+	namespace, name, uid := r.PathValue("namespace"), r.PathValue("name"), r.URL.Query().Get("uid")
+	pod, err := a.awaitPod(ctx, namespace, name, uid)
+	switch {
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	case pod == nil:
+		http.Error(w, "no such pod on this node", http.StatusNotFound)
+		return
+	}
+	var answer struct {
+		Pool      string       `json:"pool,omitempty"`
+		Addresses []netip.Addr `json:"addresses,omitempty"`
+	}
+	grant, err := a.grant(ctx, pod)
+	var refusal *ippool.Refusal
+	switch {
+	case errors.As(err, &refusal) && !refusal.Later:
+		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+	case err != nil:
+		http.Error(w, oneLine(err), http.StatusServiceUnavailable)
+	default:
+		answer.Pool, answer.Addresses = grant.Pool, grant.Addresses
+		reply(w, answer, nil)
+	}
+}
+
+// awaitPod finds a pod in the view. A nil pod is one that kubelet runs from a file and the API server does not know:
+// kubelet's identifiers of those are digests, the API server's have hyphens.
+func (a *Agent) awaitPod(ctx context.Context, namespace, name, uid string) (*corev1.Pod, error) {
+	static := uid != "" && !strings.Contains(uid, "-")
+	deadline := time.Now().Add(podPatience)
+	for {
+		synced := a.view.Synced()
+		pod, found := a.view.Pod(namespace, name)
+		_, hasNamespace := a.view.Namespace(namespace)
+		switch mirror := found && pod.Annotations[corev1.MirrorPodAnnotationKey] != ""; {
+		case found && hasNamespace && (uid == "" || string(pod.UID) == uid || static && mirror):
+			return pod, nil
+		case static && synced:
+			return nil, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+		if time.Now().Before(deadline) {
+			continue
+		}
+		switch {
+		// An agent that has never seen the API server cannot tell whether there are pools. Where there were none, pods
+		// do without it.
+		case !synced && a.needed(), synced && uid != "":
+			return nil, fmt.Errorf("the API server has not told this node of pod %s/%s yet", namespace, name)
+		}
+		return nil, nil
+	}
+}
+
+// grant says what a pod gets, and waits until the kernel has the block that it is of.
+func (a *Agent) grant(ctx context.Context, pod *corev1.Pod) (ippool.Grant, error) {
+	status := a.state.get()
+	store, err := lease.Open(a.Paths.Leases, status.Config.CoolDown)
+	if err != nil {
+		return ippool.Grant{}, err
+	}
+	namespace, found := a.view.Namespace(pod.Namespace)
+	if !found {
+		namespace = &corev1.Namespace{}
+	}
+	grant, err := a.blocks.request(ctx, store, segments(status.Interfaces), pod.ObjectMeta, namespace.ObjectMeta)
+	if err != nil || grant.Pool == "" {
+		return grant, err
+	}
+	state, err := store.State()
+	if err != nil {
+		return grant, err
+	}
+	for deadline := time.Now().Add(routePatience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		missing := false
+		routes := map[netip.Prefix]bool{}
+		for _, r := range a.state.get().Plan.Routes {
+			routes[r.To] = true
+		}
+		for _, p := range state.Pools {
+			for _, r := range slices.Concat(p.Ranges, p.Fixed) {
+				missing = missing || p.Name == grant.Pool && !routes[r]
+			}
+		}
+		if !missing {
+			break
+		}
+		a.Wake()
+	}
+	return grant, nil
+}

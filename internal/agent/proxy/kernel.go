@@ -1,0 +1,212 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/kernel/bpf"
+	"github.com/fathom-network/fathom/internal/kernel/ruleset"
+)
+
+// kernel is the two ways in which the kernel balances. The zero value with paths is one that was not opened yet.
+type kernel struct {
+	paths    Paths
+	loopback Loopback // may be nil
+	log      *slog.Logger
+	rules    *ruleset.Ruleset
+	connect  *bpf.Connect
+	// missing is why nothing is balanced at connect(), if that is so.
+	missing string
+	// untracked are the addresses that were set so, nil if that is not known.
+	untracked []netip.Addr
+	// failed says that the last attempt did, so that what the kernel holds is not certain.
+	failed bool
+}
+
+// set makes the kernel hold the plan, whatever it held, and returns how many entries it changed. plain is the plan without
+// redirection, see change, and caches where it may lead.
+func (k *kernel) set(mode netconf.ServiceProxy, plan, plain service.Plan, caches []netip.Addr) (changed int, err error) {
+	if err := k.open(mode); err != nil {
+		return 0, err
+	}
+	if k.connect == nil {
+		plain = plan
+	}
+	byRules := func() error {
+		count, err := k.rules.SetServices(plain)
+		changed += count.Added + count.Removed + count.Corrected
+		return err
+	}
+	if k.connect == nil {
+		if err := byRules(); err != nil {
+			return 0, err
+		}
+		// Packets to the caches are translated, for which they have to be tracked.
+		err := k.setUntracked(nil, &changed)
+		return changed, errors.Join(err, k.routeLoopback(true))
+	}
+	// nftables first: it alone answers for all addresses, and must not be found without a Service that connect() has. Each
+	// is a second's work at 50,000 Services; what sockets do not meet yet is written at the same time.
+	ended := make(chan error, 1)
+	go func() { ended <- byRules() }()
+	done := sync.OnceValue(func() error {
+		if err := <-ended; err != nil {
+			return err
+		}
+		return k.setUntracked(caches, &changed)
+	})
+	n, err := k.connect.SetAfter(plan, done)
+	if err := done(); err != nil {
+		return changed, err
+	}
+	if err != nil {
+		return changed, fmt.Errorf("balance at connect(): %w", err)
+	}
+	return changed + n, k.routeLoopback(false)
+}
+
+func (k *kernel) routeLoopback(on bool) error {
+	if k.loopback == nil {
+		return nil
+	}
+	return k.loopback.Route(on)
+}
+
+func (k *kernel) setUntracked(caches []netip.Addr, changed *int) error {
+	if len(caches) == 0 && k.untracked != nil && len(k.untracked) == 0 {
+		return nil // to look for nothing costs a transaction
+	}
+	count, err := k.rules.SetUntracked(caches)
+	if err != nil {
+		return err
+	}
+	*changed += count.Added + count.Removed + count.Corrected
+	k.untracked = append([]netip.Addr{}, caches...)
+	return nil
+}
+
+// holds says whether the kernel holds what set and change left there, while change goes on: set, open, remove and close
+// wait for it.
+func (k *kernel) holds(ctx context.Context) (bool, error) {
+	same, err := k.rules.HoldsServices(ctx)
+	if err == nil && same && len(k.untracked) > 0 {
+		same, err = k.rules.HoldsUntracked(k.untracked)
+	}
+	switch {
+	case err != nil || !same:
+	case k.connect != nil:
+		same, err = k.connect.Holds(ctx)
+	case k.loopback != nil:
+		same, err = k.loopback.Routed()
+	}
+	return same, err
+}
+
+// change does the same for what has changed since. plain are the changes without redirection: what is not balanced when
+// it connects, while nearly all is, goes to the Services' own endpoints. So packets to the node's DNS cache and back are
+// never translated, and need not be tracked.
+func (k *kernel) change(changes, plain []service.Change) error {
+	// Connections of the node's own pods are most of them, and first.
+	if k.connect != nil {
+		if err := k.connect.Change(changes); err != nil {
+			return fmt.Errorf("balance at connect(): %w", err)
+		}
+	}
+	if k.connect == nil {
+		plain = changes
+	}
+	return k.rules.ChangeServices(plain)
+}
+
+// open opens what is not open yet, and removes what the mode does not use.
+func (k *kernel) open(mode netconf.ServiceProxy) error {
+	var err error
+	if k.rules == nil {
+		if k.rules, err = ruleset.Open(ownNetNS); err != nil {
+			return err
+		}
+	}
+	if mode == netconf.ProxyNFTables {
+		if k.connect != nil {
+			k.connect.Close()
+			k.connect = nil
+		}
+		k.missing = ""
+		return bpf.RemoveConnect(k.paths.BPF)
+	}
+	if k.connect != nil {
+		return nil
+	}
+	cgroup, err := cgroup2(k.paths.Cgroup)
+	if err == nil {
+		k.connect, err = bpf.OpenConnect(bpf.ConnectOptions{Dir: k.paths.BPF, Cgroup: cgroup})
+	}
+	var unsupported *bpf.UnsupportedError
+	if errors.As(err, &unsupported) || errors.Is(err, errNoCgroup2) {
+		if k.missing != err.Error() {
+			k.log.Info("all is balanced by nftables", "because", err)
+		}
+		k.missing = err.Error()
+		return nil
+	}
+	if err == nil {
+		k.missing = ""
+	}
+	return err
+}
+
+// remove takes out of the kernel what set put there.
+func (k *kernel) remove() error {
+	var err error
+	if k.rules == nil {
+		if k.rules, err = ruleset.Open(ownNetNS); err != nil {
+			return err
+		}
+	}
+	k.untracked = nil
+	if k.connect != nil {
+		k.connect.Close()
+		k.connect = nil
+	}
+	if err := k.routeLoopback(false); err != nil {
+		return err // with the table, which keeps others from these addresses
+	}
+	return errors.Join(bpf.RemoveConnect(k.paths.BPF), k.rules.DeleteServices(), k.rules.Delete(ruleset.DNSTable))
+}
+
+func (k *kernel) close() {
+	if k.rules != nil {
+		k.rules.Close()
+		k.rules = nil
+	}
+	if k.connect != nil {
+		k.connect.Close()
+		k.connect = nil
+	}
+}
+
+// ownNetNS is the namespace that the proxy is in: the node's.
+const ownNetNS = "/proc/self/ns/net"
+
+var errNoCgroup2 = errors.New("there is no cgroup v2 file system")
+
+// cgroup2 finds the v2 file system where cgroups are mounted: it is all of it, or, on a machine that has controllers
+// on v1, beside those.
+func cgroup2(dir string) (string, error) {
+	for _, path := range []string{dir, filepath.Join(dir, "unified")} {
+		var s unix.Statfs_t
+		if err := unix.Statfs(path, &s); err == nil && s.Type == unix.CGROUP2_SUPER_MAGIC {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%w at %s", errNoCgroup2, dir)
+}

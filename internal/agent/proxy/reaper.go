@@ -1,0 +1,283 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/kernel/bpf"
+	"github.com/fathom-network/fathom/internal/kernel/conntrack"
+)
+
+// reaper ends flows that lead to what is no endpoint any more, so that their clients begin anew: entries of connection
+// tracking, which would send a client's next packet to the old endpoint for as long as it goes on sending, and sockets
+// that were connected to an endpoint in its Service's place, whose programs would wait for an answer.
+//
+// It compares all flows with the endpoints: at each change, a second later, and then ever less often. To act on what has
+// just gone alone would miss what went while no agent ran, and what came about by a rule a moment before that was changed.
+// Not each second all the time: the kernel walks its whole table for each comparison, 13 ms with the usual 262,144 buckets.
+type reaper struct {
+	paths  Paths
+	log    *slog.Logger
+	counts *metrics
+	kick   chan struct{}
+
+	mu      sync.Mutex
+	index   *service.Index // nil while nothing is known
+	connect *bpf.Connect
+	lives   service.Lives
+	// departures is how many pods have gone that were endpoints.
+	departures func() uint64
+	// seen are departures before the last sweep of entries and before the one before it.
+	seen [2]uint64
+
+	conntrack *conntrack.Conntrack
+	complaint string
+}
+
+func newReaper(paths Paths, log *slog.Logger, counts *metrics) *reaper {
+	return &reaper{paths: paths, log: log, counts: counts, kick: make(chan struct{}, 1)}
+}
+
+// replace tells of a new plan. What went while no agent ran has waited, and does so until the start is over.
+func (r *reaper) replace(plan service.Plan, ranges []netip.Prefix, others []netip.Addr, connect *bpf.Connect, lives service.Lives, departures func() uint64) {
+	r.mu.Lock()
+	first := r.index == nil
+	if first {
+		r.index = service.NewIndex(plan, ranges, others)
+	} else {
+		r.index.Replace(plan, ranges, others)
+	}
+	r.connect, r.lives, r.departures = connect, lives, departures
+	r.mu.Unlock()
+	if first {
+		time.AfterFunc(sweepAgain, r.wake)
+	} else {
+		r.wake()
+	}
+}
+
+// apply tells of changes to it.
+func (r *reaper) apply(changes []service.Change) {
+	r.mu.Lock()
+	for _, c := range changes {
+		r.index.Apply(c)
+	}
+	r.mu.Unlock()
+	r.wake()
+}
+
+// forget has it do nothing.
+func (r *reaper) forget() {
+	r.mu.Lock()
+	r.index, r.connect = nil, nil
+	r.mu.Unlock()
+}
+
+func (r *reaper) wake() {
+	select {
+	case r.kick <- struct{}{}:
+	default:
+	}
+}
+
+const (
+	// Flows are compared sweepAgain after a change, then twice as long after that, and so on until it is every sweepSeldom,
+	// unless a sweep takes long: then it is one sweepShare of the time. 100,000 flows take a quarter of a second.
+	sweepAgain  = time.Second
+	sweepSeldom = 30 * time.Second
+	sweepShare  = 100
+	// While Services change all the time, sweeps are one busyShare of the time, with no less than sweepPause between two of
+	// them, and no more than sweepDelay, but for the time of a sweep: what is stale goes within a second.
+	busyShare  = 20
+	sweepPause = 100 * time.Millisecond
+	sweepDelay = 500 * time.Millisecond
+)
+
+// seldom is how long to wait for a change until the next sweep, after one that took so long. last is how long that was
+// before it, and 0 if a change was its reason, or it failed.
+func seldom(last, took time.Duration) time.Duration {
+	return max(sweepAgain, min(2*last, sweepSeldom), sweepShare*took)
+}
+
+// pause is how long to wait after a sweep that took so long, whatever changes.
+func pause(took time.Duration) time.Duration {
+	return max(sweepPause, min(busyShare*took, sweepDelay), took)
+}
+
+func (r *reaper) run(ctx context.Context) {
+	for next := time.Duration(0); ; {
+		last := next
+		select {
+		case <-ctx.Done():
+			if r.conntrack != nil {
+				r.conntrack.Close()
+			}
+			return
+		case <-r.kick:
+			last = 0
+		case <-time.After(next):
+		}
+		began := time.Now()
+		err := errors.Join(r.sweepEntries(ctx), r.sweepSockets(ctx))
+		complaint := ""
+		if err != nil && ctx.Err() == nil {
+			complaint, last = oneLine(err), 0
+		}
+		if complaint != "" && complaint != r.complaint { // said once, not each time
+			r.log.Warn("stale flows are not ended", "error", complaint)
+		}
+		r.complaint = complaint
+		took := time.Since(began)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause(took)):
+		}
+		next = seldom(last, took)
+	}
+}
+
+// sweepEntries ends entries of connection tracking.
+func (r *reaper) sweepEntries(ctx context.Context) error {
+	r.mu.Lock()
+	idle := r.index == nil
+	protocols := []service.Protocol{service.UDP, service.SCTP}
+	if !idle {
+		// Of TCP there is something to end only after a pod has gone. Twice, for what came about by a rule a moment before
+		// that was changed; on nodes with many connections it is most of the work.
+		gone := r.departures()
+		if gone != r.seen[1] {
+			protocols = append(protocols, service.TCP)
+		}
+		r.seen = [2]uint64{gone, r.seen[0]}
+	}
+	r.mu.Unlock()
+	if idle {
+		return nil
+	}
+	if r.conntrack == nil {
+		var err error
+		if r.conntrack, err = conntrack.OpenConntrack(ownNetNS); err != nil {
+			return err
+		}
+	}
+	deleted, err := r.conntrack.Sweep(ctx, protocols, r.staleEntry)
+	r.counts.ended.WithLabelValues("entry").Add(float64(deleted))
+	if deleted > 0 {
+		r.log.Info("ended stale flows of connection tracking", "number", deleted)
+	}
+	if err != nil {
+		r.conntrack.Close()
+		r.conntrack = nil
+		return err
+	}
+	r.mu.Lock()
+	if r.index != nil {
+		r.index.Swept()
+	}
+	r.mu.Unlock()
+	return nil
+}
+
+func (r *reaper) staleEntry(e conntrack.Entry) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.index == nil {
+		return false
+	}
+	return r.index.Ended(e.Protocol, e.Original.Destination, e.Reply.Source, e.Status&conntrack.DNAT != 0, r.lives)
+}
+
+func (r *reaper) serves(protocol service.Protocol, to netip.AddrPort) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.index == nil || r.index.Serves(protocol, to)
+}
+
+// sweepSockets ends sockets.
+func (r *reaper) sweepSockets(ctx context.Context) error {
+	r.mu.Lock()
+	connect := r.connect
+	r.mu.Unlock()
+	if connect == nil {
+		return nil
+	}
+	all, err := connect.Translations()
+	if err != nil {
+		return err
+	}
+	stale := map[uint64]bool{}
+	remotes := map[service.Protocol][]netip.AddrPort{}
+	for _, t := range all {
+		if r.staleTranslation(t) {
+			stale[t.Cookie] = true
+			remotes[t.Protocol] = append(remotes[t.Protocol], t.Backend)
+		}
+	}
+	if len(stale) == 0 {
+		return nil
+	}
+	namespaces, err := r.namespaces()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	ended := 0
+	for _, path := range namespaces {
+		n, err := endSockets(ctx, path, remotes, stale)
+		ended += n
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // a pod that has gone took its sockets with it
+			errs = append(errs, err)
+		}
+	}
+	r.counts.ended.WithLabelValues("socket").Add(float64(ended))
+	if ended > 0 {
+		r.log.Info("ended sockets of endpoints that are gone", "number", ended)
+	}
+	return errors.Join(errs...)
+}
+
+func (r *reaper) staleTranslation(t bpf.Translation) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.index == nil {
+		return false
+	}
+	return r.index.Cut(t.Protocol, t.Frontend, t.Backend, r.lives)
+}
+
+// namespaces are those of the node and of its pods.
+func (r *reaper) namespaces() ([]string, error) {
+	entries, err := os.ReadDir(r.paths.NetNS)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	paths := []string{ownNetNS}
+	for _, e := range entries {
+		paths = append(paths, filepath.Join(r.paths.NetNS, e.Name()))
+	}
+	return paths, nil
+}
+
+func endSockets(ctx context.Context, path string, remotes map[service.Protocol][]netip.AddrPort, stale map[uint64]bool) (int, error) {
+	sockets, err := conntrack.OpenSockets(path)
+	if err != nil {
+		return 0, err
+	}
+	defer sockets.Close()
+	ended := 0
+	for protocol, of := range remotes {
+		n, err := sockets.Sweep(ctx, protocol, of, func(s conntrack.Socket) bool { return stale[s.Cookie] })
+		ended += n
+		if err != nil {
+			return ended, err
+		}
+	}
+	return ended, nil
+}

@@ -1,0 +1,77 @@
+package agent
+
+import (
+	"context"
+	"maps"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/fathom-network/fathom/internal/facts/netfacts"
+	"github.com/fathom-network/fathom/internal/facts/nodestate"
+	"github.com/fathom-network/fathom/internal/watch/kube"
+)
+
+// published is what was last given to the publisher for the Node.
+type published struct {
+	ready       bool
+	reason      string
+	annotations map[string]string
+}
+
+// nodeWrite is the Node among the publisher's objects.
+const nodeWrite = "node"
+
+// publish has the cluster told what the node's network is like, when that has changed. It comes after the kernel, so
+// whatever the API says of this node its kernel has held at that time. Of two states of which the first was not written
+// yet only the second is. A pass that failed before there was a plan is told as well: the condition would go on saying
+// that pods are routed.
+func (a *Agent) publish(s nodestate.Status) {
+	node, found := a.view.Node(a.Node)
+	if s.Waiting || !found {
+		return // nothing is known yet, or there is no Node to write to
+	}
+	now := published{ready: s.Ready, reason: s.Reason, annotations: a.told.annotations}
+	if s.Plan.Node != "" {
+		now.annotations = netfacts.Announcement(s.Plan)
+	}
+	want := corev1.ConditionFalse
+	if !s.Ready {
+		want = corev1.ConditionTrue
+	}
+	same := now.ready == a.told.ready && now.reason == a.told.reason && maps.Equal(now.annotations, a.told.annotations)
+	// Somebody else may set the condition: a cloud's route controller, or the API server of a restored backup.
+	if same && condition(node) == want {
+		return
+	}
+	n := kube.NodeNetwork{Annotations: now.annotations, Unavailable: !s.Ready, Reason: "FathomIsUp", Message: "pods' packets are routed"}
+	if !s.Ready {
+		n.Reason, n.Message = "FathomIsNotReady", s.Reason
+	}
+	if s.Ready && !a.told.ready {
+		a.untold.Store(true)
+	}
+	a.told = now
+	a.writes.Publish(nodeWrite, func(ctx context.Context) error {
+		switch err := a.Client.PublishNetwork(ctx, a.Node, n); {
+		case apierrors.IsNotFound(err): // one that is made anew has no condition
+			return nil
+		case err != nil:
+			return err
+		}
+		if s.Ready && a.untold.Swap(false) {
+			a.event(false, "NetworkReady", "mode "+string(s.Plan.Mode)+": the node carries pods")
+		}
+		return nil
+	})
+}
+
+// condition returns the node's condition NetworkUnavailable; empty if it has none.
+func condition(n *corev1.Node) corev1.ConditionStatus {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeNetworkUnavailable {
+			return c.Status
+		}
+	}
+	return ""
+}

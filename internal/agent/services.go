@@ -1,0 +1,145 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/netfacts"
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/vip"
+	"github.com/fathom-network/fathom/internal/kernel/ruleset"
+	"github.com/fathom-network/fathom/internal/watch/kube"
+)
+
+// proxyPaths are the proxy's, of a node with these paths.
+func proxyPaths(p Paths) proxy.Paths {
+	return proxy.Paths{BPF: filepath.Join(p.BPF, "services"), Cgroup: p.Cgroup, NetNS: p.NetNS}
+}
+
+func (a *Agent) newProxy() *proxy.Proxy {
+	p := proxy.New(proxy.Options{
+		Client: a.Client, Log: a.Log, Paths: proxyPaths(a.Paths), Resync: a.Resync, Loopback: loopback{a.settings},
+		Changed: func() {
+			a.Wake()
+			a.lb.wake()
+		},
+	})
+	a.metrics.registry.MustRegister(p)
+	return p
+}
+
+// refuseUnserved has the node answer for Services' addresses where no Service does, as soon as it carries those that there
+// are, and no longer when it carries none.
+func (a *Agent) refuseUnserved(own podnet.Node, pools vip.Pools) error {
+	if a.config.ServiceProxy == netconf.ProxyOff {
+		if a.refusesNothing { // a transaction has all tables read again
+			return nil
+		}
+		err := a.rules.Delete(ruleset.UnservedTable)
+		a.refusesNothing = err == nil
+		return err
+	}
+	a.refusesNothing = false
+	balancers, known := a.proxy.LoadBalancers()
+	if !known {
+		return nil // what is there stays: it says nothing of what is not known yet
+	}
+	count, err := a.rules.SetUnserved(vip.Unserved(vip.ServiceRanges(a.view.ServiceCIDRs()), pools, balancers, a.config.ExternalIPsFor, a.proxy.Others(), own.Addrs))
+	if err != nil {
+		return fmt.Errorf("what is for no Service is not refused: %w", err)
+	}
+	if total := count.Added + count.Removed + count.Corrected; total > 0 {
+		a.Log.Info("changed what is refused of Services' addresses", "elements", total)
+	}
+	return nil
+}
+
+// poolsOfServices are the AddressPools, and what they may not overlap.
+func (a *Agent) poolsOfServices() vip.Objects {
+	return vip.Objects{Pools: a.view.AddressPools(), Nodes: a.view.Nodes(), Services: a.view.ServiceCIDRs(), PodPools: a.view.Pools()}
+}
+
+// servicesState is what the node's kernel does with Services.
+func (a *Agent) servicesState(ctx context.Context) (proxy.State, error) {
+	s, err := a.proxy.State(ctx)
+	if err != nil {
+		return s, err
+	}
+	rules, err := ruleset.Open("/proc/self/ns/net") // the loop's is for the loop alone
+	if err != nil {
+		return s, err
+	}
+	defer rules.Close()
+	u, found, err := rules.Unserved(a.state.get().Addresses)
+	if found {
+		s.Unserved = &u
+	}
+	return s, err
+}
+
+// leaves says whether a node will soon not be there: it is being deleted, or has been, or the cluster autoscaler drains it
+// for that.
+func leaves(node *corev1.Node, found bool) bool {
+	return !found || node.DeletionTimestamp != nil ||
+		slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == kube.TaintToBeDeleted })
+}
+
+// carryServices tells the proxy what it has to know of the node, and of pools, which were read of the objects.
+func (a *Agent) carryServices(f netfacts.Facts, interfaces []podnet.Interface, objects vip.Objects, pools vip.Pools) {
+	node, _ := a.view.Node(a.Node)
+	clusterIPs := a.wantsClusterIPs()
+	c := proxy.Config{
+		Mode: a.config.ServiceProxy, Node: service.NodeOf(node),
+		OwnPods:       slices.Concat(f.Own.PodCIDRs, f.Own.Blocks),
+		NodePortAddrs: nodePortAddrs(a.config.NodePortAddresses, f.Own, interfaces),
+		Announce:      len(objects.Pools) > 0 || clusterIPs,
+		ExternalIPs:   a.config.ExternalIPs, ExternalIPsFor: a.config.ExternalIPsFor, APIServer: a.Client.ServerAddr(),
+	}
+	a.proxy.SetExternalIPs(vip.ExternalIPs(*a.config, objects, pools, a.view.Namespaces(), c.APIServer))
+	a.proxy.SetClusterIPs(clusterIPs)
+	if a.config.DNS == netconf.DNSNodeCache {
+		c.NodeCaches = netconf.NodeCacheAddrs()
+	}
+	c.ServiceCIDRs = vip.ServiceRanges(objects.Services)
+	a.proxy.Set(c)
+}
+
+// setNodeCache gives the node the addresses of its DNS cache, or takes them away. The cache, fathom-dns, waits for the
+// first of them, so that one comes last.
+func (a *Agent) setNodeCache() error {
+	var addrs []netip.Addr
+	if a.config.DNS == netconf.DNSNodeCache {
+		addrs = netconf.NodeCacheAddrs()
+		slices.Reverse(addrs)
+	}
+	changed, err := a.node.SetNodeCacheAddrs(addrs)
+	if changed > 0 {
+		a.Log.Info("changed the addresses of the node's DNS cache", "to", addrs)
+	}
+	return err
+}
+
+// nodePortAddrs are the addresses at which NodePorts answer: those in the ranges, or, without ranges, the node's own.
+func nodePortAddrs(ranges []netip.Prefix, own podnet.Node, interfaces []podnet.Interface) []netip.Addr {
+	addrs := slices.Clone(own.Addrs)
+	if len(ranges) > 0 {
+		addrs = nil
+		for _, i := range interfaces {
+			for _, p := range i.Addrs {
+				if slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(p.Addr()) }) {
+					addrs = append(addrs, p.Addr())
+				}
+			}
+		}
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return slices.Compact(addrs)
+}

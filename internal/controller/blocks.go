@@ -1,0 +1,118 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/fathom-network/fathom/internal/facts/ippool"
+	"github.com/fathom-network/fathom/internal/watch/kube"
+)
+
+// refusals are the blocks that nodes do not use, and what was told of them. All agents see them; the controller tells, for
+// there is one of it.
+type refusals struct {
+	since map[string]time.Time // of each block, by its text
+	told  map[string]bool
+	next  map[string]time.Time // when a node's next event may be
+}
+
+const (
+	// settled is for how long a block is refused before that is told: the watches of pools and of blocks are two, and a block
+	// may be seen before its pool.
+	settled = 5 * time.Second
+	// refusalPause is the least time between two events of one node's blocks. Whoever writes blocks that are refused may write
+	// many of them.
+	refusalPause = time.Minute
+)
+
+// keepPools has IPPools that have blocks kept from being deleted, and tells of blocks that nodes do not use.
+func (a *allocator) keepPools() {
+	objects := ippool.Objects{Pools: a.view.PodPools(), Blocks: a.view.Blocks(), Nodes: a.view.Nodes(), Services: a.view.ServiceCIDRs(), AddressPools: a.view.AddressPools()}
+	f := ippool.Read(objects)
+	for _, p := range f.Pools {
+		object := "ippool/" + p.Name
+		want, differs := f.Finalizers(p)
+		if !differs {
+			a.writes.Withdraw(object)
+			continue
+		}
+		a.writes.Publish(object, func(ctx context.Context) error {
+			finalizers := want
+			if p.Deleting { // for good: the watch may not have told of all blocks yet
+				now, err := a.Client.Blocks(ctx)
+				if err != nil {
+					return err
+				}
+				var differs bool
+				if finalizers, differs = f.WithBlocks(now).Finalizers(p); !differs {
+					return nil
+				}
+			}
+			if err := a.Client.SetPoolFinalizers(ctx, p.Object(), finalizers); err != nil && !apierrors.IsConflict(err) {
+				return err
+			}
+			return nil
+		})
+	}
+	for _, e := range a.refusals.tell(f.Refused, time.Now()) {
+		a.events.Record(e)
+	}
+}
+
+// wait says whether there are blocks that are still to be told of.
+func (r *refusals) wait() bool { return len(r.told) < len(r.since) }
+
+// tell returns the events of blocks that have been refused for a while and were not told of yet: one for each node,
+// which is an event of its first block: of Nodes their own agents tell.
+func (r *refusals) tell(refused []ippool.RefusedBlock, now time.Time) (events []kube.Event) {
+	if r.since == nil {
+		r.since, r.told, r.next = map[string]time.Time{}, map[string]bool{}, map[string]time.Time{}
+	}
+	present := map[string]bool{}
+	fresh := map[string][]ippool.RefusedBlock{}
+	for _, b := range refused {
+		key := string(b.UID) + " " + b.Text
+		present[key] = true
+		if _, known := r.since[key]; !known {
+			r.since[key] = now
+		}
+		if !r.told[key] && now.Sub(r.since[key]) >= settled && !now.Before(r.next[b.Node]) {
+			fresh[b.Node] = append(fresh[b.Node], b)
+			r.told[key] = true
+		}
+	}
+	for key := range r.since {
+		if !present[key] {
+			delete(r.since, key)
+			delete(r.told, key)
+		}
+	}
+	for node, when := range r.next {
+		if !now.Before(when) {
+			delete(r.next, node)
+		}
+	}
+	nodes := make([]string, 0, len(fresh))
+	for node := range fresh {
+		nodes = append(nodes, node)
+	}
+	slices.Sort(nodes)
+	for _, node := range nodes {
+		r.next[node] = now.Add(refusalPause)
+		const most = 3
+		var texts []string
+		for _, b := range fresh[node][:min(len(fresh[node]), most)] {
+			texts = append(texts, b.String())
+		}
+		if more := len(fresh[node]) - most; more > 0 {
+			texts = append(texts, fmt.Sprintf("and %d more", more))
+		}
+		events = append(events, kube.Event{Object: kube.BlockReference(fresh[node][0].Name, fresh[node][0].UID), Warning: true, Reason: "BlockRefused", Message: strings.Join(texts, "; ")})
+	}
+	return events
+}

@@ -1,0 +1,321 @@
+// Package controller is the controller of a cluster: it gives Services of type LoadBalancer addresses of AddressPools, says of
+// pools how full they are, keeps IPPools for as long as blocks of them are left, and takes from BGPPeers what nodes said that
+// are gone. Who answers for an address is each node's own to decide; package agent.
+//
+// Like an agent it has one loop, from the whole of what is known to the whole of what should be: docs/design/load-balancer.md.
+package controller
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/agent/membership"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/vip"
+	"github.com/fathom-network/fathom/internal/serve"
+	"github.com/fathom-network/fathom/internal/watch/kube"
+)
+
+// Component is the controller's name: in events, as the owner of what it writes, and of its Lease.
+const Component = vip.Owner
+
+// Options are what a controller is told at its start.
+type Options struct {
+	Client *kube.Client
+	Log    *slog.Logger
+	// Identity is the process's name among those that want to lead.
+	Identity string
+	// Resync is how often everything is compared without an event to ask for it.
+	Resync time.Duration
+	// Health and Metrics are HOST:PORT to listen at for probes and for Prometheus; empty does not listen.
+	Health, Metrics string
+	// MetricsAccess says who may read Metrics.
+	MetricsAccess serve.Access
+}
+
+// Run waits until it leads, and then gives out addresses until the context ends. An error means that it leads no more,
+// or has never begun to.
+func Run(ctx context.Context, o Options) error {
+	m := newMonitor(o.Resync)
+	stop, err := m.serve(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	return o.Client.Lead(ctx, netconf.Namespace, Component, o.Identity, func(ctx context.Context) error {
+		m.lead(true)
+		defer m.lead(false)
+		return allocate(ctx, o, m)
+	})
+}
+
+// allocator is a controller that leads.
+type allocator struct {
+	Options
+	*monitor
+	view   *kube.BalancerView
+	writes *kube.Publisher
+	events *kube.Recorder
+	gifts  *gifts
+	wake   func()
+	told   map[types.NamespacedName]string // what was said of a Service last
+	key    time.Time                       // when it was last asked for
+	// problems are those of Services that have nothing to do with pools, too.
+	problems *problems
+
+	refusals refusals
+}
+
+func allocate(ctx context.Context, o Options, m *monitor) error {
+	o.Log.Info("this controller leads", "identity", o.Identity)
+	wake := make(chan struct{}, 1)
+	changed := func() {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	}
+	a := &allocator{Options: o, monitor: m, told: map[types.NamespacedName]string{}, gifts: newGifts(), wake: changed, problems: newProblems(),
+		writes: kube.NewPublisher(o.Log, changed), events: o.Client.NewRecorder(ctx, kube.Reporter{Component: Component, Instance: o.Identity})}
+	var err error
+	if a.view, err = o.Client.BalancerView(ctx, Component, changed); err != nil {
+		return err
+	}
+	// Who leads no more has no write under way: the next one's would meet it.
+	var writing sync.WaitGroup
+	defer writing.Wait()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	writing.Go(func() { a.writes.Run(ctx) })
+	tick := time.NewTicker(o.Resync)
+	defer tick.Stop()
+	changed()
+	var again <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-wake:
+		case <-tick.C:
+		case <-again:
+		}
+		again = nil
+		a.pass()
+		a.passed(a.view.Synced(), a.writes.Err())
+		if a.refusals.wait() {
+			again = time.After(settled)
+		}
+		// What comes at once is looked at at once; a burst is one look.
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// pause is the least time between two looks at everything.
+const pause = 20 * time.Millisecond
+
+// pass has the API say what it should. It waits for no answer: what was written comes back by the watches.
+func (a *allocator) pass() {
+	if time.Since(a.key) >= a.Resync {
+		a.writes.Publish("key", a.ensureKey)
+		a.key = time.Now()
+	}
+	if !a.view.Synced() {
+		return
+	}
+	pools := vip.Read(vip.Objects{Pools: a.view.AddressPools(), Nodes: a.view.Nodes(), Services: a.view.ServiceCIDRs(), PodPools: a.view.PodPools()})
+	namespaces := map[string]labels.Set{}
+	for _, n := range a.view.Namespaces() {
+		namespaces[n.Name] = n.Labels
+	}
+	services := map[types.NamespacedName]*corev1.Service{}
+	all := a.view.Services()
+	for _, s := range all {
+		services[types.NamespacedName{Namespace: s.Namespace, Name: s.Name}] = s
+	}
+	assignments := pools.Assign(all, namespaces)
+	a.takeSessions()
+	a.keepPools()
+	a.takeBack(all)
+	leaving := a.leaving(all, assignments)
+	for _, x := range assignments {
+		a.assign(services[x.Service], x, leaving, len(pools) > 0)
+	}
+	for name := range a.told {
+		if s := services[name]; s == nil || !vip.Ours(s) {
+			delete(a.told, name)
+		}
+	}
+	statuses := map[string]v1alpha1.AddressPoolStatus{}
+	for i := range pools {
+		statuses[pools[i].Name] = a.tellPool(&pools[i], assignments)
+	}
+	a.see(assignments, statuses)
+	a.tellProblems()
+}
+
+// addresses are those that the API says a Service has.
+func addresses(s *corev1.Service) (list []netip.Addr) {
+	for _, in := range s.Status.LoadBalancer.Ingress {
+		if addr, err := netip.ParseAddr(in.IP); err == nil {
+			list = append(list, addr)
+		}
+	}
+	return list
+}
+
+// assign has it written what a Service has, and tells of it. A Service gets no address that another has, or may get by a
+// write that is under way, and is to lose: that one's status says first that it has not.
+func (a *allocator) assign(s *corev1.Service, x vip.Assignment, leaving map[netip.Addr]bool, anyPools bool) {
+	has := addresses(s)
+	now := slices.DeleteFunc(slices.Clone(x.Addresses), func(addr netip.Addr) bool { return leaving[addr] && !slices.Contains(has, addr) })
+	want := vip.Ingress(now)
+	finalizers := vip.Finalizers(s, len(want) > 0)
+	differs := !slices.EqualFunc(s.Status.LoadBalancer.Ingress, want, sameIngress) || len(finalizers) != len(s.Finalizers) && (len(want) > 0 || vip.Wrote(s))
+	object := serviceWrite(s)
+	switch turn := a.gifts.supersede(object); {
+	// A cluster without pools may have another's controller for Services without a class.
+	case !differs, len(want) == 0 && !anyPools && !vip.Wrote(s):
+		a.writes.Withdraw(object)
+	default:
+		a.writes.Publish(object, func(ctx context.Context) error {
+			if !a.gifts.begin(object, turn, gift{s.ResourceVersion, now}) {
+				return nil
+			}
+			switch err := a.Client.SetIngress(ctx, s, Component, want, finalizers); {
+			case apierrors.IsConflict(err): // what has changed is on its way here, and wakes the loop
+				return nil
+			case err != nil:
+				if a.gifts.failed(object, turn) {
+					a.wake()
+				}
+				return err
+			}
+			a.Log.Info("wrote the addresses of a Service", "service", x.Service.String(), "addresses", now, "pools", x.Pools)
+			for i, addr := range x.Addresses {
+				if slices.Contains(now, addr) && !slices.Contains(has, addr) {
+					a.record(s, kube.Event{Reason: "AddressAssigned", Message: fmt.Sprintf("%s of AddressPool %s", addr, x.Pools[i])})
+				}
+			}
+			return nil
+		})
+	}
+	if x.Text != a.told[x.Service] {
+		if x.Text != "" {
+			a.record(s, kube.Event{Warning: true, Reason: x.Reason, Message: x.Text})
+		}
+		a.told[x.Service] = x.Text
+	}
+}
+
+// serviceWrite is a Service among the publisher's objects.
+func serviceWrite(s *corev1.Service) string { return "service/" + s.Namespace + "/" + s.Name }
+
+func sameIngress(a, b corev1.LoadBalancerIngress) bool {
+	return a.IP == b.IP && a.Hostname == b.Hostname && a.IPMode != nil && *a.IPMode == *b.IPMode && len(a.Ports) == len(b.Ports)
+}
+
+// takeBack has the addresses taken of Services that are not ours any more, if it was us who gave them.
+func (a *allocator) takeBack(all []*corev1.Service) {
+	for _, s := range all {
+		switch {
+		case vip.Ours(s):
+			continue
+		case !vip.Wrote(s):
+			a.writes.Withdraw(serviceWrite(s))
+			continue
+		}
+		a.writes.Publish(serviceWrite(s), func(ctx context.Context) error {
+			err := a.Client.SetIngress(ctx, s, Component, nil, vip.Finalizers(s, false))
+			if apierrors.IsConflict(err) {
+				return nil
+			}
+			return err
+		})
+	}
+}
+
+// takeSessions has what nodes have said that the cluster no longer has taken from the status of BGPPeers. The agents may
+// write no entries but their own. Of a node that has only just come an entry may be taken too early: its agent writes it
+// again.
+func (a *allocator) takeSessions() {
+	nodes := map[string]bool{}
+	for _, n := range a.view.Nodes() {
+		nodes[n.Name] = true
+	}
+	for _, p := range a.view.BGPPeers() {
+		var gone []string
+		for _, s := range p.Status.Sessions {
+			if !nodes[s.Node] {
+				gone = append(gone, s.Node)
+			}
+		}
+		object := "bgppeer/" + p.Name
+		if len(gone) == 0 {
+			a.writes.Withdraw(object)
+			continue
+		}
+		a.writes.Publish(object, func(ctx context.Context) error {
+			for _, node := range gone {
+				if err := a.Client.PublishBGPSession(ctx, p.Name, node, nil); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+}
+
+// tellPool has the status of a pool written, and an event made where it has become good or bad.
+func (a *allocator) tellPool(p *vip.Pool, assignments []vip.Assignment) v1alpha1.AddressPoolStatus {
+	status, differs := p.Status(assignments, time.Now())
+	object := "addresspool/" + p.Name
+	if !differs {
+		a.writes.Withdraw(object)
+		return status
+	}
+	was := meta.FindStatusCondition(p.Object().Status.Conditions, v1alpha1.PoolValid)
+	is := meta.FindStatusCondition(status.Conditions, v1alpha1.PoolValid)
+	reference := kube.AddressPoolReference(p.Object())
+	a.writes.Publish(object, func(ctx context.Context) error {
+		if err := a.Client.SetAddressPoolStatus(ctx, p.Name, status); err != nil {
+			return err
+		}
+		if was == nil || was.Status != is.Status || was.Message != is.Message {
+			a.events.Record(kube.Event{Object: reference, Warning: is.Status != metav1.ConditionTrue, Reason: is.Reason, Message: is.Message})
+		}
+		return nil
+	})
+	return status
+}
+
+// ensureKey makes the key by which agents know each other, and without which they ask the API server which nodes live.
+func (a *allocator) ensureKey(ctx context.Context) error {
+	key := make([]byte, membership.KeySize)
+	if _, err := rand.Read(key); err != nil {
+		return err
+	}
+	return a.Client.EnsureSecret(ctx, netconf.Namespace, membership.Secret, map[string][]byte{membership.SecretKey: key})
+}
+
+func (a *allocator) record(s *corev1.Service, e kube.Event) {
+	e.Object = kube.ServiceReference(types.NamespacedName{Namespace: s.Namespace, Name: s.Name})
+	e.Object.UID = s.UID // by which `kubectl describe` finds it
+	a.events.Record(e)
+}

@@ -1,0 +1,80 @@
+package controller
+
+import (
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/vip"
+	"github.com/fathom-network/fathom/internal/watch/kube"
+)
+
+// ServiceProblem is the reason of events that say what of a Service is not carried.
+const ServiceProblem = "ServiceProblem"
+
+// problems makes an event of each problem of a Service: an address that another one has, an external IP that is not
+// served. All agents find the same ones, so the controller, of which one leads, records them.
+type problems struct {
+	model *service.Model
+	seen  map[types.NamespacedName]string // resource versions that the model has
+	told  map[service.Problem]bool
+}
+
+func newProblems() *problems {
+	return &problems{model: service.NewModel(service.Node{}), seen: map[types.NamespacedName]string{}, told: map[service.Problem]bool{}}
+}
+
+// find brings the model up to date and returns the problems that are new. Where another proxy carries Services there are
+// none.
+func (p *problems) find(view *kube.BalancerView, client *kube.Client) []service.Problem {
+	config, err := netconf.Parse(view.Config())
+	if err != nil {
+		return nil // agents follow the configuration before it, and say so
+	}
+	if config.ServiceProxy == netconf.ProxyOff {
+		clear(p.told)
+		return nil
+	}
+	gone := make(map[types.NamespacedName]bool, len(p.seen))
+	for name := range p.seen {
+		gone[name] = true
+	}
+	for _, s := range view.Services() {
+		name := types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
+		delete(gone, name)
+		if version := string(s.UID) + s.ResourceVersion; p.seen[name] != version {
+			p.model.SetService(s)
+			p.seen[name] = version
+		}
+	}
+	for name := range gone {
+		p.model.DeleteService(name)
+		delete(p.seen, name)
+	}
+	for _, s := range view.APIServers() {
+		p.model.SetSlice(s)
+	}
+	objects := vip.Objects{Pools: view.AddressPools(), Nodes: view.Nodes(), Services: view.ServiceCIDRs(), PodPools: view.PodPools()}
+	p.model.SetExternalIPs(vip.ExternalIPs(config, objects, vip.Read(objects), view.Namespaces(), client.ServerAddr()))
+	var found []service.Problem
+	now := map[service.Problem]bool{}
+	for _, problem := range p.model.Problems() {
+		if now[problem] = true; !p.told[problem] {
+			found = append(found, problem)
+		}
+	}
+	p.told = now
+	return found
+}
+
+// tellProblems has events made of what is newly wrong with Services.
+func (a *allocator) tellProblems() {
+	for _, p := range a.problems.find(a.view, a.Client) {
+		a.Log.Warn("problem", "what", p.String())
+		e := kube.Event{Object: kube.ServiceReference(p.Service), Warning: true, Reason: ServiceProblem, Message: p.Text}
+		if s := a.view.Service(p.Service); s != nil {
+			e.Object.UID = s.UID // by which `kubectl describe` finds it
+		}
+		a.events.Record(e)
+	}
+}

@@ -1,0 +1,254 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+)
+
+// ExternalIPs decides which addresses of spec.externalIPs are served. Whoever may write a Service chooses these
+// addresses, and every node then sends what is for them to the Service's endpoints: CVE-2020-8554. The zero value serves
+// none.
+type ExternalIPs struct {
+	Mode netconf.ExternalIPs
+	// PodsOnly leaves the external IPs that are served to pods and to other machines: processes in the node's own network
+	// namespace, which host-network pods are too, reach whoever has the address outside of the cluster.
+	PodsOnly bool
+	// Reserved are never served, whatever the mode. Among them is nothing that follows from Services: Model knows their
+	// addresses, and the API server's as EndpointSlices have them.
+	Reserved []Reserved
+	// Pools are what netconf.ExternalIPsPools allows, and what is announced to the network whatever the mode.
+	Pools []ExternalIPPool
+}
+
+// Reserved is a range of addresses that no Service may take as an external IP.
+type Reserved struct {
+	netip.Prefix
+	Owner ReservedOwner
+	Name  string // of the owner, where it has one: a node, an IPPool, a ServiceCIDR
+}
+
+// ReservedOwner says whose a reserved range is.
+type ReservedOwner string
+
+// The owners.
+const (
+	ReservedNode        ReservedOwner = "the own address of node"
+	ReservedPodCIDR     ReservedOwner = "an address of the pods of node"
+	ReservedIPPool      ReservedOwner = "an address of pods, of IPPool"
+	ReservedServiceCIDR ReservedOwner = "an address of ServiceCIDR"
+	ReservedAPIServer   ReservedOwner = "the API server's address"
+	ReservedNodeCache   ReservedOwner = "the address of the DNS cache on nodes"
+)
+
+func (r Reserved) String() string {
+	if r.Name == "" {
+		return string(r.Owner)
+	}
+	return string(r.Owner) + " " + r.Name
+}
+
+// ExternalIPPool is an AddressPool, as far as it allows external IPs.
+type ExternalIPPool struct {
+	Name       string
+	Contains   func(netip.Addr) bool
+	Ranges     string          // what Contains follows from, for comparison
+	Namespaces map[string]bool // those whose Services may have its addresses; nil is all
+	Services   labels.Selector // the Services that may
+}
+
+// Equal reports whether two policies decide alike.
+func (x ExternalIPs) Equal(o ExternalIPs) bool {
+	return x.Mode == o.Mode && x.PodsOnly == o.PodsOnly && slices.Equal(x.Reserved, o.Reserved) &&
+		slices.EqualFunc(x.Pools, o.Pools, func(a, b ExternalIPPool) bool {
+			return a.Name == b.Name && a.Ranges == b.Ranges && (a.Namespaces == nil) == (b.Namespaces == nil) &&
+				maps.Equal(a.Namespaces, b.Namespaces) && a.Services.String() == b.Services.String()
+		})
+}
+
+// reservations finds the reserved range that an address is in.
+type reservations struct {
+	byPrefix map[netip.Prefix]Reserved
+	bits     map[int]bool // the lengths that there are: few, where nodes are many
+}
+
+func newReservations(list []Reserved) reservations {
+	r := reservations{byPrefix: make(map[netip.Prefix]Reserved, len(list)), bits: map[int]bool{}}
+	for _, x := range list {
+		p := x.Masked()
+		if _, found := r.byPrefix[p]; !found {
+			r.byPrefix[p] = x
+		}
+		r.bits[p.Bits()] = true
+	}
+	return r
+}
+
+func (r reservations) find(a netip.Addr) (found Reserved, ok bool) {
+	for bits := range r.bits {
+		p, err := a.Prefix(bits)
+		if err != nil {
+			continue // of the other family
+		}
+		// A node's own address says more than the range around it.
+		if x, there := r.byPrefix[p]; there && (!ok || x.Bits() > found.Bits()) {
+			found, ok = x, true
+		}
+	}
+	return found, ok
+}
+
+// external says of each external IP of a Service that is not served why.
+func (m *Model) external(e *entry) map[netip.Addr]error {
+	var refused map[netip.Addr]error
+	for _, a := range e.service.addrs {
+		if a.kind != ExternalIP {
+			continue
+		}
+		if err := m.refuse(e, a.addr); err != nil {
+			if refused == nil {
+				refused = map[netip.Addr]error{}
+			}
+			refused[a.addr] = err
+		}
+	}
+	return refused
+}
+
+// refuse says why an address is not served as an external IP of a Service.
+func (m *Model) refuse(e *entry, a netip.Addr) error {
+	switch m.externalIPs.Mode {
+	case netconf.ExternalIPsAny, netconf.ExternalIPsPools:
+	case netconf.ExternalIPsOff:
+		return errors.New("the setting externalIPs is off")
+	default:
+		return errors.New("the cluster's configuration is not known yet")
+	}
+	if r, found := m.reserved.find(a); found {
+		return fmt.Errorf("it is %s", r)
+	}
+	others := slices.DeleteFunc(slices.Clone(m.holders[a]), func(o *entry) bool { return o == e })
+	if len(others) > 0 {
+		o := slices.MinFunc(others, func(x, y *entry) int { return compareNames(x.name, y.name) })
+		what := "load-balancer address"
+		if slices.Contains(o.service.clusterIPs, a) {
+			what = "ClusterIP"
+		}
+		return fmt.Errorf("it is the %s of Service %s", what, o.name)
+	}
+	if api := m.services[apiServer]; api != nil && api.has(a) {
+		return fmt.Errorf("it is %s", ReservedAPIServer)
+	}
+	if m.externalIPs.Mode == netconf.ExternalIPsAny {
+		return nil
+	}
+	return m.unpooled(e, a)
+}
+
+// unpooled says why no AddressPool has an address for a Service, or nothing if one has.
+func (m *Model) unpooled(e *entry, a netip.Addr) error {
+	why := errors.New("no AddressPool has it, and the setting externalIPs is pools")
+	for _, p := range m.externalIPs.Pools {
+		switch {
+		case !p.Contains(a):
+		case p.Namespaces != nil && !p.Namespaces[e.name.Namespace]:
+			why = fmt.Errorf("AddressPool %s, which has it, is not for namespace %s (spec.namespaceSelector)", p.Name, e.name.Namespace)
+		case !p.Services.Matches(e.service.labels):
+			why = fmt.Errorf("AddressPool %s, which has it, is not for Services with these labels (spec.serviceSelector)", p.Name)
+		default:
+			return nil
+		}
+	}
+	return why
+}
+
+// apiServer is the Service whose endpoints are the API servers themselves.
+var apiServer = types.NamespacedName{Namespace: corev1.NamespaceDefault, Name: "kubernetes"}
+
+// has says whether an address is an endpoint's.
+func (e *entry) has(a netip.Addr) bool {
+	return slices.ContainsFunc(e.slices, func(s *slice) bool {
+		return slices.ContainsFunc(s.endpoints, func(x endpoint) bool { return x.addr == a })
+	})
+}
+
+// SetExternalIPs says which external IPs are served. A Model that was not told serves none.
+func (m *Model) SetExternalIPs(x ExternalIPs) {
+	if m.externalIPs.Equal(x) {
+		return
+	}
+	m.externalIPs, m.reserved = x, newReservations(x.Reserved)
+	m.touchAskers()
+}
+
+// touchAskers has all external IPs judged again.
+func (m *Model) touchAskers() {
+	for _, list := range m.askers {
+		for _, e := range list {
+			m.touch(e)
+		}
+	}
+}
+
+// index notes which addresses a Service has and asks for now, in the place of what it had before, and has those judged
+// again whose external IPs another Service gained or lost.
+func (m *Model) index(e *entry, before, now *service) {
+	change := func(in map[netip.Addr][]*entry, was, is []netip.Addr, each func(netip.Addr)) {
+		for _, a := range was {
+			if !slices.Contains(is, a) {
+				if in[a] = slices.DeleteFunc(in[a], func(o *entry) bool { return o == e }); len(in[a]) == 0 {
+					delete(in, a)
+				}
+				each(a)
+			}
+		}
+		for _, a := range is {
+			if !slices.Contains(was, a) {
+				in[a] = append(in[a], e)
+				each(a)
+			}
+		}
+	}
+	change(m.askers, before.asked(), now.asked(), func(netip.Addr) {})
+	change(m.holders, before.held(), now.held(), func(a netip.Addr) {
+		for _, o := range m.askers[a] {
+			m.touch(o)
+		}
+	})
+}
+
+// asked are the external IPs that a Service asks for, each once.
+func (s *service) asked() []netip.Addr {
+	if s == nil {
+		return nil
+	}
+	var all []netip.Addr
+	for _, a := range s.addrs {
+		if a.kind == ExternalIP {
+			all = append(all, a.addr)
+		}
+	}
+	return all
+}
+
+// held are the addresses that the API server or a load balancer's controller gave to a Service, each once.
+func (s *service) held() []netip.Addr {
+	if s == nil {
+		return nil
+	}
+	all := slices.Clone(s.clusterIPs)
+	for _, a := range s.balancerIPs {
+		if !slices.Contains(all, a) {
+			all = append(all, a)
+		}
+	}
+	return all
+}

@@ -1,0 +1,241 @@
+package svcbench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/kernel/cgroup"
+	"github.com/fathom-network/fathom/internal/kit"
+	"github.com/fathom-network/fathom/internal/watch/kube"
+)
+
+// fathomProxy is what a process that is Fathom's proxy is told.
+type fathomProxy struct {
+	Kubeconfig string
+	Mode       netconf.ServiceProxy
+	Paths      proxy.Paths
+	Addr       netip.Addr
+}
+
+// runProxy is Fathom's proxy by itself. It says how many seconds the kernel took for all Services once it has them.
+func runProxy(ctx context.Context, argument string) error {
+	var o fathomProxy
+	if err := json.Unmarshal([]byte(argument), &o); err != nil {
+		return err
+	}
+	client, err := kube.Connect(o.Kubeconfig)
+	if err != nil {
+		return err
+	}
+	var p *proxy.Proxy
+	changed := make(chan struct{}, 1)
+	p = proxy.New(proxy.Options{Client: client, Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})), Paths: o.Paths,
+		Resync: 30 * time.Second, Changed: func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		}})
+	p.Set(proxy.Config{Mode: o.Mode, Node: service.Node{Name: "node"}, NodePortAddrs: []netip.Addr{o.Addr},
+		OwnPods: []netip.Prefix{netip.MustParsePrefix(podRange)}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix(serviceRange)}})
+	go func() {
+		for range changed {
+			if !p.Status().Ready {
+				continue
+			}
+			state := ""
+			if o.Mode == netconf.ProxyAuto {
+				if dir := o.Paths.BPF; !exists(dir) {
+					state = " without connect()"
+				}
+			}
+			fmt.Printf("%f%s\n", applied(p), state)
+			return
+		}
+	}()
+	p.Run(ctx)
+	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// applied is how long the kernel took for everything, by the proxy's own metric.
+func applied(p *proxy.Proxy) float64 {
+	r := prometheus.NewRegistry()
+	r.MustRegister(p)
+	families, err := r.Gather()
+	if err != nil {
+		return 0
+	}
+	for _, f := range families {
+		for _, m := range f.Metric {
+			if f.GetName() == "fathom_service_apply_seconds" && m.Label[0].GetValue() == "whole" {
+				return m.GetHistogram().GetSampleSum()
+			}
+		}
+	}
+	return 0
+}
+
+// program is a proxy that runs.
+type program struct {
+	cmd *exec.Cmd
+	// spent returns the seconds that it says it took to put everything into the kernel.
+	spent func(ctx context.Context) (float64, error)
+	log   *tail
+}
+
+// startProxy starts the node's proxy.
+func (n *node) startProxy(ctx context.Context, c *cluster) (*program, error) {
+	switch n.proxy {
+	case Connect, NFTables:
+		mode := netconf.ProxyNFTables
+		paths := proxy.Paths{BPF: filepath.Join(n.Dir, "bpf", n.name), NetNS: filepath.Join(n.Dir, "none")}
+		if n.proxy == Connect {
+			mode = netconf.ProxyAuto
+			dir, err := cgroup.Open(filepath.Join(n.Group, n.proxy))
+			if err != nil {
+				return nil, err
+			}
+			if dir != nil { // else it says that there is none
+				paths.Cgroup = dir.Name()
+				dir.Close()
+			}
+		}
+		p, err := n.start(ctx, n.space, programGroup(n.proxy), partProxy, encode(fathomProxy{Kubeconfig: c.kubeconfig(), Mode: mode, Paths: paths, Addr: n.addr}))
+		if err != nil {
+			return nil, err
+		}
+		return &program{cmd: p.cmd, log: &tail{}, spent: func(context.Context) (float64, error) {
+			if !p.out.Scan() {
+				return 0, fmt.Errorf("fathom's proxy has ended")
+			}
+			number, problem, _ := strings.Cut(p.out.Text(), " ")
+			if problem != "" {
+				return 0, fmt.Errorf("%s", problem)
+			}
+			return strconv.ParseFloat(number, 64)
+		}}, nil
+	}
+	if err := c.addNode(ctx, n.name, n.addr.String()); err != nil {
+		return nil, err
+	}
+	k, err := kit.Open(n.KitDir)
+	if err != nil {
+		return nil, err
+	}
+	// What is not said is kube-proxy's own default, and kubeadm's; connection tracking is not what is measured.
+	cmd := exec.CommandContext(ctx, k.Bin("kube-proxy"), "--kubeconfig="+c.kubeconfig(), "--hostname-override="+n.name,
+		"--proxy-mode="+strings.TrimPrefix(n.proxy, "kube-proxy-"), "--cluster-cidr="+clusterRange, "--conntrack-max-per-core=0",
+		"--conntrack-tcp-timeout-established=0s", "--conntrack-tcp-timeout-close-wait=0s", "--metrics-bind-address=0.0.0.0:10249")
+	log := &tail{}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := n.startIn(n.space, programGroup(n.proxy), cmd); err != nil {
+		return nil, err
+	}
+	return &program{cmd: cmd, log: log, spent: func(ctx context.Context) (float64, error) {
+		return kubeProxySpent(ctx, "http://"+netip.AddrPortFrom(n.addr, 10249).String()+"/metrics")
+	}}, nil
+}
+
+var syncSum = regexp.MustCompile(`(?m)^kubeproxy_sync_proxy_rules_duration_seconds_sum(?:\{[^}]*\})? (\S+)$`)
+
+func kubeProxySpent(ctx context.Context, url string) (float64, error) {
+	for ; ; time.Sleep(50 * time.Millisecond) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return 0, err
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return 0, err
+		}
+		text, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			return 0, err
+		}
+		sum := 0.0
+		for _, m := range syncSum.FindAllSubmatch(text, -1) {
+			seconds, _ := strconv.ParseFloat(string(m[1]), 64)
+			sum += seconds
+		}
+		if sum > 0 { // it counts a round when it is over, and Services answer before
+			return sum, nil
+		}
+	}
+}
+
+// cpu returns how long the process, and what it started and waited for, have run.
+func (p *program) cpu() (time.Duration, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	ticks := 0
+	for _, f := range fields[11:15] { // utime, stime, cutime, cstime: proc_pid_stat(5)
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			return 0, err
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * (time.Second / 100), nil // USER_HZ
+}
+
+// memory returns the anonymous memory of the process in bytes.
+func (p *program) memory() (float64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(data), "RssAnon:")
+	number, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
+	kilobytes, err := strconv.Atoi(number)
+	return float64(kilobytes) * 1024, err
+}
+
+// tail keeps the end of what a program says.
+type tail struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+// Write implements io.Writer.
+func (t *tail) Write(b []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.text = append(t.text, b...)
+	t.text = t.text[max(0, len(t.text)-500):]
+	return len(b), nil
+}
+
+// String returns it in one line.
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.Join(strings.Split(strings.TrimSpace(string(t.text)), "\n"), "; ")
+}

@@ -1,0 +1,271 @@
+package verify
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/vip"
+	"github.com/fathom-network/fathom/internal/watch/kube"
+)
+
+// Announced is how packets for a Service's address come to nodes, as the nodes' agents say.
+type Announced struct {
+	Address string `json:"address,omitempty"` // empty if the Service waits for one of a load balancer
+	Pool    string `json:"pool,omitempty"`
+	// Answered are the nodes that answer ARP or Neighbour Discovery for it. It should be one.
+	Answered []string     `json:"answered,omitempty"`
+	Routers  []ToldRouter `json:"routers,omitempty"`
+	// Why tells what is in the way of it.
+	Why []string `json:"why,omitempty"`
+}
+
+// ToldRouter is a BGPPeer and the nodes that tell it of an address.
+type ToldRouter struct {
+	Peer  string   `json:"peer"`
+	Nodes []string `json:"nodes,omitempty"`
+	// Silent are nodes that would tell it, and why they do not.
+	Silent map[string]string `json:"silent,omitempty"`
+}
+
+func (r ToldRouter) String() string {
+	text := r.Peer + " by "
+	if len(r.Nodes) == 0 {
+		text += "none"
+	}
+	text += strings.Join(r.Nodes, ",")
+	for _, n := range slices.Sorted(maps.Keys(r.Silent)) {
+		text += fmt.Sprintf(", not %s: %s", n, r.Silent[n])
+	}
+	return text
+}
+
+// balancersVerb has an agent tell what it does about load balancers' addresses.
+const balancersVerb = "balancers"
+
+// announcements asks the agents who announces the addresses of a Service.
+func announcements(ctx context.Context, client *kube.Client, svc *corev1.Service, c Cluster, agents map[string]*corev1.Pod) ([]Announced, error) {
+	o, err := client.BalancerObjects(ctx)
+	if err != nil {
+		return nil, err
+	}
+	pools := vip.Read(vip.Objects{Pools: o.AddressPools, Nodes: c.Nodes, Services: o.ServiceCIDRs, PodPools: o.PodPools})
+	namespaces := map[string]labels.Set{}
+	for _, n := range o.Namespaces {
+		namespaces[n.Name] = n.Labels
+	}
+	var assigned vip.Assignment
+	for _, a := range pools.Assign(c.Services, namespaces) {
+		if a.Service == (types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name}) {
+			assigned = a
+		}
+	}
+	accounts, failed := ask[vip.Account](ctx, client, agents, balancersVerb)
+	return announced(svc, assigned, pools, accounts, failed), nil
+}
+
+// announced puts together what the agents say of a Service's addresses. assigned is what the controller should make of
+// the Service, accounts what each node's agent says, and failed why one says nothing.
+func announced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, accounts map[string]vip.Account, failed map[string]error) []Announced {
+	all := balanced(svc, assigned, pools, accounts, failed)
+	for _, ip := range svc.Spec.ExternalIPs {
+		addr, err := service.ParseAddr(ip)
+		if err != nil || slices.ContainsFunc(all, func(x Announced) bool { return x.Address == addr.String() }) {
+			continue
+		}
+		if pool := pools.Of(addr); pool != nil { // another is not the cluster's to announce
+			x := announcedBy(addr, svc, accounts, failed)
+			if x.Pool = pool.Name; !decided(addr, accounts) && len(accounts) > 0 {
+				x.Why = []string{fmt.Sprintf("no agent announces it: it is not served, or AddressPool %s is not for this Service", pool.Name)}
+			}
+			all = append(all, x)
+		}
+	}
+	for _, ip := range svc.Spec.ClusterIPs {
+		addr, err := service.ParseAddr(ip)
+		if err != nil {
+			continue
+		}
+		if x := announcedBy(addr, svc, accounts, failed); len(x.Routers) > 0 { // to most clusters ClusterIPs are their own
+			x.Why = nil
+			all = append(all, x)
+		}
+	}
+	return all
+}
+
+// decided says whether an agent has something to say of an address.
+func decided(addr netip.Addr, accounts map[string]vip.Account) bool {
+	for _, a := range accounts {
+		if slices.ContainsFunc(a.Addresses, func(v vip.Verdict) bool { return v.Address == addr }) {
+			return true
+		}
+	}
+	return false
+}
+
+// balanced is announced of the addresses of a load balancer.
+func balanced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, accounts map[string]vip.Account, failed map[string]error) []Announced {
+	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		return nil
+	}
+	var all []Announced
+	var have []netip.Addr
+	for _, in := range svc.Status.LoadBalancer.Ingress {
+		addr, err := netip.ParseAddr(in.IP)
+		if err != nil {
+			all = append(all, Announced{Address: in.Hostname, Why: []string{"it is another controller's"}})
+			continue
+		}
+		have = append(have, addr)
+		if pool := pools.Of(addr); pool == nil {
+			all = append(all, Announced{Address: in.IP, Why: []string{"it is of no AddressPool, so that no agent announces it: it is another controller's, or the pool is gone"}})
+		} else {
+			x := announcedBy(addr, svc, accounts, failed)
+			x.Pool = pool.Name
+			all = append(all, x)
+		}
+	}
+	waits := Announced{}
+	switch {
+	case !vip.Ours(svc) && svc.DeletionTimestamp != nil:
+		waits.Why = []string{"the Service is being deleted"}
+	case !vip.Ours(svc):
+		waits.Why = []string{fmt.Sprintf("its loadBalancerClass %s is another controller's", *svc.Spec.LoadBalancerClass)}
+	case assigned.Text != "":
+		waits.Why = []string{assigned.Reason + ": " + assigned.Text}
+	default:
+		for _, addr := range assigned.Addresses {
+			if !slices.Contains(have, addr) {
+				waits.Why = append(waits.Why, fmt.Sprintf("it is to have %s, and the controller has not written that: kubectl -n fathom-system logs deploy/fathom-controller", addr))
+			}
+		}
+	}
+	if len(all) == 0 || vip.Ours(svc) && len(waits.Why) > 0 {
+		all = append(all, waits)
+	}
+	return all
+}
+
+// announcedBy puts together what agents say of one address.
+func announcedBy(addr netip.Addr, svc *corev1.Service, accounts map[string]vip.Account, failed map[string]error) Announced {
+	x := Announced{Address: addr.String()}
+	v := views{routers: map[string]*ToldRouter{}, announcers: map[string]bool{}, eligible: map[string]bool{}}
+	for _, node := range slices.Sorted(maps.Keys(accounts)) {
+		v.hear(addr, node, accounts[node], &x)
+	}
+	for _, peer := range slices.Sorted(maps.Keys(v.routers)) {
+		x.Routers = append(x.Routers, *v.routers[peer])
+	}
+	if len(x.Answered) > 1 {
+		x.Why = append(x.Why, "several nodes answer: their agents do not hear each other (port 10472, TCP and UDP), or are about to")
+	}
+	told := slices.ContainsFunc(x.Routers, func(r ToldRouter) bool { return len(r.Nodes) > 0 })
+	if len(x.Answered) == 0 && !told {
+		x.Why = append(x.Why, v.why(svc, accounts, failed)...)
+	}
+	return x
+}
+
+// views are what agents take to be so of an address.
+type views struct {
+	decided    bool // by any
+	near       []string
+	announcers map[string]bool
+	eligible   map[string]bool
+	routers    map[string]*ToldRouter
+}
+
+// hear takes in what one node says.
+func (v *views) hear(addr netip.Addr, node string, a vip.Account, x *Announced) {
+	for _, r := range a.Routers {
+		if !slices.Contains(r.Selected, addr) {
+			continue
+		}
+		told := v.routers[r.Peer]
+		if told == nil {
+			told = &ToldRouter{Peer: r.Peer, Silent: map[string]string{}}
+			v.routers[r.Peer] = told
+		}
+		if slices.Contains(r.Told, addr) {
+			told.Nodes = append(told.Nodes, node)
+		} else {
+			told.Silent[node] = strings.TrimSpace(r.State + " " + r.Message)
+		}
+	}
+	i := slices.IndexFunc(a.Addresses, func(v vip.Verdict) bool { return v.Address == addr })
+	if i < 0 { // a ClusterIP, which routers alone are told of
+		return
+	}
+	verdict := a.Addresses[i]
+	v.decided = true
+	for _, n := range verdict.Eligible {
+		v.eligible[n] = true
+	}
+	if len(verdict.Devices) > 0 {
+		v.near = append(v.near, node)
+	}
+	if verdict.Announcer != "" {
+		v.announcers[verdict.Announcer] = true
+	}
+	if verdict.Answers && a.Problem == "" {
+		x.Answered = append(x.Answered, node)
+	}
+	if verdict.StandIn == node {
+		x.Why = append(x.Why, fmt.Sprintf("the agent of %s is away: %s says in its place that packets are to go to it", verdict.Announcer, node))
+	}
+}
+
+// why says why nobody announces an address.
+func (v *views) why(svc *corev1.Service, accounts map[string]vip.Account, failed map[string]error) []string {
+	local := svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+	switch {
+	case len(accounts)+len(failed) == 0:
+		return []string{"no agent of Fathom's network runs in the cluster"}
+	case !v.decided:
+		why := []string{"no agent that answers has decided on it"}
+		for _, n := range slices.Sorted(maps.Keys(accounts)) {
+			if w := accounts[n].Waiting; w != "" {
+				why = append(why, n+" waits: "+w)
+			}
+		}
+		return why
+	case len(v.eligible) == 0 && local:
+		return []string{"externalTrafficPolicy is Local, and no node that lives has a ready endpoint"}
+	case len(v.eligible) == 0:
+		return []string{"the agents take no node to live"}
+	}
+	var why []string
+	switch {
+	case len(v.near) == 0:
+		why = append(why, "nobody answers for it: no node is on a network that it is of")
+	case len(v.announcers) == 0:
+		why = append(why, fmt.Sprintf("nobody answers for it: of the nodes on its network (%s) none may take its packets, but only %s",
+			strings.Join(v.near, ", "), strings.Join(slices.Sorted(maps.Keys(v.eligible)), ", ")))
+	}
+	for _, n := range slices.Sorted(maps.Keys(v.announcers)) {
+		account, heard := accounts[n]
+		text := "has not begun to"
+		switch {
+		case failed[n] != nil:
+			text = "cannot be asked: " + oneLine(failed[n])
+		case !heard:
+			text = "has no agent that runs"
+		case account.Problem != "":
+			text = "cannot: " + account.Problem
+		}
+		why = append(why, fmt.Sprintf("%s is to answer for it, and %s", n, text))
+	}
+	if len(v.routers) == 0 {
+		why = append(why, "no router is told of it: no BGPPeer that advertises it is for a node that may take its packets")
+	}
+	return why
+}

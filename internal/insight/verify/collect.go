@@ -1,0 +1,274 @@
+package verify
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/nodestate"
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/watch/kube"
+)
+
+// Report is what a verification of the pod network found.
+type Report struct {
+	Nodes []NodeReport `json:"nodes"`
+}
+
+// NodeReport is what was found on one node.
+type NodeReport struct {
+	Node        string   `json:"node"`
+	Mode        string   `json:"mode,omitempty"`
+	Pods        int      `json:"pods"`
+	Routes      int      `json:"routes"`
+	Frontends   int      `json:"frontends,omitempty"` // of Services, in nftables
+	Connect     int      `json:"connect,omitempty"`   // of Services, balanced when something connects
+	Differences []string `json:"differences"`
+}
+
+// OK says that there is no difference anywhere.
+func (r Report) OK() bool {
+	return !slices.ContainsFunc(r.Nodes, func(n NodeReport) bool { return len(n.Differences) > 0 })
+}
+
+// agentsAtOnce bounds how many nodes are read at the same time.
+const agentsAtOnce = 16
+
+// Run reads every node's kernel by its agent and compares it with the API. A cluster changes while it is read: a
+// difference counts if a second reading finds it too.
+func Run(ctx context.Context, client *kube.Client) (Report, error) {
+	r, err := readTwice(ctx, client, podsQuestion(Pods))
+	if err != nil {
+		return Report{}, err
+	}
+	return r.report(func(n *NodeReport, s nodestate.State) {
+		n.Mode, n.Pods, n.Routes = string(s.Plan.Mode), len(s.Leases), len(s.Kernel.Routes)
+	}), nil
+}
+
+// question is what an agent is asked for, and how it is compared with what the cluster's objects imply.
+type question[S any] struct {
+	verb    string // of fathom-agent, which answers with an S
+	objects func(ctx context.Context, client *kube.Client) (Cluster, error)
+	compare func(c Cluster, node string, s S) []podnet.Difference
+	// whole, if set, tells what the objects alone show to be wrong.
+	whole func(c Cluster) []podnet.Difference
+}
+
+func podsQuestion(compare func(c Cluster, node string, s nodestate.State) []podnet.Difference) question[nodestate.State] {
+	return question[nodestate.State]{
+		verb: stateVerb, objects: readCluster, compare: compare,
+		whole: func(c Cluster) []podnet.Difference { return append(Doubles(c.Pods), Blocks(c)...) },
+	}
+}
+
+// readTwice reads, and if there is anything to tell once more: what was only on its way is not there again.
+func readTwice[S any](ctx context.Context, client *kube.Client, q question[S]) (reading[S], error) {
+	first, err := read(ctx, client, q)
+	if err != nil || len(first.differences)+len(first.unread) == 0 {
+		return first, err
+	}
+	second, err := read(ctx, client, q)
+	return second.confirming(first), err
+}
+
+// reading is what was found at one time.
+type reading[S any] struct {
+	nodes       []string
+	states      map[string]S
+	differences map[string][]string
+	// unread says of nodes whose kernels are not known why. In which words may change from reading to reading.
+	unread map[string]string
+}
+
+// confirming leaves of the reading what another one has found as well, and what could not be read.
+func (r reading[S]) confirming(other reading[S]) reading[S] {
+	confirmed := map[string][]string{}
+	for node, differences := range r.differences {
+		for _, d := range differences {
+			if slices.Contains(other.differences[node], d) {
+				confirmed[node] = append(confirmed[node], d)
+			}
+		}
+	}
+	r.differences = confirmed
+	return r
+}
+
+// report tells of each node what was found, or why nothing is known of it; tell adds what else there is to say. There
+// may be something of nodes that are gone, such as their blocks.
+func (r reading[S]) report(tell func(*NodeReport, S)) Report {
+	report := Report{Nodes: []NodeReport{}}
+	names := slices.AppendSeq(slices.Clone(r.nodes), maps.Keys(r.differences))
+	slices.Sort(names)
+	for _, n := range slices.Compact(names) {
+		differences := append([]string{}, r.differences[n]...)
+		if why, unread := r.unread[n]; unread {
+			differences = append(differences, why)
+		}
+		node := NodeReport{Node: n, Differences: differences}
+		tell(&node, r.states[n])
+		report.Nodes = append(report.Nodes, node)
+	}
+	return report
+}
+
+func read[S any](ctx context.Context, client *kube.Client, q question[S]) (reading[S], error) {
+	r := reading[S]{differences: map[string][]string{}, unread: map[string]string{}}
+	agents, err := findAgents(ctx, client)
+	if err != nil {
+		return r, err
+	}
+	// Kernels before the API: what a pod that comes meanwhile brings is then seen in the second reading only.
+	states, failed := ask[S](ctx, client, agents, q.verb)
+	r.states = states
+	var c Cluster
+	if c, err = q.objects(ctx, client); err != nil {
+		return r, err
+	}
+	for _, n := range c.Nodes {
+		r.nodes = append(r.nodes, n.Name)
+		s, found := states[n.Name]
+		switch {
+		case failed[n.Name] != nil:
+			r.unread[n.Name] = "its agent does not answer: " + oneLine(failed[n.Name])
+		case !found:
+			r.unread[n.Name] = "no agent runs on it"
+		default:
+			for _, d := range q.compare(c, n.Name, s) {
+				r.differences[n.Name] = append(r.differences[n.Name], d.Text)
+			}
+		}
+	}
+	if q.whole != nil {
+		for _, d := range q.whole(c) {
+			r.differences[d.Node] = append(r.differences[d.Node], d.Text)
+		}
+	}
+	slices.Sort(r.nodes)
+	return r, nil
+}
+
+var errNoAgents = errors.New("no agent of Fathom's network runs in namespace " + netconf.Namespace + " of this cluster: install it with `fathom install`")
+
+// findAgents returns the agents' pods by their nodes; that there are none is an error.
+func findAgents(ctx context.Context, client *kube.Client) (map[string]*corev1.Pod, error) {
+	agents, err := client.PodsOf(ctx, netconf.Namespace, kube.AgentSelector)
+	if err == nil && len(agents) == 0 {
+		err = errNoAgents
+	}
+	return agents, err
+}
+
+// agentPatience is how long an agent may take to answer, be it that it or its kubelet hangs.
+const agentPatience = 15 * time.Second
+
+// Bounds on what is kept of an agent's answer: a node may be somebody else's by now. The largest that is meant has all Services
+// of a cluster: 20 MB for ten thousand with ten endpoints each.
+const (
+	maxAnswer = 64 << 20
+	maxWords  = 4 << 10
+)
+
+// bounded is a buffer that takes no more than so many bytes. It takes the rest for written: an error would not end the
+// stream, whose other end goes on, but only be logged.
+type bounded struct {
+	bytes.Buffer
+	most int
+	over bool
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	room := b.most - b.Len()
+	b.over = b.over || len(p) > room
+	b.Buffer.Write(p[:min(len(p), room)])
+	return len(p), nil
+}
+
+// stateVerb has an agent tell all of its node but Services.
+const stateVerb = "state"
+
+// ask asks the agents of all nodes. What one of them cannot answer is in failed.
+func ask[S any](ctx context.Context, client *kube.Client, agents map[string]*corev1.Pod, verb string) (states map[string]S, failed map[string]error) {
+	states, failed = map[string]S{}, map[string]error{}
+	type answer struct {
+		node  string
+		state S
+		err   error
+	}
+	answers := make(chan answer, len(agents))
+	g := errgroup.Group{}
+	g.SetLimit(agentsAtOnce)
+	for node, pod := range agents {
+		g.Go(func() error {
+			a := answer{node: node}
+			out, stderr := bounded{most: maxAnswer}, bounded{most: maxWords}
+			ctx, cancel := context.WithTimeoutCause(ctx, agentPatience, fmt.Errorf("no answer within %v", agentPatience))
+			defer cancel()
+			if a.err = client.Exec(ctx, pod, kube.AgentContainer, nil, &out, &stderr, kube.AgentProgram, verb); a.err != nil {
+				a.err = fmt.Errorf("%w: %s", a.err, strings.TrimSpace(stderr.String()))
+			} else if out.over {
+				a.err = fmt.Errorf("read the answer of the agent on node %s: it has more than %d bytes", node, out.most)
+			} else if err := json.Unmarshal(out.Bytes(), &a.state); err != nil {
+				a.err = fmt.Errorf("read the answer of the agent on node %s: %w", node, err)
+			}
+			answers <- a
+			return nil
+		})
+	}
+	_ = g.Wait()
+	close(answers)
+	for a := range answers {
+		if a.err != nil {
+			failed[a.node] = a.err
+			continue
+		}
+		states[a.node] = a.state
+	}
+	return states, failed
+}
+
+func readNodes(ctx context.Context, client *kube.Client) ([]*corev1.Node, error) {
+	list, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("list nodes: %w", err)
+	}
+	return kube.Pointers(list.Items), nil
+}
+
+func readCluster(ctx context.Context, client *kube.Client) (Cluster, error) {
+	var c Cluster
+	var err error
+	if c.Nodes, err = readNodes(ctx, client); err != nil {
+		return c, err
+	}
+	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return c, fmt.Errorf("list pods: %w", err)
+	}
+	c.Pods = kube.Pointers(pods.Items)
+	config, err := client.CoreV1().ConfigMaps(netconf.Namespace).Get(ctx, netconf.ConfigMap, metav1.GetOptions{})
+	if err != nil {
+		return c, fmt.Errorf("read the network's configuration: %w", err)
+	}
+	c.Config = config.Data
+	if c.BalancerObjects, err = client.BalancerObjects(ctx); err != nil {
+		return c, err
+	}
+	c.Pools = c.PodPools
+	c.Blocks, err = client.Blocks(ctx)
+	return c, err
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

@@ -1,0 +1,269 @@
+package verify
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/fathom-network/fathom/internal/facts/nodestate"
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/kernel/echo"
+	"github.com/fathom-network/fathom/internal/watch/kube"
+)
+
+// Place is where test packets start and end: a pod, or a node.
+type Place struct {
+	echo.Place
+	Node string `json:"node"`
+}
+
+func (p Place) isNode() bool { return strings.HasPrefix(p.Name, "node/") }
+
+// Way is what went from one place to another and back.
+type Way struct {
+	From   string        `json:"from"`
+	To     string        `json:"to"`
+	Probes []echo.Result `json:"probes"`
+	// Problems say what is not as the network model demands.
+	Problems []string `json:"problems,omitempty"`
+}
+
+// Matrix is the ways between all places, ordered by From and To.
+type Matrix struct {
+	Places []Place `json:"places"`
+	Ways   []Way   `json:"ways"`
+	// Problems are those of places and of nodes that could not be asked.
+	Problems []string `json:"problems,omitempty"`
+}
+
+// OK says that the network is as Kubernetes demands.
+func (m Matrix) OK() bool {
+	return len(m.Problems) == 0 && !slices.ContainsFunc(m.Ways, func(w Way) bool { return len(w.Problems) > 0 })
+}
+
+// small is the size of the first packet of a way: any link carries it.
+const small = 128
+
+// Ping sends test packets between places, in namespaces that the agents enter: nothing has to be in the pods. from
+// and to choose the places by their names. https://kubernetes.io/docs/concepts/services-networking/#the-kubernetes-network-model
+func Ping(ctx context.Context, client *kube.Client, from, to func(name string) bool) (Matrix, error) {
+	agents, err := findAgents(ctx, client)
+	if err != nil {
+		return Matrix{}, err
+	}
+	var m Matrix
+	states, failed := ask[nodestate.State](ctx, client, agents, stateVerb)
+	for node, err := range failed {
+		m.Problems = append(m.Problems, fmt.Sprintf("node %s: its agent does not answer: %s", node, oneLine(err)))
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	sessions := map[string]*session{}
+	defer func() {
+		for _, s := range sessions {
+			s.close()
+		}
+	}()
+	for node, s := range states {
+		session, places, err := open(ctx, client, agents[node], s.Addresses)
+		if err != nil {
+			m.Problems = append(m.Problems, fmt.Sprintf("node %s: %s", node, oneLine(err)))
+			continue
+		}
+		sessions[node] = session
+		for _, p := range places {
+			m.Places = append(m.Places, Place{p, node})
+			if p.Problem != "" {
+				m.Problems = append(m.Problems, fmt.Sprintf("%s: %s", p.Name, p.Problem))
+			}
+		}
+	}
+	slices.SortFunc(m.Places, func(a, b Place) int { return cmp.Compare(a.Name, b.Name) })
+	probes := map[string][]echo.Probe{} // by node
+	var ways []Way
+	at := map[string][]int{} // by node: the way of each probe
+	for _, a := range m.Places {
+		for _, b := range m.Places {
+			if a.Name == b.Name || a.Problem != "" || b.Problem != "" || !from(a.Name) || !to(b.Name) {
+				continue
+			}
+			ways = append(ways, Way{From: a.Name, To: b.Name})
+			for _, p := range probesOf(a, b, states[a.Node].Plan.PodMTU) {
+				probes[a.Node] = append(probes[a.Node], p)
+				at[a.Node] = append(at[a.Node], len(ways)-1)
+			}
+		}
+	}
+	results := map[string][]echo.Result{}
+	g, gctx := errgroup.WithContext(ctx)
+	type answer struct {
+		node    string
+		results []echo.Result
+	}
+	answers := make(chan answer, len(sessions))
+	for node, s := range sessions {
+		g.Go(func() error {
+			r, err := s.send(gctx, probes[node])
+			if err != nil {
+				return fmt.Errorf("send test packets from node %s: %w", node, err)
+			}
+			answers <- answer{node, r}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return m, err
+	}
+	close(answers)
+	for a := range answers {
+		results[a.node] = a.results
+	}
+	for node, list := range results {
+		for i, r := range list {
+			w := &ways[at[node][i]]
+			w.Probes = append(w.Probes, r)
+		}
+	}
+	places := map[string]Place{}
+	for _, p := range m.Places {
+		places[p.Name] = p
+	}
+	for i := range ways {
+		judge(&ways[i], places, states)
+	}
+	m.Ways = ways
+	slices.Sort(m.Problems)
+	return m, nil
+}
+
+// probesOf are the packets from a to b: for each family a small one, one of the MTU that must not be cut up, and
+// one that must be.
+func probesOf(a, b Place, mtu int) []echo.Probe {
+	var list []echo.Probe
+	for _, to := range b.Addresses {
+		if !slices.ContainsFunc(a.Addresses, func(x netip.Addr) bool { return x.Is4() == to.Is4() }) {
+			continue
+		}
+		for _, size := range []int{small, mtu, 2*mtu + 100} {
+			list = append(list, echo.Probe{From: a.Name, To: netip.AddrPortFrom(to, b.Port), Size: size, MTU: mtu})
+		}
+	}
+	return list
+}
+
+// judge writes down what is wrong with a way.
+func judge(w *Way, places map[string]Place, states map[string]nodestate.State) {
+	a, b := places[w.From], places[w.To]
+	if len(w.Probes) == 0 {
+		w.Problems = append(w.Problems, "they have addresses of no common family")
+	}
+	for _, r := range w.Probes {
+		if r.Error != "" {
+			w.Problems = append(w.Problems, fmt.Sprintf("%d bytes to %s: %s", r.Size, r.To.Addr(), r.Error))
+			continue
+		}
+		if allowed := sources(a, b, r.To.Addr(), states); !slices.Contains(allowed, r.Source) {
+			w.Problems = append(w.Problems, fmt.Sprintf("%s saw %s, and %s is %s", r.To.Addr(), r.Source, a.Name, join(allowed)))
+		}
+	}
+	slices.Sort(w.Problems)
+	w.Problems = slices.Compact(w.Problems)
+}
+
+// sources are the addresses by which b may see a: a's own.
+func sources(a, b Place, to netip.Addr, states map[string]nodestate.State) []netip.Addr {
+	own := a.Addresses
+	s := states[a.Node]
+	if a.isNode() {
+		if t := s.Plan.Tunnel; t != nil {
+			own = append(slices.Clone(own), t.Addrs...)
+		}
+		return own
+	}
+	// A node behind a tunnel sees the node's address, as docs/design/podnet.md says: what is between them knows
+	// pods' addresses inside of the tunnel only.
+	if b.isNode() && b.Node != a.Node && wayTo(s.Plan, b.Node, to) == podnet.VXLAN {
+		return s.Addresses
+	}
+	return own
+}
+
+func wayTo(p podnet.Plan, node string, to netip.Addr) podnet.Mode {
+	for _, peer := range p.Peers {
+		if peer.Node == node {
+			if to.Is4() {
+				return peer.IPv4
+			}
+			return peer.IPv6
+		}
+	}
+	return ""
+}
+
+// session is a `fathom-agent probe` in an agent's pod.
+type session struct {
+	in   *io.PipeWriter
+	enc  *json.Encoder
+	dec  *json.Decoder
+	out  *io.LimitedReader // what dec reads, bounded for each answer
+	done chan struct{}     // closed when the command in the pod has ended
+}
+
+// open starts a session and returns the places that it listens at.
+func open(ctx context.Context, client *kube.Client, agent *corev1.Pod, addrs []netip.Addr) (*session, []echo.Place, error) {
+	inReader, inWriter := io.Pipe()
+	outReader, outWriter := io.Pipe()
+	out := &io.LimitedReader{R: outReader, N: maxAnswer}
+	s := &session{in: inWriter, enc: json.NewEncoder(inWriter), dec: json.NewDecoder(out), out: out, done: make(chan struct{})}
+	go func() {
+		var stderr strings.Builder
+		err := client.Exec(ctx, agent, kube.AgentContainer, inReader, outWriter, &stderr,
+			kube.AgentProgram, "probe", "--address", join(addrs))
+		if err != nil && stderr.Len() > 0 {
+			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
+		}
+		outWriter.CloseWithError(cmp.Or(err, io.EOF))
+		inReader.CloseWithError(io.ErrClosedPipe)
+		close(s.done)
+	}()
+	var hello echo.Response
+	if err := s.dec.Decode(&hello); err != nil {
+		s.close()
+		return nil, nil, fmt.Errorf("listen for test packets: %w", err)
+	}
+	return s, hello.Places, nil
+}
+
+// send has probes sent, and returns their results in order.
+func (s *session) send(ctx context.Context, probes []echo.Probe) ([]echo.Result, error) {
+	if len(probes) == 0 {
+		return nil, nil
+	}
+	if err := s.enc.Encode(echo.Request{Probes: probes}); err != nil {
+		return nil, err
+	}
+	s.out.N = maxAnswer
+	var r echo.Response
+	if err := s.dec.Decode(&r); err != nil {
+		return nil, errors.Join(err, ctx.Err())
+	}
+	if len(r.Results) != len(probes) {
+		return nil, fmt.Errorf("%d results of %d test packets", len(r.Results), len(probes))
+	}
+	return r.Results, nil
+}
+
+// close ends the session and waits for that.
+func (s *session) close() {
+	_ = s.in.Close()
+	<-s.done
+}

@@ -1,0 +1,130 @@
+package verify
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fathom-network/fathom/internal/facts/keyset"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/vip"
+	"github.com/fathom-network/fathom/internal/watch/kube"
+)
+
+// RotateKey has the agents know each other by another key, step by step (keyset.Rotate), and waits for all agents before each
+// step, which read the Secret every half minute. What was begun and not ended goes on when it is called again; until then the
+// agents understand both keys. progress is told of each step.
+func RotateKey(ctx context.Context, client *kube.Client, progress func(string)) error {
+	fresh := make([]byte, keyset.Size)
+	if _, err := rand.Read(fresh); err != nil {
+		return err
+	}
+	secrets := client.CoreV1().Secrets(netconf.Namespace)
+	r := rotation{
+		fresh: fresh, progress: progress, pause: time.Second,
+		get: func(ctx context.Context) (*corev1.Secret, error) {
+			s, err := secrets.Get(ctx, keyset.Secret, metav1.GetOptions{})
+			if apierrors.IsNotFound(err) {
+				return nil, fmt.Errorf("there is no Secret %s/%s: the controller makes it (kubectl -n %s get deploy fathom-controller)", netconf.Namespace, keyset.Secret, netconf.Namespace)
+			}
+			return s, err
+		},
+		put: func(ctx context.Context, s *corev1.Secret) error { // as it was read, or there is a conflict
+			_, err := secrets.Update(ctx, s, metav1.UpdateOptions{FieldManager: "fathom"})
+			return err
+		},
+		ask: func(ctx context.Context) (map[string]vip.Account, map[string]error, error) {
+			agents, err := findAgents(ctx, client)
+			if err != nil {
+				return nil, nil, err
+			}
+			accounts, failed := ask[vip.Account](ctx, client, agents, balancersVerb)
+			return accounts, failed, nil
+		},
+	}
+	return r.run(ctx)
+}
+
+type rotation struct {
+	fresh    []byte
+	progress func(string)
+	pause    time.Duration
+	get      func(context.Context) (*corev1.Secret, error)
+	put      func(context.Context, *corev1.Secret) error
+	ask      func(context.Context) (accounts map[string]vip.Account, failed map[string]error, err error)
+}
+
+func (r rotation) run(ctx context.Context) error {
+	for {
+		s, err := r.get(ctx)
+		if err != nil {
+			return err
+		}
+		step, err := keyset.Rotate(s.Data, r.fresh)
+		if err != nil {
+			return err
+		}
+		if err := r.await(ctx, step); err != nil {
+			return err
+		}
+		s = s.DeepCopy()
+		s.Data = step.Data
+		if err := r.put(ctx, s); apierrors.IsConflict(err) {
+			continue // somebody else rotates it, too
+		} else if err != nil {
+			return fmt.Errorf("change Secret %s/%s: %w", netconf.Namespace, keyset.Secret, err)
+		}
+		if step.Last {
+			r.progress("The old key is of no use any more.")
+			return nil
+		}
+	}
+}
+
+// await returns when all agents allow a step.
+func (r rotation) await(ctx context.Context, step keyset.Step) error {
+	switch {
+	case step.Accept != "":
+		r.progress("Waiting until all agents understand the new key.")
+	case step.Use != "":
+		r.progress("Waiting until all agents use the new key.")
+	default:
+		return nil
+	}
+	for {
+		accounts, failed, err := r.ask(ctx)
+		if err != nil {
+			return err
+		}
+		var late []string
+		for _, node := range slices.Sorted(maps.Keys(accounts)) {
+			if !step.Allows(accounts[node].Keys) {
+				late = append(late, node)
+			}
+		}
+		silent := slices.Sorted(maps.Keys(failed))
+		if len(late)+len(silent) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			what := "the key is not changed to the end"
+			if len(late) > 0 {
+				what += ": the agents of " + strings.Join(late, ", ") + " have not read it yet"
+			}
+			if len(silent) > 0 {
+				what += fmt.Sprintf(": the agents of %s do not answer (%s)", strings.Join(silent, ", "), oneLine(failed[silent[0]]))
+			}
+			return fmt.Errorf("%s. All agents understand each other as it is; run this again, and it goes on: %w", what, context.Cause(ctx))
+		case <-time.After(r.pause):
+		}
+	}
+}

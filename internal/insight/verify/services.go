@@ -1,0 +1,250 @@
+package verify
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/vip"
+	"github.com/fathom-network/fathom/internal/kernel/bpf"
+	"github.com/fathom-network/fathom/internal/kernel/ruleset"
+	"github.com/fathom-network/fathom/internal/watch/kube"
+)
+
+// servicesVerb has an agent tell what its kernel does with Services.
+const servicesVerb = "services"
+
+// RunServices reads by its agent what every node's kernel does with Services, and compares it with the API.
+func RunServices(ctx context.Context, client *kube.Client) (Report, error) {
+	r, err := readTwice(ctx, client, question[proxy.State]{verb: servicesVerb, objects: readServices, compare: Services})
+	if err != nil {
+		return Report{}, err
+	}
+	return r.report(func(n *NodeReport, s proxy.State) {
+		n.Mode, n.Frontends, n.Connect = string(s.Config.Mode), len(s.NFTables.Frontends), len(s.Connect)
+	}), nil
+}
+
+// Services compares what one node's kernel does with Services with what the cluster's objects imply. Which of the
+// node's addresses and which pods are its own is taken from the agent: Pods proves that.
+func Services(c Cluster, node string, s proxy.State) []podnet.Difference {
+	d := differ{node: node}
+	switch {
+	case s.Config.Mode == netconf.ProxyOff:
+		if len(s.NFTables.Frontends)+len(s.Connect) > 0 {
+			d.add("it is not to carry Services, and its kernel balances %d frontends", len(s.NFTables.Frontends)+len(s.Connect))
+		}
+		if s.Unserved != nil {
+			d.add("it is not to carry Services, and its kernel refuses what is for none of them: nftables table inet %s", ruleset.UnservedTable)
+		}
+		return d.found
+	case s.Problem != "":
+		d.add("the agent says: %s", s.Problem)
+	}
+	i := slices.IndexFunc(c.Nodes, func(n *corev1.Node) bool { return n.Name == node })
+	if i < 0 {
+		return d.found
+	}
+	model := service.NewModel(service.NodeOf(c.Nodes[i]))
+	model.SetExternalIPs(c.externalIPs(s.Config))
+	model.Replace(c.Services, c.Slices)
+	plan := service.Plan{Frontends: model.Frontends(), NodePortAddrs: s.Config.NodePortAddrs, OwnPods: s.Config.OwnPods}
+	for _, p := range model.Problems() {
+		if !p.Refused {
+			d.add("%s", p)
+		}
+	}
+	plain := plan
+	plan.Frontends = s.Redirect().Frontends(plan.Frontends)
+	if s.Config.Mode == netconf.ProxyAuto && s.ConnectMissing == "" {
+		d.nftables(plain, s)
+	} else {
+		d.nftables(plan, s)
+		if !s.Loopback {
+			d.add("nftables: NodePorts do not answer at 127.0.0.1: sysctl net.ipv4.conf.all.route_localnet is 0, want 1")
+		}
+	}
+	d.connect(plan, s)
+	d.flows(plan, model, s)
+	balancers, _ := model.LoadBalancers()
+	d.sharedAddresses(c.Nodes, balancers)
+	d.unserved(c, balancers, s)
+	slices.SortFunc(d.found, func(a, b podnet.Difference) int { return cmp.Compare(a.Text, b.Text) })
+	return slices.Compact(d.found)
+}
+
+func (d *differ) nftables(plan service.Plan, s proxy.State) {
+	want, err := ruleset.AsHeld(plan)
+	if err != nil {
+		d.add("%v", err)
+		return
+	}
+	d.frontends("nftables", describeAll(want.Frontends, describeFrontend), describeAll(s.NFTables.Frontends, describeFrontend), plan)
+	for _, list := range []struct{ what, want, have string }{
+		{"addresses of NodePorts", fmt.Sprint(want.NodePortAddrs), fmt.Sprint(s.NFTables.NodePortAddrs)},
+		{"this node's pods", fmt.Sprint(want.OwnPods), fmt.Sprint(s.NFTables.OwnPods)},
+	} {
+		if list.want != list.have {
+			d.add("nftables: %s are %s, want %s", list.what, list.have, list.want)
+		}
+	}
+}
+
+func (d *differ) connect(plan service.Plan, s proxy.State) {
+	if s.Config.Mode != netconf.ProxyAuto || s.ConnectMissing != "" {
+		return
+	}
+	for _, name := range s.Detached {
+		d.add("connect: program %s is not attached to the node's cgroup", name)
+	}
+	d.frontends("connect", describeAll(bpf.BalancedOf(plan), describeBalanced), describeAll(s.Connect, describeBalanced), plan)
+}
+
+// flows tells of what connection tracking remembers and no client should meet.
+func (d *differ) flows(plan service.Plan, model *service.Model, s proxy.State) {
+	index := service.NewIndex(plan, nil, nil)
+	for _, f := range s.Flows {
+		if index.Ended(f.Protocol, f.To, f.Answers, f.Translated, model.Life) {
+			d.add("conntrack: %d flows of %s to %s are answered by %s, which is no endpoint of it", f.Number, f.Protocol, f.To, f.Answers)
+		}
+	}
+}
+
+// sharedAddresses tells of Services with externalTrafficPolicy: Local that share a load balancer's address with others whose
+// endpoints are on other nodes: who comes to the address meets a node that has none of theirs. Fathom gives no such
+// address, but a named targetPort that only some of the pods have makes one, and so does another controller.
+func (d *differ) sharedAddresses(nodes []*corev1.Node, balancers []service.LoadBalanced) {
+	targets := map[netip.Addr][]vip.Target{}
+	for _, l := range balancers {
+		for _, addr := range l.Addrs {
+			targets[addr] = append(targets[addr], l)
+		}
+	}
+	var all []vip.Node
+	for _, n := range nodes {
+		_, excluded := n.Labels[vip.Exclude]
+		all = append(all, vip.Node{Name: n.Name, Alive: true, Excluded: excluded})
+	}
+	for addr, sharing := range targets {
+		if len(sharing) < 2 || !slices.Contains(vip.Eligible(addr, sharing, all), d.node) {
+			continue
+		}
+		for _, t := range sharing {
+			if t.Local && len(t.Nodes) > 0 && !slices.Contains(t.Nodes, d.node) {
+				d.add("load balancer: packets for %s come to this node for all Services that share the address, and those for Service %s are dropped: its externalTrafficPolicy is Local, and its ready endpoints are on %s",
+					addr, t.Service, strings.Join(t.Nodes, ", "))
+			}
+		}
+	}
+}
+
+// frontends compares descriptions by their keys.
+func (d *differ) frontends(where string, want, have map[service.Key]string, plan service.Plan) {
+	owner := map[service.Key]string{}
+	for _, f := range plan.Frontends {
+		owner[f.Key] = " of Service " + f.Service.String()
+	}
+	for key, text := range want {
+		switch got, found := have[key]; {
+		case !found:
+			d.add("%s: %s%s is missing", where, key, owner[key])
+		case got != text:
+			d.add("%s: %s%s: %s, want %s", where, key, owner[key], got, text)
+		}
+	}
+	for key := range have {
+		if _, found := want[key]; !found {
+			d.add("%s: %s is of no Service", where, key)
+		}
+	}
+}
+
+func describeAll[T any](all []T, describe func(T) (service.Key, string)) map[service.Key]string {
+	m := make(map[service.Key]string, len(all))
+	for _, x := range all {
+		key, text := describe(x)
+		m[key] = text
+	}
+	return m
+}
+
+func describeFrontend(f service.Frontend) (service.Key, string) {
+	var b strings.Builder
+	describeBackends(&b, f.Inside)
+	if f.Split() {
+		b.WriteString(", from outside ")
+		describeBackends(&b, f.Outside)
+	}
+	if f.Affinity > 0 {
+		fmt.Fprintf(&b, ", affinity %v", f.Affinity)
+	}
+	if f.Sources != nil {
+		fmt.Fprintf(&b, ", from %v", f.Sources)
+	}
+	if f.PodsOnly {
+		b.WriteString(", not for the node itself")
+	}
+	return f.Key, b.String()
+}
+
+func describeBackends(b *strings.Builder, x service.Backends) {
+	switch {
+	case len(x.Endpoints) > 0:
+		fmt.Fprintf(b, "to %v", x.Endpoints)
+	case x.Drop:
+		b.WriteString("dropped")
+	default:
+		b.WriteString("rejected")
+	}
+}
+
+func describeBalanced(f bpf.Balanced) (service.Key, string) {
+	text := "refused"
+	if len(f.Endpoints) > 0 {
+		text = fmt.Sprintf("to %v", f.Endpoints)
+	}
+	if f.Affinity > 0 {
+		text += fmt.Sprintf(", affinity %v", f.Affinity)
+	}
+	if f.PodsOnly {
+		text += ", not for the node itself"
+	}
+	return f.Key, text
+}
+
+func readServices(ctx context.Context, client *kube.Client) (Cluster, error) {
+	var c Cluster
+	var err error
+	if c.Nodes, err = readNodes(ctx, client); err != nil {
+		return c, err
+	}
+	if c.BalancerObjects, err = client.BalancerObjects(ctx); err != nil {
+		return c, err
+	}
+	c.Services, c.Slices, err = ReadServices(ctx, client, metav1.NamespaceAll)
+	return c, err
+}
+
+// ReadServices returns the Services and EndpointSlices of a namespace, or of all.
+func ReadServices(ctx context.Context, client *kube.Client, namespace string) ([]*corev1.Service, []*discoveryv1.EndpointSlice, error) {
+	services, err := client.CoreV1().Services(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, nil, fmt.Errorf("list Services: %w", err)
+	}
+	slices, err := client.DiscoveryV1().EndpointSlices(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, nil, fmt.Errorf("list EndpointSlices: %w", err)
+	}
+	return kube.Pointers(services.Items), kube.Pointers(slices.Items), nil
+}

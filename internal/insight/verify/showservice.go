@@ -1,0 +1,161 @@
+package verify
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/watch/kube"
+)
+
+// ServiceDetail is all that there is to say of a Service.
+type ServiceDetail struct {
+	Service *corev1.Service `json:"-"`
+	Name    string          `json:"name"`
+	Type    string          `json:"type"`
+	// Node is the one that Frontends and Endpoints are told as it sees them.
+	Node      string                `json:"node"`
+	Frontends []service.Frontend    `json:"frontends"`
+	Endpoints []service.EndpointUse `json:"endpoints"`
+	Problems  []string              `json:"problems,omitempty"`
+	// Kernels are what nodes' kernels have of it, by node.
+	Kernels map[string]KernelService `json:"kernels,omitempty"`
+	Unread  map[string]string        `json:"unread,omitempty"` // nodes that could not be asked, and why
+	// Announced are the addresses that the network outside is led to: of a load balancer, in the order of the Service's status,
+	// external IPs that an AddressPool has, ClusterIPs that routers are told of.
+	Announced []Announced `json:"announced,omitempty"`
+}
+
+// KernelService is what a kernel has of a Service.
+type KernelService struct {
+	NFTables []string `json:"nftables"`
+	Connect  []string `json:"connect"`
+	Flows    []string `json:"flows,omitempty"`
+}
+
+// ShowService tells of a Service as a node sees it: the first if node is empty. kernels asks the agents, too; without
+// Fathom's own Service proxy they have nothing to say.
+func ShowService(ctx context.Context, client *kube.Client, name types.NamespacedName, node string, kernels bool) (ServiceDetail, error) {
+	svc, err := client.CoreV1().Services(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return ServiceDetail{}, fmt.Errorf("there is no Service %s; `fathom service ls` lists them", name)
+	}
+	if err != nil {
+		return ServiceDetail{}, fmt.Errorf("read Service %s: %w", name, err)
+	}
+	c, err := readServices(ctx, client)
+	if err != nil {
+		return ServiceDetail{}, err
+	}
+	slices.SortFunc(c.Nodes, func(a, b *corev1.Node) int { return cmp.Compare(a.Name, b.Name) })
+	i := slices.IndexFunc(c.Nodes, func(n *corev1.Node) bool { return node == "" || n.Name == node })
+	if i < 0 {
+		return ServiceDetail{}, fmt.Errorf("there is no node %q; `kubectl get nodes` lists them", node)
+	}
+	at := service.NodeOf(c.Nodes[i])
+	d := ServiceDetail{Service: svc, Name: name.String(), Type: string(svc.Spec.Type), Node: at.Name, Endpoints: service.Explain(svc, c.Slices, at)}
+	if !kernels {
+		return d, d.seen(ctx, client, c, at, proxy.State{})
+	}
+	agents, err := findAgents(ctx, client)
+	if err != nil && !errors.Is(err, errNoAgents) {
+		return d, err
+	}
+	// Both at once: for one that does not answer there is patience.
+	var states map[string]proxy.State
+	var failed map[string]error
+	var asking errgroup.Group
+	asking.Go(func() error {
+		states, failed = ask[proxy.State](ctx, client, agents, servicesVerb)
+		return nil
+	})
+	asking.Go(func() (err error) {
+		d.Announced, err = announcements(ctx, client, svc, c, agents)
+		return err
+	})
+	if err := errors.Join(asking.Wait(), d.seen(ctx, client, c, at, states[at.Name])); err != nil || len(agents) == 0 {
+		return d, err
+	}
+	d.Kernels, d.Unread = map[string]KernelService{}, map[string]string{}
+	for n, err := range failed {
+		d.Unread[n] = oneLine(err)
+	}
+	for n, s := range states {
+		if node == "" || n == node {
+			d.Kernels[n] = kernelOf(d.Frontends, s)
+		}
+	}
+	return d, nil
+}
+
+// seen works out the frontends as a node sees them. Without an answer of the node's agent the cluster's configuration says
+// which external IPs are served.
+func (d *ServiceDetail) seen(ctx context.Context, client *kube.Client, c Cluster, at service.Node, s proxy.State) error {
+	if s.Config.ExternalIPs == "" {
+		m, err := client.CoreV1().ConfigMaps(netconf.Namespace).Get(ctx, netconf.ConfigMap, metav1.GetOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("read the network's configuration: %w", err)
+		}
+		config := netconf.Default()
+		if err == nil {
+			if config, err = netconf.Parse(m.Data); err != nil {
+				return fmt.Errorf("ConfigMap %s/%s: %w", netconf.Namespace, netconf.ConfigMap, err)
+			}
+		}
+		s.Config.ExternalIPs, s.Config.ExternalIPsFor = config.ExternalIPs, config.ExternalIPsFor
+	}
+	model := service.NewModel(at)
+	model.SetExternalIPs(c.externalIPs(s.Config))
+	model.Replace(c.Services, c.Slices)
+	for _, f := range model.Frontends() {
+		if f.Service.String() == d.Name {
+			d.Frontends = append(d.Frontends, f)
+		}
+	}
+	for _, p := range model.Problems() {
+		if p.Service.String() == d.Name {
+			d.Problems = append(d.Problems, p.Text)
+		}
+	}
+	return nil
+}
+
+// kernelOf is what a kernel has of these frontends.
+func kernelOf(frontends []service.Frontend, s proxy.State) KernelService {
+	var k KernelService
+	index := service.NewIndex(service.Plan{Frontends: frontends, NodePortAddrs: s.Config.NodePortAddrs}, nil, nil)
+	of := func(key service.Key) bool {
+		return slices.ContainsFunc(frontends, func(f service.Frontend) bool { return f.Key == key })
+	}
+	for _, f := range s.NFTables.Frontends {
+		if of(f.Key) {
+			key, text := describeFrontend(f)
+			k.NFTables = append(k.NFTables, key.String()+" "+text)
+		}
+	}
+	for _, b := range s.Connect {
+		_, nodePort := index.Find(b.Protocol, netip.AddrPortFrom(b.Addr, b.Port))
+		if of(b.Key) || nodePort {
+			key, text := describeBalanced(b)
+			k.Connect = append(k.Connect, key.String()+" "+text)
+		}
+	}
+	for _, f := range s.Flows {
+		if _, found := index.Find(f.Protocol, f.To); found {
+			k.Flows = append(k.Flows, fmt.Sprintf("%d of %s to %s, answered by %s", f.Number, f.Protocol, f.To, f.Answers))
+		}
+	}
+	return k
+}

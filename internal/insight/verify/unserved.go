@@ -1,0 +1,62 @@
+package verify
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/netfacts"
+	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/vip"
+	"github.com/fathom-network/fathom/internal/kernel/ruleset"
+)
+
+// unserved tells where what is for no Service is refused and should not be, or should be and is not.
+func (d *differ) unserved(c Cluster, balancers []service.LoadBalanced, s proxy.State) {
+	var others []netip.Addr
+	for _, svc := range c.Services {
+		others = append(others, service.ForeignAddrs(svc)...)
+	}
+	own := netfacts.Read(c.Nodes, d.node, netconf.Default()).Own.Addrs
+	want := ruleset.UnservedAsHeld(vip.Unserved(vip.ServiceRanges(c.ServiceCIDRs), vip.Read(c.balancing()), balancers, s.Config.ExternalIPsFor, others, own))
+	table := "nftables: table inet " + ruleset.UnservedTable
+	if s.Unserved == nil {
+		d.add("%s, which refuses what is for no Service, is not there, or its rules are not as they should be", table)
+		return
+	}
+	have := *s.Unserved
+	differences(want.Ranges, have.Ranges,
+		func(p netip.Prefix) { d.add("%s: what is for no Service is not refused at %s", table, p) },
+		func(p netip.Prefix) {
+			d.add("%s: packets for %s are refused, which is of no Service or pool", table, p)
+		})
+	differences(want.LoadBalancers, have.LoadBalancers,
+		func(a netip.Addr) {
+			d.add("%s: pings of %s are not answered, which a Service has of an AddressPool", table, a)
+		},
+		func(a netip.Addr) {
+			d.add("%s: pings of %s are answered, which no Service has of an AddressPool", table, a)
+		})
+	differences(want.Others, have.Others,
+		func(a netip.Addr) { d.add("%s: %s is not left to the other proxy that carries its Service", table, a) },
+		func(a netip.Addr) { d.add("%s: %s is left to another proxy, which carries no Service there", table, a) })
+	if !slices.Equal(want.Node, have.Node) {
+		d.add("%s: pings are answered by %s, want %s", table, fmt.Sprint(have.Node), fmt.Sprint(want.Node))
+	}
+}
+
+// differences calls missing for what is wanted and not there, and more for what is there and not wanted.
+func differences[T comparable](want, have []T, missing, more func(T)) {
+	for _, x := range want {
+		if !slices.Contains(have, x) {
+			missing(x)
+		}
+	}
+	for _, x := range have {
+		if !slices.Contains(want, x) {
+			more(x)
+		}
+	}
+}

@@ -1,0 +1,106 @@
+package verify_test
+
+import (
+	"encoding/json"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/insight/verify"
+	"github.com/fathom-network/fathom/internal/kernel/ruleset"
+	"github.com/fathom-network/fathom/internal/testenv"
+	"github.com/fathom-network/fathom/internal/watch/kube"
+)
+
+// TestUnserved compares where nodes refuse what is for no Service with the objects.
+func TestUnserved(t *testing.T) {
+	svc := func(name, clusterIP, balancer string, labels map[string]string) *corev1.Service {
+		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: labels}, Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeLoadBalancer, ClusterIP: clusterIP, ClusterIPs: []string{clusterIP}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol},
+			Ports: []corev1.ServicePort{{Port: 80, Protocol: corev1.ProtocolTCP}}}}
+		if balancer != "" {
+			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: balancer}}
+		}
+		return s
+	}
+	c := cluster()
+	c.Services = []*corev1.Service{
+		svc("web", "10.96.0.1", "192.0.2.80", nil),
+		svc("mail", "10.96.0.2", "203.0.113.5", nil), // by another controller
+		svc("mesh", "10.96.0.77", "", map[string]string{service.LabelProxyName: "mesh"}),
+	}
+	c.BalancerObjects = kube.BalancerObjects{
+		AddressPools: []*v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "office"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"192.0.2.80-192.0.2.89"}}}},
+		ServiceCIDRs: []*networkingv1.ServiceCIDR{{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/16", "fd00:96::/112"}}}},
+	}
+	good := service.Unserved{
+		Ranges:        []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/112")},
+		LoadBalancers: []netip.Addr{netip.MustParseAddr("192.0.2.80")}, Others: []netip.Addr{netip.MustParseAddr("10.96.0.77")},
+		Node: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
+	}
+	const table = "nftables: table inet fathom-unserved: "
+	for name, tt := range map[string]struct {
+		mode   netconf.ServiceProxy
+		change func(u *service.Unserved) *service.Unserved
+		want   []string
+	}{
+		"as it should be": {netconf.ProxyAuto, func(u *service.Unserved) *service.Unserved { return u }, nil},
+		"no table": {netconf.ProxyNFTables, func(*service.Unserved) *service.Unserved { return nil },
+			[]string{"nftables: table inet fathom-unserved, which refuses what is for no Service, is not there, or its rules are not as they should be"}},
+		"one range less": {netconf.ProxyNFTables, func(u *service.Unserved) *service.Unserved { u.Ranges = u.Ranges[1:]; return u },
+			[]string{table + "what is for no Service is not refused at 10.96.0.0/16"}},
+		"one range more": {netconf.ProxyAuto, func(u *service.Unserved) *service.Unserved {
+			u.Ranges = append(u.Ranges, netip.MustParsePrefix("198.51.100.0/24"))
+			return u
+		}, []string{table + "packets for 198.51.100.0/24 are refused, which is of no Service or pool"}},
+		"another controller's address": {netconf.ProxyAuto, func(u *service.Unserved) *service.Unserved {
+			u.LoadBalancers = append(u.LoadBalancers, netip.MustParseAddr("203.0.113.5"))
+			return u
+		}, []string{table + "packets for 203.0.113.5/32 are refused, which is of no Service or pool", table + "pings of 203.0.113.5 are answered, which no Service has of an AddressPool"}},
+		"no load balancer's address": {netconf.ProxyAuto, func(u *service.Unserved) *service.Unserved { u.LoadBalancers = nil; return u },
+			[]string{table + "pings of 192.0.2.80 are not answered, which a Service has of an AddressPool", table + "what is for no Service is not refused at 192.0.2.80/32"}},
+		"not the other proxy's": {netconf.ProxyAuto, func(u *service.Unserved) *service.Unserved {
+			u.Others = []netip.Addr{netip.MustParseAddr("10.96.0.78")}
+			return u
+		}, []string{table + "10.96.0.77 is not left to the other proxy that carries its Service", table + "10.96.0.78 is left to another proxy, which carries no Service there"}},
+		"another address of the node": {netconf.ProxyAuto, func(u *service.Unserved) *service.Unserved {
+			u.Node = []netip.Addr{netip.MustParseAddr("10.0.0.9")}
+			return u
+		}, []string{table + "pings are answered by [10.0.0.9], want [10.0.0.1]"}},
+		"not to carry Services": {netconf.ProxyOff, func(u *service.Unserved) *service.Unserved { return u },
+			[]string{"it is not to carry Services, and its kernel refuses what is for none of them: nftables table inet fathom-unserved"}},
+		"nor does it": {netconf.ProxyOff, func(*service.Unserved) *service.Unserved { return nil }, nil},
+	} {
+		u := good
+		u.Ranges = slices.Clone(good.Ranges)
+		sent := proxy.State{}
+		sent.Config.Mode = tt.mode
+		if changed := tt.change(&u); changed != nil {
+			held := ruleset.UnservedAsHeld(*changed)
+			sent.Unserved = &held
+		}
+		wire, err := json.Marshal(sent) // as agents tell it
+		testenv.Must(t, err)
+		var s proxy.State
+		testenv.Must(t, json.Unmarshal(wire, &s))
+		var said []string
+		for _, d := range verify.Services(c, "a", s) {
+			if strings.Contains(d.Text, "fathom-unserved") {
+				said = append(said, d.Text)
+			}
+		}
+		slices.Sort(said)
+		if !slices.Equal(said, tt.want) {
+			t.Errorf("%s:\n%s\nwant\n%s", name, strings.Join(said, "\n"), strings.Join(tt.want, "\n"))
+		}
+	}
+}

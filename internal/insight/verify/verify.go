@@ -1,0 +1,299 @@
+// Package verify proves the state of nodes' kernels against what the API implies, and says where they differ.
+package verify
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/facts/ippool"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/netfacts"
+	"github.com/fathom-network/fathom/internal/facts/nodestate"
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/vip"
+	"github.com/fathom-network/fathom/internal/watch/kube"
+)
+
+// Cluster is what the API says, whole.
+type Cluster struct {
+	Nodes  []*corev1.Node
+	Pods   []*corev1.Pod // of all namespaces
+	Config map[string]string
+	Pools  []*v1alpha1.IPPool
+	Blocks []*v1alpha1.IPBlock
+	// For Services alone.
+	Services []*corev1.Service
+	Slices   []*discoveryv1.EndpointSlice
+	// What pools may not overlap, and what load balancers' addresses follow from.
+	kube.BalancerObjects
+}
+
+// externalIPs is which external IPs of Services a node serves whose agent has this configuration.
+func (c Cluster) externalIPs(x proxy.Config) service.ExternalIPs {
+	config := netconf.Config{ExternalIPs: x.ExternalIPs, ExternalIPsFor: x.ExternalIPsFor}
+	return vip.ExternalIPs(config, c.balancing(), vip.Read(c.balancing()), c.Namespaces, x.APIServer)
+}
+
+// balancing is what load balancers' addresses follow from.
+func (c Cluster) balancing() vip.Objects {
+	return vip.Objects{Pools: c.AddressPools, Nodes: c.Nodes, Services: c.ServiceCIDRs, PodPools: c.PodPools}
+}
+
+// pools are the facts of the cluster's address pools.
+func (c Cluster) pools() ippool.Facts {
+	return ippool.Read(ippool.Objects{Pools: c.Pools, Blocks: c.Blocks, Nodes: c.Nodes, Services: c.ServiceCIDRs, AddressPools: c.AddressPools})
+}
+
+// Pods compares what one node holds for the pod network with what the cluster's objects imply. The plan is worked
+// out anew from the objects: that of the agent is what it does, not what is right.
+func Pods(c Cluster, node string, s nodestate.State) []podnet.Difference {
+	d := differ{node: node}
+	config, err := netconf.Parse(c.Config)
+	if err != nil { // the agent follows the one before it
+		d.add("the configuration is not followed: %v", strings.ReplaceAll(err.Error(), "\n", "; "))
+		config = s.Config
+	}
+	if !s.Ready {
+		d.add("the agent is not ready: %s", s.Reason)
+	}
+	pools := c.pools()
+	f := netfacts.Read(c.Nodes, node, config).WithBlocks(pools.Blocks)
+	plan, problems := podnet.NewPlan(node, s.Interfaces, f.Nodes, f.Config)
+	for _, p := range append(f.Problems, problems...) {
+		if p.Node == "" || p.Node == node {
+			d.add("%s", p.Text)
+		}
+	}
+	if plan.Node != "" {
+		d.found = append(d.found, podnet.Diff(plan, s.Kernel)...)
+	}
+	for _, text := range s.FastPath.Differences {
+		d.add("fast path: %s", text)
+	}
+	d.devices(c.Pods, d.addresses(c.Pods, s), s, plan, f.Own.PodCIDRs)
+	d.blocks(pools, s)
+	slices.SortFunc(d.found, func(a, b podnet.Difference) int { return cmp.Compare(a.Text, b.Text) })
+	return slices.Compact(d.found)
+}
+
+type differ struct {
+	node  string
+	found []podnet.Difference
+}
+
+func (d *differ) add(format string, args ...any) {
+	d.found = append(d.found, podnet.Difference{Node: d.node, Text: fmt.Sprintf(format, args...)})
+}
+
+// holders are the leases of a node, by the pod's UID and name. A pod has several if its sandbox was made anew and the
+// addresses of the one before were not taken back.
+type holders map[string][]nodestate.Lease
+
+func holderOf(uid, namespace, name string) string { return uid + " " + namespace + "/" + name }
+
+// of returns the lease of a pod: of several the one with its addresses. A runtime that does not tell UIDs leaves them out.
+func (h holders) of(p *corev1.Pod) (nodestate.Lease, bool) {
+	all := slices.Concat(h[holderOf(string(p.UID), p.Namespace, p.Name)], h[holderOf("", p.Namespace, p.Name)])
+	if len(all) == 0 {
+		return nodestate.Lease{}, false
+	}
+	i := slices.IndexFunc(all, func(l nodestate.Lease) bool { return sameAddrs(podAddrs(p), l.Addresses) })
+	return all[max(i, 0)], true
+}
+
+// addresses compares pods with leases, and returns those of the node.
+func (d *differ) addresses(pods []*corev1.Pod, s nodestate.State) holders {
+	leases, known, taken := holders{}, map[string]bool{}, map[netip.Addr]string{}
+	for _, l := range s.Leases {
+		name := l.Namespace + "/" + l.Pod
+		for _, a := range l.Addresses {
+			if other, found := taken[a]; found {
+				d.add("address %s is held for %s and for %s", a, other, name)
+			}
+			taken[a] = name
+		}
+		key := holderOf(l.UID, l.Namespace, l.Pod)
+		leases[key] = append(leases[key], l)
+	}
+	for _, p := range pods {
+		if p.Spec.NodeName != d.node || p.Spec.HostNetwork {
+			continue
+		}
+		known[holderOf(string(p.UID), p.Namespace, p.Name)], known[holderOf("", p.Namespace, p.Name)] = true, true
+		have := podAddrs(p)
+		if len(have) == 0 || finished(p) {
+			continue // it has none yet, or no longer
+		}
+		l, found := leases.of(p)
+		switch {
+		case !found:
+			d.add("pod %s/%s has %s, and no lease says so", p.Namespace, p.Name, join(have))
+		case !sameAddrs(have, l.Addresses):
+			d.add("pod %s/%s has %s in the API and holds %s", p.Namespace, p.Name, join(have), join(l.Addresses))
+		}
+		for _, other := range leases[holderOf(l.UID, l.Namespace, l.Pod)] {
+			if found && other.ContainerID != l.ContainerID {
+				d.add("pod %s/%s holds %s, and %s besides", p.Namespace, p.Name, join(l.Addresses), join(other.Addresses))
+			}
+		}
+	}
+	for _, l := range s.Leases {
+		if !known[holderOf(l.UID, l.Namespace, l.Pod)] {
+			d.add("%s held for pod %s/%s, which is not there", join(l.Addresses), l.Namespace, l.Pod)
+		}
+	}
+	return leases
+}
+
+// devices compares pods with what the node has to reach them by.
+func (d *differ) devices(pods []*corev1.Pod, leases holders, s nodestate.State, plan podnet.Plan, ranges []netip.Prefix) {
+	ends, leased := map[string]nodestate.PodEnd{}, map[string]bool{}
+	for _, e := range s.Pods {
+		ends[e.Device] = e
+	}
+	for _, p := range pods {
+		l, found := leases.of(p)
+		if !found || p.Spec.NodeName != d.node || p.Spec.HostNetwork || finished(p) || len(podAddrs(p)) == 0 {
+			continue
+		}
+		d.device(p.Namespace+"/"+p.Name, l, ends, plan, ranges)
+	}
+	for _, l := range s.Leases {
+		leased[l.Device] = true
+	}
+	for _, e := range s.Pods {
+		if !leased[e.Device] {
+			d.add("device %s (%s) has no lease", e.Device, e.Alias)
+		}
+	}
+	for _, a := range s.Strays {
+		d.add("route %s leads to no pod's device", a)
+	}
+}
+
+func (d *differ) device(pod string, l nodestate.Lease, ends map[string]nodestate.PodEnd, plan podnet.Plan, ranges []netip.Prefix) {
+	end, found := ends[l.Device]
+	if !found {
+		d.add("pod %s has no device: %s is missing", pod, l.Device)
+		return
+	}
+	for _, a := range l.Addresses {
+		if l.Pool == netconf.DefaultPool && !slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) }) {
+			d.add("pod %s has %s, which is in none of the node's ranges %v", pod, a, ranges)
+		}
+		if !slices.Contains(end.Routes, a) {
+			d.add("route %s dev %s to pod %s is missing", a, end.Device, pod)
+		}
+		if !slices.Contains(end.Neighbours, a) {
+			d.add("neighbour %s dev %s of pod %s is missing", a, end.Device, pod)
+		}
+	}
+	for _, a := range end.Routes {
+		if !slices.Contains(l.Addresses, a) {
+			d.add("route %s dev %s should not be there: pod %s does not have that address", a, end.Device, pod)
+		}
+	}
+	if plan.PodMTU != 0 && end.MTU != plan.PodMTU {
+		d.add("device %s of pod %s has MTU %d, and %d is what the network carries", end.Device, pod, end.MTU, plan.PodMTU)
+	}
+}
+
+// blocks compares leases and what the node gives addresses from with the blocks that it has.
+func (d *differ) blocks(f ippool.Facts, s nodestate.State) {
+	own := f.Of(d.node)
+	for _, l := range s.Leases {
+		if l.Pool == netconf.DefaultPool || l.Pool == "" {
+			continue
+		}
+		for _, a := range l.Addresses {
+			if !slices.ContainsFunc(own, func(b ippool.Block) bool { return b.Contains(a) }) {
+				d.add("pod %s/%s has %s of pool %s, which is in no block of the node", l.Namespace, l.Pod, a, l.Pool)
+			}
+		}
+	}
+	for _, p := range s.Pools {
+		if p.Name == netconf.DefaultPool {
+			continue
+		}
+		for _, r := range slices.Concat(p.Ranges, p.Fixed) {
+			if !slices.ContainsFunc(own, func(b ippool.Block) bool { return b.Prefix == r }) {
+				d.add("addresses of %s are given out, which is no block of the node", r)
+			}
+		}
+	}
+}
+
+// Blocks returns blocks that nobody uses, for what they say or for others that they overlap, and those of nodes that are
+// gone.
+func Blocks(c Cluster) []podnet.Difference {
+	var d differ
+	f := c.pools()
+	for _, r := range f.Refused {
+		d.node = r.Node
+		d.add("%s", r)
+	}
+	for _, b := range f.Blocks {
+		d.node = b.Node
+		if f.NodeUID(b.Node) == "" {
+			d.add("block %s of pool %s is of a node that is not there", b.Prefix, b.Pool)
+		}
+	}
+	return d.found
+}
+
+// Doubles returns addresses that several pods of a cluster have.
+func Doubles(pods []*corev1.Pod) []podnet.Difference {
+	var d differ
+	holder := map[netip.Addr]*corev1.Pod{}
+	for _, p := range pods {
+		if p.Spec.HostNetwork || finished(p) {
+			continue
+		}
+		for _, a := range podAddrs(p) {
+			if other, taken := holder[a]; taken {
+				d.node = p.Spec.NodeName
+				d.add("pod %s/%s has %s, and so does %s/%s on node %s", p.Namespace, p.Name, a, other.Namespace, other.Name, other.Spec.NodeName)
+			}
+			holder[a] = p
+		}
+	}
+	return d.found
+}
+
+func finished(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+}
+
+func podAddrs(p *corev1.Pod) []netip.Addr {
+	var list []netip.Addr
+	for _, i := range p.Status.PodIPs {
+		if a, err := netip.ParseAddr(i.IP); err == nil {
+			list = append(list, a)
+		}
+	}
+	return list
+}
+
+func sameAddrs(a, b []netip.Addr) bool {
+	a, b = slices.Clone(a), slices.Clone(b)
+	slices.SortFunc(a, netip.Addr.Compare)
+	slices.SortFunc(b, netip.Addr.Compare)
+	return slices.Equal(a, b)
+}
+
+func join(list []netip.Addr) string {
+	var words []string
+	for _, a := range list {
+		words = append(words, a.String())
+	}
+	return strings.Join(words, ",")
+}

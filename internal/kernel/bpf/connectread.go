@@ -1,0 +1,159 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
+)
+
+// Frontends reads what the kernel balances, sorted by key. A frontend some of whose endpoints are missing has those
+// that are there.
+func (c *Connect) Frontends() ([]Balanced, error) {
+	s, err := c.read()
+	if err != nil {
+		return nil, err
+	}
+	all := make([]Balanced, 0, len(s.services))
+	for k, v := range s.services {
+		b := Balanced{Key: k.key(), ID: v.ID, Affinity: time.Duration(v.Affinity) * time.Second, PodsOnly: v.PodsOnly != 0}
+		if set, there := s.sets[v.Set]; there && v.Count > 0 {
+			b.Endpoints = endpointsIn(set.content)
+			b.Endpoints = b.Endpoints[:min(len(b.Endpoints), int(v.Count))]
+		}
+		all = append(all, b)
+	}
+	slices.SortFunc(all, func(a, b Balanced) int { return a.Compare(b.Key) })
+	return all, nil
+}
+
+// Translation is a socket that is connected to an endpoint where its process asked for a Service.
+type Translation struct {
+	Cookie            uint64 // the socket's, as sock_diag tells it
+	Protocol          service.Protocol
+	Frontend, Backend netip.AddrPort
+}
+
+func (v peerValue) translation(cookie uint64) Translation {
+	as := v.As.key()
+	return Translation{Cookie: cookie, Protocol: as.Protocol, Frontend: netip.AddrPortFrom(as.Addr, as.Port), Backend: v.To.addrPort()}
+}
+
+// Translations lists the sockets that are connected to an endpoint in a Service's place. A connection that failed may
+// be among them until its socket is closed.
+func (c *Connect) Translations() ([]Translation, error) {
+	var all []Translation
+	if err := readAll(c.objects.FathomPeers, func(cookie uint64, v peerValue) { all = append(all, v.translation(cookie)) }); err != nil {
+		return nil, fmt.Errorf("read the map %s: %w", pin.Peers, err)
+	}
+	return all, nil
+}
+
+// Translated says what a socket's process asked for, if it was translated. A socket that is connected to another address
+// than Backend has connected anew since.
+func (c *Connect) Translated(cookie uint64) (Translation, bool, error) {
+	var v peerValue
+	err := c.objects.FathomPeers.Lookup(cookie, &v)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return Translation{}, false, nil
+	}
+	if err != nil {
+		return Translation{}, false, fmt.Errorf("read the map %s: %w", pin.Peers, err)
+	}
+	return v.translation(cookie), true, nil
+}
+
+// Limits of what is noted of connected sockets. What is beyond them is left to rules for packets.
+const (
+	MaxPeers    = 131072 // on the node
+	ClientShare = 16384  // of one network namespace, PEERS_OF_ONE in c/connect.c
+)
+
+// Crowded says which network namespaces have used up their share of connected sockets, by their cookies, sorted.
+func (c *Connect) Crowded() ([]uint64, error) {
+	var all []uint64
+	if err := readAll(c.objects.FathomClients, func(netns uint64, sockets int64) {
+		if sockets >= ClientShare {
+			all = append(all, netns)
+		}
+	}); err != nil {
+		return nil, fmt.Errorf("read the map %s: %w", pin.Clients, err)
+	}
+	slices.Sort(all)
+	return all, nil
+}
+
+// FateFull is the Fate of sockets that there was no room for.
+const FateFull = "full"
+
+// Fate is how often something became of a socket's wish to talk to a Service.
+type Fate struct {
+	Name  string
+	Times uint64
+}
+
+// Fates reads what became of sockets' wishes to talk to a Service, since the maps were made.
+func (c *Connect) Fates() ([]Fate, error) {
+	var all []Fate
+	for i, name := range pin.Fates {
+		if name == "" {
+			continue
+		}
+		var cpus []uint64
+		if err := c.objects.FathomConnects.Lookup(uint32(i), &cpus); err != nil {
+			return nil, fmt.Errorf("read the map %s: %w", pin.Connects, err)
+		}
+		f := Fate{Name: name}
+		for _, n := range cpus {
+			f.Times += n
+		}
+		all = append(all, f)
+	}
+	return all, nil
+}
+
+// Detached returns the names of the programs of which none of this version is attached to the cgroup.
+func (c *Connect) Detached() ([]string, error) {
+	attached, err := c.attached()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, h := range connectHooks {
+		if attached[h.name] != thisVersion {
+			names = append(names, h.name)
+		}
+	}
+	return names, nil
+}
+
+// Check says how what the kernel holds differs from what the plan says.
+func (c *Connect) Check(p service.Plan) ([]Difference, error) {
+	have, err := c.Frontends()
+	if err != nil {
+		return nil, err
+	}
+	text := func(all []Balanced) map[service.Key]string {
+		m := make(map[service.Key]string, len(all))
+		for _, b := range all {
+			m[b.Key] = fmt.Sprintf("endpoints %v, affinity %v, id %d, for pods only %t", b.Endpoints, b.Affinity, b.ID, b.PodsOnly)
+		}
+		return m
+	}
+	d := differences(text(BalancedOf(p)), text(have), func(k service.Key) string { return "frontend " + k.String() }, func(s string) string { return s })
+	attached, err := c.attached()
+	if err != nil {
+		return nil, err
+	}
+	want := map[string]string{}
+	for _, h := range connectHooks {
+		want[h.name] = thisVersion
+	}
+	return append(d, differences(want, attached, func(name string) string { return "program " + name + " of " + c.Cgroup }, func(s string) string { return s })...), nil
+}

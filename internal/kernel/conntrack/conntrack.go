@@ -1,0 +1,392 @@
+package conntrack
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/fathom-network/fathom/internal/facts/service"
+	"golang.org/x/sys/unix"
+)
+
+// Status are the bits that connection tracking has of an entry, IPS_* in linux/netfilter/nf_conntrack_common.h.
+type Status uint32
+
+// Bits of Status.
+const (
+	SeenReply Status = 1 << 1
+	Assured   Status = 1 << 2
+	SNAT      Status = 1 << 4
+	DNAT      Status = 1 << 5
+)
+
+// Entry is what connection tracking has of a flow. Original is the flow as its first packet was sent, Reply as its
+// answers come: Reply.Source is who answers in truth, whatever the client believes.
+type Entry struct {
+	Protocol        service.Protocol
+	Original, Reply Tuple
+	Status          Status
+	// Timeout is how long the entry lives on without a packet.
+	Timeout time.Duration
+	// ID is the kernel's number of the entry. It follows from where the entry is in memory and from Original, so that a
+	// newer entry can have the number of an older one, if Original is the same.
+	ID uint32
+}
+
+// Tuple is what packets in one direction have in common.
+type Tuple struct {
+	Source, Destination netip.AddrPort
+	Zone                uint16 // nearly always 0
+}
+
+// String returns the entry as people write it, "UDP 10.244.0.5:4711 > 10.96.0.10:53, answered by 10.244.1.7:53".
+func (e Entry) String() string {
+	return fmt.Sprintf("%s %s > %s, answered by %s", e.Protocol, e.Original.Source, e.Original.Destination, e.Reply.Source)
+}
+
+// Filter says which entries are meant; its zero value means all of TCP, UDP and SCTP.
+type Filter struct {
+	Protocols []service.Protocol
+	DNAT      bool // only those that go elsewhere than they were sent
+}
+
+// Conntrack is connection tracking in a network namespace. It is for one goroutine at a time. What has returned an
+// error of netlink is best closed and opened anew.
+type Conntrack struct {
+	path      string
+	list, end *conn // two, so that entries can be ended while they are listed
+	// unfiltered is up to how many entries all are listed and filtered here.
+	unfiltered uint32
+}
+
+// OpenConntrack opens connection tracking of the namespace at path, such as /proc/self/ns/net.
+func OpenConntrack(path string) (*Conntrack, error) {
+	list, err := dial(path, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, fmt.Errorf("open connection tracking: %w", err)
+	}
+	end, err := dial(path, unix.NETLINK_NETFILTER)
+	if err != nil {
+		list.close()
+		return nil, fmt.Errorf("open connection tracking: %w", err)
+	}
+	return &Conntrack{path, list, end, countUnfiltered}, nil
+}
+
+// Close closes what OpenConntrack opened. The entries stay.
+func (c *Conntrack) Close() {
+	c.list.close()
+	c.end.close()
+}
+
+// Entries calls each for every entry, as they are read: no list of them is made. One that is there all the time is seen
+// at least once, and one that comes or goes meanwhile may be. An error of each ends it, and is returned.
+func (c *Conntrack) Entries(ctx context.Context, f Filter, each func(Entry) error) error {
+	protocols := f.Protocols
+	if protocols == nil {
+		protocols = []service.Protocol{service.TCP, service.UDP, service.SCTP}
+	}
+	count, err := c.count(ctx)
+	if err != nil {
+		return err
+	}
+	requests := []request{dumpRequest(f.DNAT)}
+	switch {
+	case count == 0: // as in most pods: no walk at all
+		return nil
+	case count > c.unfiltered:
+		requests = requests[:0]
+		for _, protocol := range protocols {
+			for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+				requests = append(requests, dumpRequestOf(family, protocol, f.DNAT))
+			}
+		}
+	}
+	for _, r := range requests {
+		err := c.list.dump(ctx, r, func(body []byte) error {
+			e, err := parseEntry(body)
+			if err != nil {
+				return err
+			}
+			// Again, since a kernel before 5.8 does not filter by protocols, and one before 5.15 not by status.
+			if !slices.Contains(protocols, e.Protocol) || f.DNAT && e.Status&DNAT == 0 {
+				return nil
+			}
+			return each(e)
+		})
+		if err != nil {
+			return fmt.Errorf("list connection tracking's entries in %s: %w", c.path, err)
+		}
+	}
+	return nil
+}
+
+// countUnfiltered is what Conntrack.unfiltered is outside of tests. The kernel filters by one protocol of one family, and
+// for each walks its whole table, 50 ns for each of usually 262,144 buckets: with fewer entries that takes more time
+// than reading those that are not wanted.
+const countUnfiltered = 50_000
+
+// count is how many entries the namespace has, without a walk.
+func (c *Conntrack) count(ctx context.Context) (count uint32, err error) {
+	const ctaStatsGlobalEntries = 1
+	found := false
+	err = c.list.ask(ctx, newRequest(msgGetStats, nfgenmsg(unix.AF_UNSPEC)), unix.NLM_F_ACK, func(body []byte) error {
+		attrs(body[min(len(body), sizeofNfgenmsg):], func(kind uint16, data []byte) {
+			if kind == ctaStatsGlobalEntries {
+				count, found = bigEndian(data, 4), true
+			}
+		})
+		return nil
+	})
+	if err == nil && !found {
+		err = errMalformed
+	}
+	if err != nil {
+		return 0, fmt.Errorf("count connection tracking's entries in %s: %w", c.path, err)
+	}
+	return count, nil
+}
+
+// Sweep ends the entries of these protocols that stale says are, and returns how many. Other flows are not hit, not
+// even one that has taken an entry's place meanwhile and goes elsewhere.
+func (c *Conntrack) Sweep(ctx context.Context, protocols []service.Protocol, stale func(Entry) bool) (deleted int, err error) {
+	if len(protocols) == 0 {
+		return 0, nil // nil would mean all
+	}
+	pending := make([]request, 0, batch)
+	flush := func() error {
+		n, err := c.delete(pending)
+		deleted, pending = deleted+n, pending[:0]
+		return err
+	}
+	err = c.Entries(ctx, Filter{Protocols: protocols}, func(e Entry) error {
+		if !stale(e) {
+			return nil
+		}
+		r, err := deleteRequest(e)
+		if err != nil {
+			return err
+		}
+		pending = append(pending, r)
+		if len(pending) < batch {
+			return nil
+		}
+		return flush()
+	})
+	return deleted, errors.Join(err, flush())
+}
+
+// Delete ends the entry, and says whether it was there. Its place may have been taken by a newer one with the same
+// tuples: that is ended too if the kernel has given it the same number, and is as stale as the old one was.
+func (c *Conntrack) Delete(e Entry) (bool, error) {
+	r, err := deleteRequest(e)
+	if err != nil {
+		return false, err
+	}
+	n, err := c.delete([]request{r})
+	return n == 1, err
+}
+
+func (c *Conntrack) delete(requests []request) (deleted int, err error) {
+	answers, err := c.end.execute(requests)
+	if err != nil {
+		return 0, fmt.Errorf("delete connection tracking's entries in %s: %w", c.path, err)
+	}
+	for _, answer := range answers {
+		switch {
+		case answer == nil:
+			deleted++
+		case errors.Is(answer, unix.ENOENT): // it has ended by itself, or another is in its place
+		default:
+			err = fmt.Errorf("delete an entry of connection tracking in %s: %w", c.path, answer)
+		}
+	}
+	return deleted, err
+}
+
+// Kinds of messages and attributes, from linux/netfilter/nfnetlink_conntrack.h.
+const (
+	msgGet      = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1
+	msgDelete   = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2
+	msgGetStats = unix.NFNL_SUBSYS_CTNETLINK<<8 | 5
+
+	ctaTupleOrig  = 1
+	ctaTupleReply = 2
+	ctaStatus     = 3
+	ctaTimeout    = 7
+	ctaID         = 12
+	ctaZone       = 18
+	ctaFilter     = 25
+	ctaStatusMask = 26
+
+	ctaTupleIP    = 1
+	ctaTupleProto = 2
+	ctaTupleZone  = 3
+
+	ctaIPv4Source      = 1
+	ctaIPv4Destination = 2
+	ctaIPv6Source      = 3
+	ctaIPv6Destination = 4
+
+	ctaProtoNum             = 1
+	ctaProtoSourcePort      = 2
+	ctaProtoDestinationPort = 3
+
+	ctaFilterOrigFlags = 1
+	// filterProtoNum is a bit of those flags: what counts is the protocol. It is the kernel's
+	// CTA_FILTER_F_CTA_PROTO_NUM, which no header for programs has.
+	filterProtoNum = 1 << 3
+)
+
+// nfgenmsg is the fixed part of netfilter's messages.
+func nfgenmsg(family uint8) []byte { return []byte{family, unix.NFNETLINK_V0, 0, 0} }
+
+const sizeofNfgenmsg = 4
+
+// dumpRequest asks for all entries, or all that are translated.
+func dumpRequest(dnat bool) request {
+	r := newRequest(msgGet, nfgenmsg(unix.AF_UNSPEC))
+	if dnat {
+		r = r.translated()
+	}
+	return r
+}
+
+// dumpRequestOf asks for those of a protocol in a family; the kernel does not filter by protocol without one.
+func dumpRequestOf(family uint8, protocol service.Protocol, dnat bool) request {
+	r := newRequest(msgGet, nfgenmsg(family))
+	if dnat {
+		r = r.translated()
+	}
+	return r.nest(ctaTupleOrig, func(r request) request {
+		return r.nest(ctaTupleProto, func(r request) request { return r.attr(ctaProtoNum, []byte{uint8(protocol)}) })
+	}).nest(ctaFilter, func(r request) request {
+		return r.attr(ctaFilterOrigFlags, binary.NativeEndian.AppendUint32(nil, filterProtoNum))
+	})
+}
+
+func (r request) translated() request {
+	bit := binary.BigEndian.AppendUint32(nil, uint32(DNAT))
+	return r.attr(ctaStatus, bit).attr(ctaStatusMask, bit)
+}
+
+// deleteRequest names an entry by the tuple of its answers and by its number. The original tuple, which others name
+// entries by, would not do: who sends on gets a new entry with the same one, often at the same place in memory, and so
+// with the same number. The tuple of the answers says who answers, and that is what has changed.
+func deleteRequest(e Entry) (request, error) {
+	source, destination := e.Reply.Source.Addr(), e.Reply.Destination.Addr()
+	if !sameFamily(source, destination) {
+		return nil, fmt.Errorf("delete %s of connection tracking: it has no addresses", e) // without a tuple all would go
+	}
+	family := uint8(unix.AF_INET6)
+	if source.Is4() {
+		family = unix.AF_INET
+	}
+	r := appendTuple(newRequest(msgDelete, nfgenmsg(family)), ctaTupleReply, e.Protocol, e.Reply)
+	if e.Reply.Zone != 0 {
+		r = r.attr(ctaZone, binary.BigEndian.AppendUint16(nil, e.Reply.Zone))
+	}
+	return r.attr(ctaID, binary.BigEndian.AppendUint32(nil, e.ID)), nil
+}
+
+// appendTuple appends the addresses and ports of a tuple. They are of one family.
+func appendTuple(r request, kind uint16, protocol service.Protocol, t Tuple) request {
+	ipSource, ipDestination := uint16(ctaIPv6Source), uint16(ctaIPv6Destination)
+	if t.Source.Addr().Is4() {
+		ipSource, ipDestination = ctaIPv4Source, ctaIPv4Destination
+	}
+	return r.nest(kind, func(r request) request {
+		r = r.nest(ctaTupleIP, func(r request) request {
+			return r.attr(ipSource, t.Source.Addr().AsSlice()).attr(ipDestination, t.Destination.Addr().AsSlice())
+		})
+		return r.nest(ctaTupleProto, func(r request) request {
+			return r.attr(ctaProtoNum, []byte{uint8(protocol)}).
+				attr(ctaProtoSourcePort, binary.BigEndian.AppendUint16(nil, t.Source.Port())).
+				attr(ctaProtoDestinationPort, binary.BigEndian.AppendUint16(nil, t.Destination.Port()))
+		})
+	})
+}
+
+// errMalformed is for messages that are not as the kernel makes them.
+var errMalformed = errors.New("a message of connection tracking is not as it should be")
+
+// parseEntry reads the body of a message that tells of an entry. It is called for every entry of a node again and again, so
+// that it allocates nothing.
+func parseEntry(body []byte) (Entry, error) {
+	if len(body) < sizeofNfgenmsg {
+		return Entry{}, errMalformed
+	}
+	var e Entry
+	var replyProtocol service.Protocol
+	numbered := false
+	ok := attrs(body[sizeofNfgenmsg:], func(kind uint16, data []byte) {
+		switch kind {
+		case ctaTupleOrig:
+			e.Protocol = e.Original.parse(data)
+		case ctaTupleReply:
+			replyProtocol = e.Reply.parse(data)
+		case ctaStatus:
+			e.Status = Status(bigEndian(data, 4))
+		case ctaTimeout:
+			e.Timeout = time.Duration(bigEndian(data, 4)) * time.Second
+		case ctaID:
+			e.ID, numbered = bigEndian(data, 4), len(data) >= 4
+		case ctaZone: // of both directions; a zone of one is in its tuple
+			e.Original.Zone = uint16(bigEndian(data, 2))
+			e.Reply.Zone = e.Original.Zone
+		}
+	})
+	if !ok || !numbered || e.Protocol != replyProtocol || !sameFamily(e.Original.Source.Addr(), e.Original.Destination.Addr()) ||
+		!sameFamily(e.Reply.Source.Addr(), e.Reply.Destination.Addr()) {
+		return Entry{}, errMalformed
+	}
+	return e, nil
+}
+
+func (t *Tuple) parse(b []byte) (protocol service.Protocol) {
+	var source, destination netip.Addr
+	var sourcePort, destinationPort uint16
+	attrs(b, func(kind uint16, data []byte) {
+		switch kind {
+		case ctaTupleIP:
+			attrs(data, func(kind uint16, data []byte) {
+				switch kind {
+				case ctaIPv4Source, ctaIPv6Source:
+					source, _ = netip.AddrFromSlice(data)
+				case ctaIPv4Destination, ctaIPv6Destination:
+					destination, _ = netip.AddrFromSlice(data)
+				}
+			})
+		case ctaTupleProto:
+			attrs(data, func(kind uint16, data []byte) {
+				switch kind {
+				case ctaProtoNum:
+					protocol = service.Protocol(bigEndian(data, 1))
+				case ctaProtoSourcePort:
+					sourcePort = uint16(bigEndian(data, 2))
+				case ctaProtoDestinationPort:
+					destinationPort = uint16(bigEndian(data, 2))
+				}
+			})
+		case ctaTupleZone:
+			t.Zone = uint16(bigEndian(data, 2))
+		}
+	})
+	t.Source, t.Destination = netip.AddrPortFrom(source, sourcePort), netip.AddrPortFrom(destination, destinationPort)
+	return protocol
+}
+
+// bigEndian is the number in the first size bytes, or 0 if there are fewer.
+func bigEndian(data []byte, size int) (n uint32) {
+	if len(data) < size {
+		return 0
+	}
+	for _, b := range data[:size] {
+		n = n<<8 | uint32(b)
+	}
+	return n
+}

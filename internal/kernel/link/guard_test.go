@@ -1,0 +1,85 @@
+package link_test
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/testenv"
+	"github.com/fathom-network/fathom/internal/testenv/linktest"
+)
+
+// TestGuard sends packets from a lab to a host, with an internet behind it, and back.
+func TestGuard(t *testing.T) {
+	lab, host, internet := linktest.Namespace(t), linktest.Namespace(t), linktest.Namespace(t)
+	addrs := func(n *link.Namespace, device string, prefixes ...string) {
+		t.Helper()
+		var all []netip.Prefix
+		for _, p := range prefixes {
+			all = append(all, netip.MustParsePrefix(p))
+		}
+		testenv.Must(t, n.SetAddrs(device, all))
+	}
+	testenv.Must(t, host.SetPair(link.Device{Name: "up", Alias: "x"}, lab, link.Device{Name: "uplink", Alias: "x"}))
+	testenv.Must(t, host.SetPair(link.Device{Name: "out", Alias: "x"}, internet, link.Device{Name: "eth0", Alias: "x"}))
+	addrs(lab, "uplink", "10.1.0.2/24", "fd01::2/64")
+	addrs(host, "up", "10.1.0.1/24", "fd01::1/64")
+	addrs(host, "out", "192.0.2.1/24", "fd02::1/64", "192.0.2.9/24") // the last is a published port's
+	addrs(internet, "eth0", "192.0.2.2/24", "fd02::2/64")
+	for n, via := range map[*link.Namespace][2]string{lab: {"10.1.0.1", "fd01::1"}, internet: {"192.0.2.1", "fd02::1"}} {
+		linktest.Run(t, n, "ip", "route", "add", "default", "via", via[0])
+		linktest.Run(t, n, "ip", "-6", "route", "add", "default", "via", via[1])
+	}
+	testenv.Must(t, host.Sysctl("ipv4/ip_forward", "1"))
+	testenv.Must(t, host.Sysctl("ipv6/conf/all/forwarding", "1"))
+	linktest.Run(t, host, "nft", "add table ip docker; add chain ip docker pre { type nat hook prerouting priority dstnat; }; "+
+		"add rule ip docker pre ip daddr 192.0.2.9 dnat to 192.0.2.2")
+
+	m := link.Masquerade{Table: "fathom-test", Comment: "x", Inside: "up", From: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}}
+	for _, guard := range []bool{false, true, false} {
+		m.Guard = guard
+		for range 2 {
+			testenv.Must(t, host.SetMasquerade(m))
+		}
+		for _, tc := range []struct {
+			what string
+			from *link.Namespace
+			to   string
+			want bool
+		}{
+			{"the uplink's address", lab, "10.1.0.1", !guard},
+			{"another address of the host", lab, "192.0.2.1", !guard},
+			{"a port that the host leads elsewhere", lab, "192.0.2.9", !guard},
+			{"the uplink's IPv6 address", lab, "fd01::1", !guard},
+			{"another IPv6 address of the host", lab, "fd02::1", !guard},
+			{"everybody on the uplink", lab, "ff02::1%uplink", !guard},
+			{"the internet", lab, "192.0.2.2", true},
+			{"the IPv6 internet", lab, "fd02::2", true},
+			{"the lab, from the host", host, "10.1.0.2", true},
+			{"the lab, from the host, IPv6", host, "fd01::2", true},
+		} {
+			patience := "1"
+			if tc.want {
+				patience = "10" // returns with the first answer; neighbours are looked up first
+			}
+			out, err := linktest.Try(tc.from, "ping", "-c1", "-w"+patience, "-n", tc.to)
+			if (err == nil) != tc.want {
+				t.Errorf("guard %v: %s (%s) is reached: %v, want %v\n%s", guard, tc.what, tc.to, err == nil, tc.want, out)
+			}
+		}
+	}
+	m.Guard = true
+	testenv.Must(t, host.SetMasquerade(m))
+	got := linktest.Run(t, host, "nft", "list", "table", "inet", "fathom-test")
+	for _, want := range []string{
+		"type filter hook prerouting priority mangle",
+		`iifname "up" ct state established,related accept`,
+		`iifname "up" icmpv6 type 133-137 accept`,
+		`iifname "up" fib daddr type != unicast drop`,
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("want %q in\n%s", want, got)
+		}
+	}
+}

@@ -1,0 +1,255 @@
+package link
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+)
+
+// defaultMetric6 is what the kernel gives to an IPv6 route that comes without a metric.
+const defaultMetric6 = 1024
+
+// ndaProtocol is NDA_PROTOCOL of linux/neighbour.h, which x/sys does not have: who made the entry.
+const ndaProtocol = 12
+
+func (r request) kind() uint16 { return binary.NativeEndian.Uint16(r[4:]) }
+
+func familyOf(a netip.Addr) byte {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+// routeRequest makes or removes a route. To remove it, type and scope are left open: our mark and the rest tell
+// which one is meant.
+func routeRequest(kind, flags uint16, device int, r podnet.Route) request {
+	body := make([]byte, unix.SizeofRtMsg)
+	body[0], body[1] = familyOf(r.To.Addr()), byte(r.To.Bits())
+	body[4], body[5] = unix.RT_TABLE_MAIN, podnet.RouteProtocol
+	body[6], body[7] = unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST
+	switch {
+	case kind == unix.RTM_DELROUTE:
+		body[6], body[7] = unix.RT_SCOPE_NOWHERE, unix.RTN_UNSPEC
+	case r.Unreachable:
+		body[7] = unix.RTN_UNREACHABLE
+	}
+	if r.Onlink && kind == unix.RTM_NEWROUTE {
+		binary.NativeEndian.PutUint32(body[8:], unix.RTNH_F_ONLINK)
+	}
+	m := newRequest(kind, flags, body).attr(unix.RTA_DST, r.To.Addr().AsSlice())
+	if r.Via.IsValid() {
+		m = m.attr(unix.RTA_GATEWAY, r.Via.AsSlice())
+	}
+	if device != 0 {
+		m = m.uint32(unix.RTA_OIF, uint32(device))
+	}
+	if r.Source.IsValid() {
+		m = m.attr(unix.RTA_PREFSRC, r.Source.AsSlice())
+	}
+	metric := r.Metric
+	if metric == 0 && r.To.Addr().Is6() {
+		metric = defaultMetric6
+	}
+	if metric != 0 {
+		m = m.uint32(unix.RTA_PRIORITY, metric)
+	}
+	return m
+}
+
+// neighbourMessage begins a request about an entry of a device's neighbour table or forwarding database.
+func neighbourMessage(kind uint16, family byte, device int, flags byte) request {
+	body := make([]byte, unix.SizeofNdMsg)
+	body[0] = family
+	binary.NativeEndian.PutUint32(body[4:], uint32(device))
+	binary.NativeEndian.PutUint16(body[8:], unix.NUD_PERMANENT)
+	body[10] = flags
+	var how uint16
+	if kind == unix.RTM_NEWNEIGH {
+		how = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+	}
+	return newRequest(kind, how, body)
+}
+
+func neighbourRequest(kind uint16, device int, x podnet.Neighbour) request {
+	return neighbourMessage(kind, familyOf(x.Addr), device, 0).
+		attr(unix.NDA_DST, x.Addr.AsSlice()).attr(unix.NDA_LLADDR, x.MAC[:]).
+		attr(ndaProtocol, []byte{podnet.RouteProtocol})
+}
+
+func forwardRequest(kind uint16, device int, f podnet.Forward) request {
+	m := neighbourMessage(kind, unix.AF_BRIDGE, device, unix.NTF_SELF).attr(unix.NDA_LLADDR, f.MAC[:])
+	if f.To.IsValid() {
+		m = m.attr(unix.NDA_DST, f.To.AsSlice())
+	}
+	return m
+}
+
+// read fills in the routes with our mark, and what the tunnel of that index, if it is not 0, knows of others.
+func (s *podSetter) read(state *podnet.State, tunnel int) error {
+	if err := s.readRoutes(state); err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	if tunnel == 0 {
+		return nil
+	}
+	if err := s.readNeighbours(state, tunnel); err != nil {
+		return fmt.Errorf("list neighbours: %w", err)
+	}
+	if err := s.readForwards(state, tunnel); err != nil {
+		return fmt.Errorf("list forwarding entries: %w", err)
+	}
+	return nil
+}
+
+// routeFound is a route as the kernel tells it: its device is a number yet, 0 for none.
+type routeFound struct {
+	podnet.Route
+	device uint32
+}
+
+// parseRoute reads struct rtmsg and attributes. Of a kernel that does not filter dumps it leaves out what is not ours.
+func parseRoute(family byte, b []byte) (r routeFound, ok bool) {
+	if len(b) < unix.SizeofRtMsg || b[0] != family || b[4] != unix.RT_TABLE_MAIN || b[5] != podnet.RouteProtocol {
+		return r, false
+	}
+	flags := binary.NativeEndian.Uint32(b[8:])
+	if flags&unix.RTM_F_CLONED != 0 {
+		return r, false
+	}
+	r.Onlink, r.Unreachable = flags&unix.RTNH_F_ONLINK != 0, b[7] == unix.RTN_UNREACHABLE
+	to := netip.IPv6Unspecified()
+	if family == unix.AF_INET {
+		to = netip.IPv4Unspecified()
+	}
+	attrs(b[unix.SizeofRtMsg:], func(kind uint16, data []byte) {
+		switch {
+		case kind == unix.RTA_DST:
+			to, _ = netip.AddrFromSlice(data)
+		case kind == unix.RTA_GATEWAY:
+			r.Via, _ = netip.AddrFromSlice(data)
+		case kind == unix.RTA_PREFSRC:
+			r.Source, _ = netip.AddrFromSlice(data)
+		case kind == unix.RTA_OIF && len(data) == 4:
+			r.device = binary.NativeEndian.Uint32(data)
+		case kind == unix.RTA_PRIORITY && len(data) == 4:
+			r.Metric = binary.NativeEndian.Uint32(data)
+		}
+	})
+	r.To = netip.PrefixFrom(to, int(b[1]))
+	if r.Unreachable {
+		r.device = 0 // IPv6 says lo
+	}
+	if family == unix.AF_INET6 && r.Metric == defaultMetric6 {
+		r.Metric = 0
+	}
+	return r, true
+}
+
+func (s *podSetter) readRoutes(state *podnet.State) error {
+	var all []routeFound
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+		body := make([]byte, unix.SizeofRtMsg)
+		body[0], body[4], body[5] = family, unix.RT_TABLE_MAIN, podnet.RouteProtocol
+		before := len(all)
+		if err := s.rtnl.dump(newRequest(unix.RTM_GETROUTE, 0, body), func(restart bool, b []byte) {
+			if restart {
+				all = all[:before]
+				return
+			}
+			r, ok := parseRoute(family, b)
+			if !ok {
+				return
+			}
+			all = append(all, r)
+		}); err != nil {
+			return err
+		}
+	}
+	names := map[uint32]string{}
+	state.Routes = make([]podnet.Route, 0, len(all))
+	for _, r := range all {
+		if r.device != 0 && names[r.device] == "" {
+			l, err := s.n.nl.LinkByIndex(int(r.device))
+			if isGone(err) {
+				continue // and the route with it
+			}
+			if err != nil {
+				return fmt.Errorf("look up device %d: %w", r.device, err)
+			}
+			names[r.device] = l.Attrs().Name
+			s.index[l.Attrs().Name] = int(r.device)
+		}
+		r.Device = names[r.device]
+		state.Routes = append(state.Routes, r.Route)
+	}
+	slices.SortFunc(state.Routes, func(a, b podnet.Route) int {
+		if c := a.To.Addr().Compare(b.To.Addr()); c != 0 {
+			return c
+		}
+		return cmp.Or(cmp.Compare(a.To.Bits(), b.To.Bits()), cmp.Compare(a.Metric, b.Metric))
+	})
+	return nil
+}
+
+func (s *podSetter) readNeighbours(state *podnet.State, device int) error {
+	request := newRequest(unix.RTM_GETNEIGH, 0, make([]byte, unix.SizeofNdMsg)).uint32(unix.NDA_IFINDEX, uint32(device))
+	err := s.rtnl.dump(request, func(restart bool, b []byte) {
+		if restart {
+			state.Neighbours = nil
+			return
+		}
+		// Others than permanent ones are the kernel's own, such as those of multicast addresses.
+		if !isNeighbourOf(b, device) || binary.NativeEndian.Uint16(b[8:])&unix.NUD_PERMANENT == 0 {
+			return
+		}
+		addr, mac := parseNeighbour(b)
+		state.Neighbours = append(state.Neighbours, podnet.Neighbour{Addr: addr, MAC: mac})
+	})
+	slices.SortFunc(state.Neighbours, func(a, b podnet.Neighbour) int { return a.Addr.Compare(b.Addr) })
+	return err
+}
+
+func (s *podSetter) readForwards(state *podnet.State, device int) error {
+	body := make([]byte, unix.SizeofNdMsg)
+	body[0] = unix.AF_BRIDGE
+	request := newRequest(unix.RTM_GETNEIGH, 0, body).uint32(unix.NDA_IFINDEX, uint32(device))
+	err := s.rtnl.dump(request, func(restart bool, b []byte) {
+		if restart {
+			state.Forwards = nil
+			return
+		}
+		if !isNeighbourOf(b, device) {
+			return
+		}
+		to, mac := parseNeighbour(b)
+		state.Forwards = append(state.Forwards, podnet.Forward{To: to, MAC: mac})
+	})
+	slices.SortFunc(state.Forwards, func(a, b podnet.Forward) int {
+		return cmp.Or(slices.Compare(a.MAC[:], b.MAC[:]), a.To.Compare(b.To))
+	})
+	return err
+}
+
+// parseNeighbour reads a neighbour, or a forwarding entry, which has the same form: struct ndmsg and attributes.
+func parseNeighbour(b []byte) (addr netip.Addr, mac podnet.MAC) {
+	attrs(b[unix.SizeofNdMsg:], func(kind uint16, data []byte) {
+		switch {
+		case kind == unix.NDA_DST:
+			addr, _ = netip.AddrFromSlice(data)
+		case kind == unix.NDA_LLADDR && len(data) == len(mac):
+			mac = podnet.MAC(data)
+		}
+	})
+	return addr, mac
+}
+
+func isNeighbourOf(b []byte, device int) bool {
+	return len(b) >= unix.SizeofNdMsg && binary.NativeEndian.Uint32(b[4:]) == uint32(device)
+}

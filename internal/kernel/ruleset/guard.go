@@ -1,0 +1,242 @@
+package ruleset
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+)
+
+// GuardTable is the table that keeps pods from passing for somebody else: docs/design/podnet.md, "Who may send as whom".
+const GuardTable = "fathom-guard"
+
+// The sets of the table, each once for IPv4 and once for IPv6: the number is appended. Of senders there are four: the
+// family of the outer packet comes first.
+const (
+	guardNodes     = "nodes"
+	guardOwn       = "tunnel_addrs"
+	guardSenders   = "tunnel_senders"
+	guardOutside   = "outside"
+	guardCluster   = "cluster"
+	guardLinkLocal = "link_local"
+	guardOpen      = "link_local_open"
+)
+
+// PodGroup is the group of pods' devices. It is link.PodGroup, which a test compares: link is not imported here.
+const PodGroup = 252
+
+func sendersOf(outer, inner podnet.Family) string {
+	return named(named(guardSenders, outer)+"_", inner)
+}
+
+// SetGuard makes the kernel refuse what g says, and returns the number of elements that it changed.
+func (r *Ruleset) SetGuard(g podnet.Guard) (podnet.Count, error) {
+	want := elements{}
+	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		want[named(guardNodes, f)], want[named(guardOwn, f)] = single(g.Nodes, f), single(g.Own, f)
+		want[named(guardOutside, f)], want[named(guardCluster, f)] = alone(g.Outside, f), alone(g.Cluster, f)
+		want[named(guardLinkLocal, f)], want[named(guardOpen, f)] = alone(g.LinkLocal, f), alone(g.Open, f)
+	}
+	for _, s := range g.Senders {
+		name := sendersOf(podnet.FamilyOf(s.Node), podnet.FamilyOf(s.Range.Addr()))
+		want[name] = append(want[name], member{s.Node, s.Range})
+	}
+	for _, list := range want {
+		sortPairs(list)
+	}
+	return r.set(guardTable(g.Port, g.VNI), want)
+}
+
+// Guard reads back what SetGuard set for a tunnel of this port and VNI, which are in the rules. A table that is not
+// there, or that does something else, is as good as none: the zero value.
+func (r *Ruleset) Guard(port uint16, vni uint32) (podnet.Guard, error) {
+	have, _, err := r.read(guardTable(port, vni))
+	if errors.Is(err, errStrange) {
+		return podnet.Guard{}, nil
+	}
+	if err != nil {
+		return podnet.Guard{}, err
+	}
+	g := podnet.Guard{Port: port, VNI: vni}
+	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		g.Nodes, g.Own = addrs(g.Nodes, have[named(guardNodes, f)]), addrs(g.Own, have[named(guardOwn, f)])
+		g.Outside = prefixes(g.Outside, have[named(guardOutside, f)])
+		g.Cluster = prefixes(g.Cluster, have[named(guardCluster, f)])
+		g.LinkLocal = prefixes(g.LinkLocal, have[named(guardLinkLocal, f)])
+		g.Open = prefixes(g.Open, have[named(guardOpen, f)])
+		var senders []member
+		for _, inner := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+			senders = append(senders, have[sendersOf(f, inner)]...)
+		}
+		sortPairs(senders)
+		for _, m := range senders {
+			g.Senders = append(g.Senders, podnet.Sender{Node: m.first, Range: m.prefix})
+		}
+	}
+	return g, nil
+}
+
+// What is in a packet of vxlan behind the UDP header (RFC 7348, section 5), in bytes from the start of that header.
+// nftables has names for it only since Linux 6.2, and the rules are to work on 5.14.
+const (
+	vxlanVNI       = 8 + 4
+	vxlanEtherType = 8 + 8 + 12
+	vxlanInner     = 8 + 8 + 14
+)
+
+func guardTable(port uint16, vni uint32) table {
+	t := table{name: GuardTable, variant: fmt.Sprintf("port %d, VNI %d", port, vni)}
+	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		t.sets = append(t.sets,
+			set{name: named(guardNodes, f), comment: "every node", family: f},
+			set{name: named(guardOwn, f), comment: "this node, where its tunnel receives", family: f},
+			set{name: named(guardOutside, f), comment: "sources outside of the cluster that nodes may hand on", family: f, interval: true},
+			set{name: named(guardCluster, f), comment: "the cluster's, which are not outside", family: f, interval: true},
+			set{name: named(guardLinkLocal, f), comment: "pods' packets are not forwarded there", family: f, interval: true},
+			set{name: named(guardOpen, f), comment: "but they are there", family: f, interval: true},
+		)
+		for _, inner := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+			t.sets = append(t.sets, set{name: sendersOf(f, inner), comment: "who sends by the tunnel, and from where",
+				family: inner, pairedWith: f, interval: true})
+		}
+	}
+	t.chains = append(guardSource(port), guardForward(port)...)
+	t.chains = append(t.chains, guardTunnel(port, vni)...)
+	return t
+}
+
+// guardSource are the chains that see packets first.
+func guardSource(port uint16) []chain {
+	// Before connection tracking, so that what is false leaves no trace there. Both families, although the kernel's
+	// rp_filter does the same for IPv4: it takes the greater of a device's value and that of "all", and many
+	// distributions set 2 there, with which any source that has a route is good.
+	pre := chain{name: "prerouting", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityRaw}
+	pre.add("a pod sends from its own address: that to which there is a route by its device", fromPod(), []expr.Any{
+		&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)}}, dropped())
+	out := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityRaw}
+	// What is not tracked is not translated: no host port and no external address of a Service takes the tunnel's packets
+	// away. Nor does each of them cost a look-up of its connection, which has one direction alone and means nothing.
+	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		pre.add("the tunnel's packets are nobody else's to translate", toPort(port), isFamily(f),
+			isIn(destinationOf(f), named(guardOwn, f)), isIn(sourceOf(f), named(guardNodes, f)), []expr.Any{&expr.Notrack{}})
+		out.add("the tunnel's packets are nobody else's to translate", toPort(port), isFamily(f),
+			isIn(sourceOf(f), named(guardOwn, f)), isIn(destinationOf(f), named(guardNodes, f)), []expr.Any{&expr.Notrack{}})
+	}
+	return []chain{pre, out}
+}
+
+// guardForward are the chains for what passes through the node. Destinations are the final ones here, whatever a
+// Service or host port made of them.
+func guardForward(port uint16) []chain {
+	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: nftables.ChainPriorityFilter}
+	pods := chain{name: "forward_from_pod"}
+	tunnels := chain{name: "forward_to_tunnel"}
+	forward.add("to somebody's tunnel, perhaps", toPort(port), jump(tunnels.name))
+	forward.add("from a pod", fromPod(), jump(pods.name))
+	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		// It would leave with this node's address, which another node takes for this node's tunnel.
+		toNode := slices.Concat(isFamily(f), isIn(destinationOf(f), named(guardNodes, f)))
+		tunnels.add("no pod sends to a node's tunnel", fromPod(), toNode, dropped())
+		tunnels.add("nothing is translated to a node's tunnel", translated(), toNode, dropped())
+		pods.add("link-local addresses and clouds' metadata are the node's alone", isFamily(f),
+			isIn(destinationOf(f), named(guardLinkLocal, f)), isNotIn(destinationOf(f), named(guardOpen, f)), []expr.Any{
+				// An answer, where other rules have none: what asks for metadata goes on at once instead of waiting.
+				&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
+	}
+	return []chain{forward, pods, tunnels}
+}
+
+// guardTunnel are the chains for what comes to this node's tunnel. They look at it before the kernel takes it apart: of
+// what is in it nobody knows later which node it came from, and the fast path redirects it before any chain.
+func guardTunnel(port uint16, vni uint32) []chain {
+	input := chain{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, priority: nftables.ChainPriorityFilter}
+	tunnel := chain{name: "to_tunnel"}
+	input.add("to the tunnel", toPort(port), jump(tunnel.name))
+	tunnel.add("no pod sends to a node's tunnel", fromPod(), dropped())
+	tunnel.add("another tunnel that shares the port", []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: vxlanVNI, Len: 3},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binary.BigEndian.AppendUint32(nil, vni)[1:]}}, verdict(expr.VerdictReturn))
+	tunnel.add("nothing is translated to a node's tunnel", translated(), dropped())
+	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		tunnel.add("nodes send to the address that this one has in the API", isFamily(f), isNotIn(destinationOf(f), named(guardOwn, f)), dropped())
+	}
+	for _, outer := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		for _, inner := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+			tunnel.add("a node sends from its own addresses and its pods'", isFamily(outer), isInner(inner),
+				[]expr.Any{at(sourceOf(outer), 0), at(innerSource(inner), words(outer)),
+					&expr.Lookup{SourceRegister: reg(0), SetName: sendersOf(outer, inner)}}, verdict(expr.VerdictAccept))
+		}
+	}
+	for _, outer := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		for _, inner := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+			tunnel.add("or hands on what comes from outside", isFamily(outer), isIn(sourceOf(outer), named(guardNodes, outer)), isInner(inner),
+				isIn(innerSource(inner), named(guardOutside, inner)), isNotIn(innerSource(inner), named(guardCluster, inner)), verdict(expr.VerdictAccept))
+		}
+	}
+	tunnel.add("all else is from no node, or from a source that is another's", dropped())
+	return []chain{input, tunnel}
+}
+
+func (c *chain) add(comment string, parts ...[]expr.Any) {
+	c.rules = append(c.rules, rule{comment, slices.Concat(parts...)})
+}
+
+func fromPod() []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFGROUP, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, PodGroup)}}
+}
+
+// toPort matches UDP to a port. Whatever is not UDP is through with it at once.
+func toPort(port uint16) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)}}
+}
+
+// translated matches what had another destination when it came.
+func translated() []expr.Any {
+	const destinationNAT = 1 << 5 // IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
+	return []expr.Any{&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, destinationNAT), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}}
+}
+
+// isInner matches what the tunnel's packet has in it.
+func isInner(f podnet.Family) []expr.Any {
+	kind := uint16(unix.ETH_P_IP)
+	if f == podnet.IPv6 {
+		kind = unix.ETH_P_IPV6
+	}
+	return []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: vxlanEtherType, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, kind)}}
+}
+
+func innerSource(f podnet.Family) *expr.Payload {
+	p := sourceOf(f)
+	p.Base, p.Offset = expr.PayloadBaseTransportHeader, p.Offset+vxlanInner
+	return p
+}
+
+func isIn(p *expr.Payload, set string) []expr.Any {
+	return []expr.Any{p, &expr.Lookup{SourceRegister: 1, SetName: set}}
+}
+
+func isNotIn(p *expr.Payload, set string) []expr.Any {
+	return []expr.Any{p, &expr.Lookup{SourceRegister: 1, SetName: set, Invert: true}}
+}
+
+func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
+
+func jump(chain string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
+}
+
+// dropped counts before it drops: somebody tries, or somebody's network is not what this one thinks it is.
+func dropped() []expr.Any { return []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}} }

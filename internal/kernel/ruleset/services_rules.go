@@ -1,0 +1,469 @@
+package ruleset
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+)
+
+// ServicesTable is the table that sends what comes to Services to their endpoints.
+const ServicesTable = "fathom-services"
+
+// MasqueradeMark is the bit of a packet's mark that says, between this table's chains, that the table has chosen its
+// destination. It is the one that Kubernetes uses for the purpose; packets leave the node without it.
+const MasqueradeMark = 0x4000
+
+// The sets and maps of the table, each once for IPv4 and once for IPv6: the number is appended. The key of a frontend is
+// `address . protocol . port`, with the address 0.0.0.0 or :: for a NodePort. Those that end in "outside" are for clients
+// outside the cluster, and hold frontends for which that matters.
+const (
+	services          = "services"           // frontend: how many endpoints
+	servicesOutside   = "services_outside"   //
+	endpoints         = "endpoints"          // frontend . slot: endpoint
+	refused           = "refused"            // frontend without endpoints: verdict
+	refusedOutside    = "refused_outside"    //
+	restricted        = "restricted"         // frontends that only some may come to
+	sources           = "sources"            // frontend . who may come
+	sticky            = "sticky"             // frontend with affinity: chain
+	stickyOutside     = "sticky_outside"     //
+	affinity          = "affinity"           // client . Service's ID: an endpoint's ID
+	affinitySlots     = "affinity_slots"     // frontend . slot: an endpoint's ID
+	affinityEndpoints = "affinity_endpoints" // frontend . an endpoint's ID: endpoint
+	affinityOutside   = "affinity_outside"   //
+	affinityFull      = "affinity_full"      // Service's ID, for a while after a client found no room in affinity
+	podsOnly          = "pods_only"          // frontends that the node's own processes do not meet
+	nodePortAddrs     = "nodeport_addrs"
+	ownEndpoints      = "own_endpoints" // address . the same address
+)
+
+// Limits of what the kernel is told.
+const (
+	maxEndpoints = outsideSlots - 1 // of a frontend
+	maxAffinity  = 24 * 60 * 60     // seconds; the API's own limit
+	fullFor      = time.Minute      // after a client found no room there
+	fullServices = 1 << 12          // of which that is known
+)
+
+// ClientsRemembered is how many pairs of a client and a Service with affinity there is room for, in each family.
+const ClientsRemembered = 1 << 18
+
+// outsideSlots is where the slots begin of endpoints that are for clients outside alone.
+const outsideSlots = 1 << 16
+
+// way is a way in which a packet meets a frontend.
+type way struct {
+	family   podnet.Family
+	nodePort bool
+	outside  bool
+}
+
+// ways are all there are.
+func ways() []way {
+	var all []way
+	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		for i := range 4 {
+			all = append(all, way{f, i&2 != 0, i&1 != 0})
+		}
+	}
+	return all
+}
+
+// String begins the names of the way's chains.
+func (w way) String() string {
+	name := "address"
+	if w.nodePort {
+		name = "nodeport"
+	}
+	if w.outside {
+		name += "_outside"
+	}
+	return named(name, w.family)
+}
+
+// chains is the name of the map of the way's chains.
+func (w way) chains() string { return w.String() + "_chains" }
+
+// in returns which of two sets is the way's.
+func (w way) in(set, outside string) string {
+	if w.outside {
+		return named(outside, w.family)
+	}
+	return named(set, w.family)
+}
+
+// target is a chain for the frontends that are met in one way and have so many endpoints. Those with affinity have chains
+// of their own Service, which are few.
+type target struct {
+	way
+	count   int
+	seconds int    // of affinity; zero is none
+	id      uint32 // the Service's, with affinity
+}
+
+func (t target) name() string {
+	name := fmt.Sprintf("%s_n%d", t.way, t.count)
+	if t.seconds > 0 {
+		name += fmt.Sprintf("_%ds_%08x", t.seconds, t.id)
+	}
+	return name
+}
+
+// secondsOf is what the name of a chain with affinity says.
+func secondsOf(chain string) (int, bool) {
+	parts := strings.Split(chain, "_")
+	seconds, err := strconv.Atoi(strings.TrimSuffix(parts[max(0, len(parts)-2)], "s"))
+	return seconds, err == nil && seconds > 0 && seconds <= maxAffinity
+}
+
+// serviceSet is one of the table's sets or maps.
+type serviceSet struct {
+	name, comment string
+	key           nftables.SetDatatype
+	data          nftables.SetDatatype // empty of what is no map
+	interval      bool
+	timeout       bool   // rules add to it, for a time
+	size          uint32 // how many they may add
+}
+
+func (s *serviceSet) isMap() bool { return s.data.Name != "" }
+
+func (s *serviceSet) flags() uint32 {
+	var flags uint32
+	if s.isMap() {
+		flags |= unix.NFT_SET_MAP
+	}
+	if s.interval {
+		flags |= unix.NFT_SET_INTERVAL
+		if strings.Contains(s.key.Name, " . ") {
+			flags |= setConcat
+		}
+	}
+	if s.timeout {
+		flags |= unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL
+	}
+	return flags
+}
+
+// dataType returns the type and size of a map's values, as in messages.
+func (s *serviceSet) dataType() (kind, size uint32) {
+	if s.data.Name == nftables.TypeVerdict.Name {
+		return unix.NFT_DATA_VERDICT, 0
+	}
+	return s.data.GetNFTMagic(), s.data.Bytes
+}
+
+func serviceSets() []*serviceSet {
+	join := nftables.MustConcatSetType
+	var all []*serviceSet
+	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		addr := nftables.TypeIPAddr
+		if f == podnet.IPv6 {
+			addr = nftables.TypeIP6Addr
+		}
+		proto, port, mark, verdict := nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeMark, nftables.TypeVerdict
+		frontend, endpoint := join(addr, proto, port), join(addr, port)
+		for _, s := range []*serviceSet{
+			{name: services, comment: "Services' addresses and ports, and how many endpoints there are", key: frontend, data: mark},
+			{name: servicesOutside, comment: "the same for clients outside the cluster, where it differs for them", key: frontend, data: mark},
+			{name: endpoints, comment: "the endpoints, numbered; from 0x10000 those for clients outside", key: join(addr, proto, port, mark), data: endpoint},
+			{name: refused, comment: "Services without endpoints", key: frontend, data: verdict},
+			{name: refusedOutside, comment: "the same for clients outside the cluster, where it differs for them", key: frontend, data: verdict},
+			{name: restricted, comment: "Services' addresses that only some may come to", key: frontend},
+			{name: sources, comment: "who may come there", key: join(addr, proto, port, addr), interval: true},
+			{name: sticky, comment: "Services whose clients stay with an endpoint", key: frontend, data: verdict},
+			{name: stickyOutside, comment: "the same for clients outside the cluster, where it differs for them", key: frontend, data: verdict},
+			{name: affinity, comment: "clients of these, by the Service, and which endpoint is theirs", key: join(addr, mark), data: mark, timeout: true, size: ClientsRemembered},
+			{name: affinitySlots, comment: "the endpoints that new clients are sent to, numbered", key: join(addr, proto, port, mark), data: mark},
+			{name: affinityEndpoints, comment: "where endpoints are, at an address and port of a Service", key: join(addr, proto, port, mark), data: endpoint},
+			{name: affinityOutside, comment: "the same for clients outside the cluster, where it differs for them", key: join(addr, proto, port, mark), data: endpoint},
+			{name: affinityFull, comment: "Services a client of which found no room to be remembered in the last minute", key: mark, timeout: true, size: fullServices},
+			{name: podsOnly, comment: "Services' external IPs that the node's own processes do not meet", key: frontend},
+			{name: nodePortAddrs, comment: "this node's addresses that NodePorts answer at", key: addr},
+			{name: ownPods, comment: "this node's pods", key: addr, interval: true},
+			{name: ownEndpoints, comment: "endpoints that are this node's pods, to see who meets himself", key: join(addr, addr)},
+		} {
+			s.name = named(s.name, f)
+			all = append(all, s)
+		}
+	}
+	for _, w := range ways() {
+		all = append(all, &serviceSet{name: w.chains(), comment: "what to do with how many endpoints", key: nftables.TypeMark, data: nftables.TypeVerdict})
+	}
+	return all
+}
+
+// reg returns the register of a 32-bit word, 0 to 15, by the number that the kernel lists it as.
+func reg(word int) uint32 {
+	if word%4 == 0 {
+		return uint32(unix.NFT_REG_1 + word/4)
+	}
+	return uint32(unix.NFT_REG32_00 + word)
+}
+
+// words is how many of them an address takes.
+func words(f podnet.Family) int {
+	if f == podnet.IPv4 {
+		return 1
+	}
+	return 4
+}
+
+// spare is a word that no key reaches.
+const spare = 15
+
+func at(p *expr.Payload, word int) expr.Any {
+	p.DestRegister = reg(word)
+	return p
+}
+
+func isFamily(f podnet.Family) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{nfproto(f)}},
+	}
+}
+
+// key loads a frontend's key, from a word on.
+func (w way) key(word int) []expr.Any {
+	n := words(w.family)
+	exprs := []expr.Any{at(destinationOf(w.family), word)}
+	if w.nodePort {
+		zero := make([]byte, n*4)
+		exprs = append(exprs, &expr.Bitwise{SourceRegister: reg(word), DestRegister: reg(word), Len: uint32(n * 4), Mask: zero, Xor: zero})
+	}
+	return append(exprs, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg(word + n)},
+		&expr.Payload{DestRegister: reg(word + n + 1), Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2})
+}
+
+// met begins a rule for what may meet a frontend in this way, and loads its key.
+func (w way) met(loopback bool) []expr.Any {
+	exprs := isFamily(w.family)
+	if w.outside {
+		exprs = append(exprs, sourceOf(w.family), &expr.Lookup{SourceRegister: 1, SetName: named(ownPods, w.family), Invert: true})
+	}
+	switch {
+	case loopback:
+		exprs = append(exprs, destinationOf(w.family), inLoopback(), isLoopback(expr.CmpOpEq))
+	case w.nodePort:
+		exprs = append(exprs, destinationOf(w.family), &expr.Lookup{SourceRegister: 1, SetName: named(nodePortAddrs, w.family)})
+	default:
+		// A packet to 0.0.0.0, which no host has, shall not meet NodePorts.
+		exprs = append(exprs, destinationOf(w.family), &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, words(w.family)*4)})
+	}
+	return append(exprs, w.key(0)...)
+}
+
+func inLoopback() expr.Any {
+	return &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: []byte{255, 0, 0, 0}, Xor: make([]byte, 4)}
+}
+
+func isLoopback(op expr.CmpOp) expr.Any {
+	return &expr.Cmp{Op: op, Register: 1, Data: []byte{127, 0, 0, 0}}
+}
+
+func find(set string, from, to int) expr.Any {
+	return &expr.Lookup{SourceRegister: reg(from), DestRegister: reg(to), IsDestRegSet: true, SetName: set}
+}
+
+func judge(set string) expr.Any {
+	return &expr.Lookup{SourceRegister: 1, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: set}
+}
+
+func mark(mask, xor uint32) []expr.Any {
+	word := func(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg(spare)},
+		&expr.Bitwise{SourceRegister: reg(spare), DestRegister: reg(spare), Len: 4, Mask: word(mask), Xor: word(xor)},
+		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg(spare)},
+	}
+}
+
+// send gives a packet the destination that the words from one on hold, and takes off what it carried.
+func (w way) send(word int) []expr.Any {
+	addr, port := reg(word), reg(word+words(w.family))
+	uncarry := []expr.Any{&expr.Immediate{Register: reg(spare), Data: make([]byte, 4)}, carry(spare)}
+	return append(append(uncarry, mark(^uint32(MasqueradeMark), MasqueradeMark)...), &expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(nfproto(w.family)),
+		RegAddrMin: addr, RegAddrMax: addr, RegProtoMin: port, RegProtoMax: port, Specified: true})
+}
+
+// A rule cannot use what another found but by way of the packet, and one that looks up what it found itself cannot be
+// listed: nft 1.0.6 aborts. So the packet's priority carries a number to the next rule. Only the first packet of a
+// connection to a Service is ever touched, and leaves the table with the priority that packets have unless told.
+func carry(word int) expr.Any {
+	return &expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: reg(word)}
+}
+
+func carried(word int) expr.Any {
+	return &expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg(word)}
+}
+
+// chain returns the target's chain.
+func (t target) chain() chain {
+	c := chain{name: t.name()}
+	n := words(t.family)
+	slot := uint32(0)
+	if t.outside {
+		slot = outsideSlots
+	}
+	// pick finds what a map has for a slot by chance.
+	pick := func(set string) []expr.Any {
+		return append(t.key(0), &expr.Numgen{Register: reg(n + 2), Modulus: uint32(t.count), Type: unix.NFT_NG_RANDOM, Offset: slot},
+			find(named(set, t.family), 0, 0))
+	}
+	add := func(comment string, parts ...[]expr.Any) {
+		c.rules = append(c.rules, rule{comment, slices.Concat(append([][]expr.Any{isFamily(t.family)}, parts...)...)})
+	}
+	if t.seconds > 0 {
+		service := func(word int) expr.Any { return &expr.Immediate{Register: reg(word), Data: []byte(number(t.id))} }
+		client := []expr.Any{at(sourceOf(t.family), 0)}
+		if t.outside && t.family == podnet.IPv6 { // a host has as many addresses as it likes, in a network of this size
+			network := append(bytes.Repeat([]byte{255}, 8), make([]byte, 8)...)
+			client = append(client, &expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 16, Mask: network, Xor: make([]byte, 16)})
+		}
+		client = append(client, service(n))
+		change := func(operation uint32) []expr.Any {
+			d := &expr.Dynset{SrcRegKey: reg(0), SrcRegData: reg(n + 1), SetName: named(affinity, t.family), Operation: operation}
+			if operation != dynsetDelete { // for which a map wants data all the same
+				d.Timeout = time.Duration(t.seconds) * time.Second
+			}
+			return []expr.Any{carried(n + 1), d}
+		}
+		for _, gone := range []bool{false, true} {
+			if gone {
+				add("forgets an endpoint that is gone", client, change(dynsetDelete))
+			}
+			add("has the priority carry the ID of one of the endpoints", pick(affinitySlots), []expr.Any{carry(0)})
+			// An update makes an element younger, but leaves it what it says. Where there is no room, the rest of the rule is
+			// left out.
+			add("remembers it for a new client, and other clients for longer", client, change(unix.NFT_DYNSET_OP_UPDATE),
+				[]expr.Any{&expr.Immediate{Register: reg(spare), Data: make([]byte, 4)}, carry(spare)})
+			if !gone {
+				add("notes that there was no room", []expr.Any{carried(0), &expr.Cmp{Op: expr.CmpOpNeq, Register: reg(0), Data: make([]byte, 4)}, service(0),
+					&expr.Dynset{SrcRegKey: reg(0), SetName: named(affinityFull, t.family), Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: fullFor}})
+			}
+			add("has the priority carry the ID of the client's endpoint", client, []expr.Any{find(named(affinity, t.family), 0, 0), carry(0)})
+			add("sends there", t.key(0), []expr.Any{carried(n + 2), find(t.in(affinityEndpoints, affinityOutside), 0, 0)}, t.send(0))
+		}
+	}
+	add("sends to one of the endpoints", pick(endpoints), t.send(0))
+	return c
+}
+
+// element is the target's, in the way's map of chains.
+func (t target) element() element {
+	return element{key: number(uint32(t.count)), verdict: true, code: expr.VerdictJump, value: t.name()}
+}
+
+const refuseChain = "refuse"
+
+// refuseRules tell who asks that nobody listens.
+func refuseRules() []rule {
+	return []rule{
+		{"answers TCP that nobody listens", []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+			&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}},
+		{"answers others that nobody listens", []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}},
+	}
+}
+
+// serviceChains are the chains that are always there.
+func serviceChains() []chain {
+	const (
+		beforeNAT         = -110 // of destinations, as is done by priority -100
+		beforeMasquerade  = 99
+		loopbackInterface = 1
+	)
+	is := func(kind expr.VerdictKind) expr.Any { return &expr.Verdict{Kind: kind} }
+	native := func(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
+	check := chain{name: "check_prerouting", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityRef(beforeNAT)}
+	checkOutput := chain{name: "check_output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityRef(beforeNAT)}
+	prerouting := chain{name: "prerouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityNATDest}
+	output := chain{name: "output", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityNATDest}
+	postrouting := chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: nftables.ChainPriorityRef(beforeMasquerade)}
+	refuse := chain{name: refuseChain, rules: refuseRules()}
+	add := func(c *chain, comment string, parts ...[]expr.Any) {
+		c.rules = append(c.rules, rule{comment, slices.Concat(parts...)})
+	}
+
+	// The kernel is told to route 127.0.0.0/8 so that NodePorts answer there; it must stay the node's own.
+	fromElsewhere := []expr.Any{&expr.Meta{Key: expr.MetaKeyIIF, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: native(loopbackInterface)}}
+	for _, address := range []*expr.Payload{sourceOf(podnet.IPv4), destinationOf(podnet.IPv4)} {
+		add(&check, "keeps 127.0.0.0/8 to the node itself", fromElsewhere, isFamily(podnet.IPv4), []expr.Any{address, inLoopback(), isLoopback(expr.CmpOpEq), is(expr.VerdictDrop)})
+	}
+	for _, c := range []*chain{&check, &checkOutput} {
+		add(c, "leaves connections alone that are there", []expr.Any{
+			&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native(expr.CtStateBitNEW), Xor: native(0)},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: native(0)}, is(expr.VerdictAccept)})
+		for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+			w := way{family: f}
+			add(c, "drops what comes from a source that may not", isFamily(f), w.key(0), []expr.Any{
+				&expr.Lookup{SourceRegister: 1, SetName: named(restricted, f)}, at(sourceOf(f), words(f)+2),
+				&expr.Lookup{SourceRegister: 1, SetName: named(sources, f), Invert: true}, is(expr.VerdictDrop)})
+		}
+	}
+	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		for _, c := range []*chain{&checkOutput, &output} {
+			add(c, "leaves external IPs to pods", way{family: f}.met(false),
+				[]expr.Any{&expr.Lookup{SourceRegister: 1, SetName: named(podsOnly, f)}, is(expr.VerdictAccept)})
+		}
+	}
+	// What is met with from outside comes first: it is in both maps.
+	all := ways()
+	slices.SortStableFunc(all, func(a, b way) int {
+		if a.outside == b.outside {
+			return 0
+		}
+		if a.outside {
+			return -1
+		}
+		return 1
+	})
+	for _, w := range all {
+		add(&check, "refuses where there are no endpoints", w.met(false), []expr.Any{judge(w.in(refused, refusedOutside))})
+		balance := func(c *chain, loopback bool) {
+			add(c, "goes by the client where there is affinity", w.met(loopback), []expr.Any{judge(w.in(sticky, stickyOutside))})
+			add(c, "has the priority carry the number of endpoints", w.met(loopback), []expr.Any{find(w.in(services, servicesOutside), 0, 0), carry(0)})
+			add(c, "goes by the number of endpoints", []expr.Any{carried(0), judge(w.chains())})
+		}
+		balance(&prerouting, false)
+		if w.outside {
+			continue // what starts on the node is inside
+		}
+		add(&checkOutput, "refuses where there are no endpoints", w.met(false), []expr.Any{judge(w.in(refused, refusedOutside))})
+		balance(&output, false)
+		if w.nodePort && w.family == podnet.IPv4 {
+			add(&checkOutput, "refuses where there are no endpoints", w.met(true), []expr.Any{judge(w.in(refused, refusedOutside))})
+			balance(&output, true)
+		}
+	}
+
+	bit := []expr.Any{&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native(MasqueradeMark), Xor: native(0)}}
+	add(&postrouting, "leaves alone what is none of a Service's", bit, []expr.Any{&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: native(0)}, is(expr.VerdictAccept)})
+	add(&postrouting, "takes the mark off", mark(^uint32(MasqueradeMark), 0))
+	add(&postrouting, "leaves alone what stays on the node", []expr.Any{&expr.Meta{Key: expr.MetaKeyOIF, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: native(loopbackInterface)}, is(expr.VerdictAccept)})
+	masquerade := []expr.Any{&expr.Masq{FullyRandom: true}}
+	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		add(&postrouting, "masquerades pods that meet themselves, or the answer would not come by here", isFamily(f), []expr.Any{
+			sourceOf(f), at(destinationOf(f), words(f)), &expr.Lookup{SourceRegister: 1, SetName: named(ownEndpoints, f)}}, masquerade)
+		if f == podnet.IPv4 {
+			add(&postrouting, "masquerades the node's own 127.0.0.0/8", isFamily(f), []expr.Any{sourceOf(f), inLoopback(), isLoopback(expr.CmpOpEq)}, masquerade)
+		}
+		add(&postrouting, "masquerades others unless it goes to a pod of this node: the answer must come by here", isFamily(f), []expr.Any{
+			sourceOf(f), &expr.Lookup{SourceRegister: 1, SetName: named(ownPods, f), Invert: true},
+			destinationOf(f), &expr.Lookup{SourceRegister: 1, SetName: named(ownPods, f), Invert: true}}, masquerade)
+	}
+	return []chain{refuse, check, checkOutput, prerouting, output, postrouting}
+}
