@@ -47,7 +47,6 @@ var floors = []struct {
 var sideways = map[[2]string]string{
 	{"insight/verify", "agent/proxy"}:   "what an agent says of its Services is a type of its proxy",
 	{"insight/svcbench", "agent/proxy"}: "it measures the proxy",
-	{"controller", "agent/membership"}:  "the name of the annotation that tells an agent's address there",
 }
 
 // onlyBy says which packages may import what is in these modules or directories; a name that ends in / stands

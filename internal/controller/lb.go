@@ -23,7 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
-	"github.com/fathom-network/fathom/internal/agent/membership"
+	"github.com/fathom-network/fathom/internal/facts/keyset"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/serve"
@@ -307,11 +307,11 @@ func (a *allocator) tellPool(p *vip.Pool, assignments []vip.Assignment) v1alpha1
 
 // ensureKey makes the key by which agents know each other, and without which they ask the API server which nodes live.
 func (a *allocator) ensureKey(ctx context.Context) error {
-	key := make([]byte, membership.KeySize)
+	key := make([]byte, keyset.Size)
 	if _, err := rand.Read(key); err != nil {
 		return err
 	}
-	return a.Client.EnsureSecret(ctx, netconf.Namespace, membership.Secret, map[string][]byte{membership.SecretKey: key})
+	return a.Client.EnsureSecret(ctx, netconf.Namespace, keyset.Secret, map[string][]byte{keyset.Key: key})
 }
 
 func (a *allocator) record(s *corev1.Service, e kube.Event) {

@@ -25,9 +25,9 @@ import (
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/deploy"
-	"github.com/fathom-network/fathom/internal/agent/membership"
 	"github.com/fathom-network/fathom/internal/controller"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
+	"github.com/fathom-network/fathom/internal/facts/keyset"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/testenv"
@@ -163,8 +163,8 @@ func TestController(t *testing.T) {
 	c.service("a", "")
 	c.event("a", "NoAddressPool", "create one")
 	c.await(func() bool {
-		s, err := c.client.Secret(t.Context(), netconf.Namespace, membership.Secret)
-		return err == nil && len(s[membership.SecretKey]) == membership.KeySize
+		s, err := c.client.Secret(t.Context(), netconf.Namespace, keyset.Secret)
+		return err == nil && len(s[keyset.Key]) == keyset.Size
 	}, func() string { return "there is no key for agents" })
 
 	c.must(c.pool("p", "[192.0.2.8/30, 'fd00:80::10-fd00:80::20']"))

@@ -20,6 +20,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"github.com/fathom-network/fathom/internal/agent/membership"
+	"github.com/fathom-network/fathom/internal/facts/keyset"
 )
 
 // group is members on loopback, n1 and so on.
@@ -35,7 +36,7 @@ type group struct {
 }
 
 func newGroup(t *testing.T, prefix string) *group {
-	return &group{T: t, prefix: prefix, key: bytes.Repeat([]byte{7}, membership.KeySize), asked: map[netip.Addr]int{}, off: map[netip.Addr]bool{}}
+	return &group{T: t, prefix: prefix, key: bytes.Repeat([]byte{7}, keyset.Size), asked: map[netip.Addr]int{}, off: map[netip.Addr]bool{}}
 }
 
 func (g *group) addr(n int) netip.Addr { return netip.MustParseAddr(fmt.Sprint(g.prefix, n)) }
@@ -213,7 +214,7 @@ func TestStranger(t *testing.T) {
 // use any more.
 func TestRotation(t *testing.T) {
 	g := newGroup(t, "127.0.89.")
-	old, fresh := g.key, bytes.Repeat([]byte{8}, membership.KeySize)
+	old, fresh := g.key, bytes.Repeat([]byte{8}, keyset.Size)
 	var members []*membership.Member
 	var addrs []netip.Addr
 	for i := range 3 {

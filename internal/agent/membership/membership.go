@@ -29,13 +29,6 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/keyset"
 )
 
-// Where the key is, in the namespace fathom-system.
-const (
-	Secret    = keyset.Secret
-	SecretKey = keyset.Key
-	KeySize   = keyset.Size
-)
-
 // Port is where members listen, for TCP and UDP.
 const Port = 10472
 
@@ -100,7 +93,7 @@ func Start(o Options) (*Member, error) {
 	}
 	ring, err := memberlist.NewKeyring(o.Keys, o.Keys[0])
 	if err != nil {
-		return nil, fmt.Errorf("the keys in Secret %s: %w", Secret, err)
+		return nil, fmt.Errorf("the keys in Secret %s: %w", keyset.Secret, err)
 	}
 	if o.Lives == nil {
 		o.Lives = kernelLives
@@ -150,11 +143,11 @@ func (m *Member) SetKeys(keys [][]byte) error {
 	}
 	for _, k := range keys {
 		if err := m.ring.AddKey(k); err != nil {
-			return fmt.Errorf("the keys in Secret %s: %w", Secret, err)
+			return fmt.Errorf("the keys in Secret %s: %w", keyset.Secret, err)
 		}
 	}
 	if err := m.ring.UseKey(keys[0]); err != nil {
-		return fmt.Errorf("the keys in Secret %s: %w", Secret, err)
+		return fmt.Errorf("the keys in Secret %s: %w", keyset.Secret, err)
 	}
 	for _, k := range slices.Clone(m.ring.GetKeys()) {
 		if !slices.ContainsFunc(keys, func(x []byte) bool { return bytes.Equal(x, k) }) {

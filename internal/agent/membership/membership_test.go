@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fathom-network/fathom/internal/agent/membership"
+	"github.com/fathom-network/fathom/internal/facts/keyset"
 )
 
 // port is where members listen: several runs of these tests may be on one machine.
@@ -19,7 +20,7 @@ var port = uint16(20000 + os.Getpid()%12000)
 
 // TestMembers runs three members at addresses of this machine's loopback device. One of them ends as by a power cut.
 func TestMembers(t *testing.T) {
-	key := bytes.Repeat([]byte{7}, membership.KeySize)
+	key := bytes.Repeat([]byte{7}, keyset.Size)
 	members := map[string]*membership.Member{}
 	var addrs []netip.Addr
 	var power sync.Map // addresses of nodes that have none
@@ -77,7 +78,7 @@ func TestMembers(t *testing.T) {
 // TestPort: a kernel refuses a connection to the port of an agent that has ended. That there is none takes a machine that
 // says nothing, and the scenario balancer has one.
 func TestPort(t *testing.T) {
-	key := bytes.Repeat([]byte{7}, membership.KeySize)
+	key := bytes.Repeat([]byte{7}, keyset.Size)
 	var members []*membership.Member
 	for i := range 2 {
 		addr := netip.AddrFrom4([4]byte{127, 0, 86, byte(i + 1)})
@@ -98,7 +99,7 @@ func TestPort(t *testing.T) {
 func TestKeys(t *testing.T) {
 	start := func(n byte) *membership.Member {
 		addr := netip.AddrFrom4([4]byte{127, 0, 85, n})
-		m, err := membership.Start(membership.Options{Name: fmt.Sprint("n", n), Addr: addr, Port: port, Keys: [][]byte{bytes.Repeat([]byte{n}, membership.KeySize)},
+		m, err := membership.Start(membership.Options{Name: fmt.Sprint("n", n), Addr: addr, Port: port, Keys: [][]byte{bytes.Repeat([]byte{n}, keyset.Size)},
 			Nodes: nodesAt("127.0.85.", 2), Log: slog.New(slog.DiscardHandler), Changed: func() {}})
 		if err != nil {
 			t.Fatal(err)
