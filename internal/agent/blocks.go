@@ -600,22 +600,20 @@ func (b *blocks) occupy(f ippool.Facts, pool string) {
 
 // yields says whether an address of a pool that cools down can be given, where no more are to be had.
 func yields(give []ipam.Pool, pool string, family ipam.Family, state ipam.State) bool {
-	for _, p := range give {
-		if p.Name == pool {
-			_, can := p.Yields(family, state)
-			return can
-		}
-	}
-	return false
+	_, can := poolOf(give, pool).Yields(family, state)
+	return can
 }
 
 // free is how many addresses of a family can be given of a pool.
 func free(give []ipam.Pool, pool string, family ipam.Family, state ipam.State) uint64 {
-	for _, p := range give {
-		if p.Name == pool {
-			u := p.Usage(family, state)
-			return u.Size - u.InUse - u.Cooling
-		}
+	u := poolOf(give, pool).Usage(family, state)
+	return u.Size - u.InUse - u.Cooling
+}
+
+// poolOf is the pool of a name, or one without addresses.
+func poolOf(give []ipam.Pool, name string) ipam.Pool {
+	if i := slices.IndexFunc(give, func(p ipam.Pool) bool { return p.Name == name }); i >= 0 {
+		return give[i]
 	}
-	return 0
+	return ipam.Pool{}
 }

@@ -28,6 +28,22 @@ var configFlags = map[string]string{
 	"maxPods": "max-pods",
 }
 
+// parsed is the first cluster of a lab file's lab, with what kubeadm is told of its first node.
+func parsed(t *testing.T, file string, o topology.Overrides) (l *Lab, c *topology.Cluster, kubeadm []byte) {
+	t.Helper()
+	facts, err := topology.Parse([]byte(file), "lab.yaml", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	facts.Underlay4, facts.Underlay6 = netip.MustParsePrefix("10.201.0.0/16"), netip.MustParsePrefix("fd00:fa:201::/48")
+	l = &Lab{Lab: *facts, Paths: Paths{State: t.TempDir()}}
+	c = &l.Clusters[0]
+	if kubeadm, err = l.kubeadmFile(c, &c.Nodes[0]); err != nil {
+		t.Fatal(err)
+	}
+	return l, c, kubeadm
+}
+
 // What a component is started with, by kubeadm or by the lab, a lab file may set only if that was thought of.
 func TestFlagsAreKnown(t *testing.T) {
 	known := func(c topology.Component, name string) {
@@ -52,17 +68,7 @@ func TestFlagsAreKnown(t *testing.T) {
 	}
 
 	for _, o := range []topology.Overrides{{}, {IPFamily: "dual"}, {ControlPlanes: new(3)}} {
-		facts, err := topology.Parse([]byte("apiVersion: fathom.network/v1alpha1\nkind: Lab\ndefaults: {featureGates: {AllAlpha: false}}\nclusters: [{name: east}]\n"), "lab.yaml", o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		facts.Underlay4, facts.Underlay6 = netip.MustParsePrefix("10.201.0.0/16"), netip.MustParsePrefix("fd00:fa:201::/48")
-		l := &Lab{Lab: *facts, Paths: Paths{State: t.TempDir()}}
-		c := &l.Clusters[0]
-		data, err := l.kubeadmFile(c, &c.Nodes[0])
-		if err != nil {
-			t.Fatal(err)
-		}
+		l, c, data := parsed(t, "apiVersion: fathom.network/v1alpha1\nkind: Lab\ndefaults: {featureGates: {AllAlpha: false}}\nclusters: [{name: east}]\n", o)
 		var conf struct {
 			APIServer         struct{ ExtraArgs []arg } `json:"apiServer"`
 			ControllerManager struct{ ExtraArgs []arg } `json:"controllerManager"`
@@ -113,7 +119,7 @@ func TestFlagsAreKnown(t *testing.T) {
 // A user's flags stand in the place of the lab's, each as often as it has values, and the files that they name are where
 // kube-apiserver sees them.
 func TestUsersFlags(t *testing.T) {
-	facts, err := topology.Parse([]byte(`apiVersion: fathom.network/v1alpha1
+	l, c, data := parsed(t, `apiVersion: fathom.network/v1alpha1
 kind: Lab
 clusters:
 - name: east
@@ -121,17 +127,7 @@ clusters:
   apiServerVolumes: [{hostPath: audit, mountPath: /etc/audit, readOnly: true}]
   controllerManagerArgs: {kube-api-qps: 7}
   kubeletArgs: {v: [1, 2], max-pods: 40}
-`), "lab.yaml", topology.Overrides{Dir: "/root/lab"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	facts.Underlay4, facts.Underlay6 = netip.MustParsePrefix("10.201.0.0/16"), netip.MustParsePrefix("fd00:fa:201::/48")
-	l := &Lab{Lab: *facts, Paths: Paths{State: t.TempDir()}}
-	c := &l.Clusters[0]
-	data, err := l.kubeadmFile(c, &c.Nodes[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+`, topology.Overrides{Dir: "/root/lab"})
 	for _, want := range []string{
 		"  - name: service-account-issuer\n    value: https://new\n  - name: service-account-issuer\n    value: https://old\n",
 		"  - name: kube-api-qps\n    value: \"7\"\n",

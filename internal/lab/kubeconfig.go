@@ -106,13 +106,12 @@ var ErrContextTaken = errors.New("another lab has a cluster whose context has th
 // checkContexts looks for the contexts of this lab among those of all others, running or not, whichever kubeconfig theirs
 // are in. The names could be made such that no two are the same, but they are what people type.
 func (l *Lab) checkContexts() error {
-	names, err := Names(l.Paths)
+	all, err := openAll(l.Paths)
 	if err != nil {
 		return err
 	}
-	for _, name := range names {
-		other, err := Open(l.Paths, name)
-		if name == l.Name || err != nil { // one that cannot be read says so itself
+	for _, other := range all {
+		if other.Name == l.Name {
 			continue
 		}
 		for i := range l.Clusters {

@@ -136,6 +136,21 @@ func IsDamaged(err error) bool {
 	return errors.As(err, &e)
 }
 
+// openAll opens every lab that there is, but for those that cannot be read, which say so themselves.
+func openAll(paths Paths) ([]*Lab, error) {
+	names, err := Names(paths)
+	if err != nil {
+		return nil, err
+	}
+	var all []*Lab
+	for _, name := range names {
+		if l, err := Open(paths, name); err == nil {
+			all = append(all, l)
+		}
+	}
+	return all, nil
+}
+
 // Names returns the names of the labs that there are, also of those that were only begun.
 func Names(paths Paths) ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(paths.State, "labs"))

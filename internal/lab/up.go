@@ -157,14 +157,12 @@ func takenPrefixes(paths Paths, l *Lab) ([]netip.Prefix, error) {
 			taken = append(taken, p)
 		}
 	}
-	names, err := Names(paths)
+	others, err := openAll(paths)
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range names {
-		if other, err := Open(paths, name); err == nil {
-			taken = append(taken, other.Underlay4, other.Underlay6)
-		}
+	for _, other := range others {
+		taken = append(taken, other.Underlay4, other.Underlay6)
 	}
 	return taken, nil
 }

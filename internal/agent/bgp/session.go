@@ -289,7 +289,7 @@ func (s *session) announce(p bgpconf.Peer, done *Changes) {
 
 // tell has the peer told of a route. What cannot be told leaves the others as they are. s.mu is held.
 func (s *session) tell(r bgpconf.Route, what func(*server.BgpServer, bgpconf.Peer, bgpconf.Route) error) {
-	if s.life == nil || extends(s.peer, r) && !s.extended {
+	if s.life == nil || s.withholds(r) {
 		return // the next life begins with all of them
 	}
 	if err := what(s.life, s.peer, r); err != nil {
@@ -302,11 +302,14 @@ func extends(p bgpconf.Peer, r bgpconf.Route) bool {
 	return r.Prefix.Addr().Is4() && !r.NextHop.IsValid() && p.Address.Addr().Is6()
 }
 
-// withheld is how many routes the peer is not told of since it could not use them. s.mu is held.
+// withholds says whether the peer is not told of a route since it could not use it. s.mu is held.
+func (s *session) withholds(r bgpconf.Route) bool { return !s.extended && extends(s.peer, r) }
+
+// withheld is how many routes the peer is not told of. s.mu is held.
 func (s *session) withheld() int {
 	n := 0
 	for _, r := range s.peer.Routes {
-		if extends(s.peer, r) && !s.extended {
+		if s.withholds(r) {
 			n++
 		}
 	}

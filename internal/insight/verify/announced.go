@@ -52,14 +52,9 @@ func (r ToldRouter) String() string {
 const balancersVerb = "balancers"
 
 // announcements asks the agents who announces the addresses of a Service.
-func announcements(ctx context.Context, client *kube.Client, svc *corev1.Service, c Cluster, agents map[string]*corev1.Pod) ([]Announced, error) {
-	o, err := client.BalancerObjects(ctx)
-	if err != nil {
-		return nil, err
-	}
-	pools := vip.Read(vip.Objects{Pools: o.AddressPools, Nodes: c.Nodes, Services: o.ServiceCIDRs, PodPools: o.PodPools})
+func announcements(ctx context.Context, client *kube.Client, svc *corev1.Service, c Cluster, pools vip.Pools, agents map[string]*corev1.Pod) []Announced {
 	namespaces := map[string]labels.Set{}
-	for _, n := range o.Namespaces {
+	for _, n := range c.Namespaces {
 		namespaces[n.Name] = n.Labels
 	}
 	var assigned vip.Assignment
@@ -69,7 +64,7 @@ func announcements(ctx context.Context, client *kube.Client, svc *corev1.Service
 		}
 	}
 	accounts, failed := ask[vip.Account](ctx, client, agents, balancersVerb)
-	return announced(svc, assigned, pools, accounts, failed), nil
+	return announced(svc, assigned, pools, accounts, failed)
 }
 
 // announced puts together what the agents say of a Service's addresses. assigned is what the controller should make of

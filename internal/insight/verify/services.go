@@ -57,7 +57,8 @@ func Services(c Cluster, node string, s proxy.State) []podnet.Difference {
 		return d.found
 	}
 	model := service.NewModel(service.NodeOf(c.Nodes[i]))
-	model.SetExternalIPs(c.externalIPs(s.Config))
+	pools := vip.Read(c.balancing())
+	model.SetExternalIPs(c.externalIPs(s.Config, pools))
 	model.Replace(c.Services, c.Slices)
 	plan := service.Plan{Frontends: model.Frontends(), NodePortAddrs: s.Config.NodePortAddrs, OwnPods: s.Config.OwnPods}
 	for _, p := range model.Problems() {
@@ -79,7 +80,7 @@ func Services(c Cluster, node string, s proxy.State) []podnet.Difference {
 	d.flows(plan, model, s)
 	balancers, _ := model.LoadBalancers()
 	d.sharedAddresses(c.Nodes, balancers)
-	d.unserved(c, balancers, s)
+	d.unserved(c, pools, balancers, s)
 	slices.SortFunc(d.found, func(a, b podnet.Difference) int { return cmp.Compare(a.Text, b.Text) })
 	return slices.Compact(d.found)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/fathom-network/fathom/internal/agent/proxy"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
@@ -66,8 +67,9 @@ func ShowService(ctx context.Context, client *kube.Client, name types.Namespaced
 	}
 	at := service.NodeOf(c.Nodes[i])
 	d := ServiceDetail{Service: svc, Name: name.String(), Type: string(svc.Spec.Type), Node: at.Name, Endpoints: service.Explain(svc, c.Slices, at)}
+	pools := vip.Read(c.balancing())
 	if !kernels {
-		return d, d.seen(ctx, client, c, at, proxy.State{})
+		return d, d.seen(ctx, client, c, pools, at, proxy.State{})
 	}
 	agents, err := findAgents(ctx, client)
 	if err != nil && !errors.Is(err, errNoAgents) {
@@ -81,11 +83,11 @@ func ShowService(ctx context.Context, client *kube.Client, name types.Namespaced
 		states, failed = ask[proxy.State](ctx, client, agents, servicesVerb)
 		return nil
 	})
-	asking.Go(func() (err error) {
-		d.Announced, err = announcements(ctx, client, svc, c, agents)
-		return err
+	asking.Go(func() error {
+		d.Announced = announcements(ctx, client, svc, c, pools, agents)
+		return nil
 	})
-	if err := errors.Join(asking.Wait(), d.seen(ctx, client, c, at, states[at.Name])); err != nil || len(agents) == 0 {
+	if err := errors.Join(asking.Wait(), d.seen(ctx, client, c, pools, at, states[at.Name])); err != nil || len(agents) == 0 {
 		return d, err
 	}
 	d.Kernels, d.Unread = map[string]KernelService{}, map[string]string{}
@@ -102,7 +104,7 @@ func ShowService(ctx context.Context, client *kube.Client, name types.Namespaced
 
 // seen works out the frontends as a node sees them. Without an answer of the node's agent the cluster's configuration says
 // which external IPs are served.
-func (d *ServiceDetail) seen(ctx context.Context, client *kube.Client, c Cluster, at service.Node, s proxy.State) error {
+func (d *ServiceDetail) seen(ctx context.Context, client *kube.Client, c Cluster, pools vip.Pools, at service.Node, s proxy.State) error {
 	if s.Config.ExternalIPs == "" {
 		m, err := client.CoreV1().ConfigMaps(netconf.Namespace).Get(ctx, netconf.ConfigMap, metav1.GetOptions{})
 		if err != nil && !apierrors.IsNotFound(err) {
@@ -117,7 +119,7 @@ func (d *ServiceDetail) seen(ctx context.Context, client *kube.Client, c Cluster
 		s.Config.ExternalIPs, s.Config.ExternalIPsFor = config.ExternalIPs, config.ExternalIPsFor
 	}
 	model := service.NewModel(at)
-	model.SetExternalIPs(c.externalIPs(s.Config))
+	model.SetExternalIPs(c.externalIPs(s.Config, pools))
 	model.Replace(c.Services, c.Slices)
 	for _, f := range model.Frontends() {
 		if f.Service.String() == d.Name {

@@ -14,13 +14,13 @@ import (
 )
 
 // unserved tells where what is for no Service is refused and should not be, or should be and is not.
-func (d *differ) unserved(c Cluster, balancers []service.LoadBalanced, s proxy.State) {
+func (d *differ) unserved(c Cluster, pools vip.Pools, balancers []service.LoadBalanced, s proxy.State) {
 	var others []netip.Addr
 	for _, svc := range c.Services {
 		others = append(others, service.ForeignAddrs(svc)...)
 	}
 	own := netfacts.Read(c.Nodes, d.node, netconf.Default()).Own.Addrs
-	want := ruleset.UnservedAsHeld(vip.Unserved(vip.ServiceRanges(c.ServiceCIDRs), vip.Read(c.balancing()), balancers, s.Config.ExternalIPsFor, others, own))
+	want := ruleset.UnservedAsHeld(vip.Unserved(vip.ServiceRanges(c.ServiceCIDRs), pools, balancers, s.Config.ExternalIPsFor, others, own))
 	table := "nftables: table inet " + ruleset.UnservedTable
 	if s.Unserved == nil {
 		d.add("%s, which refuses what is for no Service, is not there, or its rules are not as they should be", table)

@@ -37,10 +37,11 @@ type Cluster struct {
 	kube.BalancerObjects
 }
 
-// externalIPs is which external IPs of Services a node serves whose agent has this configuration.
-func (c Cluster) externalIPs(x proxy.Config) service.ExternalIPs {
+// externalIPs is which external IPs of Services a node serves whose agent has this configuration; pools are what was Read of
+// c.balancing.
+func (c Cluster) externalIPs(x proxy.Config, pools vip.Pools) service.ExternalIPs {
 	config := netconf.Config{ExternalIPs: x.ExternalIPs, ExternalIPsFor: x.ExternalIPsFor}
-	return vip.ExternalIPs(config, c.balancing(), vip.Read(c.balancing()), c.Namespaces, x.APIServer)
+	return vip.ExternalIPs(config, c.balancing(), pools, c.Namespaces, x.APIServer)
 }
 
 // balancing is what load balancers' addresses follow from.
