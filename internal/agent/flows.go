@@ -131,7 +131,7 @@ func (f *podFlows) run(ctx context.Context, netns string) {
 
 // endFlows ends what connection tracking has that is to end.
 func endFlows(ctx context.Context, netns string, ends func(conntrack.Entry) bool) (int, error) {
-	table, err := conntrack.OpenConntrack(netns)
+	table, err := conntrack.OpenTable(netns)
 	if err != nil {
 		return 0, err
 	}

@@ -166,7 +166,7 @@ func (h *hostPort) replace(t *testing.T) (next net.PacketConn) {
 // remembered are the numbers of the kernel's entries that lead to the pods.
 func (h *hostPort) remembered(t *testing.T) (ids []uint32) {
 	t.Helper()
-	c, err := conntrack.OpenConntrack(h.path)
+	c, err := conntrack.OpenTable(h.path)
 	testenv.Must(t, err)
 	defer c.Close()
 	testenv.Must(t, c.Entries(t.Context(), conntrack.Filter{}, func(e conntrack.Entry) error {

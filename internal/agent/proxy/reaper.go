@@ -37,7 +37,7 @@ type reaper struct {
 	// seen are departures before the last sweep of entries and before the one before it.
 	seen [2]uint64
 
-	conntrack *conntrack.Conntrack
+	conntrack *conntrack.Table
 	complaint string
 }
 
@@ -163,7 +163,7 @@ func (r *reaper) sweepEntries(ctx context.Context) error {
 	}
 	if r.conntrack == nil {
 		var err error
-		if r.conntrack, err = conntrack.OpenConntrack(ownNetNS); err != nil {
+		if r.conntrack, err = conntrack.OpenTable(ownNetNS); err != nil {
 			return err
 		}
 	}

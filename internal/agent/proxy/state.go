@@ -84,7 +84,7 @@ func (p *Proxy) State(ctx context.Context) (State, error) {
 
 // flowsTo counts the flows to frontends, and to what is or was a Service's address.
 func flowsTo(ctx context.Context, index *service.Index, ranges []netip.Prefix) ([]Flows, error) {
-	table, err := conntrack.OpenConntrack(ownNetNS)
+	table, err := conntrack.OpenTable(ownNetNS)
 	if err != nil {
 		return nil, err
 	}

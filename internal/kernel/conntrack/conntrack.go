@@ -54,17 +54,17 @@ type Filter struct {
 	DNAT      bool // only those that go elsewhere than they were sent
 }
 
-// Conntrack is connection tracking in a network namespace. It is for one goroutine at a time. What has returned an
+// Table is connection tracking in a network namespace. It is for one goroutine at a time. What has returned an
 // error of netlink is best closed and opened anew.
-type Conntrack struct {
+type Table struct {
 	path      string
 	list, end *conn // two, so that entries can be ended while they are listed
 	// unfiltered is up to how many entries all are listed and filtered here.
 	unfiltered uint32
 }
 
-// OpenConntrack opens connection tracking of the namespace at path, such as /proc/self/ns/net.
-func OpenConntrack(path string) (*Conntrack, error) {
+// OpenTable opens connection tracking of the namespace at path, such as /proc/self/ns/net.
+func OpenTable(path string) (*Table, error) {
 	list, err := dial(path, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, fmt.Errorf("open connection tracking: %w", err)
@@ -74,18 +74,18 @@ func OpenConntrack(path string) (*Conntrack, error) {
 		list.close()
 		return nil, fmt.Errorf("open connection tracking: %w", err)
 	}
-	return &Conntrack{path, list, end, countUnfiltered}, nil
+	return &Table{path, list, end, countUnfiltered}, nil
 }
 
-// Close closes what OpenConntrack opened. The entries stay.
-func (c *Conntrack) Close() {
+// Close closes what OpenTable opened. The entries stay.
+func (c *Table) Close() {
 	c.list.close()
 	c.end.close()
 }
 
 // Entries calls each for every entry, as they are read: no list of them is made. One that is there all the time is seen
 // at least once, and one that comes or goes meanwhile may be. An error of each ends it, and is returned.
-func (c *Conntrack) Entries(ctx context.Context, f Filter, each func(Entry) error) error {
+func (c *Table) Entries(ctx context.Context, f Filter, each func(Entry) error) error {
 	protocols := f.Protocols
 	if protocols == nil {
 		protocols = []service.Protocol{service.TCP, service.UDP, service.SCTP}
@@ -125,13 +125,13 @@ func (c *Conntrack) Entries(ctx context.Context, f Filter, each func(Entry) erro
 	return nil
 }
 
-// countUnfiltered is what Conntrack.unfiltered is outside of tests. The kernel filters by one protocol of one family, and
+// countUnfiltered is what Table.unfiltered is outside of tests. The kernel filters by one protocol of one family, and
 // for each walks its whole table, 50 ns for each of usually 262,144 buckets: with fewer entries that takes more time
 // than reading those that are not wanted.
 const countUnfiltered = 50_000
 
 // count is how many entries the namespace has, without a walk.
-func (c *Conntrack) count(ctx context.Context) (count uint32, err error) {
+func (c *Table) count(ctx context.Context) (count uint32, err error) {
 	const ctaStatsGlobalEntries = 1
 	found := false
 	err = c.list.ask(ctx, newRequest(msgGetStats, nfgenmsg(unix.AF_UNSPEC)), unix.NLM_F_ACK, func(body []byte) error {
@@ -153,7 +153,7 @@ func (c *Conntrack) count(ctx context.Context) (count uint32, err error) {
 
 // Sweep ends the entries of these protocols that stale says are, and returns how many. Other flows are not hit, not
 // even one that has taken an entry's place meanwhile and goes elsewhere.
-func (c *Conntrack) Sweep(ctx context.Context, protocols []service.Protocol, stale func(Entry) bool) (deleted int, err error) {
+func (c *Table) Sweep(ctx context.Context, protocols []service.Protocol, stale func(Entry) bool) (deleted int, err error) {
 	if len(protocols) == 0 {
 		return 0, nil // nil would mean all
 	}
@@ -182,7 +182,7 @@ func (c *Conntrack) Sweep(ctx context.Context, protocols []service.Protocol, sta
 
 // Delete ends the entry, and says whether it was there. Its place may have been taken by a newer one with the same
 // tuples: that is ended too if the kernel has given it the same number, and is as stale as the old one was.
-func (c *Conntrack) Delete(e Entry) (bool, error) {
+func (c *Table) Delete(e Entry) (bool, error) {
 	r, err := deleteRequest(e)
 	if err != nil {
 		return false, err
@@ -191,7 +191,7 @@ func (c *Conntrack) Delete(e Entry) (bool, error) {
 	return n == 1, err
 }
 
-func (c *Conntrack) delete(requests []request) (deleted int, err error) {
+func (c *Table) delete(requests []request) (deleted int, err error) {
 	answers, err := c.end.execute(requests)
 	if err != nil {
 		return 0, fmt.Errorf("delete connection tracking's entries in %s: %w", c.path, err)

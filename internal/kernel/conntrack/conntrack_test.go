@@ -316,7 +316,7 @@ func many(protocol service.Protocol, n int) []inserted {
 // BenchmarkSweep looks at 100,000 entries none of which is stale, at few beside 100,000 of TCP, and deletes.
 func BenchmarkSweep(b *testing.B) {
 	const count = 100_000
-	sweep := func(b *testing.B, c *Conntrack, stale func(Entry) bool) (deleted int) {
+	sweep := func(b *testing.B, c *Table, stale func(Entry) bool) (deleted int) {
 		deleted, err := c.Sweep(context.Background(), []service.Protocol{service.UDP, service.SCTP}, stale)
 		testenv.Must(b, err)
 		return deleted

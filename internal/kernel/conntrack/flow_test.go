@@ -63,9 +63,9 @@ func (n space) addrs(t testing.TB, addrs ...string) {
 	}
 }
 
-func (n space) conntrack(t testing.TB) *Conntrack {
+func (n space) conntrack(t testing.TB) *Table {
 	t.Helper()
-	c, err := OpenConntrack(n.path)
+	c, err := OpenTable(n.path)
 	testenv.Must(t, err)
 	t.Cleanup(c.Close)
 	return c
@@ -163,7 +163,7 @@ func at(addr string, port uint16) netip.AddrPort {
 
 // insert puts entries into the kernel that no packet has made: to is where the client sends, endpoint, if there is one,
 // where it is translated to.
-func insert(t testing.TB, c *Conntrack, entries []inserted) {
+func insert(t testing.TB, c *Table, entries []inserted) {
 	t.Helper()
 	var pending []request
 	for i, e := range entries {
@@ -209,7 +209,7 @@ type inserted struct {
 }
 
 // entries are those that a filter lets through, by what they print.
-func entries(t testing.TB, c *Conntrack, f Filter) map[string]Entry {
+func entries(t testing.TB, c *Table, f Filter) map[string]Entry {
 	t.Helper()
 	all := map[string]Entry{}
 	testenv.Must(t, c.Entries(context.Background(), f, func(e Entry) error {
