@@ -395,6 +395,40 @@ func TestLinkLocal(t *testing.T) {
 	}
 }
 
+// TestChangeWhileComingUp changes what is announced all the time that sessions come up: what was said last is what the router
+// has, although GoBGP forgets what it hears in the moment in which a session is established.
+func TestChangeWhileComingUp(t *testing.T) {
+	for name, newRouter := range routers {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ns := newNamespace(t)
+			r, n := newRouter(t, ns), newNode(t, ns, 1)
+			r.begin(routed{address: "10.1.1.2"})
+			p := peer("10.1.1.1", route("192.0.2.0/32"))
+			n.begin()
+			for round := range 5 {
+				for i := 0; ; i++ {
+					p.Routes = []bgpconf.Route{route(fmt.Sprintf("192.0.2.%d/32", i%8))}
+					n.set(p)
+					if told, _ := n.told(); told.Sessions[0].State == bgp.Established {
+						break
+					}
+				}
+				last := p.Routes[0].Prefix.String()
+				for i := range 8 {
+					if other := fmt.Sprintf("192.0.2.%d/32", i); other != last {
+						ns.routes(other)
+					}
+				}
+				ns.routes(last, "10.1.1.2")
+				if p.Keepalive--; round%2 == 1 { // a session with other parameters
+					p.Keepalive += 2
+				}
+			}
+		})
+	}
+}
+
 // TestTwoNodes has two nodes announce one address: the router spreads over both.
 func TestTwoNodes(t *testing.T) {
 	for name, newRouter := range routers {

@@ -36,6 +36,9 @@ type session struct {
 	deaf func()            // ends the watch of the life
 	// extended says that the peer takes IPv6 next hops of IPv4 prefixes, as it said in this life.
 	extended bool
+	// unsure has the routes that the life was told of while its session came up, see confirm. It is nil when there are none
+	// to come.
+	unsure map[netip.Prefix]bgpconf.Route
 	// cause is why the session is about to end, as GoBGP logs it: of its own decisions it tells nothing else.
 	cause string
 	state Session
@@ -126,7 +129,7 @@ func (s *session) live(over chan<- struct{}) error {
 	b := server.NewBgpServer(server.LoggerOption(slog.New(&listener{next: s.log.Handler(), note: s.note}), nil))
 	go b.Serve()
 	ctx, deaf := context.WithCancel(context.Background())
-	s.life, s.deaf, s.extended, s.cause = b, deaf, false, ""
+	s.life, s.deaf, s.extended, s.cause, s.unsure = b, deaf, false, "", nil
 	if err := start(ctx, b, &api.Global{
 		Asn: s.peer.LocalASN, RouterId: s.routerID.String(),
 		ListenPort: -1, // it dials: no port is opened on the node, and another BGP speaker may have 179
@@ -151,6 +154,7 @@ func (s *session) live(over chan<- struct{}) error {
 	}, server.WatchPeer()); err != nil {
 		return fmt.Errorf("watch the session: %w", err)
 	}
+	s.unsure = map[netip.Prefix]bgpconf.Route{}
 	if err := b.AddPeer(ctx, &api.AddPeerRequest{Peer: request(s.peer)}); err != nil {
 		return fmt.Errorf("add the peer: %w", err)
 	}
@@ -219,6 +223,7 @@ func (s *session) enter(life *server.BgpServer, p apiutil.PeerState) (over bool)
 	switch {
 	case came:
 		s.log.Info("BGP session is up")
+		go s.confirm(life)
 	case went:
 		s.log.Warn("BGP session is down", "reason", reason)
 	}
@@ -292,8 +297,58 @@ func (s *session) tell(r bgpconf.Route, what func(*server.BgpServer, bgpconf.Pee
 	if s.life == nil || s.withholds(r) {
 		return // the next life begins with all of them
 	}
+	if s.unsure != nil {
+		s.unsure[r.Prefix] = r
+	}
 	if err := what(s.life, s.peer, r); err != nil {
 		s.log.Error("BGP", "error", err)
+	}
+}
+
+// confirm tells the peer again what GoBGP was told while the session came up. GoBGP (v4.8.0) sends the routes that it
+// has, and enters the state Established a moment later: a route that is added or withdrawn between the two is neither
+// among the first nor sent as a change. To tell GoBGP nothing before it is established would not do: then a peer that
+// keeps routes hears that these are all before it has heard of those with IPv6 next hops.
+func (s *session) confirm(life *server.BgpServer) {
+	ctx := context.Background()
+	for established := false; !established; {
+		// Nothing tells of that moment but the state itself. It is far less than a millisecond away.
+		time.Sleep(time.Millisecond)
+		if err := life.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
+			established = p.State.SessionState == api.PeerState_SESSION_STATE_ESTABLISHED
+		}); err != nil {
+			return // it has ended
+		}
+		s.mu.Lock()
+		gone := s.life != life || s.state.State != Established
+		s.mu.Unlock()
+		if gone {
+			return
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.life != life || s.unsure == nil {
+		return
+	}
+	unsure := s.unsure
+	s.unsure = nil
+	again := false
+	for _, r := range s.peer.Routes {
+		if _, found := unsure[r.Prefix]; found {
+			delete(unsure, r.Prefix)
+			again = true
+		}
+	}
+	for _, r := range unsure { // GoBGP withdraws only what it has
+		s.tell(r, announce)
+		s.tell(r, revoke)
+	}
+	if again {
+		// All routes: GoBGP does not send one again that is told it as it is.
+		if err := life.ResetPeer(ctx, &api.ResetPeerRequest{Address: "all", Soft: true, Direction: api.ResetPeerRequest_DIRECTION_OUT}); err != nil {
+			s.log.Error("BGP", "error", fmt.Errorf("announce the routes again: %w", err))
+		}
 	}
 }
 
