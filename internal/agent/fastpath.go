@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/nodestate"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/bpf"
@@ -38,7 +39,7 @@ func (a *Agent) setFastPath(plan podnet.Plan, underlay []podnet.Interface, look 
 		on = a.FastPath == FastPathAuto
 	}
 	changes, err := a.fast.set(a.node, a.Paths.BPF, bpf.PlanFor(plan, underlay, on), look)
-	for kind, n := range map[string]podnet.Count{"program": changes.Programs, "fastpod": changes.Pods, "fastroute": changes.Remotes} {
+	for kind, n := range map[string]diff.Count{"program": changes.Programs, "fastpod": changes.Pods, "fastroute": changes.Remotes} {
 		a.metrics.count(kind, n)
 	}
 	if changes.Total() > 0 {

@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 )
 
@@ -72,13 +73,13 @@ func (m *metrics) passed(took time.Duration, err error) {
 }
 
 func (m *metrics) changed(c podnet.Changes) {
-	for kind, n := range map[string]podnet.Count{"device": c.Tunnel, "address": c.Addrs, "route": c.Routes, "neighbour": c.Neighbours,
+	for kind, n := range map[string]diff.Count{"device": c.Tunnel, "address": c.Addrs, "route": c.Routes, "neighbour": c.Neighbours,
 		"forward": c.Forwards, "sysctl": c.Sysctls, "masquerade": c.Masquerade, "guard": c.Guard} {
 		m.count(kind, n)
 	}
 }
 
-func (m *metrics) count(kind string, n podnet.Count) {
+func (m *metrics) count(kind string, n diff.Count) {
 	m.changes.WithLabelValues(kind, "added").Add(float64(n.Added))
 	m.changes.WithLabelValues(kind, "corrected").Add(float64(n.Corrected))
 	m.changes.WithLabelValues(kind, "removed").Add(float64(n.Removed))

@@ -6,68 +6,9 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/fathom-network/fathom/internal/facts/diff"
 )
-
-// Delta is what makes one list of things into another.
-type Delta[T comparable] struct {
-	Add     []T
-	Correct []Correction[T]
-	Remove  []T
-}
-
-// Correction replaces a thing by another one of the same key.
-type Correction[T comparable] struct{ Have, Want T }
-
-// Compare tells what makes have into want. Things of one key are the same thing with other properties; of several
-// that the kernel has of one key, one is kept or corrected and the others are removed.
-func Compare[T, K comparable](want, have []T, key func(T) K) Delta[T] {
-	// After a small change most of both is the same, in the same order.
-	for len(want) > 0 && len(have) > 0 && want[0] == have[0] {
-		want, have = want[1:], have[1:]
-	}
-	for len(want) > 0 && len(have) > 0 && want[len(want)-1] == have[len(have)-1] {
-		want, have = want[:len(want)-1], have[:len(have)-1]
-	}
-	var d Delta[T]
-	type found struct {
-		at    int // of the thing to keep or correct
-		exact bool
-	}
-	wanted := make(map[K]T, len(want))
-	for _, w := range want {
-		wanted[key(w)] = w
-	}
-	present := make(map[K]found, len(have))
-	for i, h := range have {
-		k := key(h)
-		w, isWanted := wanted[k]
-		f, seen := present[k]
-		switch {
-		case !isWanted:
-			d.Remove = append(d.Remove, h)
-		case !seen:
-			present[k] = found{i, h == w}
-		case h == w && !f.exact:
-			d.Remove = append(d.Remove, have[f.at])
-			present[k] = found{i, true}
-		default:
-			d.Remove = append(d.Remove, h)
-		}
-	}
-	for _, w := range want {
-		f, seen := present[key(w)]
-		switch {
-		case !seen:
-			d.Add = append(d.Add, w)
-		case !f.exact:
-			d.Correct = append(d.Correct, Correction[T]{have[f.at], w})
-		}
-	}
-	return d
-}
-
-// IsEmpty says that there is nothing to do.
-func (d Delta[T]) IsEmpty() bool { return len(d.Add)+len(d.Correct)+len(d.Remove) == 0 }
 
 // RouteKey tells routes apart that can be in one table at the same time.
 type RouteKey struct {
@@ -75,31 +16,25 @@ type RouteKey struct {
 	Metric uint32
 }
 
-// Key is what Compare knows a route by.
+// Key is what diff.Compare knows a route by.
 func (r Route) Key() RouteKey { return RouteKey{r.To, r.Metric} }
 
-// Key is what Compare knows a neighbour by.
+// Key is what diff.Compare knows a neighbour by.
 func (n Neighbour) Key() netip.Addr { return n.Addr }
 
-// Key is what Compare knows a forwarding entry by.
+// Key is what diff.Compare knows a forwarding entry by.
 func (f Forward) Key() MAC { return f.MAC }
-
-// Count is a number of changes, for metrics that show drift.
-type Count struct{ Added, Corrected, Removed int }
-
-// Counted returns how much there is to do.
-func (d Delta[T]) Counted() Count { return Count{len(d.Add), len(d.Correct), len(d.Remove)} }
 
 // Changes counts what was changed in the kernel.
 type Changes struct {
-	Tunnel, Addrs, Routes, Neighbours, Forwards, Sysctls Count
-	Masquerade, Guard                                    Count // elements of sets, and 1 added for a table made anew
+	Tunnel, Addrs, Routes, Neighbours, Forwards, Sysctls diff.Count
+	Masquerade, Guard                                    diff.Count // elements of sets, and 1 added for a table made anew
 }
 
 // Total is the number of changes of any kind.
 func (c Changes) Total() int {
 	total := 0
-	for _, n := range []Count{c.Tunnel, c.Addrs, c.Routes, c.Neighbours, c.Forwards, c.Sysctls, c.Masquerade, c.Guard} {
+	for _, n := range []diff.Count{c.Tunnel, c.Addrs, c.Routes, c.Neighbours, c.Forwards, c.Sysctls, c.Masquerade, c.Guard} {
 		total += n.Added + n.Corrected + n.Removed
 	}
 	return total
@@ -110,10 +45,10 @@ func (c Changes) String() string {
 	var words []string
 	for _, k := range []struct {
 		what string
-		n    Count
+		n    diff.Count
 	}{{"device", c.Tunnel}, {"addresses", c.Addrs}, {"routes", c.Routes}, {"neighbours", c.Neighbours}, {"forwards", c.Forwards},
 		{"settings", c.Sysctls}, {"masquerade", c.Masquerade}, {"guard", c.Guard}} {
-		if k.n == (Count{}) {
+		if k.n == (diff.Count{}) {
 			continue
 		}
 		word := k.what
@@ -146,10 +81,10 @@ func Diff(plan Plan, have State) []Difference {
 	if t := cmp.Or(plan.Tunnel, have.Tunnel); t != nil {
 		device = " dev " + t.Name
 	}
-	report(&d, "route", Compare(plan.Routes, have.Routes, Route.Key), func(r Route) string { return r.String() })
-	report(&d, "neighbour", Compare(plan.Neighbours, have.Neighbours, Neighbour.Key),
+	report(&d, "route", diff.Compare(plan.Routes, have.Routes, Route.Key), func(r Route) string { return r.String() })
+	report(&d, "neighbour", diff.Compare(plan.Neighbours, have.Neighbours, Neighbour.Key),
 		func(n Neighbour) string { return fmt.Sprintf("%s lladdr %s%s", n.Addr, n.MAC, device) })
-	report(&d, "forwarding entry", Compare(plan.Forwards, have.Forwards, Forward.Key),
+	report(&d, "forwarding entry", diff.Compare(plan.Forwards, have.Forwards, Forward.Key),
 		func(f Forward) string { return fmt.Sprintf("%s dst %s%s", f.MAC, f.To, device) })
 	d.sysctls(plan.Sysctls, have.Sysctls)
 	set(&d, "masquerade: source", plan.Masquerade.Sources, have.Masquerade.Sources)
@@ -169,7 +104,7 @@ func (d *differ) add(format string, args ...any) {
 	d.found = append(d.found, Difference{d.node, fmt.Sprintf(format, args...)})
 }
 
-func report[T comparable](d *differ, what string, delta Delta[T], text func(T) string) {
+func report[T comparable](d *differ, what string, delta diff.Delta[T], text func(T) string) {
 	for _, x := range delta.Add {
 		d.add("%s %s is missing", what, text(x))
 	}
@@ -185,7 +120,7 @@ func set[T interface {
 	comparable
 	fmt.Stringer
 }](d *differ, what string, want, have []T) {
-	report(d, what, Compare(want, have, func(x T) T { return x }), func(x T) string { return x.String() })
+	report(d, what, diff.Compare(want, have, func(x T) T { return x }), func(x T) string { return x.String() })
 }
 
 func (d *differ) tunnel(want, have *Tunnel) {

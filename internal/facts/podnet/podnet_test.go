@@ -302,31 +302,6 @@ func TestDiff(t *testing.T) {
 	}
 }
 
-func TestCompare(t *testing.T) {
-	key := func(s string) byte { return s[0] }
-	for _, tc := range []struct{ want, have, result string }{
-		{"", "", "+[] ~[] -[]"},
-		{"a1", "", "+[a1] ~[] -[]"},
-		{"", "a1", "+[] ~[] -[a1]"},
-		{"a1", "a1", "+[] ~[] -[]"},
-		{"a1", "a2", "+[] ~[{a2 a1}] -[]"},
-		{"a1", "a2 a1", "+[] ~[] -[a2]"},
-		{"a1", "a1 a2", "+[] ~[] -[a2]"},
-		{"a1", "a1 a1", "+[] ~[] -[a1]"},
-		{"a1 b1 c1", "a1 c1", "+[b1] ~[] -[]"},
-		{"a1 b1 c1", "a1 b2 b1 c1 c1", "+[] ~[] -[b2 c1]"},
-		{"a1 c1", "a1 b1 c1", "+[] ~[] -[b1]"},
-		{"b1 a1", "a1 b1", "+[] ~[] -[]"},
-		{"a1", "a2 a3", "+[] ~[{a2 a1}] -[a3]"},
-		{"a1 b1", "c1 b2", "+[a1] ~[{b2 b1}] -[c1]"},
-	} {
-		d := podnet.Compare(strings.Fields(tc.want), strings.Fields(tc.have), key)
-		if got := fmt.Sprintf("+%v ~%v -%v", d.Add, d.Correct, d.Remove); got != tc.result {
-			t.Errorf("want %q, have %q: %s, want %s", tc.want, tc.have, got, tc.result)
-		}
-	}
-}
-
 func TestTunnelMAC(t *testing.T) {
 	one, other := podnet.TunnelMAC("a", 1), podnet.TunnelMAC("a", 2)
 	if one == other || one[0]&3 != 2 || one != podnet.TunnelMAC("a", 1) {

@@ -11,7 +11,7 @@ import (
 	ebpflink "github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
-	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 )
@@ -40,8 +40,8 @@ var connectHooks = []connectHook{
 }
 
 // attach has all programs on the cgroup, each once, and says how many were not.
-func (c *Connect) attach() (podnet.Count, error) {
-	var count podnet.Count
+func (c *Connect) attach() (diff.Count, error) {
+	var count diff.Count
 	var errs []error
 	for _, h := range connectHooks {
 		if err := c.attachOne(h, &count); err != nil {
@@ -51,7 +51,7 @@ func (c *Connect) attach() (podnet.Count, error) {
 	return count, errors.Join(errs...)
 }
 
-func (c *Connect) attachOne(h connectHook, count *podnet.Count) error {
+func (c *Connect) attachOne(h connectHook, count *diff.Count) error {
 	path := filepath.Join(c.Dir, h.name)
 	next := path + "_next"
 	// Of an agent that was ended in between; two would translate twice.

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/bpf"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
@@ -32,11 +33,11 @@ func TestFollow(t *testing.T) {
 	}
 	to := from
 	to.Remotes = append(slices.Clone(from.Remotes), via("10.244.8.0/24", "192.0.2.8"), via("10.244.9.0/24", "192.0.2.9"), via("fd00:10:244:9::/64", "2001:db8::9"))
-	follow(to, bpf.Changes{Remotes: podnet.Count{Added: 3}}.String())
+	follow(to, bpf.Changes{Remotes: diff.Count{Added: 3}}.String())
 	to.Remotes = append(slices.Clone(from.Remotes[:len(from.Remotes)-1]), via("fd00:10:244:9::/64", "2001:db8::7"))
-	follow(to, bpf.Changes{Remotes: podnet.Count{Added: 1}}.String())
+	follow(to, bpf.Changes{Remotes: diff.Count{Added: 1}}.String())
 	to.Remotes = to.Remotes[:len(to.Remotes)-2]
-	follow(to, bpf.Changes{Remotes: podnet.Count{Removed: 2}}.String())
+	follow(to, bpf.Changes{Remotes: diff.Count{Removed: 2}}.String())
 	follow(to, bpf.Changes{}.String())
 
 	for what, change := range map[string]func(*bpf.Plan){

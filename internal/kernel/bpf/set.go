@@ -11,7 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 )
@@ -39,13 +39,13 @@ type state struct {
 
 // Changes counts what Set changed.
 type Changes struct {
-	Programs, Pods, Remotes podnet.Count
+	Programs, Pods, Remotes diff.Count
 }
 
 // Total is how many changes there were.
 func (c Changes) Total() int {
 	n := 0
-	for _, x := range []podnet.Count{c.Programs, c.Pods, c.Remotes} {
+	for _, x := range []diff.Count{c.Programs, c.Pods, c.Remotes} {
 		n += x.Added + x.Corrected + x.Removed
 	}
 	return n

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 )
 
@@ -44,7 +45,7 @@ func (n *Namespace) FollowPodNetwork(from, to podnet.Plan) (podnet.Changes, erro
 	if from.Node == "" || from.Node != to.Node || !slices.Equal(from.Neighbours, to.Neighbours) || !slices.Equal(from.Forwards, to.Forwards) {
 		return s.changes, nil
 	}
-	delta := podnet.Compare(to.Routes, from.Routes, podnet.Route.Key)
+	delta := diff.Compare(to.Routes, from.Routes, podnet.Route.Key)
 	if delta.IsEmpty() {
 		return s.changes, nil
 	}
@@ -228,11 +229,11 @@ func (s *podSetter) set(plan podnet.Plan) error {
 	if err := s.read(&have, device); err != nil {
 		return err
 	}
-	routes := podnet.Compare(plan.Routes, have.Routes, podnet.Route.Key)
-	neighbours := podnet.Compare(plan.Neighbours, have.Neighbours, podnet.Neighbour.Key)
-	forwards := podnet.Compare(plan.Forwards, have.Forwards, podnet.Forward.Key)
+	routes := diff.Compare(plan.Routes, have.Routes, podnet.Route.Key)
+	neighbours := diff.Compare(plan.Neighbours, have.Neighbours, podnet.Neighbour.Key)
+	forwards := diff.Compare(plan.Forwards, have.Forwards, podnet.Forward.Key)
 	if tunnel == nil { // they go with the device
-		neighbours, forwards = podnet.Delta[podnet.Neighbour]{}, podnet.Delta[podnet.Forward]{}
+		neighbours, forwards = diff.Delta[podnet.Neighbour]{}, diff.Delta[podnet.Forward]{}
 	}
 	s.changes.Routes, s.changes.Neighbours, s.changes.Forwards = routes.Counted(), neighbours.Counted(), forwards.Counted()
 

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/testenv"
@@ -161,7 +162,7 @@ func TestPodNetwork(t *testing.T) {
 	t.Run("node gone", func(t *testing.T) {
 		fewer := planOf(t, n, nodes[:19], podnet.Config{})
 		changes := set(t, n, fewer)
-		want := podnet.Changes{Routes: podnet.Count{Removed: 2}, Neighbours: podnet.Count{Removed: 2}, Forwards: podnet.Count{Removed: 1}}
+		want := podnet.Changes{Routes: diff.Count{Removed: 2}, Neighbours: diff.Count{Removed: 2}, Forwards: diff.Count{Removed: 1}}
 		if changes != want {
 			t.Errorf("one node less changes %+v, want %+v", changes, want)
 		}
@@ -335,7 +336,7 @@ func TestFollowPodNetwork(t *testing.T) {
 	to := planOf(t, n, nodes, config)
 	changes, err := n.FollowPodNetwork(from, to)
 	testenv.Must(t, err)
-	if want := (podnet.Count{Added: 2, Corrected: 1}); changes.Routes != want {
+	if want := (diff.Count{Added: 2, Corrected: 1}); changes.Routes != want {
 		t.Errorf("followed %v, want %v", changes.Routes, want)
 	}
 	have, err := n.PodNetwork(nil)
@@ -345,7 +346,7 @@ func TestFollowPodNetwork(t *testing.T) {
 			t.Errorf("route %s is missing", r)
 		}
 	}
-	if changes := set(t, n, to); changes.Routes != (podnet.Count{Removed: 2}) {
+	if changes := set(t, n, to); changes.Routes != (diff.Count{Removed: 2}) {
 		t.Errorf("afterwards %v", changes.Routes)
 	}
 	holds(t, n, to)

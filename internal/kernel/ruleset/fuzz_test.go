@@ -11,6 +11,7 @@ import (
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
@@ -69,7 +70,7 @@ func TestUserDataThatLies(t *testing.T) {
 	lie.unnest(all)
 	lie.close(at)
 	testenv.Must(t, r.socket.commit(lie))
-	for _, changes := range []podnet.Count{{Added: 1}, {}} {
+	for _, changes := range []diff.Count{{Added: 1}, {}} {
 		if got, err := r.SetMasquerade(want); err != nil || got != changes {
 			t.Errorf("changed %+v, %v; want %+v", got, err, changes)
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 )
 
@@ -36,7 +37,7 @@ func sendersOf(outer, inner podnet.Family) string {
 }
 
 // SetGuard makes the kernel refuse what g says, and returns the number of elements that it changed.
-func (r *Ruleset) SetGuard(g podnet.Guard) (podnet.Count, error) {
+func (r *Ruleset) SetGuard(g podnet.Guard) (diff.Count, error) {
 	want := elements{}
 	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
 		want[named(guardNodes, f)], want[named(guardOwn, f)] = single(g.Nodes, f), single(g.Own, f)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
@@ -39,14 +40,14 @@ func TestGuard(t *testing.T) {
 	nft(t, n, "add", "table", "inet", "other", "{ chain c { type filter hook forward priority 0; } ; }")
 	foreign := nft(t, n, "list", "table", "inet", "other")
 	open := podnet.Config{NonMasquerade: prefixes("192.168.0.0/16"), NoMasquerade6: true, LinkLocal: podnet.Metadata}
-	check := func(want podnet.Guard, changes podnet.Count) {
+	check := func(want podnet.Guard, changes diff.Count) {
 		t.Helper()
 		got, err := r.SetGuard(want)
 		testenv.Must(t, err)
 		if got != changes {
 			t.Errorf("changed %+v, want %+v", got, changes)
 		}
-		if again, err := r.SetGuard(want); err != nil || again != (podnet.Count{}) {
+		if again, err := r.SetGuard(want); err != nil || again != (diff.Count{}) {
 			t.Errorf("the second time changes %+v, %v", again, err)
 		}
 		have, err := r.Guard(want.Port, want.VNI)
@@ -59,7 +60,7 @@ func TestGuard(t *testing.T) {
 		}
 	}
 	g := guarded(t, 3, open)
-	check(g, podnet.Count{Added: 1})
+	check(g, diff.Count{Added: 1})
 	got := nft(t, n, "list", "table", "inet", ruleset.GuardTable)
 	golden := "testdata/guard.nft"
 	if *update {
@@ -72,39 +73,39 @@ func TestGuard(t *testing.T) {
 	}
 
 	// A node more: two elements of nodes, two of the cluster's pods and two of its nodes, four of senders.
-	check(guarded(t, 4, open), podnet.Count{Added: 10})
-	check(g, podnet.Count{Removed: 10})
-	check(guarded(t, 3, podnet.Config{}), podnet.Count{Removed: 2 + 12 + 3})
-	check(g, podnet.Count{Added: 2 + 12 + 3})
+	check(guarded(t, 4, open), diff.Count{Added: 10})
+	check(g, diff.Count{Removed: 10})
+	check(guarded(t, 3, podnet.Config{}), diff.Count{Removed: 2 + 12 + 3})
+	check(g, diff.Count{Added: 2 + 12 + 3})
 	wide := g
 	wide.Senders = []podnet.Sender{{Node: g.Senders[0].Node, Range: netip.MustParsePrefix("10.0.0.0/8")}, // overlaps what was there
 		{Node: g.Senders[0].Node, Range: netip.MustParsePrefix("0.0.0.0/32")}, {Node: g.Senders[0].Node, Range: netip.MustParsePrefix("::/0")}}
 	wide.Senders[0], wide.Senders[1] = wide.Senders[1], wide.Senders[0]
-	check(wide, podnet.Count{Added: 3, Removed: 8})
-	check(g, podnet.Count{Added: 8, Removed: 3})
+	check(wide, diff.Count{Added: 3, Removed: 8})
+	check(g, diff.Count{Added: 8, Removed: 3})
 	other := g
 	other.Port = 8472
-	check(other, podnet.Count{Added: 1})
+	check(other, diff.Count{Added: 1})
 	if have, err := r.Guard(g.Port, g.VNI); err != nil || have.Port != 0 {
 		t.Errorf("the rules of another port: %v, %v", have, err)
 	}
 	other = g
 	other.VNI = 7
-	check(other, podnet.Count{Added: 1})
-	check(g, podnet.Count{Added: 1})
+	check(other, diff.Count{Added: 1})
+	check(g, diff.Count{Added: 1})
 
 	for _, tc := range []struct {
 		drift   string
-		changes podnet.Count
+		changes diff.Count
 	}{
-		{"add element inet T nodes4 { 198.51.100.1 }", podnet.Count{Removed: 1}},
-		{"flush set inet T tunnel_senders4_4", podnet.Count{Added: 4}},
-		{"add element inet T tunnel_senders4_4 { 10.200.0.3 . 0.0.0.0/0 }", podnet.Count{Removed: 1}},
-		{"add element inet T tunnel_senders4_6 { 10.200.0.3 . fe80::1-fe80::9 }", podnet.Count{Added: 1}},
-		{"flush chain inet T prerouting", podnet.Count{Added: 1}},
-		{"insert rule inet T to_tunnel accept", podnet.Count{Added: 1}},
-		{"add chain inet T more", podnet.Count{Added: 1}},
-		{"delete table inet T", podnet.Count{Added: 1}},
+		{"add element inet T nodes4 { 198.51.100.1 }", diff.Count{Removed: 1}},
+		{"flush set inet T tunnel_senders4_4", diff.Count{Added: 4}},
+		{"add element inet T tunnel_senders4_4 { 10.200.0.3 . 0.0.0.0/0 }", diff.Count{Removed: 1}},
+		{"add element inet T tunnel_senders4_6 { 10.200.0.3 . fe80::1-fe80::9 }", diff.Count{Added: 1}},
+		{"flush chain inet T prerouting", diff.Count{Added: 1}},
+		{"insert rule inet T to_tunnel accept", diff.Count{Added: 1}},
+		{"add chain inet T more", diff.Count{Added: 1}},
+		{"delete table inet T", diff.Count{Added: 1}},
 	} {
 		t.Run(tc.drift, func(t *testing.T) {
 			nft(t, n, strings.Fields(strings.ReplaceAll(tc.drift, " T", " "+ruleset.GuardTable))...)
@@ -118,7 +119,7 @@ func TestGuard(t *testing.T) {
 	_, err = r.SetGuard(closed)
 	testenv.Must(t, err)
 	nft(t, n, "add", "element", "inet", ruleset.GuardTable, "link_local_open4", "{ 169.254.169.254 }")
-	check(closed, podnet.Count{Removed: 1})
+	check(closed, diff.Count{Removed: 1})
 	for range 2 {
 		testenv.Must(t, r.Delete(ruleset.GuardTable))
 	}

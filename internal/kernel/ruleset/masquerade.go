@@ -7,6 +7,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 )
 
@@ -22,7 +23,7 @@ const (
 )
 
 // SetMasquerade makes the kernel masquerade as m says, and returns the number of elements that it changed.
-func (r *Ruleset) SetMasquerade(m podnet.Masquerade) (podnet.Count, error) {
+func (r *Ruleset) SetMasquerade(m podnet.Masquerade) (diff.Count, error) {
 	want := elements{}
 	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
 		want[named(ownPods, f)], want[named(podCIDRs, f)] = alone(m.Sources, f), alone(m.Pods, f)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
@@ -65,14 +66,14 @@ func TestMasquerade(t *testing.T) {
 	nft(t, n, "add", "table", "inet", "other", "{ chain c { type nat hook postrouting priority 100; } ; }")
 	foreign := nft(t, n, "list", "table", "inet", "other")
 	m := cluster(3)
-	check := func(want podnet.Masquerade, changes podnet.Count) {
+	check := func(want podnet.Masquerade, changes diff.Count) {
 		t.Helper()
 		got, err := r.SetMasquerade(want)
 		testenv.Must(t, err)
 		if got != changes {
 			t.Errorf("changed %+v, want %+v", got, changes)
 		}
-		if again, err := r.SetMasquerade(want); err != nil || again != (podnet.Count{}) {
+		if again, err := r.SetMasquerade(want); err != nil || again != (diff.Count{}) {
 			t.Errorf("the second time changes %+v, %v", again, err)
 		}
 		have, err := r.Masquerade()
@@ -84,7 +85,7 @@ func TestMasquerade(t *testing.T) {
 			t.Errorf("another table became\n%s", got)
 		}
 	}
-	check(m, podnet.Count{Added: 1})
+	check(m, diff.Count{Added: 1})
 	got := nft(t, n, "list", "table", "inet", ruleset.MasqueradeTable)
 	golden := "testdata/masquerade.nft"
 	if *update {
@@ -102,32 +103,32 @@ func TestMasquerade(t *testing.T) {
 		t.Errorf("nft makes of it\n%s", again)
 	}
 
-	check(m, podnet.Count{}) // by nft, but all the same to us
-	check(cluster(5), podnet.Count{Added: 8})
-	check(cluster(3), podnet.Count{Removed: 8})
+	check(m, diff.Count{}) // by nft, but all the same to us
+	check(cluster(5), diff.Count{Added: 8})
+	check(cluster(3), diff.Count{Removed: 8})
 	wide := cluster(3)
 	wide.Pods = prefixes("10.100.0.0/16", "fd00:10:244::/56") // overlaps what was there
-	check(wide, podnet.Count{Added: 2, Removed: 6})
-	check(cluster(3), podnet.Count{Added: 6, Removed: 2})
+	check(wide, diff.Count{Added: 2, Removed: 6})
+	check(cluster(3), diff.Count{Added: 6, Removed: 2})
 	off := cluster(3)
 	off.Sources = prefixes("10.100.0.0/24") // IPv6 as it is
-	check(off, podnet.Count{Removed: 1})
-	check(m, podnet.Count{Added: 1})
+	check(off, diff.Count{Removed: 1})
+	check(m, diff.Count{Added: 1})
 
 	for _, tc := range []struct {
 		drift   string
-		changes podnet.Count
+		changes diff.Count
 	}{
-		{"add element inet T pod_cidrs4 { 172.16.0.0/12 }", podnet.Count{Removed: 1}},
-		{"delete element inet T node_addrs6 { fd00:200::2 }", podnet.Count{Added: 1}},
-		{"flush set inet T pod_cidrs4", podnet.Count{Added: 3}},
-		{"add element inet T pod_cidrs4 { 172.16.0.3-172.16.0.9 }", podnet.Count{Added: 1}},
-		{"flush chain inet T postrouting", podnet.Count{Added: 1}},
-		{"add rule inet T postrouting accept", podnet.Count{Added: 1}},
-		{"insert rule inet T postrouting ip saddr @own_pods4 return", podnet.Count{Added: 1}},
-		{"add chain inet T more", podnet.Count{Added: 1}},
-		{"add set inet T more { type ipv4_addr; }", podnet.Count{Added: 1}},
-		{"delete table inet T", podnet.Count{Added: 1}},
+		{"add element inet T pod_cidrs4 { 172.16.0.0/12 }", diff.Count{Removed: 1}},
+		{"delete element inet T node_addrs6 { fd00:200::2 }", diff.Count{Added: 1}},
+		{"flush set inet T pod_cidrs4", diff.Count{Added: 3}},
+		{"add element inet T pod_cidrs4 { 172.16.0.3-172.16.0.9 }", diff.Count{Added: 1}},
+		{"flush chain inet T postrouting", diff.Count{Added: 1}},
+		{"add rule inet T postrouting accept", diff.Count{Added: 1}},
+		{"insert rule inet T postrouting ip saddr @own_pods4 return", diff.Count{Added: 1}},
+		{"add chain inet T more", diff.Count{Added: 1}},
+		{"add set inet T more { type ipv4_addr; }", diff.Count{Added: 1}},
+		{"delete table inet T", diff.Count{Added: 1}},
 	} {
 		t.Run(tc.drift, func(t *testing.T) {
 			nft(t, n, strings.Fields(strings.ReplaceAll(tc.drift, " T", " "+ruleset.MasqueradeTable))...)

@@ -12,6 +12,7 @@ import (
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
@@ -25,30 +26,30 @@ type heldServices struct {
 // SetServices makes the kernel balance Services as p says, and returns the number of elements that it changed. A table
 // that is damaged is made anew. Connections that are there stay with their endpoints in any case: conntrack knows them.
 // But clients with affinity that come anew after that may meet another.
-func (r *Ruleset) SetServices(p service.Plan) (podnet.Count, error) {
+func (r *Ruleset) SetServices(p service.Plan) (diff.Count, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	count, err := r.setServices(p)
 	if err != nil {
 		r.services.holding = nil
-		return podnet.Count{}, fmt.Errorf("set nftables table inet %s: %w", ServicesTable, err)
+		return diff.Count{}, fmt.Errorf("set nftables table inet %s: %w", ServicesTable, err)
 	}
 	return count, nil
 }
 
-func (r *Ruleset) setServices(p service.Plan) (podnet.Count, error) {
+func (r *Ruleset) setServices(p service.Plan) (diff.Count, error) {
 	want, err := AsHeld(p)
 	if err != nil {
-		return podnet.Count{}, err
+		return diff.Count{}, err
 	}
 	have, before, err := r.readServices()
 	if errors.Is(err, errStrange) {
-		return podnet.Count{Added: 1}, r.replaceServices(want)
+		return diff.Count{Added: 1}, r.replaceServices(want)
 	}
 	if err != nil {
-		return podnet.Count{}, err
+		return diff.Count{}, err
 	}
-	var count podnet.Count
+	var count diff.Count
 	w := writer{to: r.socket, count: &count}
 	err = have.become(want, &w)
 	if err == nil {
@@ -56,7 +57,7 @@ func (r *Ruleset) setServices(p service.Plan) (podnet.Count, error) {
 	}
 	if err != nil {
 		// Elements that somebody else added or took away meanwhile, or ones that only look like ours.
-		return podnet.Count{Added: 1}, r.replaceServices(want)
+		return diff.Count{Added: 1}, r.replaceServices(want)
 	}
 	r.learnServices(have, before, w.transactions)
 	return count, nil

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
@@ -174,7 +175,7 @@ type writer struct {
 	to           *socket // nil only collects
 	whole        bool    // one transaction, whatever its size
 	anew         bool    // the table is made before
-	count        *podnet.Count
+	count        *diff.Count
 	transactions uint32 // that were made
 
 	holding     *holding

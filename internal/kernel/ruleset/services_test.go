@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
@@ -87,7 +87,7 @@ func everything() service.Plan {
 }
 
 // set sets a plan, and checks that the kernel holds it and that setting it again changes nothing.
-func set(t testing.TB, r *ruleset.Ruleset, p service.Plan) podnet.Count {
+func set(t testing.TB, r *ruleset.Ruleset, p service.Plan) diff.Count {
 	t.Helper()
 	count, err := r.SetServices(p)
 	testenv.Must(t, err)
@@ -98,7 +98,7 @@ func set(t testing.TB, r *ruleset.Ruleset, p service.Plan) podnet.Count {
 // holds checks what the kernel holds, as somebody else reads it.
 func holds(t testing.TB, r *ruleset.Ruleset, p service.Plan) {
 	t.Helper()
-	if again, err := r.SetServices(p); err != nil || again != (podnet.Count{}) {
+	if again, err := r.SetServices(p); err != nil || again != (diff.Count{}) {
 		t.Errorf("the second time changes %+v, %v", again, err)
 	}
 	want, err := ruleset.AsHeld(p)
@@ -122,7 +122,7 @@ func TestServices(t *testing.T) {
 	n, r := space(t)
 	other := another(t, n)
 	p := everything()
-	if got := set(t, r, p); got != (podnet.Count{Added: 1}) {
+	if got := set(t, r, p); got != (diff.Count{Added: 1}) {
 		t.Errorf("the first time changes %+v", got)
 	}
 	have, err := other.Services()
@@ -202,7 +202,7 @@ func TestServicesDrift(t *testing.T) {
 			t.Errorf("a comparison finds a difference, %v", err)
 		}
 	}
-	if got := set(t, r, p); got != (podnet.Count{}) {
+	if got := set(t, r, p); got != (diff.Count{}) {
 		t.Errorf("affinity counts as %+v", got)
 	}
 	for range 2 {
@@ -453,7 +453,7 @@ func TestServicesInPlace(t *testing.T) {
 		change(&p)
 		got, err := r.SetServices(p)
 		testenv.Must(t, err)
-		if got == (podnet.Count{}) {
+		if got == (diff.Count{}) {
 			t.Error("nothing changed")
 		}
 		holds(t, r, p)

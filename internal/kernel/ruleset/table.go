@@ -14,6 +14,7 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 )
 
@@ -101,43 +102,43 @@ func addrs(list []netip.Addr, members []member) []netip.Addr {
 var errStrange = errors.New("the table is not as it should be")
 
 // set makes the kernel hold the table with these elements, in one transaction, and returns what it changed.
-func (r *Ruleset) set(t table, want elements) (podnet.Count, error) {
+func (r *Ruleset) set(t table, want elements) (diff.Count, error) {
 	count, err := r.try(t, want)
 	if err != nil {
-		return podnet.Count{}, fmt.Errorf("set nftables table inet %s: %w", t.name, err)
+		return diff.Count{}, fmt.Errorf("set nftables table inet %s: %w", t.name, err)
 	}
 	return count, nil
 }
 
-func (r *Ruleset) try(t table, want elements) (podnet.Count, error) {
+func (r *Ruleset) try(t table, want elements) (diff.Count, error) {
 	have, before, err := r.read(t)
 	if errors.Is(err, errStrange) {
-		return podnet.Count{Added: 1}, r.replace(t, want)
+		return diff.Count{Added: 1}, r.replace(t, want)
 	}
 	if err != nil {
-		return podnet.Count{}, err
+		return diff.Count{}, err
 	}
-	var count podnet.Count
+	var count diff.Count
 	inKernel := r.table(t)
 	for _, s := range t.sets {
-		d := podnet.Compare(want[s.name], have[s.name], member.key)
+		d := diff.Compare(want[s.name], have[s.name], member.key)
 		count.Added, count.Removed = count.Added+len(d.Add), count.Removed+len(d.Remove)
 		// All of it becomes true at once, so that what goes may go first: it may overlap what comes.
 		in := inKernel.set(s)
 		if err := r.elements(d.Remove, s, in, r.conn.SetDeleteElements); err != nil {
-			return podnet.Count{}, err
+			return diff.Count{}, err
 		}
 		if err := r.elements(d.Add, s, in, r.conn.SetAddElements); err != nil {
-			return podnet.Count{}, err
+			return diff.Count{}, err
 		}
 	}
-	if count == (podnet.Count{}) {
+	if count == (diff.Count{}) {
 		r.known[t.name] = known{t.variant, before, want}
 		return count, nil
 	}
 	if err := r.conn.Flush(); err != nil {
 		// Elements that somebody else added or took away meanwhile, or ones that only look like ours.
-		return podnet.Count{Added: 1}, r.replace(t, want)
+		return diff.Count{Added: 1}, r.replace(t, want)
 	}
 	r.learn(t, before, want)
 	return count, nil

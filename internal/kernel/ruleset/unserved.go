@@ -11,6 +11,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
@@ -26,7 +27,7 @@ const (
 )
 
 // SetUnserved has the kernel answer as u says, and returns the number of elements that it changed.
-func (r *Ruleset) SetUnserved(u service.Unserved) (podnet.Count, error) {
+func (r *Ruleset) SetUnserved(u service.Unserved) (diff.Count, error) {
 	u = UnservedAsHeld(u)
 	want := elements{}
 	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {

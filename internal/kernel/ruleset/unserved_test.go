@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
@@ -36,9 +36,9 @@ func TestSetUnserved(t *testing.T) {
 		t.Errorf("before there is a table: %+v, %v", held, err)
 	}
 	u := service.Unserved{Ranges: prefixes("10.96.0.0/16", "fd00:10:96::/112"), LoadBalancers: ips("198.51.100.%d", 1, 2), Others: ips("fd00:10:96::%d", 7), Node: ips("192.0.2.%d", 10)}
-	check := func(what string, u service.Unserved, want podnet.Count) {
+	check := func(what string, u service.Unserved, want diff.Count) {
 		t.Helper()
-		for _, want := range []podnet.Count{want, {}} {
+		for _, want := range []diff.Count{want, {}} {
 			if got, err := r.SetUnserved(u); err != nil || got != want {
 				t.Errorf("%s: changed %+v, %v, want %+v", what, got, err, want)
 			}
@@ -47,7 +47,7 @@ func TestSetUnserved(t *testing.T) {
 			}
 		}
 	}
-	check("at first", u, podnet.Count{Added: 1})
+	check("at first", u, diff.Count{Added: 1})
 	got := nft(t, n, "list", "table", "inet", ruleset.UnservedTable)
 	golden := "testdata/unserved.nft"
 	if *update {
@@ -60,16 +60,16 @@ func TestSetUnserved(t *testing.T) {
 	}
 	more := u
 	more.LoadBalancers = ips("198.51.100.%d", 1, 2, 3)
-	check("an address more", more, podnet.Count{Added: 2}) // of what is refused, and of what is pinged
+	check("an address more", more, diff.Count{Added: 2}) // of what is refused, and of what is pinged
 	within := u
 	within.LoadBalancers = ips("10.96.0.%d", 9)
-	check("an address within a range", within, podnet.Count{Added: 1, Removed: 6})
-	check("as before", u, podnet.Count{Added: 4, Removed: 1})
+	check("an address within a range", within, diff.Count{Added: 1, Removed: 6})
+	check("as before", u, diff.Count{Added: 4, Removed: 1})
 	moved := u
 	moved.Node = ips("192.0.2.%d", 11)
-	check("the node has another address", moved, podnet.Count{Added: 1})
-	check("and the one before", u, podnet.Count{Added: 1})
-	for drift, count := range map[string]podnet.Count{
+	check("the node has another address", moved, diff.Count{Added: 1})
+	check("and the one before", u, diff.Count{Added: 1})
+	for drift, count := range map[string]diff.Count{
 		"flush chain inet T prerouting":                     {Added: 1},
 		"add element inet T services4 { 203.0.113.0/24 }":   {Removed: 1},
 		"delete element inet T others6 { fd00:10:96::7 }":   {Added: 1},

@@ -6,6 +6,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 )
 
@@ -18,9 +19,9 @@ const untracked = "untracked"
 // SetUntracked has the kernel not track packets to and from these addresses, and returns the number of addresses that
 // it added and removed. They must not be translated: what is untracked is not translated back. Without addresses there
 // is no table.
-func (r *Ruleset) SetUntracked(addrs []netip.Addr) (podnet.Count, error) {
+func (r *Ruleset) SetUntracked(addrs []netip.Addr) (diff.Count, error) {
 	if len(addrs) == 0 {
-		return podnet.Count{}, r.Delete(DNSTable)
+		return diff.Count{}, r.Delete(DNSTable)
 	}
 	return r.set(dnsTable(), untrackedElements(addrs))
 }
@@ -47,7 +48,7 @@ func (r *Ruleset) HoldsUntracked(addrs []netip.Addr) (bool, error) {
 	}
 	want := untrackedElements(addrs)
 	for _, s := range dnsTable().sets {
-		d := podnet.Compare(want[s.name], have[s.name], member.key)
+		d := diff.Compare(want[s.name], have[s.name], member.key)
 		if len(d.Add)+len(d.Remove) > 0 {
 			return false, nil
 		}
