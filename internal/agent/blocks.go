@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
@@ -486,7 +487,7 @@ func (b *blocks) recoverAddress(ctx context.Context, f *ippool.Facts, pool strin
 	if !found {
 		return errors.New("there is no such pool")
 	}
-	r, found := p.Range(ipam.FamilyOf(a))
+	r, found := p.Range(inet.FamilyOf(a))
 	if !found || !r.Contains(a) {
 		return errors.New("it is not of that pool")
 	}
@@ -599,13 +600,13 @@ func (b *blocks) occupy(f ippool.Facts, pool string) {
 }
 
 // yields says whether an address of a pool that cools down can be given, where no more are to be had.
-func yields(give []ipam.Pool, pool string, family ipam.Family, state ipam.State) bool {
+func yields(give []ipam.Pool, pool string, family inet.Family, state ipam.State) bool {
 	_, can := poolOf(give, pool).Yields(family, state)
 	return can
 }
 
 // free is how many addresses of a family can be given of a pool.
-func free(give []ipam.Pool, pool string, family ipam.Family, state ipam.State) uint64 {
+func free(give []ipam.Pool, pool string, family inet.Family, state ipam.State) uint64 {
 	u := poolOf(give, pool).Usage(family, state)
 	return u.Size - u.InUse - u.Cooling
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 )
 
@@ -17,7 +18,7 @@ func TestPoolMetrics(t *testing.T) {
 	c := poolCollector{func() ([]ipam.Pool, []ipam.Usage, error) {
 		return []ipam.Pool{{Name: "default", Ranges: []netip.Prefix{prefix("10.244.1.0/24")}},
 				{Name: "public", Ranges: []netip.Prefix{prefix("192.0.2.0/28"), prefix("192.0.2.16/28")}, Fixed: []netip.Prefix{prefix("192.0.2.200/32")}}},
-			[]ipam.Usage{{Pool: "public", Family: ipam.IPv4, Size: 32, InUse: 5, Cooling: 1}}, nil
+			[]ipam.Usage{{Pool: "public", Family: inet.IPv4, Size: 32, InUse: 5, Cooling: 1}}, nil
 	}}
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(c)

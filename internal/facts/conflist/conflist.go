@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 )
 
@@ -192,9 +193,9 @@ func (c Config) validate(ps *problems, partial bool) {
 	if partial {
 		return
 	}
-	node := map[ipam.Family]bool{}
+	node := map[inet.Family]bool{}
 	for i, a := range c.NodeAddresses {
-		path, f := fmt.Sprintf("nodeAddresses[%d]", i), ipam.FamilyOf(a)
+		path, f := fmt.Sprintf("nodeAddresses[%d]", i), inet.FamilyOf(a)
 		switch {
 		case !a.IsValid() || a.Zone() != "" || a.Is4In6() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast():
 			ps.add(path, a.String(), "want a unicast address that other machines reach")
@@ -206,7 +207,7 @@ func (c Config) validate(ps *problems, partial bool) {
 	c.validatePools(ps, node)
 }
 
-func (c Config) validatePools(ps *problems, node map[ipam.Family]bool) {
+func (c Config) validatePools(ps *problems, node map[inet.Family]bool) {
 	names := map[string]bool{}
 	var seen []struct {
 		netip.Prefix
@@ -224,7 +225,7 @@ func (c Config) validatePools(ps *problems, node map[ipam.Family]bool) {
 	ranges:
 		for k, r := range p.Ranges {
 			path := fmt.Sprintf("%s.ranges[%d]", path, k)
-			f := ipam.FamilyOf(r.Addr())
+			f := inet.FamilyOf(r.Addr())
 			switch {
 			case !r.IsValid() || r.Addr().Is4In6():
 				ps.add(path, r.String(), "want a prefix such as 10.244.1.0/24 or fd00:10:244:1::/64")
@@ -232,7 +233,7 @@ func (c Config) validatePools(ps *problems, node map[ipam.Family]bool) {
 			case r != r.Masked():
 				ps.add(path, r.String(), "host bits are set; want %s", r.Masked())
 				continue
-			case f == ipam.IPv6 && c.MTU != 0 && c.MTU < 1280:
+			case f == inet.IPv6 && c.MTU != 0 && c.MTU < 1280:
 				ps.add(path, r.String(), "IPv6 needs an mtu of 1280 or more (RFC 8200), not %d", c.MTU)
 			case !node[f]:
 				ps.add(path, r.String(), "the node has no %s address in nodeAddresses", f)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"github.com/fathom-network/fathom/internal/facts/inet"
 )
 
 // Pool is a named set of ranges on this node. A pod gets one address of each family that its pool has.
@@ -55,9 +57,9 @@ func Choose(pools []Pool, r Request, s State) (Choice, error) {
 	if err != nil {
 		return Choice{}, err
 	}
-	fixed := map[Family]netip.Addr{}
+	fixed := map[inet.Family]netip.Addr{}
 	for _, a := range r.Addresses {
-		f := FamilyOf(a)
+		f := inet.FamilyOf(a)
 		if other, twice := fixed[f]; twice {
 			return Choice{}, &RequestError{fmt.Sprintf("%s and %s are both %s: a pod gets one address of a family", other, a, f)}
 		}
@@ -67,7 +69,7 @@ func Choose(pools []Pool, r Request, s State) (Choice, error) {
 		fixed[f] = a
 	}
 	c := Choice{Pool: pool.Name, Last: map[string]netip.Addr{}}
-	for _, f := range Families {
+	for _, f := range inet.Families {
 		if a, found := fixed[f]; found {
 			c.Addresses = append(c.Addresses, a)
 			continue
@@ -97,7 +99,7 @@ func Choose(pools []Pool, r Request, s State) (Choice, error) {
 
 // Yields returns the address of a family that a pod gets although it cools down, because nothing else of the pool is free
 // on this node, or false.
-func (p Pool) Yields(f Family, s State) (netip.Addr, bool) {
+func (p Pool) Yields(f inet.Family, s State) (netip.Addr, bool) {
 	for _, a := range s.Yield {
 		for _, r := range p.Of(f) {
 			if r.Contains(a) && !s.InUse[a] && !p.reserved(r, a) {

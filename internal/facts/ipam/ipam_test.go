@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 )
 
@@ -172,7 +173,7 @@ func TestSequences(t *testing.T) {
 			case 1:
 				clear(s.Cooling)
 			default:
-				u4, u6 := pool.Usage(ipam.IPv4, s), pool.Usage(ipam.IPv6, s)
+				u4, u6 := pool.Usage(inet.IPv4, s), pool.Usage(inet.IPv6, s)
 				full := u4.InUse+u4.Cooling == u4.Size || u6.InUse+u6.Cooling == u6.Size
 				c, err := ipam.Choose([]ipam.Pool{pool}, ipam.Request{}, s)
 				if (err != nil) != full {

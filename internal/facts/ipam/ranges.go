@@ -3,40 +3,15 @@ package ipam
 import (
 	"math"
 	"net/netip"
+
+	"github.com/fathom-network/fathom/internal/facts/inet"
 )
-
-// Family is IPv4 or IPv6.
-type Family int
-
-// The families, in the order in which a pod's addresses are told.
-const (
-	IPv4 Family = 4
-	IPv6 Family = 6
-)
-
-// Families lists both.
-var Families = []Family{IPv4, IPv6}
-
-// FamilyOf returns the family of an address.
-func FamilyOf(a netip.Addr) Family {
-	if a.Is4() {
-		return IPv4
-	}
-	return IPv6
-}
-
-func (f Family) String() string {
-	if f == IPv4 {
-		return "IPv4"
-	}
-	return "IPv6"
-}
 
 // Of returns the pool's ranges of a family.
-func (p Pool) Of(f Family) []netip.Prefix {
+func (p Pool) Of(f inet.Family) []netip.Prefix {
 	var ranges []netip.Prefix
 	for _, r := range p.Ranges {
-		if FamilyOf(r.Addr()) == f {
+		if inet.FamilyOf(r.Addr()) == f {
 			ranges = append(ranges, r)
 		}
 	}
@@ -100,15 +75,15 @@ func (p Pool) size(r netip.Prefix) uint64 {
 
 // Usage says how full a pool is in one family.
 type Usage struct {
-	Pool    string `json:"pool"`
-	Family  Family `json:"family"`
-	Size    uint64 `json:"size"` // addresses that pods can have
-	InUse   uint64 `json:"inUse"`
-	Cooling uint64 `json:"cooling"`
+	Pool    string      `json:"pool"`
+	Family  inet.Family `json:"family"`
+	Size    uint64      `json:"size"` // addresses that pods can have
+	InUse   uint64      `json:"inUse"`
+	Cooling uint64      `json:"cooling"`
 }
 
 // Usage counts.
-func (p Pool) Usage(f Family, s State) Usage {
+func (p Pool) Usage(f inet.Family, s State) Usage {
 	u := Usage{Pool: p.Name, Family: f}
 	for _, r := range p.Of(f) {
 		if u.Size += p.size(r); u.Size < p.size(r) {

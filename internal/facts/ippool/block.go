@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 )
 
@@ -33,7 +34,7 @@ func BlockName(p netip.Prefix) string {
 // place of its own, so that nodes that look at the same time seldom find the same block, and finds one that it gave
 // back again. It looks at no more blocks than are taken, and one.
 func FreeBlock(r Range, taken []netip.Prefix, node string) (netip.Prefix, bool) {
-	taken = within(r.Prefix, taken)
+	taken = inet.Disjoint(slices.DeleteFunc(slices.Clone(taken), func(p netip.Prefix) bool { return !p.Overlaps(r.Prefix) }))
 	first := netip.PrefixFrom(startAt(r, node), r.BlockBits)
 	for _, part := range []struct {
 		from netip.Addr
@@ -54,38 +55,10 @@ func FreeBlock(r Range, taken []netip.Prefix, node string) (netip.Prefix, bool) 
 			if in.Bits() > block.Bits() {
 				in = block
 			}
-			a = last(in).Next()
+			a = inet.Last(in).Next()
 		}
 	}
 	return netip.Prefix{}, false
-}
-
-// within returns the prefixes that overlap a range, sorted, without those that lie in others.
-func within(r netip.Prefix, list []netip.Prefix) []netip.Prefix {
-	var in []netip.Prefix
-	for _, p := range list {
-		if p.Overlaps(r) {
-			in = append(in, p.Masked())
-		}
-	}
-	slices.SortFunc(in, comparePrefixes)
-	kept := in[:0]
-	for _, p := range in {
-		if len(kept) == 0 || !kept[len(kept)-1].Overlaps(p) {
-			kept = append(kept, p)
-		}
-	}
-	return kept
-}
-
-// last is the last address of a prefix.
-func last(p netip.Prefix) netip.Addr {
-	b := p.Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
 }
 
 // startAt is the first address of the block at which a node's search begins.
@@ -151,7 +124,7 @@ func (f Facts) Turn(node string, held []Held) Turnover {
 			inUse := 0
 			for _, h := range held {
 				switch {
-				case h.Refused || h.Pool != p.Name || ipam.FamilyOf(h.Addr()) != r.Family():
+				case h.Refused || h.Pool != p.Name || inet.FamilyOf(h.Addr()) != r.Family():
 				case !usable || !r.Overlaps(h.Prefix) || h.Bits() < r.Bits() || h.Fixed:
 					if h.InUse+h.Cooling == 0 && (h.Rested || !usable) {
 						t.Back = append(t.Back, h.Block)
@@ -187,7 +160,7 @@ func (f Facts) Turn(node string, held []Held) Turnover {
 	for _, h := range held {
 		p, found := f.Pool(h.Pool)
 		if found {
-			_, found = p.Range(ipam.FamilyOf(h.Addr()))
+			_, found = p.Range(inet.FamilyOf(h.Addr()))
 		}
 		if (h.Refused || !found) && h.InUse+h.Cooling == 0 {
 			t.Back = append(t.Back, h.Block)

@@ -18,7 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
-	"github.com/fathom-network/fathom/internal/facts/ipam"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 )
@@ -68,7 +68,7 @@ type Range struct {
 }
 
 // Family is that of the range.
-func (r Range) Family() ipam.Family { return ipam.FamilyOf(r.Addr()) }
+func (r Range) Family() inet.Family { return inet.FamilyOf(r.Addr()) }
 
 // Block is an IPBlock as it was read.
 type Block struct {
@@ -139,10 +139,6 @@ func Read(o Objects) Facts {
 	return f.WithBlocks(o.Blocks)
 }
 
-func comparePrefixes(a, b netip.Prefix) int {
-	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
-}
-
 func readNode(n *corev1.Node) node {
 	read := node{name: n.Name, uid: n.UID, labels: n.Labels}
 	cidrs := n.Spec.PodCIDRs
@@ -203,13 +199,13 @@ func readServices(objects []*networkingv1.ServiceCIDR) []serviceRange {
 		}
 	}
 	slices.SortFunc(ranges, func(a, b serviceRange) int {
-		return cmp.Or(comparePrefixes(a.Prefix, b.Prefix), cmp.Compare(a.name, b.name))
+		return cmp.Or(a.Prefix.Compare(b.Prefix), cmp.Compare(a.name, b.name))
 	})
 	return ranges
 }
 
 // What the size of a block is where the pool does not say.
-var defaultBlockBits = map[ipam.Family]int{ipam.IPv4: 26, ipam.IPv6: 122}
+var defaultBlockBits = map[inet.Family]int{inet.IPv4: 26, inet.IPv6: 122}
 
 // Ranges that no pod can have an address of, as in package conflist.
 var unusable = []netip.Prefix{
@@ -232,16 +228,16 @@ func readPool(o *v1alpha1.IPPool) Pool {
 	if o.Spec.IPv4 == nil && o.Spec.IPv6 == nil {
 		wrong("spec", "a pool has a range of IPv4, of IPv6, or both")
 	}
-	for _, f := range ipam.Families {
+	for _, f := range inet.Families {
 		from, field := o.Spec.IPv4, "spec.ipv4"
-		if f == ipam.IPv6 {
+		if f == inet.IPv6 {
 			from, field = o.Spec.IPv6, "spec.ipv6"
 		}
 		if from == nil {
 			continue
 		}
 		r, err := netip.ParsePrefix(from.CIDR)
-		if err != nil || r.Addr().Is4In6() || ipam.FamilyOf(r.Addr()) != f {
+		if err != nil || r.Addr().Is4In6() || inet.FamilyOf(r.Addr()) != f {
 			wrong(field+".cidr", "%q is no range of %s", from.CIDR, f)
 			continue
 		}
@@ -336,11 +332,11 @@ func (f *Facts) foreign(p Pool, r netip.Prefix, services []serviceRange) (reason
 }
 
 // hasFamily says whether nodes have pods of a family, or no pods at all yet.
-func (f *Facts) hasFamily(family ipam.Family) bool {
+func (f *Facts) hasFamily(family inet.Family) bool {
 	hasPods := false
 	for _, n := range f.nodes() {
 		for _, c := range n.podCIDRs {
-			if ipam.FamilyOf(c.Addr()) == family {
+			if inet.FamilyOf(c.Addr()) == family {
 				return true
 			}
 			hasPods = true
@@ -400,7 +396,7 @@ func (f Facts) Usable(p Pool, nodeName string) string {
 func (p Pool) Created() time.Time { return p.object.CreationTimestamp.Time }
 
 // Range returns the part of a family.
-func (p Pool) Range(f ipam.Family) (Range, bool) {
+func (p Pool) Range(f inet.Family) (Range, bool) {
 	for _, r := range p.Ranges {
 		if r.Family() == f {
 			return r, true

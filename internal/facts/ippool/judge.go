@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
-	"github.com/fathom-network/fathom/internal/facts/ipam"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 )
 
@@ -72,7 +72,7 @@ func (f Facts) WithBlocks(objects []*v1alpha1.IPBlock) Facts {
 }
 
 func compareBlocks(a, b Block) int {
-	return cmp.Or(comparePrefixes(a.Prefix, b.Prefix), cmp.Compare(a.Name, b.Name), cmp.Compare(a.UID, b.UID))
+	return cmp.Or(a.Prefix.Compare(b.Prefix), cmp.Compare(a.Name, b.Name), cmp.Compare(a.UID, b.UID))
 }
 
 // ReadBlock reads a block by itself. One that cannot be read has no Prefix, and a reason.
@@ -99,12 +99,12 @@ func (f *Facts) refuse(b Block, p Pool, found bool) (reason, text string) {
 	if p.Problem != nil && (p.Problem.Reason == ReservedName || p.Problem.Reason == NoSuchFamily) {
 		return p.Problem.Reason, p.Problem.String()
 	}
-	r, found := p.Range(ipam.FamilyOf(b.Addr()))
+	r, found := p.Range(inet.FamilyOf(b.Addr()))
 	switch {
 	case !found && p.Problem != nil:
 		return NotOfPool, p.Problem.String()
 	case !found:
-		return NotOfPool, fmt.Sprintf("the pool has no %s", ipam.FamilyOf(b.Addr()))
+		return NotOfPool, fmt.Sprintf("the pool has no %s", inet.FamilyOf(b.Addr()))
 	case b.Bits() < r.Bits() || !r.Contains(b.Addr()):
 		return NotOfPool, fmt.Sprintf("it is not within %s, which the pool has", r)
 	case b.Fixed && !b.IsSingleIP():

@@ -14,7 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
-	"github.com/fathom-network/fathom/internal/facts/ipam"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
 )
 
@@ -182,7 +182,7 @@ func TestJudgeAny(t *testing.T) {
 		usedAny, refusedAny = usedAny+len(f.Blocks), refusedAny+len(f.Refused)
 		for i, b := range f.Blocks {
 			p, found := f.Pool(b.Pool)
-			r, inFamily := p.Range(ipam.IPv4)
+			r, inFamily := p.Range(inet.IPv4)
 			if !found || !inFamily || !r.Contains(b.Addr()) || b.Bits() != r.BlockBits && (!b.Fixed || b.Bits() != 32) {
 				t.Fatalf("%+v is used of %+v", b, p)
 			}

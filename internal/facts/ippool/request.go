@@ -8,7 +8,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/labels"
 
-	"github.com/fathom-network/fathom/internal/facts/ipam"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 )
 
@@ -76,8 +76,8 @@ func ParseWish(pod, namespace map[string]string) (Wish, error) {
 		}
 		a = a.Unmap()
 		for _, other := range w.Addresses {
-			if ipam.FamilyOf(other) == ipam.FamilyOf(a) {
-				return Wish{}, refuse(false, "annotation %s: %s and %s are both %s; a pod gets one address of a family", AddressesAnnotation, other, a, ipam.FamilyOf(a))
+			if inet.FamilyOf(other) == inet.FamilyOf(a) {
+				return Wish{}, refuse(false, "annotation %s: %s and %s are both %s; a pod gets one address of a family", AddressesAnnotation, other, a, inet.FamilyOf(a))
 			}
 		}
 		w.Addresses = append(w.Addresses, a)
@@ -148,7 +148,7 @@ func (f Facts) Decide(w Wish, nodeName, namespace string, namespaceLabels map[st
 		}
 	}
 	for _, r := range p.Ranges {
-		if !slices.ContainsFunc(w.Addresses, func(a netip.Addr) bool { return ipam.FamilyOf(a) == r.Family() }) {
+		if !slices.ContainsFunc(w.Addresses, func(a netip.Addr) bool { return inet.FamilyOf(a) == r.Family() }) {
 			g.Ordinary = append(g.Ordinary, r)
 		}
 	}

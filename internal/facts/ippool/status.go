@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 )
 
@@ -30,7 +31,7 @@ func (f Facts) Status(p Pool, now time.Time) (status v1alpha1.IPPoolStatus, diff
 			}
 		}
 		u.Taken = saturate(taken)
-		if r.Family() == ipam.IPv4 {
+		if r.Family() == inet.IPv4 {
 			status.IPv4 = u
 		} else {
 			status.IPv6 = u

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/fathom-network/fathom/internal/facts/inet"
 )
 
 // Guard says what a node refuses because whoever sends it would pass for somebody else, or reach what is the node's
@@ -52,8 +54,8 @@ var notForwarded = append([]netip.Prefix{
 }, Metadata[1:]...)
 
 // guard plans what the node refuses. underlay is the family of the tunnel's outer packets.
-func (p *planner) guard(me *member, members []*member, tunnel *Tunnel, underlay Family) Guard {
-	g := Guard{Port: p.config.Port, VNI: p.config.VNI, LinkLocal: disjoint(notForwarded), Open: disjoint(p.config.LinkLocal)}
+func (p *planner) guard(me *member, members []*member, tunnel *Tunnel, underlay inet.Family) Guard {
+	g := Guard{Port: p.config.Port, VNI: p.config.VNI, LinkLocal: inet.Disjoint(notForwarded), Open: inet.Disjoint(p.config.LinkLocal)}
 	for _, m := range members {
 		g.Nodes = append(g.Nodes, m.addrs...)
 	}
@@ -64,7 +66,7 @@ func (p *planner) guard(me *member, members []*member, tunnel *Tunnel, underlay 
 	for _, m := range members {
 		for _, a := range m.addrs {
 			switch {
-			case FamilyOf(a) != underlay:
+			case inet.FamilyOf(a) != underlay:
 			case m == me:
 				g.Own = append(g.Own, a)
 			case !slices.Contains(me.addrs, a): // else it claims to be this node: reported already
@@ -75,7 +77,7 @@ func (p *planner) guard(me *member, members []*member, tunnel *Tunnel, underlay 
 	if !tunnel.Local.IsValid() { // the node's address is on no device: others' packets come to one that is
 		for _, i := range p.underlay {
 			for _, prefix := range i.Addrs {
-				if FamilyOf(prefix.Addr()) == underlay {
+				if inet.FamilyOf(prefix.Addr()) == underlay {
 					g.Own = append(g.Own, prefix.Addr())
 				}
 			}
@@ -120,14 +122,14 @@ func (p *planner) outside(members []*member) (outside, cluster []netip.Prefix) {
 			cluster = append(cluster, netip.PrefixFrom(a, a.BitLen()))
 		}
 	}
-	return disjoint(outside), disjoint(cluster)
+	return inet.Disjoint(outside), inet.Disjoint(cluster)
 }
 
 func compareSenders(a, b Sender) int {
 	if c := a.Node.Compare(b.Node); c != 0 {
 		return c
 	}
-	return comparePrefixes(a.Range, b.Range)
+	return a.Range.Compare(b.Range)
 }
 
 func sortedAddrs(list []netip.Addr) []netip.Addr {

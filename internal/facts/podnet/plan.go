@@ -6,10 +6,12 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/fathom-network/fathom/internal/facts/inet"
 )
 
 // What vxlan puts around a packet: an outer IP header, UDP (8), vxlan (8) and the inner Ethernet header (14).
-var overhead = map[Family]int{IPv4: 20 + 8 + 8 + 14, IPv6: 40 + 8 + 8 + 14}
+var overhead = map[inet.Family]int{inet.IPv4: 20 + 8 + 8 + 14, inet.IPv6: 40 + 8 + 8 + 14}
 
 const (
 	// unreachableMetric is worse than that of any route somebody may make to the same range.
@@ -49,15 +51,15 @@ type member struct {
 	tunnelDown bool
 }
 
-func (m *member) tunnel(f Family) netip.Addr {
-	if f == IPv4 {
+func (m *member) tunnel(f inet.Family) netip.Addr {
+	if f == inet.IPv4 {
 		return m.tunnel4
 	}
 	return m.tunnel6
 }
 
-func (m *member) setTunnel(f Family, a netip.Addr) {
-	if f == IPv4 {
+func (m *member) setTunnel(f inet.Family, a netip.Addr) {
+	if f == inet.IPv4 {
 		m.tunnel4 = a
 	} else {
 		m.tunnel6 = a
@@ -125,7 +127,7 @@ func (p *planner) checked(c Config) Config {
 		c.Mode = Auto
 	}
 	c.Mode = cmp.Or(c.Mode, Auto)
-	if c.Underlay != 0 && c.Underlay != IPv4 && c.Underlay != IPv6 {
+	if c.Underlay != 0 && c.Underlay != inet.IPv4 && c.Underlay != inet.IPv6 {
 		p.add("", InvalidConfig, "underlay family %d: want 4 or 6", int(c.Underlay))
 		c.Underlay = 0
 	}
@@ -253,9 +255,9 @@ func (p *planner) isOurs(a netip.Addr) bool {
 }
 
 // addr returns the first address of a family.
-func (m *member) addr(f Family) netip.Addr {
+func (m *member) addr(f inet.Family) netip.Addr {
 	for _, a := range m.addrs {
-		if FamilyOf(a) == f {
+		if inet.FamilyOf(a) == f {
 			return a
 		}
 	}
@@ -263,10 +265,10 @@ func (m *member) addr(f Family) netip.Addr {
 }
 
 // ranges returns the pod CIDRs of a family.
-func (m *member) ranges(f Family) []netip.Prefix {
+func (m *member) ranges(f inet.Family) []netip.Prefix {
 	var list []netip.Prefix
 	for _, c := range m.podCIDRs {
-		if FamilyOf(c.Addr()) == f {
+		if inet.FamilyOf(c.Addr()) == f {
 			list = append(list, c)
 		}
 	}
@@ -275,7 +277,7 @@ func (m *member) ranges(f Family) []netip.Prefix {
 
 // own returns the first range of a family that is no block: the one that has the node's tunnel address. It is none if
 // the node has blocks alone.
-func (m *member) own(f Family) netip.Prefix {
+func (m *member) own(f inet.Family) netip.Prefix {
 	for _, c := range m.ranges(f) {
 		if !m.blocks[c] {
 			return c
@@ -285,20 +287,20 @@ func (m *member) own(f Family) netip.Prefix {
 }
 
 // underlayFamily chooses the family of the tunnel's outer packets: on every node of the cluster the same.
-func (p *planner) underlayFamily(members []*member) Family {
+func (p *planner) underlayFamily(members []*member) inet.Family {
 	if p.config.Underlay != 0 {
 		return p.config.Underlay
 	}
 	for _, m := range members {
 		if len(m.addrs) > 0 {
-			return FamilyOf(m.addrs[0])
+			return inet.FamilyOf(m.addrs[0])
 		}
 	}
-	return IPv4
+	return inet.IPv4
 }
 
 // peer plans the way to the pods of another node.
-func (p *planner) peer(s *State, me, m *member, underlay Family, macs map[MAC]string) Peer {
+func (p *planner) peer(s *State, me, m *member, underlay inet.Family, macs map[MAC]string) Peer {
 	peer := Peer{Node: m.name}
 	for _, a := range m.addrs {
 		if p.isOurs(a) || slices.Contains(me.addrs, a) {
@@ -310,13 +312,13 @@ func (p *planner) peer(s *State, me, m *member, underlay Family, macs map[MAC]st
 		return peer // reported already
 	}
 	wrapped := false
-	for _, f := range families {
+	for _, f := range inet.Families {
 		ranges := m.ranges(f)
 		if len(ranges) == 0 {
 			continue
 		}
 		way := &peer.IPv4
-		if f == IPv6 {
+		if f == inet.IPv6 {
 			way = &peer.IPv6
 		}
 		if via, device, ok := p.onSegment(m, f); ok && (p.config.Mode != VXLAN || m.tunnelDown) {
@@ -353,14 +355,14 @@ func (p *planner) peer(s *State, me, m *member, underlay Family, macs map[MAC]st
 		}
 		macs[mac] = m.name
 		via := m.tunnel(f)
-		if f == IPv6 {
+		if f == inet.IPv6 {
 			// Not the tunnel address: IPv6 looks a gateway up even if it is said to be on the link, and refuses it
 			// where a route leads elsewhere, as the one that is to be replaced may.
 			via = linkLocal(mac)
 		}
 		for _, to := range ranges {
 			s.Routes = append(s.Routes, Route{
-				To: to, Via: via, Device: p.config.Device, Source: me.tunnel(f), Onlink: f == IPv4,
+				To: to, Via: via, Device: p.config.Device, Source: me.tunnel(f), Onlink: f == inet.IPv4,
 			})
 		}
 		s.Neighbours = append(s.Neighbours, Neighbour{via, mac})
@@ -374,9 +376,9 @@ func (p *planner) peer(s *State, me, m *member, underlay Family, macs map[MAC]st
 }
 
 // onSegment returns the first address of the family that is on a segment of this machine's, and by which device.
-func (p *planner) onSegment(m *member, f Family) (netip.Addr, Interface, bool) {
+func (p *planner) onSegment(m *member, f inet.Family) (netip.Addr, Interface, bool) {
 	for _, a := range m.addrs {
-		if i := p.deviceTo(a); FamilyOf(a) == f && i >= 0 {
+		if i := p.deviceTo(a); inet.FamilyOf(a) == f && i >= 0 {
 			return a, p.underlay[i], true
 		}
 	}
@@ -416,7 +418,7 @@ func (p *planner) tunnel(me *member, local netip.Addr, underlayMTU int) *Tunnel 
 			t.Local = netip.Addr{} // a device with an IPv6 underlay is known by its local address
 		}
 	}
-	for _, f := range families {
+	for _, f := range inet.Families {
 		if a := me.tunnel(f); a.IsValid() {
 			t.Addrs = append(t.Addrs, a)
 		}
@@ -444,7 +446,7 @@ func (p *planner) mtuAt(a netip.Addr) int {
 	return smallest
 }
 
-func (p *planner) podMTU(me *member, underlay Family, underlayMTU int, wrapped bool) int {
+func (p *planner) podMTU(me *member, underlay inet.Family, underlayMTU int, wrapped bool) int {
 	mtu := underlayMTU
 	if wrapped {
 		mtu -= overhead[underlay]
@@ -458,7 +460,7 @@ func (p *planner) podMTU(me *member, underlay Family, underlayMTU int, wrapped b
 	} else if p.config.MTU != 0 {
 		mtu = p.config.MTU
 	}
-	if mtu < minMTU6 && len(me.ranges(IPv6)) > 0 {
+	if mtu < minMTU6 && len(me.ranges(inet.IPv6)) > 0 {
 		p.add(me.name, BadMTU, "with an MTU of %d there is no IPv6, which needs %d", mtu, minMTU6)
 	}
 	return mtu
@@ -467,8 +469,8 @@ func (p *planner) podMTU(me *member, underlay Family, underlayMTU int, wrapped b
 // masquerade plans which packets of pods leave with the node's address.
 func (p *planner) masquerade(me *member, members []*member) Masquerade {
 	var m Masquerade
-	for _, f := range families {
-		if f == IPv4 && !p.config.NoMasquerade4 || f == IPv6 && !p.config.NoMasquerade6 {
+	for _, f := range inet.Families {
+		if f == inet.IPv4 && !p.config.NoMasquerade4 || f == inet.IPv6 && !p.config.NoMasquerade6 {
 			m.Sources = append(m.Sources, me.ranges(f)...)
 		}
 	}
@@ -487,7 +489,7 @@ func (p *planner) masquerade(me *member, members []*member) Masquerade {
 	// Link-local and multicast packets are never routed; should one get here, it is nothing to rewrite. What is open of
 	// link-local addresses is: a cloud answers its instance there, and knows of no pods.
 	m.Others = append(without(unroutable, p.config.LinkLocal), p.config.NonMasquerade...)
-	m.Sources, m.Pods, m.Others = disjoint(m.Sources), disjoint(m.Pods), disjoint(m.Others)
+	m.Sources, m.Pods, m.Others = inet.Disjoint(m.Sources), inet.Disjoint(m.Pods), inet.Disjoint(m.Others)
 	slices.SortFunc(m.Nodes, netip.Addr.Compare)
 	m.Nodes = slices.Compact(m.Nodes)
 	return m
@@ -509,7 +511,7 @@ var halfClosed = Sysctl{Name: "netfilter/nf_conntrack_tcp_timeout_close_wait", V
 // sysctls lists the settings without which the kernel would not forward as planned.
 func (p *planner) sysctls(s State, me *member) []Sysctl {
 	var list []Sysctl
-	has4, has6 := len(me.ranges(IPv4)) > 0, len(me.ranges(IPv6)) > 0
+	has4, has6 := len(me.ranges(inet.IPv4)) > 0, len(me.ranges(inet.IPv6)) > 0
 	segments := map[string]bool{} // devices that are on one
 	peers := map[string]bool{}    // of those, the ones that other nodes may be behind
 	for _, i := range p.underlay {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+
+	"github.com/fathom-network/fathom/internal/facts/inet"
 )
 
 // What marks things in the kernel as ours.
@@ -46,33 +48,12 @@ func ParseMode(s string) (Mode, error) {
 	return "", fmt.Errorf("mode %q: want %s, %s or %s", s, Auto, Direct, VXLAN)
 }
 
-// Family is an address family.
-type Family int
-
-// The families. The zero value of Config.Underlay leaves the choice to the nodes' addresses.
-const (
-	IPv4 Family = 4
-	IPv6 Family = 6
-)
-
-func (f Family) String() string { return fmt.Sprintf("IPv%d", int(f)) }
-
-var families = []Family{IPv4, IPv6}
-
-// FamilyOf returns the family of an address.
-func FamilyOf(a netip.Addr) Family {
-	if a.Is4() {
-		return IPv4
-	}
-	return IPv6
-}
-
 // Config is what the network's owner chooses for the whole cluster. The zero value is a good one.
 type Config struct {
 	Mode Mode
 	// Underlay is the family of the packets around the packets. Unset, it is that of the oldest node's first
 	// address, so that all nodes choose the same one.
-	Underlay Family
+	Underlay inet.Family
 	Device   string // the vxlan device
 	VNI      uint32
 	Port     uint16

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 )
 
@@ -77,7 +78,7 @@ func TestPlan(t *testing.T) {
 		{name: "auto-one-segment-standby", nodes: []podnet.Node{a, b}, config: podnet.Config{Standby: true}},
 		{name: "direct", nodes: all, config: podnet.Config{Mode: podnet.Direct}},
 		{name: "vxlan", nodes: all, config: podnet.Config{Mode: podnet.VXLAN}},
-		{name: "vxlan-over-ipv6", nodes: all, config: podnet.Config{Mode: podnet.VXLAN, Underlay: podnet.IPv6, Device: "pods0", VNI: 7, Port: 8472}},
+		{name: "vxlan-over-ipv6", nodes: all, config: podnet.Config{Mode: podnet.VXLAN, Underlay: inet.IPv6, Device: "pods0", VNI: 7, Port: 8472}},
 		{name: "vxlan-alone", nodes: []podnet.Node{a}, config: podnet.Config{Mode: podnet.VXLAN}},
 		{name: "ipv4", underlay: eth0("10.201.1.2/24"), nodes: []podnet.Node{
 			node("a", "10.201.1.2", "10.244.1.0/24"), node("b", "10.201.1.3", "10.244.2.0/24"), node("c", "10.201.2.2", "10.244.3.0/24")}},

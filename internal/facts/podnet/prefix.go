@@ -1,32 +1,12 @@
 package podnet
 
 import (
-	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
+
+	"github.com/fathom-network/fathom/internal/facts/inet"
 )
-
-// comparePrefixes orders by family, then by address; of nested prefixes the greater one is first.
-func comparePrefixes(a, b netip.Prefix) int {
-	if c := a.Addr().Compare(b.Addr()); c != 0 {
-		return c
-	}
-	return cmp.Compare(a.Bits(), b.Bits())
-}
-
-// disjoint sorts prefixes and leaves out those that lie within others.
-func disjoint(list []netip.Prefix) []netip.Prefix {
-	list = slices.Clone(list)
-	slices.SortFunc(list, comparePrefixes)
-	kept := list[:0]
-	for _, p := range list {
-		if len(kept) == 0 || !kept[len(kept)-1].Overlaps(p) {
-			kept = append(kept, p)
-		}
-	}
-	return kept
-}
 
 // without returns prefixes that cover what the first ones do and the others do not.
 func without(list, holes []netip.Prefix) []netip.Prefix {
@@ -58,20 +38,20 @@ type claim struct {
 	owner  *member
 }
 
-func compareClaims(a, b claim) int { return comparePrefixes(a.prefix, b.prefix) }
+func compareClaims(a, b claim) int { return a.prefix.Compare(b.prefix) }
 
 // settle leaves each range with one node: the oldest that claims any of it. It looks at nothing but the nodes, so
 // that all of them come to the same result.
 func (p *planner) settle(members []*member, nodes map[netip.Addr]string) {
 	var all []claim
 	for _, m := range members {
-		for _, f := range families {
+		for _, f := range inet.Families {
 			if own := m.own(f); own.IsValid() {
 				m.setTunnel(f, TunnelAddr(own))
 			}
 		}
 		if len(m.podCIDRs) > 1 {
-			m.podCIDRs = disjoint(m.podCIDRs)
+			m.podCIDRs = inet.Disjoint(m.podCIDRs)
 		}
 	}
 	for _, blocks := range []bool{false, true} { // a Node's own range is not lost to a block, however old
@@ -103,7 +83,7 @@ func (p *planner) settle(members []*member, nodes map[netip.Addr]string) {
 			p.add(m.name, UnderlayClash, "pod CIDR %s contains %s, the address of node %s: no route is made", c, addrs[i], nodes[addrs[i]])
 			return true
 		})
-		for _, f := range families {
+		for _, f := range inet.Families {
 			within := func(c netip.Prefix) bool { return !m.blocks[c] && c.Contains(m.tunnel(f)) }
 			if !slices.ContainsFunc(m.podCIDRs, within) {
 				m.setTunnel(f, netip.Addr{})

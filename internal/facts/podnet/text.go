@@ -118,7 +118,7 @@ func (s *State) sort() {
 }
 
 func compareRoutes(a, b Route) int {
-	if c := comparePrefixes(a.To, b.To); c != 0 { // as good as always, and there are thousands
+	if c := a.To.Compare(b.To); c != 0 { // as good as always, and there are thousands
 		return c
 	}
 	return cmp.Or(cmp.Compare(a.Metric, b.Metric), a.Via.Compare(b.Via), cmp.Compare(a.Device, b.Device))

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
 	"github.com/fathom-network/fathom/internal/facts/nodestate"
@@ -126,7 +127,7 @@ func (a *Addresses) readPools(c Cluster) {
 		s.Nodes = status.Nodes
 		for _, r := range p.Ranges {
 			s.Ranges = append(s.Ranges, r.Prefix)
-			if r.Family() == ipam.IPv4 {
+			if r.Family() == inet.IPv4 {
 				s.Status = append(s.Status, *status.IPv4)
 			} else {
 				s.Status = append(s.Status, *status.IPv6)

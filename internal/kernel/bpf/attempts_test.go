@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/bpf"
 	"github.com/fathom-network/fathom/internal/kernel/link"
@@ -31,7 +32,7 @@ import (
 // no node. Node a has the pods mallory and alice, node b has bob. Node c is in the wrong hands.
 type segment struct {
 	testing.TB
-	underlay podnet.Family
+	underlay inet.Family
 	a, b, c  *node
 	host     *link.Namespace
 
@@ -81,7 +82,7 @@ func TestLinkLocal(t *testing.T) {
 	metadata, metadata6 := netip.MustParseAddr("169.254.169.254"), netip.MustParseAddr("fd00:ec2::254")
 	other, cache := netip.MustParseAddr("169.254.3.4"), netip.MustParseAddr("169.254.20.10")
 	for _, programs := range []bool{false, true} {
-		s := newSegment(t, podnet.IPv4, true, programs)
+		s := newSegment(t, inet.IPv4, true, programs)
 		testenv.Must(t, s.host.SetAddrs("lo", []netip.Prefix{netip.PrefixFrom(metadata, 32), netip.PrefixFrom(metadata6, 128), netip.PrefixFrom(other, 32)}))
 		linktest.Run(t, s.host, "ip", "addr", "add", "fe80::9/64", "dev", "eth0")
 		_, err := s.a.SetNodeCacheAddrs([]netip.Addr{cache})
@@ -150,7 +151,7 @@ const hostPort = `table inet hostport {
 `
 
 // newSegment makes it, guarded or not, with the fast path's programs or without.
-func newSegment(t testing.TB, underlay podnet.Family, guard, programs bool) *segment {
+func newSegment(t testing.TB, underlay inet.Family, guard, programs bool) *segment {
 	t.Helper()
 	s := &segment{TB: t, underlay: underlay, guarded: guard, seen: map[int]string{}, from: map[int]netip.Addr{}, rules: map[*node]*ruleset.Ruleset{}}
 	wire := linktest.Namespace(t)
@@ -438,7 +439,7 @@ func (s *segment) state() map[string]string {
 }
 
 func TestAttempts(t *testing.T) {
-	for _, underlay := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, underlay := range inet.Families {
 		for _, tc := range []struct {
 			name            string
 			guard, programs bool
@@ -542,7 +543,7 @@ func (s *segment) sources() {
 // tunnels has those who may not send to tunnels what would be another's.
 func (s *segment) tunnels() {
 	under := 0
-	if s.underlay == podnet.IPv6 {
+	if s.underlay == inet.IPv6 {
 		under = 1
 	}
 	inner := func(node string, src, dst netip.Addr, payload []byte) []byte {

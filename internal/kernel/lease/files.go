@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/fathom-network/fathom/internal/durable"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 	"github.com/fathom-network/fathom/internal/kernel/bootclock"
 )
@@ -365,7 +366,7 @@ func (s *Store) Usage(pools []ipam.Pool) ([]ipam.Usage, error) {
 	}
 	var all []ipam.Usage
 	for _, p := range pools {
-		for _, f := range ipam.Families {
+		for _, f := range inet.Families {
 			if len(p.Of(f)) > 0 {
 				all = append(all, p.Usage(f, state))
 			}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 	"github.com/fathom-network/fathom/internal/kernel/bootclock"
 	"github.com/fathom-network/fathom/internal/testenv"
@@ -351,7 +352,7 @@ func FuzzParsePools(f *testing.F) {
 		state := ipam.State{InUse: map[netip.Addr]bool{}, Cooling: map[netip.Addr]bool{}, Last: map[string]netip.Addr{}, Pools: parsePools(data)}
 		for _, p := range state.Pools {
 			_, _ = ipam.Choose(state.Pools, ipam.Request{Pool: p.Name}, state)
-			for _, family := range ipam.Families {
+			for _, family := range inet.Families {
 				_ = p.Usage(family, state)
 			}
 		}
@@ -426,7 +427,7 @@ func TestInterrupted(t *testing.T) {
 			t.Errorf("left in %s: %q", dir, names)
 		}
 	}
-	if u, err := s.Usage(pools); err != nil || len(u) != 2 || u[0] != (ipam.Usage{Pool: "default", Family: ipam.IPv4, Size: 13}) {
+	if u, err := s.Usage(pools); err != nil || len(u) != 2 || u[0] != (ipam.Usage{Pool: "default", Family: inet.IPv4, Size: 13}) {
 		t.Errorf("%+v, %v", u, err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fathom-network/fathom/internal/facts/diff"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/testenv"
@@ -109,7 +110,7 @@ func TestPodNetwork(t *testing.T) {
 	}
 	configs := map[string]podnet.Config{
 		"auto": {}, "vxlan": {Mode: podnet.VXLAN}, "direct": {Mode: podnet.Direct},
-		"over IPv6": {Underlay: podnet.IPv6}, "renamed": {Device: "pods0"}, "other VNI": {VNI: 7}, "other port": {Port: 8472},
+		"over IPv6": {Underlay: inet.IPv6}, "renamed": {Device: "pods0"}, "other VNI": {VNI: 7}, "other port": {Port: 8472},
 		"small": {MTU: 1400}, "standby": {Mode: podnet.Direct, Standby: true},
 	}
 	for _, order := range []string{"auto", "vxlan", "direct", "over IPv6", "renamed", "other VNI", "other port", "small", "standby", "direct", "auto"} {

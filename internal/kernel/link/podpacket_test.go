@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
@@ -92,7 +93,7 @@ func newFabric(t *testing.T, podMTU int) *fabric {
 		mac := func(s string) net.HardwareAddr { m, _ := net.ParseMAC(s); return m }
 		testenv.Must(t, n.ns.SetPair(link.Device{Name: "pod0", Alias: "test", MTU: podMTU, MAC: mac(hostMAC)},
 			n.pod, link.Device{Name: "eth0", Alias: "test", MTU: podMTU, MAC: mac(podMAC)}))
-		pod4, pod6 := n.podAddr(podnet.IPv4), n.podAddr(podnet.IPv6)
+		pod4, pod6 := n.podAddr(inet.IPv4), n.podAddr(inet.IPv6)
 		testenv.Must(t, n.pod.SetAddrs("eth0", prefixes(pod4+"/32", pod6+"/128")))
 		for _, args := range [][]string{
 			{"ip", "neigh", "add", "169.254.1.1", "lladdr", hostMAC, "dev", "eth0"},
@@ -119,8 +120,8 @@ func newFabric(t *testing.T, podMTU int) *fabric {
 	return f
 }
 
-func (n *fabricNode) podAddr(f podnet.Family) string {
-	if f == podnet.IPv4 {
+func (n *fabricNode) podAddr(f inet.Family) string {
+	if f == inet.IPv4 {
 		return strings.Replace(n.PodCIDRs[0].Addr().String(), ".0", ".7", 1)
 	}
 	return n.PodCIDRs[1].Addr().String() + "7"
@@ -185,7 +186,7 @@ func TestPacketsBetweenPods(t *testing.T) {
 	}{
 		{"auto", podnet.Config{}, "yes yes yes", ""},
 		{"vxlan", podnet.Config{Mode: podnet.VXLAN}, "yes yes yes", ""},
-		{"vxlan over IPv6", podnet.Config{Mode: podnet.VXLAN, Underlay: podnet.IPv6}, "yes yes yes", ""},
+		{"vxlan over IPv6", podnet.Config{Mode: podnet.VXLAN, Underlay: inet.IPv6}, "yes yes yes", ""},
 		{"direct", podnet.Config{Mode: podnet.Direct}, "no no no", "a-c b-c"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -195,7 +196,7 @@ func TestPacketsBetweenPods(t *testing.T) {
 			for i, from := range f.nodes {
 				tunnels = append(tunnels, map[bool]string{true: "yes", false: "no"}[plans[i].Tunnel != nil])
 				for _, to := range f.nodes[i+1:] {
-					for _, family := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+					for _, family := range inet.Families {
 						err := ping(t, from.pod, to.podAddr(family), 1400, family)
 						if apart := strings.Contains(tc.reach, from.Name+"-"+to.Name); apart != (err != nil) {
 							t.Errorf("pod of %s to %s of %s: %v", from.Name, to.podAddr(family), to.Name, err)
@@ -230,7 +231,7 @@ func TestModeChangesNodeByNode(t *testing.T) {
 		{{}, standby, {}},
 	} {
 		f.agree(t, f.applyEach(t, configs...))
-		for _, family := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		for _, family := range inet.Families {
 			for i, from := range f.nodes[:2] {
 				to := f.nodes[1-i]
 				if err := ping(t, from.pod, to.podAddr(family), 1400, family); err != nil {
@@ -242,9 +243,9 @@ func TestModeChangesNodeByNode(t *testing.T) {
 }
 
 // ping sends one packet of that size, not to be divided.
-func ping(t *testing.T, from *link.Namespace, to string, size int, f podnet.Family) error {
+func ping(t *testing.T, from *link.Namespace, to string, size int, f inet.Family) error {
 	header := 28
-	if f == podnet.IPv6 {
+	if f == inet.IPv6 {
 		header = 48
 	}
 	out, err := linktest.Try(from, "ping", "-c1", "-W1", "-M", "do", "-s", strconv.Itoa(size-header), to)
@@ -261,7 +262,7 @@ func TestMasqueradedPackets(t *testing.T) {
 	for _, n := range []*link.Namespace{f.outside, b.ns, c.ns, b.pod, c.pod} {
 		serve(n)
 	}
-	pod4, pod6 := a.podAddr(podnet.IPv4), a.podAddr(podnet.IPv6)
+	pod4, pod6 := a.podAddr(inet.IPv4), a.podAddr(inet.IPv6)
 	node4, node6 := a.Addrs[0].String(), a.Addrs[1].String()
 	everything := prefixes("0.0.0.0/0", "::/0")
 	for _, tc := range []struct {
@@ -271,7 +272,7 @@ func TestMasqueradedPackets(t *testing.T) {
 	}{
 		{"auto", podnet.Config{}, map[string]string{
 			outside4: node4, outside6: node6,
-			b.podAddr(podnet.IPv4): pod4, c.podAddr(podnet.IPv6): pod6,
+			b.podAddr(inet.IPv4): pod4, c.podAddr(inet.IPv6): pod6,
 			b.Addrs[0].String(): pod4, b.Addrs[1].String(): pod6,
 			c.Addrs[0].String(): node4, c.Addrs[1].String(): node6, // behind a router that knows of no pods
 		}},
@@ -279,7 +280,7 @@ func TestMasqueradedPackets(t *testing.T) {
 			outside4: node4, c.Addrs[0].String(): pod4, c.Addrs[1].String(): node6,
 		}},
 		{"nodes behind vxlan", podnet.Config{Mode: podnet.VXLAN}, map[string]string{
-			outside4: node4, b.podAddr(podnet.IPv4): pod4, b.podAddr(podnet.IPv6): pod6, b.Addrs[0].String(): node4,
+			outside4: node4, b.podAddr(inet.IPv4): pod4, b.podAddr(inet.IPv6): pod6, b.Addrs[0].String(): node4,
 		}},
 		{"off for IPv6", podnet.Config{NoMasquerade6: true}, map[string]string{outside4: node4, outside6: ""}},
 		{"all exempt", podnet.Config{NonMasquerade: everything}, map[string]string{outside4: "", outside6: ""}},
@@ -308,7 +309,7 @@ func TestModeChangesUnderTraffic(t *testing.T) {
 	var transfers []*transfer
 	for _, to := range []*fabricNode{b, c} {
 		start(t, to.pod, "serve", "[::]:8080")
-		for _, family := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		for _, family := range inet.Families {
 			address := net.JoinHostPort(to.podAddr(family), "8080")
 			cmd := helper("transfer", address)
 			x := &transfer{to: address, cmd: cmd}
@@ -321,7 +322,7 @@ func TestModeChangesUnderTraffic(t *testing.T) {
 	}
 	time.Sleep(300 * time.Millisecond)
 	for _, config := range []podnet.Config{
-		{Mode: podnet.Direct}, {Mode: podnet.Auto}, {Mode: podnet.VXLAN}, {Mode: podnet.Auto, Standby: true}, {Mode: podnet.VXLAN, Underlay: podnet.IPv6}, {Mode: podnet.Auto},
+		{Mode: podnet.Direct}, {Mode: podnet.Auto}, {Mode: podnet.VXLAN}, {Mode: podnet.Auto, Standby: true}, {Mode: podnet.VXLAN, Underlay: inet.IPv6}, {Mode: podnet.Auto},
 	} {
 		plans := f.apply(t, config)
 		f.agree(t, plans)

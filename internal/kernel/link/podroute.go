@@ -20,18 +20,11 @@ const ndaProtocol = 12
 
 func (r request) kind() uint16 { return binary.NativeEndian.Uint16(r[4:]) }
 
-func familyOf(a netip.Addr) byte {
-	if a.Is4() {
-		return unix.AF_INET
-	}
-	return unix.AF_INET6
-}
-
 // routeRequest makes or removes a route. To remove it, type and scope are left open: our mark and the rest tell
 // which one is meant.
 func routeRequest(kind, flags uint16, device int, r podnet.Route) request {
 	body := make([]byte, unix.SizeofRtMsg)
-	body[0], body[1] = familyOf(r.To.Addr()), byte(r.To.Bits())
+	body[0], body[1] = byte(family(r.To.Addr())), byte(r.To.Bits())
 	body[4], body[5] = unix.RT_TABLE_MAIN, podnet.RouteProtocol
 	body[6], body[7] = unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST
 	switch {
@@ -78,7 +71,7 @@ func neighbourMessage(kind uint16, family byte, device int, flags byte) request 
 }
 
 func neighbourRequest(kind uint16, device int, x podnet.Neighbour) request {
-	return neighbourMessage(kind, familyOf(x.Addr), device, 0).
+	return neighbourMessage(kind, byte(family(x.Addr)), device, 0).
 		attr(unix.NDA_DST, x.Addr.AsSlice()).attr(unix.NDA_LLADDR, x.MAC[:]).
 		attr(ndaProtocol, []byte{podnet.RouteProtocol})
 }

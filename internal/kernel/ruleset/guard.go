@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/facts/diff"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 )
 
@@ -32,20 +33,20 @@ const (
 // PodGroup is the group of pods' devices. It is link.PodGroup, which a test compares: link is not imported here.
 const PodGroup = 252
 
-func sendersOf(outer, inner podnet.Family) string {
+func sendersOf(outer, inner inet.Family) string {
 	return named(named(guardSenders, outer)+"_", inner)
 }
 
 // SetGuard makes the kernel refuse what g says, and returns the number of elements that it changed.
 func (r *Ruleset) SetGuard(g podnet.Guard) (diff.Count, error) {
 	want := elements{}
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		want[named(guardNodes, f)], want[named(guardOwn, f)] = single(g.Nodes, f), single(g.Own, f)
 		want[named(guardOutside, f)], want[named(guardCluster, f)] = alone(g.Outside, f), alone(g.Cluster, f)
 		want[named(guardLinkLocal, f)], want[named(guardOpen, f)] = alone(g.LinkLocal, f), alone(g.Open, f)
 	}
 	for _, s := range g.Senders {
-		name := sendersOf(podnet.FamilyOf(s.Node), podnet.FamilyOf(s.Range.Addr()))
+		name := sendersOf(inet.FamilyOf(s.Node), inet.FamilyOf(s.Range.Addr()))
 		want[name] = append(want[name], member{s.Node, s.Range})
 	}
 	for _, list := range want {
@@ -65,14 +66,14 @@ func (r *Ruleset) Guard(port uint16, vni uint32) (podnet.Guard, error) {
 		return podnet.Guard{}, err
 	}
 	g := podnet.Guard{Port: port, VNI: vni}
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		g.Nodes, g.Own = addrs(g.Nodes, have[named(guardNodes, f)]), addrs(g.Own, have[named(guardOwn, f)])
 		g.Outside = prefixes(g.Outside, have[named(guardOutside, f)])
 		g.Cluster = prefixes(g.Cluster, have[named(guardCluster, f)])
 		g.LinkLocal = prefixes(g.LinkLocal, have[named(guardLinkLocal, f)])
 		g.Open = prefixes(g.Open, have[named(guardOpen, f)])
 		var senders []member
-		for _, inner := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		for _, inner := range inet.Families {
 			senders = append(senders, have[sendersOf(f, inner)]...)
 		}
 		sortPairs(senders)
@@ -93,7 +94,7 @@ const (
 
 func guardTable(port uint16, vni uint32) table {
 	t := table{name: GuardTable, variant: fmt.Sprintf("port %d, VNI %d", port, vni)}
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		t.sets = append(t.sets,
 			set{name: named(guardNodes, f), comment: "every node", family: f},
 			set{name: named(guardOwn, f), comment: "this node, where its tunnel receives", family: f},
@@ -102,7 +103,7 @@ func guardTable(port uint16, vni uint32) table {
 			set{name: named(guardLinkLocal, f), comment: "pods' packets are not forwarded there", family: f, interval: true},
 			set{name: named(guardOpen, f), comment: "but they are there", family: f, interval: true},
 		)
-		for _, inner := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		for _, inner := range inet.Families {
 			t.sets = append(t.sets, set{name: sendersOf(f, inner), comment: "who sends by the tunnel, and from where",
 				family: inner, pairedWith: f, interval: true})
 		}
@@ -124,7 +125,7 @@ func guardSource(port uint16) []chain {
 	out := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityRaw}
 	// What is not tracked is not translated: no host port and no external address of a Service takes the tunnel's packets
 	// away. Nor does each of them cost a look-up of its connection, which has one direction alone and means nothing.
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		pre.add("the tunnel's packets are nobody else's to translate", toPort(port), isFamily(f),
 			isIn(destinationOf(f), named(guardOwn, f)), isIn(sourceOf(f), named(guardNodes, f)), []expr.Any{&expr.Notrack{}})
 		out.add("the tunnel's packets are nobody else's to translate", toPort(port), isFamily(f),
@@ -141,7 +142,7 @@ func guardForward(port uint16) []chain {
 	tunnels := chain{name: "forward_to_tunnel"}
 	forward.add("to somebody's tunnel, perhaps", toPort(port), jump(tunnels.name))
 	forward.add("from a pod", fromPod(), jump(pods.name))
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		// It would leave with this node's address, which another node takes for this node's tunnel.
 		toNode := slices.Concat(isFamily(f), isIn(destinationOf(f), named(guardNodes, f)))
 		tunnels.add("no pod sends to a node's tunnel", fromPod(), toNode, dropped())
@@ -165,18 +166,18 @@ func guardTunnel(port uint16, vni uint32) []chain {
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: vxlanVNI, Len: 3},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binary.BigEndian.AppendUint32(nil, vni)[1:]}}, verdict(expr.VerdictReturn))
 	tunnel.add("nothing is translated to a node's tunnel", translated(), dropped())
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		tunnel.add("nodes send to the address that this one has in the API", isFamily(f), isNotIn(destinationOf(f), named(guardOwn, f)), dropped())
 	}
-	for _, outer := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
-		for _, inner := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, outer := range inet.Families {
+		for _, inner := range inet.Families {
 			tunnel.add("a node sends from its own addresses and its pods'", isFamily(outer), isInner(inner),
 				[]expr.Any{at(sourceOf(outer), 0), at(innerSource(inner), words(outer)),
 					&expr.Lookup{SourceRegister: reg(0), SetName: sendersOf(outer, inner)}}, verdict(expr.VerdictAccept))
 		}
 	}
-	for _, outer := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
-		for _, inner := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, outer := range inet.Families {
+		for _, inner := range inet.Families {
 			tunnel.add("or hands on what comes from outside", isFamily(outer), isIn(sourceOf(outer), named(guardNodes, outer)), isInner(inner),
 				isIn(innerSource(inner), named(guardOutside, inner)), isNotIn(innerSource(inner), named(guardCluster, inner)), verdict(expr.VerdictAccept))
 		}
@@ -210,16 +211,16 @@ func translated() []expr.Any {
 }
 
 // isInner matches what the tunnel's packet has in it.
-func isInner(f podnet.Family) []expr.Any {
+func isInner(f inet.Family) []expr.Any {
 	kind := uint16(unix.ETH_P_IP)
-	if f == podnet.IPv6 {
+	if f == inet.IPv6 {
 		kind = unix.ETH_P_IPV6
 	}
 	return []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: vxlanEtherType, Len: 2},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, kind)}}
 }
 
-func innerSource(f podnet.Family) *expr.Payload {
+func innerSource(f inet.Family) *expr.Payload {
 	p := sourceOf(f)
 	p.Base, p.Offset = expr.PayloadBaseTransportHeader, p.Offset+vxlanInner
 	return p

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/facts/diff"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 )
 
@@ -25,7 +26,7 @@ const (
 // SetMasquerade makes the kernel masquerade as m says, and returns the number of elements that it changed.
 func (r *Ruleset) SetMasquerade(m podnet.Masquerade) (diff.Count, error) {
 	want := elements{}
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		want[named(ownPods, f)], want[named(podCIDRs, f)] = alone(m.Sources, f), alone(m.Pods, f)
 		want[named(nodeAddrs, f)], want[named(nonMasquerade, f)] = single(m.Nodes, f), alone(m.Others, f)
 	}
@@ -43,7 +44,7 @@ func (r *Ruleset) Masquerade() (podnet.Masquerade, error) {
 	if err != nil {
 		return m, err
 	}
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		m.Sources = prefixes(m.Sources, have[named(ownPods, f)])
 		m.Pods = prefixes(m.Pods, have[named(podCIDRs, f)])
 		m.Nodes = addrs(m.Nodes, have[named(nodeAddrs, f)])
@@ -52,8 +53,8 @@ func (r *Ruleset) Masquerade() (podnet.Masquerade, error) {
 	return m, nil
 }
 
-func named(set string, f podnet.Family) string {
-	if f == podnet.IPv4 {
+func named(set string, f inet.Family) string {
+	if f == inet.IPv4 {
 		return set + "4"
 	}
 	return set + "6"
@@ -63,7 +64,7 @@ func masqueradeTable() table {
 	t := table{name: MasqueradeTable}
 	postrouting := chain{name: "postrouting", kind: nftables.ChainTypeNAT,
 		hook: nftables.ChainHookPostrouting, priority: nftables.ChainPriorityNATSource}
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		t.sets = append(t.sets,
 			set{name: named(ownPods, f), comment: "this node's pods", family: f, interval: true},
 			set{name: named(podCIDRs, f), comment: "every node's pods", family: f, interval: true},
@@ -88,22 +89,22 @@ func masqueradeTable() table {
 	return t
 }
 
-func nfproto(f podnet.Family) byte {
-	if f == podnet.IPv4 {
+func nfproto(f inet.Family) byte {
+	if f == inet.IPv4 {
 		return unix.NFPROTO_IPV4
 	}
 	return unix.NFPROTO_IPV6
 }
 
-func sourceOf(f podnet.Family) *expr.Payload {
-	if f == podnet.IPv4 {
+func sourceOf(f inet.Family) *expr.Payload {
+	if f == inet.IPv4 {
 		return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}
 	}
 	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 8, Len: 16}
 }
 
-func destinationOf(f podnet.Family) *expr.Payload {
-	if f == podnet.IPv4 {
+func destinationOf(f inet.Family) *expr.Payload {
+	if f == inet.IPv4 {
 		return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}
 	}
 	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 24, Len: 16}

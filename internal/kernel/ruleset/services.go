@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/facts/diff"
-	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
@@ -150,7 +150,7 @@ func (r *Ruleset) AffinityFull() ([]uint32, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var all []uint32
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		list, err := r.readElements(named(affinityFull, f))
 		if errors.Is(err, errStrange) {
 			continue // there is none

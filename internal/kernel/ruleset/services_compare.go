@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
@@ -141,7 +141,7 @@ func (c *comparison) digests(ctx context.Context) (frontends map[service.Key]uin
 }
 
 func (c *comparison) eachInKernel(ctx context.Context, yield func(k service.Key, set string, e element)) error {
-	for _, family := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, family := range inet.Families {
 		for _, s := range ofFrontends {
 			set, strange := named(s, family), false
 			err := c.by.eachElementOf(set, func(e element) {
@@ -163,7 +163,7 @@ func (c *comparison) eachInKernel(ctx context.Context, yield func(k service.Key,
 
 func (c *comparison) eachRestInKernel(yield func(set string, e element)) error {
 	for _, s := range serviceSets() {
-		if s.timeout || slices.ContainsFunc(ofFrontends, func(f string) bool { return named(f, podnet.IPv4) == s.name || named(f, podnet.IPv6) == s.name }) {
+		if s.timeout || slices.ContainsFunc(ofFrontends, func(f string) bool { return named(f, inet.IPv4) == s.name || named(f, inet.IPv6) == s.name }) {
 			continue
 		}
 		if err := c.by.eachElementOf(s.name, func(e element) { yield(s.name, e) }); err != nil {

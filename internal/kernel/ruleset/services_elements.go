@@ -13,7 +13,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
-	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
@@ -119,7 +119,7 @@ type side struct {
 
 // sides are one, or two if it matters where a client is.
 func sides(f service.Frontend) []side {
-	w := way{family: podnet.FamilyOf(f.Addr), nodePort: f.Addr.IsUnspecified()}
+	w := way{family: inet.FamilyOf(f.Addr), nodePort: f.Addr.IsUnspecified()}
 	of := func(w way, b service.Backends) side {
 		s := side{target{way: w, count: len(b.Endpoints)}, b}
 		if f.Affinity > 0 {
@@ -129,7 +129,7 @@ func sides(f service.Frontend) []side {
 	}
 	all := []side{of(w, f.Inside)}
 	// IPv6 clients outside are remembered by their networks.
-	if f.Split() || f.Affinity > 0 && w.family == podnet.IPv6 {
+	if f.Split() || f.Affinity > 0 && w.family == inet.IPv6 {
 		w.outside = true
 		all = append(all, of(w, f.Outside))
 	}
@@ -139,7 +139,7 @@ func sides(f service.Frontend) []side {
 // eachElement hands over all that the sets hold of a frontend, which is as asHeld makes it.
 func eachElement(f service.Frontend, yield func(set string, e element)) {
 	key := keyOf(f.Key)
-	family := podnet.FamilyOf(f.Addr)
+	family := inet.FamilyOf(f.Addr)
 	comment := f.Service.String()
 	if f.PortName != "" {
 		comment += ":" + f.PortName
@@ -199,7 +199,7 @@ func eachElement(f service.Frontend, yield func(set string, e element)) {
 	if f.Sources != nil {
 		yield(named(restricted, family), element{key: key})
 		for _, p := range f.Sources {
-			yield(named(sources, family), element{key: key + string(p.Addr().AsSlice()), keyEnd: key + string(last(p).AsSlice())})
+			yield(named(sources, family), element{key: key + string(p.Addr().AsSlice()), keyEnd: key + string(inet.Last(p).AsSlice())})
 		}
 	}
 }
@@ -219,7 +219,7 @@ func parseComment(comment string, f *service.Frontend) bool {
 }
 
 // frontendKey is the reverse of keyOf, of the beginning of a key; rest is what follows.
-func frontendKey(f podnet.Family, key string) (k service.Key, rest string, ok bool) {
+func frontendKey(f inet.Family, key string) (k service.Key, rest string, ok bool) {
 	n := words(f) * 4
 	if len(key) < n+8 {
 		return k, "", false
@@ -242,7 +242,7 @@ func endpointOf(b string) (netip.AddrPort, bool) {
 func decode(sets map[string][]element) (service.Plan, bool) {
 	var p service.Plan
 	complete := true
-	for _, family := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, family := range inet.Families {
 		frontends := map[service.Key]*service.Frontend{}
 		slots := make(map[string]string, len(sets[named(endpoints, family)])) // endpoints, by frontend and slot
 		of := func(set string, f func(k service.Key, rest string, e element) bool) {
@@ -355,14 +355,14 @@ func decode(sets map[string][]element) (service.Plan, bool) {
 }
 
 // prefixElements are those of a set of prefixes of one family.
-func prefixElements(family podnet.Family, list []netip.Prefix) []element {
+func prefixElements(family inet.Family, list []netip.Prefix) []element {
 	var all []element
 	for _, p := range list {
-		if podnet.FamilyOf(p.Addr()) != family {
+		if inet.FamilyOf(p.Addr()) != family {
 			continue
 		}
 		all = append(all, element{key: string(p.Addr().AsSlice())})
-		if end := last(p).Next(); end.IsValid() { // what reaches to the last address of all has no end
+		if end := inet.Last(p).Next(); end.IsValid() { // what reaches to the last address of all has no end
 			all = append(all, element{key: string(end.AsSlice()), end: true})
 		}
 	}
@@ -370,10 +370,10 @@ func prefixElements(family podnet.Family, list []netip.Prefix) []element {
 }
 
 // addrElements are those of a set of addresses.
-func addrElements(family podnet.Family, list []netip.Addr) []element {
+func addrElements(family inet.Family, list []netip.Addr) []element {
 	var all []element
 	for _, a := range list {
-		if podnet.FamilyOf(a) == family {
+		if inet.FamilyOf(a) == family {
 			all = append(all, element{key: string(a.AsSlice())})
 		}
 	}

@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"github.com/fathom-network/fathom/internal/facts/diff"
-	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
@@ -44,7 +44,7 @@ func (h *holding) become(p service.Plan, w *writer) error {
 			h.eachOwn(f, p.OwnPods, func(a netip.Addr) { w.meet(a, 0); h.meets[a]++ })
 		}
 	}
-	for _, family := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, family := range inet.Families {
 		w.replace(named(ownPods, family), prefixElements(family, h.ownPods), prefixElements(family, p.OwnPods))
 		w.replace(named(nodePortAddrs, family), addrElements(family, h.nodePortAddrs), addrElements(family, p.NodePortAddrs))
 	}
@@ -76,7 +76,7 @@ func (h *holding) become(p service.Plan, w *writer) error {
 
 // eachRest hands over all elements that are no frontend's.
 func (h *holding) eachRest(yield func(set string, e element)) {
-	for _, family := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, family := range inet.Families {
 		for _, e := range prefixElements(family, h.ownPods) {
 			yield(named(ownPods, family), e)
 		}
@@ -85,7 +85,7 @@ func (h *holding) eachRest(yield func(set string, e element)) {
 		}
 	}
 	for a := range h.meets {
-		yield(named(ownEndpoints, podnet.FamilyOf(a)), meetElement(a))
+		yield(named(ownEndpoints, inet.FamilyOf(a)), meetElement(a))
 	}
 	for t := range h.targets {
 		if t.seconds == 0 {
@@ -244,7 +244,7 @@ func (w *writer) settle() (come, gone []target) {
 	}
 	for a, before := range w.meets {
 		e := meetElement(a)
-		set := named(ownEndpoints, podnet.FamilyOf(a))
+		set := named(ownEndpoints, inet.FamilyOf(a))
 		switch now := w.holding.meets[a]; {
 		case before == 0 && now > 0:
 			w.addTo(set, e)

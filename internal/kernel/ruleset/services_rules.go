@@ -13,7 +13,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
-	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 )
 
 // ServicesTable is the table that sends what comes to Services to their endpoints.
@@ -62,7 +62,7 @@ const outsideSlots = 1 << 16
 
 // way is a way in which a packet meets a frontend.
 type way struct {
-	family   podnet.Family
+	family   inet.Family
 	nodePort bool
 	outside  bool
 }
@@ -70,7 +70,7 @@ type way struct {
 // ways are all there are.
 func ways() []way {
 	var all []way
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		for i := range 4 {
 			all = append(all, way{f, i&2 != 0, i&1 != 0})
 		}
@@ -165,9 +165,9 @@ func (s *serviceSet) dataType() (kind, size uint32) {
 func serviceSets() []*serviceSet {
 	join := nftables.MustConcatSetType
 	var all []*serviceSet
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		addr := nftables.TypeIPAddr
-		if f == podnet.IPv6 {
+		if f == inet.IPv6 {
 			addr = nftables.TypeIP6Addr
 		}
 		proto, port, mark, verdict := nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeMark, nftables.TypeVerdict
@@ -211,8 +211,8 @@ func reg(word int) uint32 {
 }
 
 // words is how many of them an address takes.
-func words(f podnet.Family) int {
-	if f == podnet.IPv4 {
+func words(f inet.Family) int {
+	if f == inet.IPv4 {
 		return 1
 	}
 	return 4
@@ -226,7 +226,7 @@ func at(p *expr.Payload, word int) expr.Any {
 	return p
 }
 
-func isFamily(f podnet.Family) []expr.Any {
+func isFamily(f inet.Family) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{nfproto(f)}},
@@ -326,7 +326,7 @@ func (t target) chain() chain {
 	if t.seconds > 0 {
 		service := func(word int) expr.Any { return &expr.Immediate{Register: reg(word), Data: []byte(number(t.id))} }
 		client := []expr.Any{at(sourceOf(t.family), 0)}
-		if t.outside && t.family == podnet.IPv6 { // a host has as many addresses as it likes, in a network of this size
+		if t.outside && t.family == inet.IPv6 { // a host has as many addresses as it likes, in a network of this size
 			network := append(bytes.Repeat([]byte{255}, 8), make([]byte, 8)...)
 			client = append(client, &expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 16, Mask: network, Xor: make([]byte, 16)})
 		}
@@ -397,22 +397,22 @@ func serviceChains() []chain {
 
 	// The kernel is told to route 127.0.0.0/8 so that NodePorts answer there; it must stay the node's own.
 	fromElsewhere := []expr.Any{&expr.Meta{Key: expr.MetaKeyIIF, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: native(loopbackInterface)}}
-	for _, address := range []*expr.Payload{sourceOf(podnet.IPv4), destinationOf(podnet.IPv4)} {
-		add(&check, "keeps 127.0.0.0/8 to the node itself", fromElsewhere, isFamily(podnet.IPv4), []expr.Any{address, inLoopback(), isLoopback(expr.CmpOpEq), is(expr.VerdictDrop)})
+	for _, address := range []*expr.Payload{sourceOf(inet.IPv4), destinationOf(inet.IPv4)} {
+		add(&check, "keeps 127.0.0.0/8 to the node itself", fromElsewhere, isFamily(inet.IPv4), []expr.Any{address, inLoopback(), isLoopback(expr.CmpOpEq), is(expr.VerdictDrop)})
 	}
 	for _, c := range []*chain{&check, &checkOutput} {
 		add(c, "leaves connections alone that are there", []expr.Any{
 			&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
 			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native(expr.CtStateBitNEW), Xor: native(0)},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: native(0)}, is(expr.VerdictAccept)})
-		for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+		for _, f := range inet.Families {
 			w := way{family: f}
 			add(c, "drops what comes from a source that may not", isFamily(f), w.key(0), []expr.Any{
 				&expr.Lookup{SourceRegister: 1, SetName: named(restricted, f)}, at(sourceOf(f), words(f)+2),
 				&expr.Lookup{SourceRegister: 1, SetName: named(sources, f), Invert: true}, is(expr.VerdictDrop)})
 		}
 	}
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		for _, c := range []*chain{&checkOutput, &output} {
 			add(c, "leaves external IPs to pods", way{family: f}.met(false),
 				[]expr.Any{&expr.Lookup{SourceRegister: 1, SetName: named(podsOnly, f)}, is(expr.VerdictAccept)})
@@ -442,7 +442,7 @@ func serviceChains() []chain {
 		}
 		add(&checkOutput, "refuses where there are no endpoints", w.met(false), []expr.Any{judge(w.in(refused, refusedOutside))})
 		balance(&output, false)
-		if w.nodePort && w.family == podnet.IPv4 {
+		if w.nodePort && w.family == inet.IPv4 {
 			add(&checkOutput, "refuses where there are no endpoints", w.met(true), []expr.Any{judge(w.in(refused, refusedOutside))})
 			balance(&output, true)
 		}
@@ -455,10 +455,10 @@ func serviceChains() []chain {
 	add(&postrouting, "leaves alone what stays on the node", []expr.Any{&expr.Meta{Key: expr.MetaKeyOIF, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: native(loopbackInterface)}, is(expr.VerdictAccept)})
 	masquerade := []expr.Any{&expr.Masq{FullyRandom: true}}
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		add(&postrouting, "masquerades pods that meet themselves, or the answer would not come by here", isFamily(f), []expr.Any{
 			sourceOf(f), at(destinationOf(f), words(f)), &expr.Lookup{SourceRegister: 1, SetName: named(ownEndpoints, f)}}, masquerade)
-		if f == podnet.IPv4 {
+		if f == inet.IPv4 {
 			add(&postrouting, "masquerades the node's own 127.0.0.0/8", isFamily(f), []expr.Any{sourceOf(f), inLoopback(), isLoopback(expr.CmpOpEq)}, masquerade)
 		}
 		add(&postrouting, "masquerades others unless it goes to a pod of this node: the answer must come by here", isFamily(f), []expr.Any{

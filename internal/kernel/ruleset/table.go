@@ -15,7 +15,7 @@ import (
 	"github.com/google/nftables/userdata"
 
 	"github.com/fathom-network/fathom/internal/facts/diff"
-	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 )
 
 // table is what a table of ours should hold.
@@ -30,11 +30,11 @@ type table struct {
 // set is a named set of addresses, or of pairs of them.
 type set struct {
 	name, comment string
-	family        podnet.Family
+	family        inet.Family
 	interval      bool // of prefixes, not of single addresses
 	// pairedWith, if set, is the family of the address that comes first in each element, `address . prefix`. Such a set
 	// is one of intervals.
-	pairedWith podnet.Family
+	pairedWith inet.Family
 }
 
 type chain struct {
@@ -62,10 +62,10 @@ func (m member) key() member { return m }
 type elements map[string][]member
 
 // alone returns members that are no pairs: the prefixes of one family, sorted.
-func alone(list []netip.Prefix, f podnet.Family) []member {
+func alone(list []netip.Prefix, f inet.Family) []member {
 	members := make([]member, 0, len(list))
 	for _, p := range list {
-		if podnet.FamilyOf(p.Addr()) == f {
+		if inet.FamilyOf(p.Addr()) == f {
 			members = append(members, member{prefix: p})
 		}
 	}
@@ -74,7 +74,7 @@ func alone(list []netip.Prefix, f podnet.Family) []member {
 }
 
 // single is alone of addresses.
-func single(list []netip.Addr, f podnet.Family) []member {
+func single(list []netip.Addr, f inet.Family) []member {
 	prefixes := make([]netip.Prefix, 0, len(list))
 	for _, a := range list {
 		prefixes = append(prefixes, netip.PrefixFrom(a, a.BitLen()))
@@ -317,8 +317,8 @@ func (s set) key() nftables.SetDatatype {
 	return addrType(s.family)
 }
 
-func addrType(f podnet.Family) nftables.SetDatatype {
-	if f == podnet.IPv4 {
+func addrType(f inet.Family) nftables.SetDatatype {
+	if f == inet.IPv4 {
 		return nftables.TypeIPAddr
 	}
 	return nftables.TypeIP6Addr
@@ -334,7 +334,7 @@ func (r *Ruleset) elements(list []member, s set, kernel *nftables.Set, change fu
 			if s.isPaired() {
 				all = append(all, nftables.SetElement{
 					Key:    append(m.first.AsSlice(), p.Addr().AsSlice()...),
-					KeyEnd: append(m.first.AsSlice(), last(p).AsSlice()...),
+					KeyEnd: append(m.first.AsSlice(), inet.Last(p).AsSlice()...),
 				})
 				continue
 			}
@@ -342,7 +342,7 @@ func (r *Ruleset) elements(list []member, s set, kernel *nftables.Set, change fu
 			if !s.interval {
 				continue
 			}
-			if end := last(p).Next(); end.IsValid() { // what reaches to the last address of all has no end
+			if end := inet.Last(p).Next(); end.IsValid() { // what reaches to the last address of all has no end
 				all = append(all, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
 			}
 		}
@@ -351,16 +351,6 @@ func (r *Ruleset) elements(list []member, s set, kernel *nftables.Set, change fu
 		}
 	}
 	return nil
-}
-
-// last returns the last address of a prefix.
-func last(p netip.Prefix) netip.Addr {
-	b := p.Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
 }
 
 // sameBits returns how many bits two addresses of one family begin with in common.
@@ -416,7 +406,7 @@ func sortPairs(list []member) {
 // prefixFrom returns the prefix that reaches from one address to another, if there is one.
 func prefixFrom(from, to netip.Addr) (netip.Prefix, bool) {
 	p := netip.PrefixFrom(from, sameBits(from, to))
-	return p, p == p.Masked() && last(p) == to
+	return p, p == p.Masked() && inet.Last(p) == to
 }
 
 // singles is members of a set of addresses or prefixes.
@@ -449,7 +439,7 @@ func (s set) singles(found []nftables.SetElement) ([]member, bool) {
 		}
 		p := netip.PrefixFrom(b.addr, b.addr.BitLen())
 		if s.interval {
-			to := last(netip.PrefixFrom(b.addr, 0)) // without an end: the last address of all
+			to := inet.Last(netip.PrefixFrom(b.addr, 0)) // without an end: the last address of all
 			if i+1 < len(bounds) {
 				if !bounds[i+1].end {
 					return nil, false

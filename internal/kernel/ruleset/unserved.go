@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/facts/diff"
-	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
@@ -30,7 +30,7 @@ const (
 func (r *Ruleset) SetUnserved(u service.Unserved) (diff.Count, error) {
 	u = UnservedAsHeld(u)
 	want := elements{}
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		want[named(unservedAddrs, f)] = alone(u.Ranges, f)
 		want[named(unservedPing, f)], want[named(unservedOthers, f)] = single(u.LoadBalancers, f), single(u.Others, f)
 	}
@@ -48,8 +48,8 @@ func UnservedAsHeld(u service.Unserved) service.Unserved {
 		return slices.Compact(slices.SortedFunc(slices.Values(all), netip.Addr.Compare))
 	}
 	held := service.Unserved{Ranges: outermost(ranges), LoadBalancers: sorted(u.LoadBalancers), Others: sorted(u.Others)}
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
-		if i := slices.IndexFunc(u.Node, func(a netip.Addr) bool { return podnet.FamilyOf(a) == f }); i >= 0 {
+	for _, f := range inet.Families {
+		if i := slices.IndexFunc(u.Node, func(a netip.Addr) bool { return inet.FamilyOf(a) == f }); i >= 0 {
 			held.Node = append(held.Node, u.Node[i])
 		}
 	}
@@ -66,7 +66,7 @@ func (r *Ruleset) Unserved(node []netip.Addr) (u service.Unserved, found bool, e
 	if err != nil {
 		return u, false, fmt.Errorf("read nftables table inet %s: %w", UnservedTable, err)
 	}
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		u.Ranges = prefixes(u.Ranges, have[named(unservedAddrs, f)])
 		u.LoadBalancers = addrs(u.LoadBalancers, have[named(unservedPing, f)])
 		u.Others = addrs(u.Others, have[named(unservedOthers, f)])
@@ -86,7 +86,7 @@ func unservedTable(node []netip.Addr) table {
 	output := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: afterNAT}
 	pingPrerouting := chain{name: "ping_prerouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityNATDest}
 	pingOutput := chain{name: "ping_output", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityNATDest}
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		t.sets = append(t.sets,
 			set{name: named(unservedAddrs, f), comment: "Services' ranges and addresses", family: f, interval: true},
 			set{name: named(unservedPing, f), comment: "load balancers' addresses", family: f},
@@ -96,7 +96,7 @@ func unservedTable(node []netip.Addr) table {
 			c.add("no Service has this port of the address, or nobody the address", firstOfFlow(), isFamily(f),
 				isIn(destinationOf(f), named(unservedAddrs, f)), isNotIn(destinationOf(f), named(unservedOthers, f)), notLocal(), jump(refuse.name))
 		}
-		i := slices.IndexFunc(node, func(a netip.Addr) bool { return podnet.FamilyOf(a) == f })
+		i := slices.IndexFunc(node, func(a netip.Addr) bool { return inet.FamilyOf(a) == f })
 		if i < 0 {
 			continue
 		}
@@ -130,9 +130,9 @@ func notLocal() []expr.Any {
 	}
 }
 
-func isEchoRequest(f podnet.Family) []expr.Any {
+func isEchoRequest(f inet.Family) []expr.Any {
 	protocol, echo := byte(unix.IPPROTO_ICMP), byte(8) // ICMP_ECHO
-	if f == podnet.IPv6 {
+	if f == inet.IPv6 {
 		protocol, echo = unix.IPPROTO_ICMPV6, 128 // ICMPV6_ECHO_REQUEST
 	}
 	return []expr.Any{

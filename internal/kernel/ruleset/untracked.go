@@ -7,7 +7,7 @@ import (
 	"github.com/google/nftables/expr"
 
 	"github.com/fathom-network/fathom/internal/facts/diff"
-	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 )
 
 // DNSTable is the table that keeps packets to and from the node's DNS cache out of connection tracking.
@@ -28,7 +28,7 @@ func (r *Ruleset) SetUntracked(addrs []netip.Addr) (diff.Count, error) {
 
 func untrackedElements(addrs []netip.Addr) elements {
 	want := elements{}
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		want[named(untracked, f)] = single(addrs, f)
 	}
 	return want
@@ -60,7 +60,7 @@ func dnsTable() table {
 	t := table{name: DNSTable}
 	prerouting := chain{name: "prerouting", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityRaw}
 	output := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityRaw}
-	for _, f := range []podnet.Family{podnet.IPv4, podnet.IPv6} {
+	for _, f := range inet.Families {
 		set := set{name: named(untracked, f), comment: "the node's DNS cache", family: f}
 		t.sets = append(t.sets, set)
 		matching := func(comment string, addr *expr.Payload) rule {
