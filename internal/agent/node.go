@@ -243,7 +243,7 @@ func (a *Agent) observe() (nodestate.State, error) {
 	if s.Kernel.Masquerade, err = rules.Masquerade(); err != nil {
 		return s, err
 	}
-	if s.Kernel.Guard, err = rules.Guard(s.Plan.Guard.Port, s.Plan.Guard.VNI); err != nil {
+	if s.Kernel.Guard, err = rules.Guard(s.Plan.Guard); err != nil {
 		return s, err
 	}
 	if s.Pods, s.Strays, err = a.node.PodEnds(); err != nil {

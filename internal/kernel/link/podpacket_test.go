@@ -168,7 +168,7 @@ func (f *fabric) agree(t *testing.T, plans []podnet.Plan) {
 		testenv.Must(t, err)
 		have.Masquerade, err = n.rules.Masquerade()
 		testenv.Must(t, err)
-		have.Guard, err = n.rules.Guard(plans[i].Guard.Port, plans[i].Guard.VNI)
+		have.Guard, err = n.rules.Guard(plans[i].Guard)
 		testenv.Must(t, err)
 		for _, d := range podnet.Diff(plans[i], have) {
 			t.Error(d)

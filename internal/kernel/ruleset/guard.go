@@ -1,9 +1,11 @@
 package ruleset
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 
 	"github.com/google/nftables"
@@ -18,8 +20,8 @@ import (
 // GuardTable is the table that keeps pods from passing for somebody else: docs/design/podnet.md, "Who may send as whom".
 const GuardTable = "fathom-guard"
 
-// The sets of the table, each once for IPv4 and once for IPv6: the number is appended. Of senders there are four: the
-// family of the outer packet comes first.
+// The sets of the table, each once for IPv4 and once for IPv6: the number is appended. Of senders there is one for each
+// senders.
 const (
 	guardNodes     = "nodes"
 	guardOwn       = "tunnel_addrs"
@@ -33,8 +35,30 @@ const (
 // PodGroup is the group of pods' devices. It is link.PodGroup, which a test compares: link is not imported here.
 const PodGroup = 252
 
-func sendersOf(outer, inner inet.Family) string {
-	return named(named(guardSenders, outer)+"_", inner)
+// senders are those of one outer family that send from ranges of one length.
+type senders struct {
+	outer, inner inet.Family
+	bits         int // of the ranges
+}
+
+func (s senders) name() string {
+	return fmt.Sprintf("%s%d_%d_%d", guardSenders, s.outer, s.inner, s.bits)
+}
+
+func sendersOf(s podnet.Sender) senders {
+	return senders{inet.FamilyOf(s.Node), inet.FamilyOf(s.Range.Addr()), s.Range.Bits()}
+}
+
+// kindsOf are the senders that a guard has, those with the greatest ranges first: pods send more than nodes do.
+func kindsOf(g podnet.Guard) []senders {
+	var all []senders
+	for _, s := range g.Senders {
+		all = append(all, sendersOf(s))
+	}
+	slices.SortFunc(all, func(a, b senders) int {
+		return cmp.Or(cmp.Compare(a.outer, b.outer), cmp.Compare(a.inner, b.inner), cmp.Compare(a.bits, b.bits))
+	})
+	return slices.Compact(all)
 }
 
 // SetGuard makes the kernel refuse what g says, and returns the number of elements that it changed.
@@ -46,40 +70,42 @@ func (r *Ruleset) SetGuard(g podnet.Guard) (diff.Count, error) {
 		want[named(guardLinkLocal, f)], want[named(guardOpen, f)] = alone(g.LinkLocal, f), alone(g.Open, f)
 	}
 	for _, s := range g.Senders {
-		name := sendersOf(inet.FamilyOf(s.Node), inet.FamilyOf(s.Range.Addr()))
+		name := sendersOf(s).name()
 		want[name] = append(want[name], member{s.Node, s.Range})
 	}
 	for _, list := range want {
 		sortPairs(list)
 	}
-	return r.set(guardTable(g.Port, g.VNI), want)
+	return r.set(guardTable(g), want)
 }
 
-// Guard reads back what SetGuard set for a tunnel of this port and VNI, which are in the rules. A table that is not
-// there, or that does something else, is as good as none: the zero value.
-func (r *Ruleset) Guard(port uint16, vni uint32) (podnet.Guard, error) {
-	have, _, err := r.read(guardTable(port, vni))
+// Guard reads back what SetGuard set for a guard like this one: with its port, its VNI, and senders' ranges of its
+// lengths, which are in the rules. A table that is not there, or that does something else, is as good as none: the zero
+// value.
+func (r *Ruleset) Guard(like podnet.Guard) (podnet.Guard, error) {
+	table := guardTable(like)
+	have, _, err := r.read(table)
 	if errors.Is(err, errStrange) {
 		return podnet.Guard{}, nil
 	}
 	if err != nil {
 		return podnet.Guard{}, err
 	}
-	g := podnet.Guard{Port: port, VNI: vni}
+	g := podnet.Guard{Port: like.Port, VNI: like.VNI}
 	for _, f := range inet.Families {
 		g.Nodes, g.Own = addrs(g.Nodes, have[named(guardNodes, f)]), addrs(g.Own, have[named(guardOwn, f)])
 		g.Outside = prefixes(g.Outside, have[named(guardOutside, f)])
 		g.Cluster = prefixes(g.Cluster, have[named(guardCluster, f)])
 		g.LinkLocal = prefixes(g.LinkLocal, have[named(guardLinkLocal, f)])
 		g.Open = prefixes(g.Open, have[named(guardOpen, f)])
-		var senders []member
-		for _, inner := range inet.Families {
-			senders = append(senders, have[sendersOf(f, inner)]...)
-		}
-		sortPairs(senders)
-		for _, m := range senders {
-			g.Senders = append(g.Senders, podnet.Sender{Node: m.first, Range: m.prefix})
-		}
+	}
+	var senders []member
+	for _, s := range kindsOf(like) {
+		senders = append(senders, have[s.name()]...)
+	}
+	sortPairs(senders)
+	for _, m := range senders {
+		g.Senders = append(g.Senders, podnet.Sender{Node: m.first, Range: m.prefix})
 	}
 	return g, nil
 }
@@ -92,8 +118,9 @@ const (
 	vxlanInner     = 8 + 8 + 14
 )
 
-func guardTable(port uint16, vni uint32) table {
-	t := table{name: GuardTable, variant: fmt.Sprintf("port %d, VNI %d", port, vni)}
+func guardTable(g podnet.Guard) table {
+	kinds := kindsOf(g)
+	t := table{name: GuardTable, variant: fmt.Sprintf("port %d, VNI %d, senders %v", g.Port, g.VNI, kinds)}
 	for _, f := range inet.Families {
 		t.sets = append(t.sets,
 			set{name: named(guardNodes, f), comment: "every node", family: f},
@@ -103,13 +130,13 @@ func guardTable(port uint16, vni uint32) table {
 			set{name: named(guardLinkLocal, f), comment: "pods' packets are not forwarded there", family: f, interval: true},
 			set{name: named(guardOpen, f), comment: "but they are there", family: f, interval: true},
 		)
-		for _, inner := range inet.Families {
-			t.sets = append(t.sets, set{name: sendersOf(f, inner), comment: "who sends by the tunnel, and from where",
-				family: inner, pairedWith: f, interval: true})
-		}
 	}
-	t.chains = append(guardSource(port), guardForward(port)...)
-	t.chains = append(t.chains, guardTunnel(port, vni)...)
+	for _, s := range kinds {
+		t.sets = append(t.sets, set{name: s.name(), comment: "who sends by the tunnel, and from where",
+			family: s.inner, pairedWith: s.outer, bits: s.bits})
+	}
+	t.chains = append(guardSource(g.Port), guardForward(g.Port)...)
+	t.chains = append(t.chains, guardTunnel(g.Port, g.VNI, kinds)...)
 	return t
 }
 
@@ -124,14 +151,17 @@ func guardSource(port uint16) []chain {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)}}, dropped())
 	out := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityRaw}
 	// What is not tracked is not translated: no host port and no external address of a Service takes the tunnel's packets
-	// away. Nor does each of them cost a look-up of its connection, which has one direction alone and means nothing.
+	// away. Nor does each of them cost a look-up of its connection, which has one direction alone and means nothing. Here is
+	// no question of who sends: that is to_tunnel's.
+	from, to := chain{name: "untracked_from_tunnel"}, chain{name: "untracked_to_tunnel"}
+	pre.add("to this node's tunnel, perhaps", toPort(port), jump(from.name))
+	out.add("to another node's tunnel, perhaps", toPort(port), jump(to.name))
 	for _, f := range inet.Families {
-		pre.add("the tunnel's packets are nobody else's to translate", toPort(port), isFamily(f),
-			isIn(destinationOf(f), named(guardOwn, f)), isIn(sourceOf(f), named(guardNodes, f)), []expr.Any{&expr.Notrack{}})
-		out.add("the tunnel's packets are nobody else's to translate", toPort(port), isFamily(f),
-			isIn(sourceOf(f), named(guardOwn, f)), isIn(destinationOf(f), named(guardNodes, f)), []expr.Any{&expr.Notrack{}})
+		const why = "the tunnel's packets are nobody else's to translate"
+		from.add(why, isFamily(f), isIn(destinationOf(f), named(guardOwn, f)), []expr.Any{&expr.Notrack{}}, verdict(expr.VerdictAccept))
+		to.add(why, isFamily(f), isIn(destinationOf(f), named(guardNodes, f)), []expr.Any{&expr.Notrack{}}, verdict(expr.VerdictAccept))
 	}
-	return []chain{pre, out}
+	return []chain{pre, out, from, to}
 }
 
 // guardForward are the chains for what passes through the node. Destinations are the final ones here, whatever a
@@ -157,10 +187,17 @@ func guardForward(port uint16) []chain {
 
 // guardTunnel are the chains for what comes to this node's tunnel. They look at it before the kernel takes it apart: of
 // what is in it nobody knows later which node it came from, and the fast path redirects it before any chain.
-func guardTunnel(port uint16, vni uint32) []chain {
+func guardTunnel(port uint16, vni uint32, kinds []senders) []chain {
 	input := chain{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, priority: nftables.ChainPriorityFilter}
 	tunnel := chain{name: "to_tunnel"}
 	input.add("to the tunnel", toPort(port), jump(tunnel.name))
+	// Nearly all packets end here, so this comes first. Neither a pod nor a translation makes one of these: a pod does not send
+	// from a node's address.
+	for _, s := range kinds {
+		tunnel.add("a node sends from its own addresses and its pods'", isFamily(s.outer), isInner(s.inner),
+			[]expr.Any{at(sourceOf(s.outer), 0), at(innerSource(s.inner), words(s.outer))}, masked(words(s.outer), s),
+			[]expr.Any{&expr.Lookup{SourceRegister: reg(0), SetName: s.name()}}, verdict(expr.VerdictAccept))
+	}
 	tunnel.add("no pod sends to a node's tunnel", fromPod(), dropped())
 	tunnel.add("another tunnel that shares the port", []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: vxlanVNI, Len: 3},
@@ -168,13 +205,6 @@ func guardTunnel(port uint16, vni uint32) []chain {
 	tunnel.add("nothing is translated to a node's tunnel", translated(), dropped())
 	for _, f := range inet.Families {
 		tunnel.add("nodes send to the address that this one has in the API", isFamily(f), isNotIn(destinationOf(f), named(guardOwn, f)), dropped())
-	}
-	for _, outer := range inet.Families {
-		for _, inner := range inet.Families {
-			tunnel.add("a node sends from its own addresses and its pods'", isFamily(outer), isInner(inner),
-				[]expr.Any{at(sourceOf(outer), 0), at(innerSource(inner), words(outer)),
-					&expr.Lookup{SourceRegister: reg(0), SetName: sendersOf(outer, inner)}}, verdict(expr.VerdictAccept))
-		}
 	}
 	for _, outer := range inet.Families {
 		for _, inner := range inet.Families {
@@ -224,6 +254,16 @@ func innerSource(f inet.Family) *expr.Payload {
 	p := sourceOf(f)
 	p.Base, p.Offset = expr.PayloadBaseTransportHeader, p.Offset+vxlanInner
 	return p
+}
+
+// masked sets the address in a register to the first of its range.
+func masked(word int, s senders) []expr.Any {
+	size := 4 * words(s.inner)
+	if s.bits == 8*size {
+		return nil
+	}
+	return []expr.Any{&expr.Bitwise{SourceRegister: reg(word), DestRegister: reg(word), Len: uint32(size),
+		Mask: []byte(net.CIDRMask(s.bits, 8*size)), Xor: make([]byte, size)}}
 }
 
 func isIn(p *expr.Payload, set string) []expr.Any {

@@ -1,7 +1,6 @@
 package ruleset
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -32,9 +31,11 @@ type set struct {
 	name, comment string
 	family        inet.Family
 	interval      bool // of prefixes, not of single addresses
-	// pairedWith, if set, is the family of the address that comes first in each element, `address . prefix`. Such a set
-	// is one of intervals.
+	// pairedWith, if set, is the family of the address that comes first in each element, `address . prefix`. All prefixes
+	// of such a set have this many bits, and the rules look up the rest of an address as zeros: the kernel has a hash
+	// table for that. Prefixes of any length behind an address would be its slowest kind of set.
 	pairedWith inet.Family
+	bits       int
 }
 
 type chain struct {
@@ -332,10 +333,7 @@ func (r *Ruleset) elements(list []member, s set, kernel *nftables.Set, change fu
 		for _, m := range part {
 			p := m.prefix
 			if s.isPaired() {
-				all = append(all, nftables.SetElement{
-					Key:    append(m.first.AsSlice(), p.Addr().AsSlice()...),
-					KeyEnd: append(m.first.AsSlice(), inet.Last(p).AsSlice()...),
-				})
+				all = append(all, nftables.SetElement{Key: append(m.first.AsSlice(), p.Addr().AsSlice()...)})
 				continue
 			}
 			all = append(all, nftables.SetElement{Key: p.Addr().AsSlice()})
@@ -364,7 +362,7 @@ func sameBits(a, b netip.Addr) int {
 	return a.BitLen()
 }
 
-// members is the reverse of elements. It is not ok if there is an interval that is no prefix: it is not ours.
+// members is the reverse of elements. It is not ok if there is something that is no prefix: it is not ours.
 func (s set) members(found []nftables.SetElement) ([]member, bool) {
 	if s.isPaired() {
 		return s.pairs(found)
@@ -377,18 +375,13 @@ func (s set) pairs(found []nftables.SetElement) ([]member, bool) {
 	size := words(s.pairedWith) * 4
 	list := make([]member, 0, len(found))
 	for _, e := range found {
-		end := e.KeyEnd
-		if len(end) == 0 {
-			end = e.Key
-		}
-		if len(e.Key) != size+words(s.family)*4 || len(end) != len(e.Key) || !bytes.Equal(e.Key[:size], end[:size]) {
+		if len(e.Key) != size+words(s.family)*4 {
 			return nil, false
 		}
 		first, _ := netip.AddrFromSlice(e.Key[:size])
-		from, _ := netip.AddrFromSlice(e.Key[size:])
-		to, _ := netip.AddrFromSlice(end[size:])
-		p, ok := prefixFrom(from, to)
-		if !ok {
+		addr, _ := netip.AddrFromSlice(e.Key[size:])
+		p := netip.PrefixFrom(addr, s.bits)
+		if p != p.Masked() {
 			return nil, false
 		}
 		list = append(list, member{first, p})
