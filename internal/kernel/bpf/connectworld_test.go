@@ -118,12 +118,21 @@ func (b *balancer) check(t testing.TB) {
 	}
 }
 
-// addLocal has this process's namespace have an address.
+// addLocal gives the loopback device an address, and waits until packets reach it: of an IPv6 one the kernel adds the local
+// route after it has answered (addrconf_dad_work of net/ipv6/addrconf.c), on devices without duplicate detection, too.
 func addLocal(t testing.TB, a netip.Addr) {
 	t.Helper()
 	if out, err := exec.Command("ip", "address", "replace", netip.PrefixFrom(a, a.BitLen()).String(), "dev", "lo").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+	family := "-4"
+	if a.Is6() {
+		family = "-6"
+	}
+	testenv.Eventually(t, a.String()+" is local", func() (bool, string) {
+		out, err := exec.Command("ip", family, "route", "show", "table", "local", "exact", a.String()).CombinedOutput()
+		return err == nil && strings.Contains(string(out), a.String()), string(out)
+	})
 }
 
 func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
