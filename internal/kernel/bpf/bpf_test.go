@@ -453,10 +453,16 @@ func TestTwoNodes(t *testing.T) {
 	}
 }
 
-// smallMTU makes the last device on the way smaller than the others: the stack answers, and the answer gets there.
+// smallMTU makes the last devices on the way smaller than the others: the stack answers, and the answer gets there. Both ends
+// of the pod's pair are made so, as a smaller one drops what the other sends; the pod goes on to ask for large segments.
 func smallMTU(t testing.TB, n *node, from, to pod) {
 	t.Helper()
 	linktest.Run(t, n.Namespace, "ip", "link", "set", to.host, "mtu", "1300")
+	linktest.Run(t, to.Namespace, "ip", "link", "set", "eth0", "mtu", "1300")
+	for _, family := range []string{"-4", "-6"} {
+		route := strings.Fields(linktest.Run(t, to.Namespace, "ip", family, "route", "show", "default"))
+		linktest.Run(t, to.Namespace, slices.Concat([]string{"ip", family, "route", "replace"}, route, []string{"advmss", "1440"})...)
+	}
 	for _, addr := range to.addrs {
 		c := n.counted(t, func() { testenv.Must(t, echo(from.Namespace, "tcp", addr, 8080, 1<<20)) })
 		has(t, "too big", c, "stack mtu")
