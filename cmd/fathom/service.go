@@ -10,9 +10,9 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 	"github.com/fathom-network/fathom/internal/insight/verify"
 )
 
@@ -54,7 +54,7 @@ func (a *app) serviceList() *cobra.Command {
 			for _, s := range services {
 				r := row{Namespace: s.Namespace, Name: s.Name, Type: string(s.Spec.Type), Addresses: addressesOf(s), Ports: portsOf(s)}
 				ready := map[string]bool{}
-				for _, e := range service.Explain(s, endpointSlices, service.Node{}) {
+				for _, e := range svcfacts.Explain(s, endpointSlices, service.Node{}) {
 					ready[e.Addr.Addr().String()] = ready[e.Addr.Addr().String()] || e.Ready
 				}
 				r.Endpoints = len(ready)
@@ -125,7 +125,7 @@ that connection tracking remembers. What is used depends on the node: --node cho
 			if err != nil {
 				return err
 			}
-			d, err := verify.ShowService(cmd.Context(), client, types.NamespacedName{Namespace: namespace, Name: args[0]}, node, true)
+			d, err := verify.ShowService(cmd.Context(), client, service.Name{Namespace: namespace, Name: args[0]}, node, true)
 			if err != nil {
 				return err
 			}

@@ -25,6 +25,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netfacts"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/kernel/announce"
 	"github.com/fathom-network/fathom/internal/kernel/link"
@@ -306,7 +307,7 @@ func (b *balancer) tell(now []netip.Addr) {
 // readNode says what is known of a node: what the agents know of each other before what its kubelet last said.
 func (b *balancer) readNode(n *corev1.Node) answerNode {
 	_, excluded := n.Labels[vip.Exclude]
-	read := answerNode{Node: vip.Node{Name: n.Name, Alive: kube.NodeReady(n), Excluded: excluded}, addrs: service.NodeOf(n).Addrs}
+	read := answerNode{Node: vip.Node{Name: n.Name, Alive: kube.NodeReady(n), Excluded: excluded}, addrs: svcfacts.Node(n).Addrs}
 	if b.member != nil {
 		switch b.member.State(n.Name) {
 		case membership.Alive:
@@ -364,7 +365,7 @@ func (b *balancer) join(ctx context.Context, place balancerPlace, nodes []*corev
 	b.joinAt = time.Now()
 	var missing []netip.Addr
 	for _, n := range nodes {
-		addrs := service.NodeOf(n).Addrs
+		addrs := svcfacts.Node(n).Addrs
 		i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Is4() == place.addrs[0].Is4() })
 		if i >= 0 && n.Name != b.node && b.member.State(n.Name) != membership.Alive {
 			missing = append(missing, addrs[i])
@@ -387,7 +388,7 @@ func (b *balancer) join(ctx context.Context, place balancerPlace, nodes []*corev
 func membersOf(nodes []*corev1.Node) map[string][]netip.Addr {
 	members := make(map[string][]netip.Addr, len(nodes))
 	for _, n := range nodes {
-		members[n.Name] = service.NodeOf(n).Addrs
+		members[n.Name] = svcfacts.Node(n).Addrs
 	}
 	return members
 }

@@ -15,7 +15,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/facts/netfacts"
@@ -41,7 +40,7 @@ func TestAnswers(t *testing.T) {
 	}
 	pools := poolsOf("192.0.2.64/26", "2001:db8::/64")
 	balanced := func(local bool, nodes []string, addrs ...string) service.LoadBalanced {
-		l := service.LoadBalanced{Service: types.NamespacedName{Name: "web"}, Local: local, Nodes: nodes}
+		l := service.LoadBalanced{Service: service.Name{Name: "web"}, Local: local, Nodes: nodes}
 		for _, a := range addrs {
 			l.Addrs = append(l.Addrs, netip.MustParseAddr(a))
 		}
@@ -97,9 +96,9 @@ func poolsOf(ranges ...string) vip.Pools {
 
 // TestRoutedAddresses: what routers may be told carries what BGPPeers choose by.
 func TestRoutedAddresses(t *testing.T) {
-	web := service.LoadBalanced{Service: types.NamespacedName{Name: "web"}, Labels: map[string]string{"app": "web"}, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.80")},
+	web := service.LoadBalanced{Service: service.Name{Name: "web"}, Labels: map[string]string{"app": "web"}, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.80")},
 		ExternalIPs: []netip.Addr{netip.MustParseAddr("192.0.2.81")}, ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.9")}}
-	shared := service.LoadBalanced{Service: types.NamespacedName{Name: "shared"}, Addrs: web.Addrs}
+	shared := service.LoadBalanced{Service: service.Name{Name: "shared"}, Addrs: web.Addrs}
 	f := answerFacts{node: "n1", pools: poolsOf("192.0.2.64/26"), balancers: []service.LoadBalanced{shared, web}, nodes: []answerNode{{Node: vip.Node{Name: "n1", Alive: true}}}}
 	var got []string
 	for _, a := range f.routed(f.judge()) {
@@ -116,7 +115,7 @@ func TestRoutedAddresses(t *testing.T) {
 func TestStandIn(t *testing.T) {
 	segment := []announce.Segment{{Device: "eth0", Prefix: netip.MustParsePrefix("192.0.2.0/24")}}
 	addr := netip.MustParseAddr("192.0.2.80")
-	local := service.LoadBalanced{Service: types.NamespacedName{Name: "web"}, Local: true, Nodes: []string{"n2"}, Addrs: []netip.Addr{addr}}
+	local := service.LoadBalanced{Service: service.Name{Name: "web"}, Local: true, Nodes: []string{"n2"}, Addrs: []netip.Addr{addr}}
 	for name, tc := range map[string]struct {
 		away, dead []string
 		answers    string // who answers as itself

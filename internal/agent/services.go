@@ -13,7 +13,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/netfacts"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
-	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/watch/kube"
@@ -97,7 +97,7 @@ func (a *Agent) carryServices(f netfacts.Facts, interfaces []podnet.Interface, o
 	node, _ := a.view.Node(a.Node)
 	clusterIPs := a.wantsClusterIPs()
 	c := proxy.Config{
-		Mode: a.config.ServiceProxy, Node: service.NodeOf(node),
+		Mode: a.config.ServiceProxy, Node: svcfacts.Node(node),
 		OwnPods:       slices.Concat(f.Own.PodCIDRs, f.Own.Blocks),
 		NodePortAddrs: nodePortAddrs(a.config.NodePortAddresses, f.Own, interfaces),
 		Announce:      len(objects.Pools) > 0 || clusterIPs,

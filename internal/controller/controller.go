@@ -20,11 +20,11 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/facts/keyset"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/serve"
 	"github.com/fathom-network/fathom/internal/watch/kube"
@@ -72,8 +72,8 @@ type allocator struct {
 	events *kube.Recorder
 	gifts  *gifts
 	wake   func()
-	told   map[types.NamespacedName]string // what was said of a Service last
-	key    time.Time                       // when it was last asked for
+	told   map[service.Name]string // what was said of a Service last
+	key    time.Time               // when it was last asked for
 	// problems are those of Services that have nothing to do with pools, too.
 	problems *problems
 
@@ -89,7 +89,7 @@ func allocate(ctx context.Context, o Options, m *monitor) error {
 		default:
 		}
 	}
-	a := &allocator{Options: o, monitor: m, told: map[types.NamespacedName]string{}, gifts: newGifts(), wake: changed, problems: newProblems(),
+	a := &allocator{Options: o, monitor: m, told: map[service.Name]string{}, gifts: newGifts(), wake: changed, problems: newProblems(),
 		writes: kube.NewPublisher(o.Log, changed), events: o.Client.NewRecorder(ctx, kube.Reporter{Component: Component, Instance: o.Identity})}
 	var err error
 	if a.view, err = o.Client.BalancerView(ctx, Component, changed); err != nil {
@@ -144,10 +144,10 @@ func (a *allocator) pass() {
 	for _, n := range a.view.Namespaces() {
 		namespaces[n.Name] = n.Labels
 	}
-	services := map[types.NamespacedName]*corev1.Service{}
+	services := map[service.Name]*corev1.Service{}
 	all := a.view.Services()
 	for _, s := range all {
-		services[types.NamespacedName{Namespace: s.Namespace, Name: s.Name}] = s
+		services[service.Name{Namespace: s.Namespace, Name: s.Name}] = s
 	}
 	assignments := pools.Assign(all, namespaces)
 	a.takeSessions()
@@ -315,7 +315,7 @@ func (a *allocator) ensureKey(ctx context.Context) error {
 }
 
 func (a *allocator) record(s *corev1.Service, e kube.Event) {
-	e.Object = kube.ServiceReference(types.NamespacedName{Namespace: s.Namespace, Name: s.Name})
+	e.Object = kube.ServiceReference(service.Name{Namespace: s.Namespace, Name: s.Name})
 	e.Object.UID = s.UID // by which `kubectl describe` finds it
 	a.events.Record(e)
 }

@@ -1,10 +1,9 @@
 package controller
 
 import (
-	"k8s.io/apimachinery/pkg/types"
-
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
@@ -16,12 +15,12 @@ const ServiceProblem = "ServiceProblem"
 // served. All agents find the same ones, so the controller, of which one leads, records them.
 type problems struct {
 	model *service.Model
-	seen  map[types.NamespacedName]string // resource versions that the model has
+	seen  map[service.Name]string // resource versions that the model has
 	told  map[service.Problem]bool
 }
 
 func newProblems() *problems {
-	return &problems{model: service.NewModel(service.Node{}), seen: map[types.NamespacedName]string{}, told: map[service.Problem]bool{}}
+	return &problems{model: service.NewModel(service.Node{}), seen: map[service.Name]string{}, told: map[service.Problem]bool{}}
 }
 
 // find brings the model up to date and returns the problems that are new. Where another proxy carries Services there are
@@ -35,15 +34,15 @@ func (p *problems) find(view *kube.BalancerView, client *kube.Client) []service.
 		clear(p.told)
 		return nil
 	}
-	gone := make(map[types.NamespacedName]bool, len(p.seen))
+	gone := make(map[service.Name]bool, len(p.seen))
 	for name := range p.seen {
 		gone[name] = true
 	}
 	for _, s := range view.Services() {
-		name := types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
+		name := service.Name{Namespace: s.Namespace, Name: s.Name}
 		delete(gone, name)
 		if version := string(s.UID) + s.ResourceVersion; p.seen[name] != version {
-			p.model.SetService(s)
+			p.model.SetService(svcfacts.Service(s))
 			p.seen[name] = version
 		}
 	}
@@ -52,7 +51,7 @@ func (p *problems) find(view *kube.BalancerView, client *kube.Client) []service.
 		delete(p.seen, name)
 	}
 	for _, s := range view.APIServers() {
-		p.model.SetSlice(s)
+		p.model.SetSlice(svcfacts.Slice(s))
 	}
 	objects := vip.Objects{Pools: view.AddressPools(), Nodes: view.Nodes(), Services: view.ServiceCIDRs(), PodPools: view.PodPools()}
 	p.model.SetExternalIPs(vip.ExternalIPs(config, objects, vip.Read(objects), view.Namespaces(), client.ServerAddr()))

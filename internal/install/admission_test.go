@@ -16,11 +16,11 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/install"
 	"github.com/fathom-network/fathom/internal/testenv"
@@ -306,7 +306,7 @@ func useController(ctx context.Context, t *testing.T, as *caller, admin *kube.Cl
 		Conditions: []metav1.Condition{{Type: v1alpha1.PoolValid, Status: metav1.ConditionTrue, Reason: "Valid", LastTransitionTime: metav1.Now()}}}))
 	testenv.Must(t, c.PublishBGPSession(ctx, "router", "node-z", nil))
 	recordTwice(ctx, t, c, admin, kube.Reporter{Component: vip.Owner, Instance: "pod"}, []corev1.ObjectReference{kube.AddressPoolReference(view.AddressPools()[0]),
-		kube.ServiceReference(types.NamespacedName{Namespace: "default", Name: "web"}), kube.BlockReference("10.50.0.0-26", "uid")})
+		kube.ServiceReference(service.Name{Namespace: "default", Name: "web"}), kube.BlockReference("10.50.0.0-26", "uid")})
 	for range 2 { // the second time there is one
 		testenv.Must(t, c.EnsureSecret(ctx, netconf.Namespace, "fathom-membership", map[string][]byte{"key": bytes.Repeat([]byte{1}, 32)}))
 	}
@@ -321,7 +321,7 @@ func useController(ctx context.Context, t *testing.T, as *caller, admin *kube.Cl
 type deaf struct{}
 
 func (deaf) SetService(*corev1.Service)          {}
-func (deaf) DeleteService(types.NamespacedName)  {}
+func (deaf) DeleteService(service.Name)          {}
 func (deaf) SetSlice(*discoveryv1.EndpointSlice) {}
-func (deaf) DeleteSlice(types.NamespacedName)    {}
+func (deaf) DeleteSlice(service.Name)            {}
 func (deaf) Listed()                             {}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 	"github.com/fathom-network/fathom/internal/kernel/bpf"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/testenv"
@@ -57,10 +58,10 @@ func TestAPI(t *testing.T) {
 			testenv.Must(t, err)
 			m := service.NewModel(self)
 			for i := range services.Items {
-				m.SetService(&services.Items[i])
+				m.SetService(svcfacts.Service(&services.Items[i]))
 			}
 			for i := range all.Items {
-				m.SetSlice(&all.Items[i])
+				m.SetSlice(svcfacts.Slice(&all.Items[i]))
 			}
 			plan := service.Plan{Frontends: m.Frontends()}
 			want, err := ruleset.AsHeld(plan)

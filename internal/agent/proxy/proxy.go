@@ -22,10 +22,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 	"github.com/fathom-network/fathom/internal/kernel/bpf"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
@@ -435,7 +435,7 @@ func (p *Proxy) noteRedirect(to []netip.Addr) {
 
 // lives says what is known of an endpoint of a Service, be it one of its own or the node's DNS cache.
 func (p *Proxy) lives(in *inbox) service.Lives {
-	return func(name types.NamespacedName, endpoint netip.AddrPort) service.Life {
+	return func(name service.Name, endpoint netip.AddrPort) service.Life {
 		if r := p.redirected.Load(); r != nil && r.Includes(name, endpoint) {
 			return service.Life{Present: true, Serving: true}
 		}
@@ -497,11 +497,11 @@ type inbox struct {
 	// clusterIPs says that the model tells of ClusterIPs.
 	clusterIPs bool
 	// foreign are the addresses of Services that another proxy carries.
-	foreign map[types.NamespacedName][]netip.Addr
+	foreign map[service.Name][]netip.Addr
 }
 
 func follow(ctx context.Context, client *kube.Client, wake func()) *inbox {
-	in := &inbox{wake: wake, model: service.NewModel(service.Node{}), foreign: map[types.NamespacedName][]netip.Addr{}}
+	in := &inbox{wake: wake, model: service.NewModel(service.Node{}), foreign: map[service.Name][]netip.Addr{}}
 	ctx, in.stop = context.WithCancel(ctx)
 	in.synced = client.WatchServices(ctx, in)
 	return in
@@ -519,18 +519,18 @@ func (in *inbox) do(change func(*service.Model)) {
 
 // SetService implements kube.ServiceHandler.
 func (in *inbox) SetService(s *corev1.Service) {
+	read := svcfacts.Service(s)
 	in.do(func(m *service.Model) {
-		m.SetService(s)
-		name := types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
-		delete(in.foreign, name)
-		if addrs := service.ForeignAddrs(s); len(addrs) > 0 {
-			in.foreign[name] = addrs
+		m.SetService(read)
+		delete(in.foreign, read.Name)
+		if addrs := svcfacts.ForeignAddrs(s); len(addrs) > 0 {
+			in.foreign[read.Name] = addrs
 		}
 	})
 }
 
 // DeleteService implements kube.ServiceHandler.
-func (in *inbox) DeleteService(n types.NamespacedName) {
+func (in *inbox) DeleteService(n service.Name) {
 	in.do(func(m *service.Model) {
 		m.DeleteService(n)
 		delete(in.foreign, n)
@@ -539,11 +539,12 @@ func (in *inbox) DeleteService(n types.NamespacedName) {
 
 // SetSlice implements kube.ServiceHandler.
 func (in *inbox) SetSlice(s *discoveryv1.EndpointSlice) {
-	in.do(func(m *service.Model) { m.SetSlice(s) })
+	read := svcfacts.Slice(s)
+	in.do(func(m *service.Model) { m.SetSlice(read) })
 }
 
 // DeleteSlice implements kube.ServiceHandler.
-func (in *inbox) DeleteSlice(n types.NamespacedName) {
+func (in *inbox) DeleteSlice(n service.Name) {
 	in.do(func(m *service.Model) { m.DeleteSlice(n) })
 }
 
@@ -585,7 +586,7 @@ func (in *inbox) inform(x service.ExternalIPs, clusterIPs bool) {
 }
 
 // life says what is known of an endpoint of a Service.
-func (in *inbox) life(name types.NamespacedName, endpoint netip.AddrPort) service.Life {
+func (in *inbox) life(name service.Name, endpoint netip.AddrPort) service.Life {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.model.Life(name, endpoint)
@@ -599,7 +600,7 @@ func (in *inbox) departures() uint64 {
 }
 
 // named are the Services that have these IDs.
-func (in *inbox) named(ids []uint32) []types.NamespacedName {
+func (in *inbox) named(ids []uint32) []service.Name {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.model.Named(ids)

@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
@@ -62,7 +61,7 @@ func TestRoom(t *testing.T) {
 		t.Errorf("without room: %+v", s)
 	}
 	// nftables has no room for a client of the Service, as TestServicesAffinityFull in package ruleset brings about.
-	id := service.ID(types.NamespacedName{Namespace: "default", Name: "a"})
+	id := service.ID(service.Name{Namespace: "default", Name: "a"})
 	nft(t, "add", "element", "inet", ruleset.ServicesTable, "affinity_full4", fmt.Sprintf("{ %d }", id))
 	n.room.looked = time.Time{}
 	n.step(t.Context(), true)

@@ -22,10 +22,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 	"github.com/fathom-network/fathom/internal/kernel/bpf"
 	"github.com/fathom-network/fathom/internal/kernel/cgroup"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
@@ -95,8 +95,8 @@ func inside(t testing.TB) (Paths, bool) {
 // reaper's, so that nothing has to be waited for.
 type node struct {
 	*Proxy
-	services map[types.NamespacedName]*corev1.Service
-	slices   map[types.NamespacedName]*discoveryv1.EndpointSlice
+	services map[service.Name]*corev1.Service
+	slices   map[service.Name]*discoveryv1.EndpointSlice
 	loopback fakeLoopback
 }
 
@@ -115,7 +115,7 @@ func (l *fakeLoopback) Route(on bool) error {
 var self = service.Node{Name: "node-1"}
 
 func newNode(t testing.TB, paths Paths, mode netconf.ServiceProxy) *node {
-	n := &node{services: map[types.NamespacedName]*corev1.Service{}, slices: map[types.NamespacedName]*discoveryv1.EndpointSlice{}}
+	n := &node{services: map[service.Name]*corev1.Service{}, slices: map[service.Name]*discoveryv1.EndpointSlice{}}
 	n.start(t, paths, mode)
 	return n
 }
@@ -157,7 +157,7 @@ func (n *node) mode(mode netconf.ServiceProxy) {
 // follow has the API server tell all there is.
 func (n *node) follow() {
 	n.inbox = &inbox{wake: n.wake, stop: func() {}, synced: func() bool { return true },
-		model: service.NewModel(service.Node{}), foreign: map[types.NamespacedName][]netip.Addr{}}
+		model: service.NewModel(service.Node{}), foreign: map[service.Name][]netip.Addr{}}
 	n.whole = true
 	for _, s := range n.services {
 		n.inbox.SetService(s)
@@ -168,8 +168,8 @@ func (n *node) follow() {
 	n.inbox.Listed()
 }
 
-func nameOf(o metav1.Object) types.NamespacedName {
-	return types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
+func nameOf(o metav1.Object) service.Name {
+	return service.Name{Namespace: o.GetNamespace(), Name: o.GetName()}
 }
 
 func (n *node) set(objects ...metav1.Object) {
@@ -202,10 +202,10 @@ func (n *node) delete(objects ...metav1.Object) {
 func (n *node) plan() service.Plan {
 	m := service.NewModel(self)
 	for _, s := range n.services {
-		m.SetService(s)
+		m.SetService(svcfacts.Service(s))
 	}
 	for _, s := range n.slices {
-		m.SetSlice(s)
+		m.SetSlice(svcfacts.Slice(s))
 	}
 	return service.Plan{Frontends: m.Frontends(), NodePortAddrs: n.config.NodePortAddrs, OwnPods: n.config.OwnPods}
 }

@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
 // Speaker is all that a node says. The zero value says nothing to nobody.
@@ -108,7 +108,7 @@ type ServiceAddress struct {
 	// Pool is the AddressPool that it is of, and PoolLabels that one's labels. A ClusterIP is of none.
 	Pool       string
 	PoolLabels labels.Set
-	Service    types.NamespacedName
+	Service    service.Name
 	Labels     labels.Set // of the Service
 }
 

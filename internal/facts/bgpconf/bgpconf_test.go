@@ -15,9 +15,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -54,8 +54,8 @@ func dualNode() Node {
 }
 
 // of is an address of a Service, whose label app is its name, and of a pool with the label site: of the same name.
-func of(pool string, kind v1alpha1.BGPAddresses, addr, service string) ServiceAddress {
-	a := ServiceAddress{Addr: netip.MustParseAddr(addr), Kind: kind, Service: types.NamespacedName{Name: service}, Labels: labels.Set{"app": service}}
+func of(pool string, kind v1alpha1.BGPAddresses, addr, name string) ServiceAddress {
+	a := ServiceAddress{Addr: netip.MustParseAddr(addr), Kind: kind, Service: service.Name{Name: name}, Labels: labels.Set{"app": name}}
 	if pool != "" {
 		a.Pool, a.PoolLabels = pool, labels.Set{"site": pool}
 	}

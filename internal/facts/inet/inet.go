@@ -2,9 +2,12 @@
 package inet
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 )
 
 // Family is an IP family. Its zero value is neither.
@@ -35,6 +38,40 @@ func (f Family) String() string {
 		return "IPv6"
 	}
 	return fmt.Sprintf("IPv%d", int(f))
+}
+
+// Each holds something for each family.
+type Each[T any] struct{ V4, V6 T }
+
+// Of returns what is held for a family.
+func (e *Each[T]) Of(f Family) *T {
+	if f == IPv4 {
+		return &e.V4
+	}
+	return &e.V6
+}
+
+// ParseAddr reads an address as the API has always done: zeros before a number mean nothing, and IPv4 may be written
+// within IPv6. New objects are refused such addresses, old ones keep them.
+func ParseAddr(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		parts := strings.Split(s, ".")
+		for i, p := range parts {
+			n, err := strconv.ParseUint(p, 10, 8)
+			if err != nil {
+				return a, errors.New("is no address")
+			}
+			parts[i] = strconv.Itoa(int(n))
+		}
+		if a, err = netip.ParseAddr(strings.Join(parts, ".")); err != nil {
+			return a, errors.New("is no address")
+		}
+	}
+	if a.Zone() != "" {
+		return a, errors.New("is of one link alone")
+	}
+	return a.Unmap(), nil
 }
 
 // Last returns the last address of a prefix.

@@ -199,7 +199,7 @@ func readServices(objects []*networkingv1.ServiceCIDR) []serviceRange {
 		}
 	}
 	slices.SortFunc(ranges, func(a, b serviceRange) int {
-		return cmp.Or(a.Prefix.Compare(b.Prefix), cmp.Compare(a.name, b.name))
+		return cmp.Or(a.Compare(b.Prefix), cmp.Compare(a.name, b.name))
 	})
 	return ranges
 }

@@ -72,7 +72,7 @@ func (f Facts) WithBlocks(objects []*v1alpha1.IPBlock) Facts {
 }
 
 func compareBlocks(a, b Block) int {
-	return cmp.Or(a.Prefix.Compare(b.Prefix), cmp.Compare(a.Name, b.Name), cmp.Compare(a.UID, b.UID))
+	return cmp.Or(a.Compare(b.Prefix), cmp.Compare(a.Name, b.Name), cmp.Compare(a.UID, b.UID))
 }
 
 // ReadBlock reads a block by itself. One that cannot be read has no Prefix, and a reason.

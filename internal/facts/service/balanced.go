@@ -5,16 +5,13 @@ import (
 	"net/netip"
 	"slices"
 	"unique"
-
-	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/types"
 )
 
 // LoadBalanced is a Service with addresses that the network outside of the cluster is led to, and where in the cluster it
 // can be reached by them. All lists are sorted.
 type LoadBalanced struct {
-	Service types.NamespacedName
-	Labels  labels.Set
+	Service Name
+	Labels  map[string]string
 	Addrs   []netip.Addr // of a load balancer
 	// ExternalIPs are those that are served, and that an AddressPool has for the Service: others are not the cluster's to
 	// announce.
@@ -44,7 +41,7 @@ func (m *Model) LoadBalancers() (list []LoadBalanced, differs bool) {
 		return nil, false
 	}
 	m.differs = false
-	return slices.SortedFunc(maps.Values(m.balanced), func(a, b LoadBalanced) int { return compareNames(a.Service, b.Service) }), true
+	return slices.SortedFunc(maps.Values(m.balanced), func(a, b LoadBalanced) int { return a.Service.Compare(b.Service) }), true
 }
 
 // SetClusterIPs says whether LoadBalancers tells of ClusterIPs, which all Services have and few clusters announce.
@@ -77,48 +74,48 @@ func (m *Model) balance(e *entry) {
 // loadBalanced says what a Service is to who comes to its addresses from outside, if it has any for that.
 func (m *Model) loadBalanced(e *entry) (LoadBalanced, bool) {
 	s := e.service
-	l := LoadBalanced{Service: s.name}
-	for _, a := range s.addrs {
+	l := LoadBalanced{Service: s.Name}
+	for _, a := range s.Addrs {
 		switch {
-		case a.kind == LoadBalancer:
-			l.Addrs = append(l.Addrs, a.addr)
-		case a.kind == ExternalIP && e.refused[a.addr] == nil && m.unpooled(e, a.addr) == nil:
-			l.ExternalIPs = append(l.ExternalIPs, a.addr)
-		case a.kind == ClusterIP && m.tellsClusterIPs:
-			l.ClusterIPs = append(l.ClusterIPs, a.addr)
+		case a.Kind == LoadBalancer:
+			l.Addrs = append(l.Addrs, a.Addr)
+		case a.Kind == ExternalIP && e.refused[a.Addr] == nil && m.unpooled(e, a.Addr) == nil:
+			l.ExternalIPs = append(l.ExternalIPs, a.Addr)
+		case a.Kind == ClusterIP && m.tellsClusterIPs:
+			l.ClusterIPs = append(l.ClusterIPs, a.Addr)
 		}
 	}
 	outer, inner := len(l.Addrs)+len(l.ExternalIPs) > 0, len(l.ClusterIPs) > 0
 	if !outer && !inner {
 		return l, false
 	}
-	l.Labels = s.labels
+	l.Labels = s.Labels
 	for _, list := range [][]netip.Addr{l.Addrs, l.ExternalIPs, l.ClusterIPs} {
 		slices.SortFunc(list, netip.Addr.Compare)
 	}
-	if l.Local = outer && s.local[outside]; l.Local {
+	if l.Local = outer && s.LocalOutside; l.Local {
 		l.Nodes = servingNodes(e.slices)
 	}
-	if l.LocalInside = inner && s.local[inside]; l.LocalInside {
+	if l.LocalInside = inner && s.LocalInside; l.LocalInside {
 		l.NodesInside = servingNodes(e.slices)
 	}
 	return l, true
 }
 
 // servingNodes are the nodes with an endpoint that is ready, or, if there is none at all, with one that still serves.
-func servingNodes(own []*slice) []string {
-	if nodes := nodesOf(own, func(e *endpoint) bool { return e.ready }); len(nodes) > 0 {
+func servingNodes(own []*Slice) []string {
+	if nodes := nodesOf(own, func(e *Endpoint) bool { return e.Ready }); len(nodes) > 0 {
 		return nodes
 	}
-	return nodesOf(own, func(e *endpoint) bool { return e.serving })
+	return nodesOf(own, func(e *Endpoint) bool { return e.Serving })
 }
 
-func nodesOf(own []*slice, counts func(*endpoint) bool) []string {
+func nodesOf(own []*Slice, counts func(*Endpoint) bool) []string {
 	var nodes []string
 	for _, es := range own {
-		for i := range es.endpoints {
-			if e := &es.endpoints[i]; e.node != (unique.Handle[string]{}) && counts(e) && !slices.Contains(nodes, e.node.Value()) {
-				nodes = append(nodes, e.node.Value())
+		for i := range es.Endpoints {
+			if e := &es.Endpoints[i]; e.Node != (unique.Handle[string]{}) && counts(e) && !slices.Contains(nodes, e.Node.Value()) {
+				nodes = append(nodes, e.Node.Value())
 			}
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 )
 
 // large is a cluster of 10,000 Services with 10 endpoints each, on 500 nodes of 3 zones.
@@ -37,7 +38,7 @@ func BenchmarkModelBuild(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		m := service.NewModel(service.Node{Name: "node-1", Zone: "zone-1"})
-		m.Replace(services, all)
+		m.Replace(svcfacts.Services(services), svcfacts.Slices(all))
 		if n := len(m.Changes()); n != 10_000 {
 			b.Fatalf("%d changes", n)
 		}
@@ -52,7 +53,7 @@ func BenchmarkModelMemory(b *testing.B) {
 		runtime.GC()
 		runtime.ReadMemStats(&before)
 		m := service.NewModel(service.Node{Name: "node-1", Zone: "zone-1"})
-		m.Replace(services, all)
+		m.Replace(svcfacts.Services(services), svcfacts.Slices(all))
 		m.Changes()
 		runtime.GC()
 		runtime.ReadMemStats(&after)
@@ -66,13 +67,13 @@ func BenchmarkModelMemory(b *testing.B) {
 func BenchmarkModelChange(b *testing.B) {
 	services, all := large()
 	m := service.NewModel(service.Node{Name: "node-1", Zone: "zone-1"})
-	m.Replace(services, all)
+	m.Replace(svcfacts.Services(services), svcfacts.Slices(all))
 	m.Changes()
 	less := all[5000].DeepCopy()
 	less.Endpoints = less.Endpoints[:5]
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
-		m.SetSlice([]*discoveryv1.EndpointSlice{less, all[5000]}[i%2])
+		m.SetSlice(svcfacts.Slice([]*discoveryv1.EndpointSlice{less, all[5000]}[i%2]))
 		if n := len(m.Changes()); n != 1 {
 			b.Fatalf("%d changes", n)
 		}
@@ -82,7 +83,7 @@ func BenchmarkModelChange(b *testing.B) {
 func BenchmarkModelFrontends(b *testing.B) {
 	services, all := large()
 	m := service.NewModel(service.Node{Name: "node-1", Zone: "zone-1"})
-	m.Replace(services, all)
+	m.Replace(svcfacts.Services(services), svcfacts.Slices(all))
 	b.ReportAllocs()
 	for b.Loop() {
 		m.Frontends()

@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-
-	"k8s.io/apimachinery/pkg/types"
 )
 
 // claims knows which Service a key belongs to. Of several that claim one, it is the one that has it as its ClusterIP,
@@ -19,7 +17,7 @@ type claims struct {
 // rank orders Services by age.
 type rank struct {
 	created int64
-	name    types.NamespacedName
+	name    Name
 }
 
 func newClaims() claims {
@@ -84,7 +82,7 @@ func (c *claims) settle(differs func(*entry)) {
 
 // compare orders two that claim a key.
 func (e *entry) compare(o *entry, key Key) int {
-	return cmp.Or(cmp.Compare(e.kindAt(key), o.kindAt(key)), cmp.Compare(e.rank.created, o.rank.created), compareNames(e.name, o.name))
+	return cmp.Or(cmp.Compare(e.kindAt(key), o.kindAt(key)), cmp.Compare(e.rank.created, o.rank.created), e.name.Compare(o.name))
 }
 
 // kindAt orders ClusterIPs before all else.

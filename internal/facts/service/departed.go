@@ -19,11 +19,11 @@ type departures struct {
 const departuresKept = 8192
 
 // note says what has become of a slice; nil is none.
-func (d *departures) note(before, now *slice) {
+func (d *departures) note(before, now *Slice) {
 	if now != nil {
-		for i := range now.endpoints {
-			if e := &now.endpoints[i]; !e.terminating { // if it was somebody else's address before, it is no longer
-				delete(d.addrs, e.addr)
+		for i := range now.Endpoints {
+			if e := &now.Endpoints[i]; !e.Terminating { // if it was somebody else's address before, it is no longer
+				delete(d.addrs, e.Addr)
 			}
 		}
 	}
@@ -31,16 +31,16 @@ func (d *departures) note(before, now *slice) {
 		return
 	}
 	var still map[netip.Addr]struct{}
-	for i := range before.endpoints {
-		e := &before.endpoints[i]
-		if !e.terminating && e.ready {
+	for i := range before.Endpoints {
+		e := &before.Endpoints[i]
+		if !e.Terminating && e.Ready {
 			continue
 		}
 		if still == nil {
 			still = now.addrs()
 		}
-		if _, found := still[e.addr]; !found {
-			d.add(e.addr)
+		if _, found := still[e.Addr]; !found {
+			d.add(e.Addr)
 		}
 	}
 }
@@ -69,11 +69,11 @@ func (d *departures) has(a netip.Addr) bool {
 }
 
 // addrs are those of a slice's endpoints.
-func (s *slice) addrs() map[netip.Addr]struct{} {
+func (s *Slice) addrs() map[netip.Addr]struct{} {
 	all := map[netip.Addr]struct{}{}
 	if s != nil {
-		for i := range s.endpoints {
-			all[s.endpoints[i].addr] = struct{}{}
+		for i := range s.Endpoints {
+			all[s.Endpoints[i].Addr] = struct{}{}
 		}
 	}
 	return all

@@ -6,42 +6,44 @@ import (
 	"slices"
 	"strings"
 	"unique"
+
+	"github.com/fathom-network/fathom/internal/facts/inet"
 )
 
 // candidate is an endpoint with a port.
 type candidate struct {
 	at netip.AddrPort
-	*endpoint
+	*Endpoint
 }
 
 // lastResort says whether an endpoint is one of those that are used where none is ready: it terminates and still serves.
-func (c condition) lastResort() bool { return !c.ready && c.serving && c.terminating }
+func (c Condition) lastResort() bool { return !c.Ready && c.Serving && c.Terminating }
 
 // candidates returns all endpoints of a Service's port, of one family, sorted and each once. An endpoint that moves
 // from one slice to another is in both for a moment, and a pod that is gone may have left its address to the next: the
 // one that does not terminate counts, then one that is ready, then that of the first slice.
-func candidates(own []*slice, p port, family int) []candidate {
+func candidates(own []*Slice, p Port, family inet.Family) []candidate {
 	var n int
 	for _, es := range own {
-		n += len(es.endpoints)
+		n += len(es.Endpoints)
 	}
 	all := make([]candidate, 0, n)
 	for _, es := range own {
-		if es.family != family {
+		if es.Family != family {
 			continue
 		}
-		for _, sp := range es.ports {
-			if sp.name != p.id || sp.protocol != p.protocol {
+		for _, sp := range es.Ports {
+			if sp.Name != p.ID || sp.Protocol != p.Protocol {
 				continue
 			}
-			for i := range es.endpoints {
-				e := &es.endpoints[i]
-				all = append(all, candidate{netip.AddrPortFrom(e.addr, sp.number), e})
+			for i := range es.Endpoints {
+				e := &es.Endpoints[i]
+				all = append(all, candidate{netip.AddrPortFrom(e.Addr, sp.Number), e})
 			}
 		}
 	}
 	slices.SortStableFunc(all, func(a, b candidate) int {
-		return cmp.Or(a.at.Compare(b.at), falseFirst(a.terminating, b.terminating), falseFirst(!a.ready, !b.ready))
+		return cmp.Or(a.at.Compare(b.at), falseFirst(a.Terminating, b.Terminating), falseFirst(!a.Ready, !b.Ready))
 	})
 	return slices.CompactFunc(all, func(a, b candidate) bool { return a.at == b.at })
 }
@@ -66,16 +68,16 @@ type choice struct {
 func choose(all []candidate, at place, local bool) choice {
 	var c choice
 	r := hinted(all, at)
-	c.cluster.Endpoints = pick(all, func(e candidate) bool { return e.ready && r.near(e, at) })
+	c.cluster.Endpoints = pick(all, func(e candidate) bool { return e.Ready && r.near(e, at) })
 	if c.cluster.Endpoints == nil {
 		c.cluster.Endpoints = pick(all, func(e candidate) bool { return e.lastResort() })
 	}
 	if !local {
 		return c
 	}
-	c.local.Endpoints = pick(all, func(e candidate) bool { return e.ready && at.holds(e.endpoint) })
+	c.local.Endpoints = pick(all, func(e candidate) bool { return e.Ready && at.holds(e.Endpoint) })
 	if c.local.Endpoints == nil {
-		c.local.Endpoints = pick(all, func(e candidate) bool { return e.lastResort() && at.holds(e.endpoint) })
+		c.local.Endpoints = pick(all, func(e candidate) bool { return e.lastResort() && at.holds(e.Endpoint) })
 	}
 	c.local.Drop = c.local.Endpoints == nil && c.cluster.Endpoints != nil
 	return c
@@ -115,12 +117,12 @@ const (
 func hinted(all []candidate, at place) reach {
 	everyNode, everyZone, node, zone := true, true, false, false
 	for _, e := range all {
-		if !e.ready {
+		if !e.Ready {
 			continue
 		}
 		h := e.hinted()
-		everyNode, everyZone = everyNode && h.nodes != "", everyZone && h.zones != ""
-		node, zone = node || names(h.nodes, at.name), zone || names(h.zones, at.zone)
+		everyNode, everyZone = everyNode && h.Nodes != "", everyZone && h.Zones != ""
+		node, zone = node || names(h.Nodes, at.name), zone || names(h.Zones, at.zone)
 	}
 	switch {
 	case everyNode && node:
@@ -135,18 +137,18 @@ func hinted(all []candidate, at place) reach {
 func (r reach) near(e candidate, at place) bool {
 	switch r {
 	case withinNode:
-		return names(e.hinted().nodes, at.name)
+		return names(e.hinted().Nodes, at.name)
 	case withinZone:
-		return names(e.hinted().zones, at.zone)
+		return names(e.hinted().Zones, at.zone)
 	}
 	return true
 }
 
-func (e *endpoint) hinted() hints {
-	if e.hints == (unique.Handle[hints]{}) {
-		return hints{}
+func (e *Endpoint) hinted() Hints {
+	if e.Hints == (unique.Handle[Hints]{}) {
+		return Hints{}
 	}
-	return e.hints.Value()
+	return e.Hints.Value()
 }
 
 // names says whether a list with commas has a word.

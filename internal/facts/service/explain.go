@@ -1,13 +1,13 @@
 package service
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 )
 
 // EndpointUse is an endpoint of a Service's port, and whether a node sends anything there.
@@ -20,7 +20,7 @@ type EndpointUse struct {
 	Zone     string
 	Pod      string // empty if it is no pod
 
-	Ready, Serving, Terminating bool
+	Condition
 
 	// Inside says that what starts on the node or in its pods may go there, Outside that what comes to an address which
 	// is not a ClusterIP from outside the cluster may.
@@ -29,91 +29,48 @@ type EndpointUse struct {
 	Why string
 }
 
-// Explain returns all endpoints of a Service, as the node sees them, sorted by port, address and slice.
-func Explain(svc *corev1.Service, all []*discoveryv1.EndpointSlice, node Node) []EndpointUse {
-	x := explainer{service: readService(svc), at: placeOf(node)}
-	x.own = readSlices(x.service.name, all)
-	x.frontends = x.service.frontends(x.own, x.at)
-	var uses []EndpointUse
-	for _, es := range all {
-		of, ok := serviceOf(es)
-		if !ok || of != x.service.name {
-			continue
-		}
-		family := v4
-		if es.AddressType == discoveryv1.AddressTypeIPv6 {
-			family = v6
-		}
-		for i := range es.Ports {
-			for j := range es.Endpoints {
-				uses = append(uses, x.use(es.Name, &es.Ports[i], &es.Endpoints[j], family))
-			}
+// Explain fills in whether a node uses endpoints of a Service, and why not, and sorts them by port, address and slice. uses
+// are all endpoints of the Service's slices as svcfacts reads them; those whose address is not valid have their Why already.
+func Explain(s *Service, all []*Slice, uses []EndpointUse, node Node) {
+	x := explainer{service: s, own: s.own(all), at: placeOf(node)}
+	x.frontends = s.frontends(x.own, x.at)
+	for i := range uses {
+		if uses[i].Addr.IsValid() {
+			x.explain(&uses[i])
 		}
 	}
 	slices.SortStableFunc(uses, func(a, b EndpointUse) int {
-		if c := strings.Compare(a.PortName, b.PortName); c != 0 {
-			return c
-		}
-		if c := a.Addr.Compare(b.Addr); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Slice, b.Slice)
+		return cmp.Or(strings.Compare(a.PortName, b.PortName), a.Addr.Compare(b.Addr), strings.Compare(a.Slice, b.Slice))
 	})
-	return uses
 }
 
 type explainer struct {
-	service   *service
-	own       []*slice
+	service   *Service
+	own       []*Slice
 	at        place
 	frontends []Frontend
 }
 
-func (x *explainer) use(slice string, p *discoveryv1.EndpointPort, e *discoveryv1.Endpoint, family int) EndpointUse {
-	c := conditionOf(e.Conditions)
-	u := EndpointUse{Slice: slice, Ready: c.ready, Serving: c.serving, Terminating: c.terminating}
-	if p.Name != nil {
-		u.PortName = *p.Name
-	}
-	if e.NodeName != nil {
-		u.Node = *e.NodeName
-	}
-	if e.Zone != nil {
-		u.Zone = *e.Zone
-	}
-	if e.TargetRef != nil && e.TargetRef.Kind == "Pod" {
-		u.Pod = e.TargetRef.Name
-	}
-	u.Protocol, _ = protocolOf(p.Protocol)
-	sp, err := readSlicePort(p)
-	if err != nil {
-		u.Why = fmt.Sprintf("the slice's port %q %v", u.PortName, err)
-		return u
-	}
-	addr, err := endpointAddr(e, family)
-	if err != nil {
-		u.Why = fmt.Sprintf("its address %q %v", strings.Join(e.Addresses, ", "), err)
-		return u
-	}
-	u.Addr = netip.AddrPortFrom(addr, sp.number)
-	i := slices.IndexFunc(x.service.ports, func(p port) bool { return p.id == sp.name && p.protocol == sp.protocol })
+func (x *explainer) explain(u *EndpointUse) {
+	family := inet.FamilyOf(u.Addr.Addr())
+	i := slices.IndexFunc(x.service.Ports, func(p Port) bool { return p.Name == u.PortName && p.Protocol == u.Protocol })
 	switch {
-	case !x.service.serves[family]:
-		u.Why = fmt.Sprintf("the Service has no %s address that is balanced here", familyName[family])
+	case !*x.service.Serves.Of(family):
+		u.Why = fmt.Sprintf("the Service has no %s address that is balanced here", family)
 	case i < 0:
 		u.Why = fmt.Sprintf("the Service has no port named %q of %s", u.PortName, u.Protocol)
 	default:
-		x.judge(&u, c, x.service.ports[i], family)
+		x.judge(u, x.service.Ports[i], family)
 	}
-	return u
 }
 
 // judge says what becomes of an endpoint that a frontend could use.
-func (x *explainer) judge(u *EndpointUse, c condition, p port, family int) {
+func (x *explainer) judge(u *EndpointUse, p Port, family inet.Family) {
+	c := u.Condition
 	all := candidates(x.own, p, family)
 	external := false
 	for _, f := range x.frontends {
-		if f.PortName != p.name || f.Protocol != p.protocol || familyOf(f.Addr) != family {
+		if f.PortName != p.Name || f.Protocol != p.Protocol || inet.FamilyOf(f.Addr) != family {
 			continue
 		}
 		u.Inside = u.Inside || slices.Contains(f.Inside.Endpoints, u.Addr)
@@ -124,25 +81,25 @@ func (x *explainer) judge(u *EndpointUse, c condition, p port, family int) {
 	}
 	i := slices.IndexFunc(all, func(o candidate) bool { return o.at == u.Addr })
 	switch {
-	case i >= 0 && all[i].condition != c:
+	case i >= 0 && all[i].Condition != c:
 		u.Inside, u.Outside, u.Why = false, false, "it is listed twice, and the other counts"
 	case u.Inside || u.Outside:
 		switch {
-		case !c.ready:
+		case !c.Ready:
 			u.Why = "it terminates, but serves, and none is ready"
 		case external && !u.Outside:
 			u.Why = "it is on another node: only from inside, for externalTrafficPolicy is Local"
 		}
-	case !c.ready && c.terminating && c.serving:
+	case !c.Ready && c.Terminating && c.Serving:
 		u.Why = "it terminates, and others are ready"
-	case !c.ready && c.terminating:
+	case !c.Ready && c.Terminating:
 		u.Why = "it terminates and serves no longer"
-	case !c.ready:
+	case !c.Ready:
 		u.Why = "it is not ready"
 	case !hinted(all, x.at).near(all[i], x.at):
 		u.Why = map[reach]string{
-			withinZone: fmt.Sprintf("it is for clients in zone %s, and zone %s has others", all[i].hinted().zones, x.at.zone),
-			withinNode: fmt.Sprintf("it is for clients on node %s, and node %s has others", all[i].hinted().nodes, x.at.name),
+			withinZone: fmt.Sprintf("it is for clients in zone %s, and zone %s has others", all[i].hinted().Zones, x.at.zone),
+			withinNode: fmt.Sprintf("it is for clients on node %s, and node %s has others", all[i].hinted().Nodes, x.at.name),
 		}[hinted(all, x.at)]
 	default:
 		u.Why = "it is on another node, and internalTrafficPolicy is Local"

@@ -6,7 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 )
 
 func TestExplain(t *testing.T) {
@@ -66,7 +66,7 @@ func TestExplain(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var got []string
-			for _, u := range service.Explain(tc.svc, tc.slices, nodeA) {
+			for _, u := range svcfacts.Explain(tc.svc, tc.slices, nodeA) {
 				s := fmt.Sprintf("%s %s %s %s", u.Slice, u.PortName, u.Protocol, u.Addr)
 				for _, w := range []string{u.Node, u.Zone, u.Pod} {
 					if w != "" {

@@ -7,10 +7,6 @@ import (
 	"net/netip"
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/types"
-
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 )
 
@@ -60,9 +56,10 @@ func (r Reserved) String() string {
 type ExternalIPPool struct {
 	Name       string
 	Contains   func(netip.Addr) bool
-	Ranges     string          // what Contains follows from, for comparison
-	Namespaces map[string]bool // those whose Services may have its addresses; nil is all
-	Services   labels.Selector // the Services that may
+	Ranges     string                              // what Contains follows from, for comparison
+	Namespaces map[string]bool                     // those whose Services may have its addresses; nil is all
+	Selects    func(labels map[string]string) bool // which Services may, by their labels
+	Selector   string                              // what Selects follows from, for comparison
 }
 
 // Equal reports whether two policies decide alike.
@@ -70,7 +67,7 @@ func (x ExternalIPs) Equal(o ExternalIPs) bool {
 	return x.Mode == o.Mode && x.PodsOnly == o.PodsOnly && slices.Equal(x.Reserved, o.Reserved) &&
 		slices.EqualFunc(x.Pools, o.Pools, func(a, b ExternalIPPool) bool {
 			return a.Name == b.Name && a.Ranges == b.Ranges && (a.Namespaces == nil) == (b.Namespaces == nil) &&
-				maps.Equal(a.Namespaces, b.Namespaces) && a.Services.String() == b.Services.String()
+				maps.Equal(a.Namespaces, b.Namespaces) && a.Selector == b.Selector
 		})
 }
 
@@ -109,15 +106,15 @@ func (r reservations) find(a netip.Addr) (found Reserved, ok bool) {
 // external says of each external IP of a Service that is not served why.
 func (m *Model) external(e *entry) map[netip.Addr]error {
 	var refused map[netip.Addr]error
-	for _, a := range e.service.addrs {
-		if a.kind != ExternalIP {
+	for _, a := range e.service.Addrs {
+		if a.Kind != ExternalIP {
 			continue
 		}
-		if err := m.refuse(e, a.addr); err != nil {
+		if err := m.refuse(e, a.Addr); err != nil {
 			if refused == nil {
 				refused = map[netip.Addr]error{}
 			}
-			refused[a.addr] = err
+			refused[a.Addr] = err
 		}
 	}
 	return refused
@@ -137,9 +134,9 @@ func (m *Model) refuse(e *entry, a netip.Addr) error {
 	}
 	others := slices.DeleteFunc(slices.Clone(m.holders[a]), func(o *entry) bool { return o == e })
 	if len(others) > 0 {
-		o := slices.MinFunc(others, func(x, y *entry) int { return compareNames(x.name, y.name) })
+		o := slices.MinFunc(others, func(x, y *entry) int { return x.name.Compare(y.name) })
 		what := "load-balancer address"
-		if slices.Contains(o.service.clusterIPs, a) {
+		if slices.Contains(o.service.ClusterIPs, a) {
 			what = "ClusterIP"
 		}
 		return fmt.Errorf("it is the %s of Service %s", what, o.name)
@@ -161,7 +158,7 @@ func (m *Model) unpooled(e *entry, a netip.Addr) error {
 		case !p.Contains(a):
 		case p.Namespaces != nil && !p.Namespaces[e.name.Namespace]:
 			why = fmt.Errorf("AddressPool %s, which has it, is not for namespace %s (spec.namespaceSelector)", p.Name, e.name.Namespace)
-		case !p.Services.Matches(e.service.labels):
+		case !p.Selects(e.service.Labels):
 			why = fmt.Errorf("AddressPool %s, which has it, is not for Services with these labels (spec.serviceSelector)", p.Name)
 		default:
 			return nil
@@ -171,12 +168,12 @@ func (m *Model) unpooled(e *entry, a netip.Addr) error {
 }
 
 // apiServer is the Service whose endpoints are the API servers themselves.
-var apiServer = types.NamespacedName{Namespace: corev1.NamespaceDefault, Name: "kubernetes"}
+var apiServer = Name{"default", "kubernetes"}
 
 // has says whether an address is an endpoint's.
 func (e *entry) has(a netip.Addr) bool {
-	return slices.ContainsFunc(e.slices, func(s *slice) bool {
-		return slices.ContainsFunc(s.endpoints, func(x endpoint) bool { return x.addr == a })
+	return slices.ContainsFunc(e.slices, func(s *Slice) bool {
+		return slices.ContainsFunc(s.Endpoints, func(x Endpoint) bool { return x.Addr == a })
 	})
 }
 
@@ -200,7 +197,7 @@ func (m *Model) touchAskers() {
 
 // index notes which addresses a Service has and asks for now, in the place of what it had before, and has those judged
 // again whose external IPs another Service gained or lost.
-func (m *Model) index(e *entry, before, now *service) {
+func (m *Model) index(e *entry, before, now *Service) {
 	change := func(in map[netip.Addr][]*entry, was, is []netip.Addr, each func(netip.Addr)) {
 		for _, a := range was {
 			if !slices.Contains(is, a) {
@@ -226,26 +223,26 @@ func (m *Model) index(e *entry, before, now *service) {
 }
 
 // asked are the external IPs that a Service asks for, each once.
-func (s *service) asked() []netip.Addr {
+func (s *Service) asked() []netip.Addr {
 	if s == nil {
 		return nil
 	}
 	var all []netip.Addr
-	for _, a := range s.addrs {
-		if a.kind == ExternalIP {
-			all = append(all, a.addr)
+	for _, a := range s.Addrs {
+		if a.Kind == ExternalIP {
+			all = append(all, a.Addr)
 		}
 	}
 	return all
 }
 
 // held are the addresses that the API server or a load balancer's controller gave to a Service, each once.
-func (s *service) held() []netip.Addr {
+func (s *Service) held() []netip.Addr {
 	if s == nil {
 		return nil
 	}
-	all := slices.Clone(s.clusterIPs)
-	for _, a := range s.balancerIPs {
+	all := slices.Clone(s.ClusterIPs)
+	for _, a := range s.BalancerIPs {
 		if !slices.Contains(all, a) {
 			all = append(all, a)
 		}

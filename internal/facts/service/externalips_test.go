@@ -8,10 +8,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 )
 
 // policy is what a cluster of one node allows, and one pool of which namespaces may have addresses.
@@ -24,7 +24,7 @@ func policy(mode netconf.ExternalIPs, namespaces ...string) service.ExternalIPs 
 		reserved("10.201.1.1/32", service.ReservedNode, "a"), reserved("10.244.1.0/24", service.ReservedPodCIDR, "a"),
 		reserved("10.244.1.7/32", service.ReservedNode, "tunnelled"), reserved("10.96.0.0/16", service.ReservedServiceCIDR, "kubernetes"),
 		reserved("198.51.100.1/32", service.ReservedAPIServer, ""), reserved("fd00:244::/64", service.ReservedIPPool, "six"),
-	}, Pools: []service.ExternalIPPool{{Name: "edge", Contains: pool.Contains, Ranges: pool.String(), Namespaces: map[string]bool{}, Services: labels.SelectorFromSet(labels.Set{"edge": "yes"})}}}
+	}, Pools: []service.ExternalIPPool{{Name: "edge", Contains: pool.Contains, Ranges: pool.String(), Namespaces: map[string]bool{}, Selects: func(l map[string]string) bool { return l["edge"] == "yes" }}}}
 	for _, n := range namespaces {
 		x.Pools[0].Namespaces[n] = true
 	}
@@ -82,12 +82,12 @@ func TestExternalIPs(t *testing.T) {
 			if len(svc.Spec.ClusterIPs) > 1 {
 				clusterIPs("10.96.0.5", "fd00:96::5")(svc)
 			}
-			m.SetService(svc)
+			m.SetService(svcfacts.Service(svc))
 			m.Changes()
 			for _, s := range []*corev1.Service{balancer, proxied, foreign, api} {
-				m.SetService(s)
+				m.SetService(svcfacts.Service(s))
 			}
-			m.SetSlice(of("kubernetes", slice("kubernetes", "https:6443", "198.51.100.2")))
+			m.SetSlice(svcfacts.Slice(of("kubernetes", slice("kubernetes", "https:6443", "198.51.100.2"))))
 			served := slices.ContainsFunc(m.Frontends(), func(f service.Frontend) bool {
 				return f.Service.Name == "web" && f.Addr == netip.MustParseAddr(tc.ip)
 			})
@@ -111,7 +111,7 @@ func TestExternalIPs(t *testing.T) {
 func TestExternalIPsFollow(t *testing.T) {
 	m := service.NewModel(nodeA)
 	m.SetExternalIPs(policy(netconf.ExternalIPsAny))
-	m.SetService(web(clusterIPs("10.96.0.5"), externalIPs("203.0.113.20")))
+	m.SetService(svcfacts.Service(web(clusterIPs("10.96.0.5"), externalIPs("203.0.113.20"))))
 	served := func(what string, want bool) {
 		t.Helper()
 		m.Changes()
@@ -120,11 +120,11 @@ func TestExternalIPsFollow(t *testing.T) {
 		}
 	}
 	served("it is free", true)
-	m.SetService(web(named("balancer", 9000), clusterIPs("10.97.0.9"), loadBalancer("203.0.113.20")))
+	m.SetService(svcfacts.Service(web(named("balancer", 9000), clusterIPs("10.97.0.9"), loadBalancer("203.0.113.20"))))
 	served("another got it as its load balancer's", false)
-	m.SetService(web(named("balancer", 9000), clusterIPs("10.97.0.9"), loadBalancer("203.0.113.21")))
+	m.SetService(svcfacts.Service(web(named("balancer", 9000), clusterIPs("10.97.0.9"), loadBalancer("203.0.113.21"))))
 	served("that one moved", true)
-	m.SetSlice(of("kubernetes", slice("kubernetes", "https:6443", "203.0.113.20")))
+	m.SetSlice(svcfacts.Slice(of("kubernetes", slice("kubernetes", "https:6443", "203.0.113.20"))))
 	served("an API server says that it is there", false)
 	m.DeleteSlice(nameOf("kubernetes"))
 	served("and is gone", true)
@@ -136,7 +136,7 @@ func TestExternalIPsFollow(t *testing.T) {
 			t.Errorf("for pods only: %s is %t", line(f), f.PodsOnly)
 		}
 	}
-	m.SetService(web(named("balancer", 9000), clusterIPs("203.0.113.20")))
+	m.SetService(svcfacts.Service(web(named("balancer", 9000), clusterIPs("203.0.113.20"))))
 	served("a Service got it as its ClusterIP", false)
 	m.DeleteService(nameOf("balancer"))
 	served("that Service is gone", true)
@@ -146,10 +146,10 @@ func TestExternalIPsFollow(t *testing.T) {
 func TestExternalIPsShared(t *testing.T) {
 	m := service.NewModel(nodeA)
 	m.SetExternalIPs(policy(netconf.ExternalIPsAny))
-	m.SetService(web(named("old", 1), clusterIPs("10.96.0.5"), externalIPs("203.0.113.5"), ports("http:80")))
+	m.SetService(svcfacts.Service(web(named("old", 1), clusterIPs("10.96.0.5"), externalIPs("203.0.113.5"), ports("http:80"))))
 	thief := web(named("new", 2), clusterIPs("10.96.0.6"), externalIPs("203.0.113.5"), ports("http:80", "https:443"))
 	thief.ObjectMeta = metav1.ObjectMeta{Namespace: "other", Name: "new", CreationTimestamp: metav1.Unix(2, 0)}
-	m.SetService(thief)
+	m.SetService(svcfacts.Service(thief))
 	owner := map[uint16]string{}
 	for _, f := range m.Frontends() {
 		if f.Kind == service.ExternalIP {

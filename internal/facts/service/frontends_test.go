@@ -8,6 +8,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 )
 
 type endpointSlices = []*discoveryv1.EndpointSlice
@@ -94,7 +95,7 @@ func TestAddresses(t *testing.T) {
 			[]string{"10.96.0.1:80/TCP ClusterIP http " + both}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			sameLines(t, "frontends", lines(service.Frontends(tc.svc, tc.slices, nodeA)), tc.want)
+			sameLines(t, "frontends", lines(service.Frontends(svcfacts.Service(tc.svc), svcfacts.Slices(tc.slices), nodeA)), tc.want)
 		})
 	}
 }
@@ -131,7 +132,7 @@ func TestPorts(t *testing.T) {
 		{"what is no port", ports("http:80", "a:0", "b:65536", "c:82/ICMP"), one, []string{"10.96.0.1:80/TCP ClusterIP http " + both}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			sameLines(t, "frontends", lines(service.Frontends(web(tc.ports), tc.slices, nodeA)), tc.want)
+			sameLines(t, "frontends", lines(service.Frontends(svcfacts.Service(web(tc.ports)), svcfacts.Slices(tc.slices), nodeA)), tc.want)
 		})
 	}
 }
@@ -176,7 +177,7 @@ func TestEndpoints(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			svc := web()
 			svc.Spec.Selector = nil // as it is with endpoints that somebody wrote: it makes no difference
-			sameLines(t, "frontends", lines(service.Frontends(svc, tc.slices, nodeA)), []string{"10.96.0.1:80/TCP ClusterIP http ->" + tc.endpoints})
+			sameLines(t, "frontends", lines(service.Frontends(svcfacts.Service(svc), svcfacts.Slices(tc.slices), nodeA)), []string{"10.96.0.1:80/TCP ClusterIP http ->" + tc.endpoints})
 		})
 	}
 }
@@ -207,7 +208,7 @@ func TestTopology(t *testing.T) {
 		{"a node that is not known", service.Node{}, nodes, all},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got := service.Frontends(web(), endpointSlices{slice("s", "http:8080", tc.hints...)}, tc.node)
+			got := service.Frontends(svcfacts.Service(web()), svcfacts.Slices(endpointSlices{slice("s", "http:8080", tc.hints...)}), tc.node)
 			sameLines(t, "frontends", lines(got), []string{"10.96.0.1:80/TCP ClusterIP http ->" + tc.endpoints})
 		})
 	}
@@ -243,7 +244,7 @@ func TestPolicies(t *testing.T) {
 			if tc.changes != nil {
 				changes = append(changes, tc.changes)
 			}
-			sameLines(t, "frontends", lines(service.Frontends(web(changes...), tc.slices, nodeA)), []string{
+			sameLines(t, "frontends", lines(service.Frontends(svcfacts.Service(web(changes...)), svcfacts.Slices(tc.slices), nodeA)), []string{
 				"0.0.0.0:30080/TCP NodePort http " + tc.external,
 				"10.96.0.1:80/TCP ClusterIP http " + tc.clusterIP,
 				"203.0.113.1:80/TCP LoadBalancer http " + tc.external,
@@ -275,7 +276,7 @@ func TestAffinityAndSources(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			svc := web(append([]change{dual, lb, ports("http:80")}, tc.changes...)...)
-			sameLines(t, "frontends", lines(service.Frontends(svc, two, nodeA)), []string{
+			sameLines(t, "frontends", lines(service.Frontends(svcfacts.Service(svc), svcfacts.Slices(two), nodeA)), []string{
 				"10.96.0.1:80/TCP ClusterIP http " + both + tc.clusterIP,
 				"203.0.113.1:80/TCP LoadBalancer http " + both + tc.balanced,
 				"[2001:db8::1]:80/TCP LoadBalancer http " + both6 + tc.balanced6,
@@ -293,16 +294,16 @@ func TestAffinityAndSources(t *testing.T) {
 			node := nodeA
 			node.Addrs = []netip.Addr{netip.MustParseAddr("172.16.0.1"), netip.MustParseAddr(addr)}
 			m := newModel(nodeA)
-			m.SetService(svc)
+			m.SetService(svcfacts.Service(svc))
 			for _, es := range two {
-				m.SetSlice(es)
+				m.SetSlice(svcfacts.Slice(es))
 			}
 			m.Changes()
 			m.SetNode(node)
 			if got := len(m.Changes()); got != map[bool]int{true: 1, false: 0}[addr != "198.51.100.9"] {
 				t.Errorf("%s: %d changes when the node gets the address", addr, got)
 			}
-			for _, frontends := range [][]service.Frontend{service.Frontends(svc, two, node), m.Frontends()} {
+			for _, frontends := range [][]service.Frontend{service.Frontends(svcfacts.Service(svc), svcfacts.Slices(two), node), m.Frontends()} {
 				sameLines(t, "frontends of a node at "+addr, lines(frontends), []string{
 					"10.96.0.1:80/TCP ClusterIP http " + both,
 					"203.0.113.1:80/TCP LoadBalancer http " + both + " from " + want[0],
@@ -314,7 +315,7 @@ func TestAffinityAndSources(t *testing.T) {
 	})
 	t.Run("sources are a load balancer's alone", func(t *testing.T) {
 		svc := web(nodePort, externalIPs("203.0.113.2"), sources("192.0.2.0/24"))
-		sameLines(t, "frontends", lines(service.Frontends(svc, one, nodeA)), []string{
+		sameLines(t, "frontends", lines(service.Frontends(svcfacts.Service(svc), svcfacts.Slices(one), nodeA)), []string{
 			"0.0.0.0:30080/TCP NodePort http " + both,
 			"10.96.0.1:80/TCP ClusterIP http " + both,
 			"203.0.113.2:80/TCP ExternalIP http " + both,

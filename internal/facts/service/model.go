@@ -6,10 +6,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/types"
 )
 
 // Model holds what matters of all Services and EndpointSlices, and knows what has changed since it was last asked. It
@@ -19,8 +15,8 @@ import (
 type Model struct {
 	node     Node
 	place    place
-	services map[types.NamespacedName]*entry
-	slices   map[types.NamespacedName]*entry // by the slice's own name
+	services map[Name]*entry
+	slices   map[Name]*entry // by the slice's own name
 	health   map[*entry]HealthCheck
 	// checks are what HealthChecks returned last; nil if health has changed since.
 	checks   []HealthCheck
@@ -43,9 +39,9 @@ type Model struct {
 
 // entry is a Service, or the slices of one that is not known yet or no longer.
 type entry struct {
-	name    types.NamespacedName
-	service *service // nil if there are only slices
-	slices  []*slice // sorted by name
+	name    Name
+	service *Service // nil if there are only slices
+	slices  []*Slice // sorted by name
 	claimed []Frontend
 	refused map[netip.Addr]error // external IPs that are not served, and why
 	rank    rank                 // by which claimed stands
@@ -60,8 +56,8 @@ func NewModel(node Node) *Model {
 	return &Model{
 		node:     node,
 		place:    placeOf(node),
-		services: map[types.NamespacedName]*entry{},
-		slices:   map[types.NamespacedName]*entry{},
+		services: map[Name]*entry{},
+		slices:   map[Name]*entry{},
 		health:   map[*entry]HealthCheck{},
 		wrong:    map[*entry]struct{}{},
 		balanced: map[*entry]LoadBalanced{},
@@ -84,17 +80,16 @@ func (m *Model) SetNode(node Node) {
 // Node returns the node that frontends are worked out for.
 func (m *Model) Node() Node { return m.node }
 
-// SetService adds a Service, or says what has become of it.
-func (m *Model) SetService(svc *corev1.Service) {
-	e := m.entry(types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name})
-	now := readService(svc)
+// SetService adds a Service, or says what has become of it. The model keeps it.
+func (m *Model) SetService(now *Service) {
+	e := m.entry(now.Name)
 	m.index(e, e.service, now)
 	e.service = now
 	m.touch(e)
 }
 
 // DeleteService takes a Service away. Its slices stay until they are deleted, too.
-func (m *Model) DeleteService(name types.NamespacedName) {
+func (m *Model) DeleteService(name Name) {
 	if e := m.services[name]; e != nil {
 		m.index(e, e.service, nil)
 		e.service = nil
@@ -102,31 +97,28 @@ func (m *Model) DeleteService(name types.NamespacedName) {
 	}
 }
 
-// SetSlice adds an EndpointSlice, or says what has become of it. It may come before its Service.
-func (m *Model) SetSlice(es *discoveryv1.EndpointSlice) {
-	name := types.NamespacedName{Namespace: es.Namespace, Name: es.Name}
-	of, ok := serviceOf(es)
-	if before := m.slices[name]; before != nil && (!ok || before.name != of) {
-		m.DeleteSlice(name)
+// SetSlice adds an EndpointSlice, or says what has become of it. It may come before its Service. The model keeps it.
+func (m *Model) SetSlice(now *Slice) {
+	if before := m.slices[now.Name]; before != nil && before.name != now.Of {
+		m.DeleteSlice(now.Name)
 	}
-	if !ok {
+	if now.Of == (Name{}) {
 		return
 	}
-	e := m.entry(of)
-	now := readSlice(es)
-	if i, found := e.find(es.Name); found {
+	e := m.entry(now.Of)
+	if i, found := e.find(now.Name.Name); found {
 		m.left.note(e.slices[i], now)
 		e.slices[i] = now
 	} else {
 		m.left.note(nil, now)
 		e.slices = slices.Insert(e.slices, i, now)
 	}
-	m.slices[name] = e
+	m.slices[now.Name] = e
 	m.touchSlices(e)
 }
 
 // DeleteSlice takes an EndpointSlice away.
-func (m *Model) DeleteSlice(name types.NamespacedName) {
+func (m *Model) DeleteSlice(name Name) {
 	e := m.slices[name]
 	if e == nil {
 		return
@@ -149,13 +141,13 @@ func (m *Model) touchSlices(e *entry) {
 
 // Replace sets all Services and slices, and takes away what is not among them: it is for a list, as the other
 // functions are for a watch.
-func (m *Model) Replace(services []*corev1.Service, all []*discoveryv1.EndpointSlice) {
-	gone := map[types.NamespacedName]bool{}
+func (m *Model) Replace(services []*Service, all []*Slice) {
+	gone := map[Name]bool{}
 	for name, e := range m.services {
 		gone[name] = e.service != nil
 	}
 	for _, svc := range services {
-		delete(gone, types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name})
+		delete(gone, svc.Name)
 		m.SetService(svc)
 	}
 	for name := range gone {
@@ -166,7 +158,7 @@ func (m *Model) Replace(services []*corev1.Service, all []*discoveryv1.EndpointS
 		gone[name] = true
 	}
 	for _, es := range all {
-		delete(gone, types.NamespacedName{Namespace: es.Namespace, Name: es.Name})
+		delete(gone, es.Name)
 		m.SetSlice(es)
 	}
 	for name := range gone {
@@ -174,7 +166,7 @@ func (m *Model) Replace(services []*corev1.Service, all []*discoveryv1.EndpointS
 	}
 }
 
-func (m *Model) entry(name types.NamespacedName) *entry {
+func (m *Model) entry(name Name) *entry {
 	e := m.services[name]
 	if e == nil {
 		e = &entry{name: name}
@@ -190,7 +182,7 @@ func (m *Model) touch(e *entry) {
 }
 
 func (e *entry) find(name string) (int, bool) {
-	return slices.BinarySearchFunc(e.slices, name, func(s *slice, name string) int { return strings.Compare(s.name, name) })
+	return slices.BinarySearchFunc(e.slices, name, func(s *Slice, name string) int { return strings.Compare(s.Name.Name, name) })
 }
 
 // Changes returns what has become of the frontends since Changes or Frontends was last called, sorted by Service. A
@@ -230,7 +222,7 @@ func (m *Model) Changes() []Change {
 		}
 	}
 	all = slices.DeleteFunc(all, func(c Change) bool { return len(c.Old) == 0 && len(c.New) == 0 })
-	slices.SortFunc(all, func(a, b Change) int { return compareNames(a.Service, b.Service) })
+	slices.SortFunc(all, func(a, b Change) int { return a.Service.Compare(b.Service) })
 	return all
 }
 
@@ -251,14 +243,14 @@ func (m *Model) Frontends() []Frontend {
 }
 
 // Named returns the Services that have these IDs, sorted. An ID is of no Service, or of several.
-func (m *Model) Named(ids []uint32) []types.NamespacedName {
-	var all []types.NamespacedName
+func (m *Model) Named(ids []uint32) []Name {
+	var all []Name
 	for name := range m.services {
 		if slices.Contains(ids, ID(name)) {
 			all = append(all, name)
 		}
 	}
-	slices.SortFunc(all, compareNames)
+	slices.SortFunc(all, Name.Compare)
 	return all
 }
 
@@ -268,22 +260,22 @@ func (m *Model) HealthChecks() []HealthCheck {
 	m.update()
 	if m.checks == nil {
 		m.checks = slices.AppendSeq([]HealthCheck{}, maps.Values(m.health))
-		slices.SortFunc(m.checks, func(a, b HealthCheck) int { return compareNames(a.Service, b.Service) })
+		slices.SortFunc(m.checks, func(a, b HealthCheck) int { return a.Service.Compare(b.Service) })
 	}
 	return m.checks
 }
 
 // Life says what is known of an endpoint of a Service.
-func (m *Model) Life(name types.NamespacedName, endpoint netip.AddrPort) Life {
+func (m *Model) Life(name Name, endpoint netip.AddrPort) Life {
 	var l Life
 	if e := m.services[name]; e != nil {
 		for _, s := range e.slices {
-			if !slices.ContainsFunc(s.ports, func(p slicePort) bool { return p.number == endpoint.Port() }) {
+			if !slices.ContainsFunc(s.Ports, func(p SlicePort) bool { return p.Number == endpoint.Port() }) {
 				continue
 			}
-			for i := range s.endpoints {
-				if x := &s.endpoints[i]; x.addr == endpoint.Addr() {
-					l.Present, l.Serving = true, l.Serving || x.serving
+			for i := range s.Endpoints {
+				if x := &s.Endpoints[i]; x.Addr == endpoint.Addr() {
+					l.Present, l.Serving = true, l.Serving || x.Serving
 				}
 			}
 		}
@@ -297,7 +289,7 @@ func (m *Model) Departures() uint64 { return m.left.count }
 
 // Problem is something about a Service because of which there is less of it than was asked for. The rest of it is good.
 type Problem struct {
-	Service types.NamespacedName
+	Service Name
 	Text    string
 	// Refused says that the cluster's policy is why: what kernels hold is as it was asked for.
 	Refused bool
@@ -310,7 +302,7 @@ func (m *Model) Problems() []Problem {
 	m.update()
 	all := m.claims.problems()
 	for e := range m.wrong {
-		for _, text := range e.service.problems {
+		for _, text := range e.service.Problems {
 			all = append(all, Problem{Service: e.name, Text: text})
 		}
 		for a, why := range e.refused {
@@ -318,7 +310,7 @@ func (m *Model) Problems() []Problem {
 		}
 	}
 	slices.SortFunc(all, func(a, b Problem) int {
-		if c := compareNames(a.Service, b.Service); c != 0 {
+		if c := a.Service.Compare(b.Service); c != 0 {
 			return c
 		}
 		return strings.Compare(a.Text, b.Text)
@@ -360,7 +352,7 @@ func (m *Model) recompute(e *entry) {
 	}
 	m.balance(e)
 	m.check(e)
-	if e.service != nil && len(e.service.problems)+len(e.refused) > 0 {
+	if e.service != nil && len(e.service.Problems)+len(e.refused) > 0 {
 		m.wrong[e] = struct{}{}
 	} else {
 		delete(m.wrong, e)
@@ -371,7 +363,7 @@ func (m *Model) recompute(e *entry) {
 		for i := range claimed {
 			claimed[i].PodsOnly = claimed[i].Kind == ExternalIP && m.externalIPs.PodsOnly
 		}
-		r = rank{e.service.created, e.name}
+		r = rank{e.service.Created, e.name}
 	}
 	same := func(a, b Frontend) bool { return a.Key == b.Key && a.Kind == b.Kind }
 	if r == e.rank && slices.EqualFunc(claimed, e.claimed, same) {
@@ -416,7 +408,7 @@ func (m *Model) forget(e *entry) {
 }
 
 // diff returns what differs between two lists that are sorted by keys.
-func diff(name types.NamespacedName, old, now []Frontend) Change {
+func diff(name Name, old, now []Frontend) Change {
 	c := Change{Service: name}
 	for len(old) > 0 || len(now) > 0 {
 		switch {
@@ -432,11 +424,4 @@ func diff(name types.NamespacedName, old, now []Frontend) Change {
 		}
 	}
 	return c
-}
-
-func compareNames(a, b types.NamespacedName) int {
-	if c := strings.Compare(a.Namespace, b.Namespace); c != 0 {
-		return c
-	}
-	return strings.Compare(a.Name, b.Name)
 }

@@ -6,13 +6,13 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 )
 
-func nameOf(name string) types.NamespacedName {
-	return types.NamespacedName{Namespace: "default", Name: name}
+func nameOf(name string) service.Name {
+	return service.Name{Namespace: "default", Name: name}
 }
 
 // told writes changes one frontend a line.
@@ -48,11 +48,11 @@ func walk(t *testing.T, m *service.Model, steps ...step) {
 }
 
 func set(svc *corev1.Service) func(*service.Model) {
-	return func(m *service.Model) { m.SetService(svc) }
+	return func(m *service.Model) { m.SetService(svcfacts.Service(svc)) }
 }
 
 func setSlice(es *discoveryv1.EndpointSlice) func(*service.Model) {
-	return func(m *service.Model) { m.SetSlice(es) }
+	return func(m *service.Model) { m.SetSlice(svcfacts.Slice(es)) }
 }
 
 func remove(name string) func(*service.Model) {
@@ -72,8 +72,8 @@ func TestChanges(t *testing.T) {
 		step{"the Service as it was", set(web(label("new"))), nil},
 		step{"an endpoint more", setSlice(slice("s", "http:8080", "10.244.1.2 on=a", "10.244.2.2 on=b")), []string{"web: - " + first, "web: + " + two}},
 		step{"it moves to another slice", func(m *service.Model) {
-			m.SetSlice(slice("r", "http:8080", "10.244.2.2 on=b"))
-			m.SetSlice(slice("s", "http:8080", "10.244.1.2 on=a"))
+			m.SetSlice(svcfacts.Slice(slice("r", "http:8080", "10.244.2.2 on=b")))
+			m.SetSlice(svcfacts.Slice(slice("s", "http:8080", "10.244.1.2 on=a")))
 		}, nil},
 		step{"another port", set(web(ports("http:81"))), []string{
 			"web: - " + two,
@@ -89,10 +89,10 @@ func TestChanges(t *testing.T) {
 		step{"and becomes headless", setSlice(of("", slice("r", "http:8080", "10.244.2.2 on=b"))), nil},
 		step{"deleted and made anew, seen at once", func(m *service.Model) {
 			m.DeleteService(nameOf("web"))
-			m.SetService(web(named("web", 2000), affinity(60)))
+			m.SetService(svcfacts.Service(web(named("web", 2000), affinity(60))))
 		}, []string{"web: - " + first, "web: + " + first + " affinity 1m0s"}},
 		step{"made and deleted, seen at once", func(m *service.Model) {
-			m.SetService(web(named("brief", 3000), clusterIPs("10.96.0.9")))
+			m.SetService(svcfacts.Service(web(named("brief", 3000), clusterIPs("10.96.0.9"))))
 			m.DeleteService(nameOf("brief"))
 		}, nil},
 		step{"the last slice goes", removeSlice("s"), []string{"web: - " + first + " affinity 1m0s", "web: + " + none + " affinity 1m0s"}},
@@ -106,9 +106,9 @@ func TestChanges(t *testing.T) {
 
 func TestNodeChanges(t *testing.T) {
 	m := newModel(service.Node{Name: "a"})
-	m.SetService(web())
-	m.SetSlice(slice("s", "http:8080", "10.244.1.2 zones=east", "10.244.2.2 zones=west"))
-	m.SetService(web(named("db", 1), clusterIPs("10.96.0.2")))
+	m.SetService(svcfacts.Service(web()))
+	m.SetSlice(svcfacts.Slice(slice("s", "http:8080", "10.244.1.2 zones=east", "10.244.2.2 zones=west")))
+	m.SetService(svcfacts.Service(web(named("db", 1), clusterIPs("10.96.0.2"))))
 	m.Changes()
 	const all, near = "10.96.0.1:80/TCP ClusterIP http " + both, "10.96.0.1:80/TCP ClusterIP http -> 10.244.1.2:8080"
 	walk(t, m,
@@ -174,8 +174,8 @@ func TestConflicts(t *testing.T) {
 
 func TestClusterIPIsNotTaken(t *testing.T) {
 	m := newModel(nodeA)
-	m.SetService(web(named("old", 1), clusterIPs("10.96.0.9"), externalIPs("10.96.0.1")))
-	m.SetService(web())
+	m.SetService(svcfacts.Service(web(named("old", 1), clusterIPs("10.96.0.9"), externalIPs("10.96.0.1"))))
+	m.SetService(svcfacts.Service(web()))
 	for _, f := range m.Frontends() {
 		if f.Addr.String() == "10.96.0.1" && f.Service != nameOf("web") {
 			t.Errorf("an external IP took another Service's ClusterIP: %s", line(f))
@@ -189,8 +189,8 @@ func TestClusterIPIsNotTaken(t *testing.T) {
 
 func TestNodePortsClash(t *testing.T) {
 	m := newModel(nodeA)
-	m.SetService(web(nodePort, named("b", 5), clusterIPs("10.96.0.2")))
-	m.SetService(web(nodePort, named("a", 9)))
+	m.SetService(svcfacts.Service(web(nodePort, named("b", 5), clusterIPs("10.96.0.2"))))
+	m.SetService(svcfacts.Service(web(nodePort, named("a", 9))))
 	sameLines(t, "frontends", told(m.Changes()), []string{
 		"a: + 10.96.0.1:80/TCP ClusterIP http -> reject",
 		"b: + 0.0.0.0:30080/TCP NodePort http -> reject",
@@ -200,12 +200,12 @@ func TestNodePortsClash(t *testing.T) {
 
 func TestReplace(t *testing.T) {
 	m := newModel(nodeA)
-	m.SetService(web())
-	m.SetService(web(named("old", 1), clusterIPs("10.96.0.2")))
-	m.SetSlice(slice("s", "http:8080", "10.244.1.2"))
-	m.SetSlice(slice("r", "http:8080", "10.244.2.2"))
+	m.SetService(svcfacts.Service(web()))
+	m.SetService(svcfacts.Service(web(named("old", 1), clusterIPs("10.96.0.2"))))
+	m.SetSlice(svcfacts.Slice(slice("s", "http:8080", "10.244.1.2")))
+	m.SetSlice(svcfacts.Slice(slice("r", "http:8080", "10.244.2.2")))
 	m.Changes()
-	m.Replace([]*corev1.Service{web(), web(named("new", 2), clusterIPs("10.96.0.3"))}, endpointSlices{slice("s", "http:8080", "10.244.1.2")})
+	m.Replace(svcfacts.Services([]*corev1.Service{web(), web(named("new", 2), clusterIPs("10.96.0.3"))}), svcfacts.Slices(endpointSlices{slice("s", "http:8080", "10.244.1.2")}))
 	sameLines(t, "changes", told(m.Changes()), []string{
 		"new: + 10.96.0.3:80/TCP ClusterIP http -> reject",
 		"old: - 10.96.0.2:80/TCP ClusterIP http -> reject",
@@ -216,7 +216,7 @@ func TestReplace(t *testing.T) {
 
 func TestFrontendsAreNotToldAgain(t *testing.T) {
 	m := newModel(nodeA)
-	m.SetService(web())
+	m.SetService(svcfacts.Service(web()))
 	if got := m.Frontends(); len(got) != 1 {
 		t.Errorf("got %v, want one frontend", lines(got))
 	}
@@ -250,7 +250,7 @@ func TestHealthChecks(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			m := newModel(nodeA)
-			m.Replace([]*corev1.Service{tc.svc}, tc.slices)
+			m.Replace(svcfacts.Services([]*corev1.Service{tc.svc}), svcfacts.Slices(tc.slices))
 			if got := fmt.Sprint(m.HealthChecks()); got != tc.want {
 				t.Errorf("got %s, want %s", got, tc.want)
 			}
@@ -287,7 +287,7 @@ func TestProblems(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			m := newModel(nodeA)
-			m.SetService(tc.svc)
+			m.SetService(svcfacts.Service(tc.svc))
 			var got []string
 			for _, p := range m.Problems() {
 				got = append(got, p.Text)

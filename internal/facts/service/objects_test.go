@@ -14,6 +14,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 )
 
 // change is what a case changes about a Service.
@@ -266,7 +267,7 @@ func TestNodeOf(t *testing.T) {
 		{Type: corev1.NodeExternalIP, Address: "10.201.1.2"},
 		{Type: corev1.NodeExternalIP, Address: "nonsense"},
 	}
-	got := service.NodeOf(n)
+	got := svcfacts.Node(n)
 	if want := "{a east [10.201.1.2 fd00::2]}"; fmt.Sprint(got) != want {
 		t.Errorf("got %v, want %s", got, want)
 	}

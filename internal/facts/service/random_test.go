@@ -10,9 +10,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 )
 
 // world is what the API holds, a model of it, and what somebody has who heard of all changes.
@@ -83,11 +83,11 @@ func (w *world) step(d dice) {
 	case 0, 1, 2:
 		svc := d.service()
 		w.services[svc.Name] = svc
-		w.model.SetService(svc)
+		w.model.SetService(svcfacts.Service(svc))
 	case 3, 4, 5:
 		es := d.slice()
 		w.slices[es.Name] = es
-		w.model.SetSlice(es)
+		w.model.SetSlice(svcfacts.Slice(es))
 	case 6:
 		if d(2) == 0 {
 			name := d.of("a", "b", "c", "d")
@@ -101,10 +101,10 @@ func (w *world) step(d dice) {
 	case 7:
 		switch d(4) {
 		case 0:
-			w.model.Replace(slices.Collect(maps.Values(w.services)), slices.Collect(maps.Values(w.slices)))
+			w.model.Replace(svcfacts.Services(slices.Collect(maps.Values(w.services))), svcfacts.Slices(slices.Collect(maps.Values(w.slices))))
 		case 1: // what a list did not have is gone
 			clear(w.slices)
-			w.model.Replace(slices.Collect(maps.Values(w.services)), nil)
+			w.model.Replace(svcfacts.Services(slices.Collect(maps.Values(w.services))), nil)
 		default:
 			w.node = service.Node{Name: d.of("a", "b"), Zone: d.of("", "east", "west")}
 			w.model.SetNode(w.node)
@@ -152,11 +152,11 @@ func (w *world) hear() error {
 func (w *world) meant() []service.Frontend {
 	all := slices.Collect(maps.Values(w.slices))
 	slices.SortFunc(all, func(a, b *discoveryv1.EndpointSlice) int { return cmp.Compare(a.Name, b.Name) })
-	age := map[types.NamespacedName]int64{}
+	age := map[service.Name]int64{}
 	var claimed []service.Frontend
 	for name, svc := range w.services {
 		age[nameOf(name)] = svc.CreationTimestamp.Unix()
-		claimed = append(claimed, slices.DeleteFunc(service.Frontends(svc, all, w.node), func(f service.Frontend) bool {
+		claimed = append(claimed, slices.DeleteFunc(service.Frontends(svcfacts.Service(svc), svcfacts.Slices(all), w.node), func(f service.Frontend) bool {
 			return f.Kind == service.ExternalIP && w.othersHave(name, f.Addr.String())
 		})...)
 	}
@@ -199,7 +199,7 @@ func (w *world) check() error {
 		return fmt.Errorf("changes came to\n%q\nand there should be\n%q", lines(heard), lines(meant))
 	}
 	scratch := newModel(w.node)
-	scratch.Replace(slices.Collect(maps.Values(w.services)), slices.Collect(maps.Values(w.slices)))
+	scratch.Replace(svcfacts.Services(slices.Collect(maps.Values(w.services))), svcfacts.Slices(slices.Collect(maps.Values(w.slices))))
 	if got := w.model.Frontends(); !slices.EqualFunc(got, scratch.Frontends(), service.Frontend.Equal) {
 		return fmt.Errorf("the model has\n%q\nand one made anew\n%q", lines(got), lines(scratch.Frontends()))
 	}
@@ -217,7 +217,7 @@ func (w *world) explained() error {
 	all := slices.Collect(maps.Values(w.slices))
 	for name, svc := range w.services {
 		in, out := map[string]bool{}, map[string]bool{}
-		for _, f := range service.Frontends(svc, all, w.node) {
+		for _, f := range service.Frontends(svcfacts.Service(svc), svcfacts.Slices(all), w.node) {
 			for _, e := range f.Inside.Endpoints {
 				in[fmt.Sprint(f.PortName, f.Protocol, e)] = true
 			}
@@ -228,7 +228,7 @@ func (w *world) explained() error {
 			}
 		}
 		saidIn, saidOut := map[string]bool{}, map[string]bool{}
-		for _, u := range service.Explain(svc, all, w.node) {
+		for _, u := range svcfacts.Explain(svc, all, w.node) {
 			at := fmt.Sprint(u.PortName, u.Protocol, u.Addr)
 			if u.Inside {
 				saidIn[at] = true

@@ -3,8 +3,6 @@ package service
 import (
 	"net/netip"
 	"slices"
-
-	"k8s.io/apimachinery/pkg/types"
 )
 
 // Redirect has what comes from inside for a port of a Service's cluster IP go to addresses that are no endpoints of it:
@@ -12,7 +10,7 @@ import (
 // changes, and knows of the frontends that it is about as much as those that it hands on to. The zero value, with a
 // Service, redirects nothing until Set.
 type Redirect struct {
-	Service types.NamespacedName
+	Service Name
 	Port    uint16
 	to      []netip.Addr
 	// own are the Service's frontends of the port, as they are without the redirection.
@@ -23,7 +21,7 @@ type Redirect struct {
 func (r *Redirect) Addrs() []netip.Addr { return r.to }
 
 // Includes says whether an endpoint is one that the Service has by redirection.
-func (r *Redirect) Includes(of types.NamespacedName, endpoint netip.AddrPort) bool {
+func (r *Redirect) Includes(of Name, endpoint netip.AddrPort) bool {
 	return of == r.Service && endpoint.Port() == r.Port && slices.Contains(r.to, endpoint.Addr())
 }
 

@@ -7,14 +7,12 @@ import (
 	"slices"
 	"testing"
 
-	"k8s.io/apimachinery/pkg/types"
-
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
-var kubeDNS = types.NamespacedName{Namespace: "kube-system", Name: "kube-dns"}
+var kubeDNS = service.Name{Namespace: "kube-system", Name: "kube-dns"}
 
-func dnsFrontend(key string, port uint16, of types.NamespacedName, endpoints ...string) service.Frontend {
+func dnsFrontend(key string, port uint16, of service.Name, endpoints ...string) service.Frontend {
 	f := service.Frontend{Key: service.Key{Addr: netip.MustParseAddr(key), Protocol: service.UDP, Port: port}, Service: of}
 	for _, e := range endpoints {
 		f.Inside.Endpoints = append(f.Inside.Endpoints, netip.MustParseAddrPort(e))
@@ -28,7 +26,7 @@ func TestRedirect(t *testing.T) {
 	dns := dnsFrontend("10.96.0.10", 53, kubeDNS, "10.244.1.2:53", "10.244.2.2:53")
 	metrics := dnsFrontend("10.96.0.10", 9153, kubeDNS, "10.244.1.2:9153")
 	six := dnsFrontend("fd00:96::a", 53, kubeDNS, "[fd00::2]:53")
-	other := dnsFrontend("10.96.0.11", 53, types.NamespacedName{Namespace: "kube-system", Name: "other"}, "10.244.1.3:53")
+	other := dnsFrontend("10.96.0.11", 53, service.Name{Namespace: "kube-system", Name: "other"}, "10.244.1.3:53")
 	balanced := dns
 	balanced.Kind = service.LoadBalancer
 	balanced.Addr = netip.MustParseAddr("192.0.2.10")
@@ -81,7 +79,7 @@ func TestRedirectChangesAgreeWithWhole(t *testing.T) {
 	t.Logf("seed %d", seed)
 	d := rand.New(rand.NewPCG(seed, 1))
 	addrs := []string{"10.96.0.10", "10.96.0.11", "fd00:96::a"}
-	names := []types.NamespacedName{kubeDNS, {Namespace: "default", Name: "web"}}
+	names := []service.Name{kubeDNS, {Namespace: "default", Name: "web"}}
 	pods := []string{"10.244.1.2:53", "10.244.2.2:53"}
 	caches := [][]netip.Addr{nil, {netip.MustParseAddr("169.254.20.10")}, {netip.MustParseAddr("169.254.20.10"), netip.MustParseAddr("fd66::a")}}
 

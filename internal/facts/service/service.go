@@ -1,6 +1,6 @@
 // Package service says what Services mean on one node: at which addresses and ports a Service is met there, and to
-// which endpoints what comes to them may go. It makes these values out of the API's Services and EndpointSlices, knows
-// nothing of the kernel, and is what every part that balances, shows or proves Services starts from.
+// which endpoints what comes to them may go. It knows nothing of the API's objects, which svcfacts reads, and nothing of the
+// kernel, and is what every part that balances, shows or proves Services starts from.
 //
 // Sources: https://kubernetes.io/docs/reference/networking/virtual-ips/, KEP-1669 (terminating endpoints), KEP-2086
 // (internalTrafficPolicy), KEP-4444 (trafficDistribution).
@@ -12,13 +12,20 @@ import (
 	"hash/fnv"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
-
-	"k8s.io/apimachinery/pkg/types"
 )
 
 // Name is a Service's namespace and name.
-type Name = types.NamespacedName
+type Name struct{ Namespace, Name string }
+
+// String returns the name as in the API's messages, "default/web".
+func (n Name) String() string { return n.Namespace + "/" + n.Name }
+
+// Compare orders names by namespace, then by name.
+func (n Name) Compare(o Name) int {
+	return cmp.Or(strings.Compare(n.Namespace, o.Namespace), strings.Compare(n.Name, o.Name))
+}
 
 // Protocol is an IP protocol number.
 type Protocol uint8
@@ -81,7 +88,7 @@ func (k Key) Compare(o Key) int {
 // Frontend is an address and port of a Service and where the node sends what comes to it.
 type Frontend struct {
 	Key
-	Service  types.NamespacedName
+	Service  Name
 	PortName string // as in the Service; empty if it has no name
 	Kind     Kind
 	// Inside is for what starts on this node or in one of its pods, Outside for all else. They differ with
@@ -122,9 +129,9 @@ func (f Frontend) Equal(o Frontend) bool {
 // ID is the number that stands for a Service in the kernel where affinity is kept. It follows from the name, so that
 // agents that come and go agree on it. Two Services with one ID cost affinity, not correctness: an endpoint that a
 // frontend does not have is never used.
-func ID(name types.NamespacedName) uint32 {
+func ID(name Name) uint32 {
 	h := fnv.New32a()
-	h.Write([]byte(name.Namespace + "/" + name.Name))
+	h.Write([]byte(name.String()))
 	return h.Sum32()
 }
 
@@ -144,6 +151,6 @@ type Plan struct {
 // Change is what has become of the frontends of one Service. Frontends of one key are in both if they changed. An old
 // one is another Service's if the key was that one's before.
 type Change struct {
-	Service  types.NamespacedName
+	Service  Name
 	Old, New []Frontend
 }

@@ -2,24 +2,7 @@ package service
 
 import (
 	"net/netip"
-
-	corev1 "k8s.io/api/core/v1"
 )
-
-// ForeignAddrs are the cluster's addresses of a Service that another proxy carries (LabelProxyName); nil of one that none
-// does.
-func ForeignAddrs(s *corev1.Service) []netip.Addr {
-	if _, labelled := s.Labels[LabelProxyName]; !labelled {
-		return nil
-	}
-	var all []netip.Addr
-	for _, ip := range s.Spec.ClusterIPs {
-		if addr, err := netip.ParseAddr(ip); err == nil { // "None" is no address
-			all = append(all, addr)
-		}
-	}
-	return all
-}
 
 // Unserved says at which addresses a node refuses what is for no Service. They lead nowhere: without an answer a client waits
 // for as long as it has patience, and what came to the node from outside goes back to the router that sent it, and to and

@@ -11,14 +11,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
 // Assignment is what a Service of type LoadBalancer has.
 type Assignment struct {
-	Service   types.NamespacedName
+	Service   service.Name
 	Addresses []netip.Addr // at most one of each family, in the order of the Service's families
 	Pools     []string     // of the addresses
 	// Reason and Text are why there is none, or none of one family, and what to do; empty if all is well.
@@ -132,7 +132,7 @@ type assigner struct {
 // claim is what a Service wants, and gets.
 type claim struct {
 	service  *corev1.Service
-	name     types.NamespacedName
+	name     service.Name
 	families []corev1.IPFamily
 	wants    map[corev1.IPFamily]netip.Addr
 	share    string // empty shares with nobody
@@ -143,7 +143,7 @@ type claim struct {
 }
 
 func readClaim(s *corev1.Service) *claim {
-	c := &claim{service: s, name: types.NamespacedName{Namespace: s.Namespace, Name: s.Name}, families: s.Spec.IPFamilies,
+	c := &claim{service: s, name: service.Name{Namespace: s.Namespace, Name: s.Name}, families: s.Spec.IPFamilies,
 		wants: map[corev1.IPFamily]netip.Addr{}, has: map[corev1.IPFamily]netip.Addr{}}
 	if len(c.families) == 0 {
 		c.families = []corev1.IPFamily{corev1.IPv4Protocol}
@@ -161,7 +161,7 @@ func readClaim(s *corev1.Service) *claim {
 				continue
 			}
 			// As the rest of the API: `010.0.0.8` is 10.0.0.8, of which the API server of 1.36 only warns in loadBalancerIP.
-			addr, err := service.ParseAddr(word)
+			addr, err := inet.ParseAddr(word)
 			if err != nil {
 				c.deny(InvalidRequest, "%s: %q is no address: write something like 192.0.2.20, or one of each family with a comma between", field, word)
 				return

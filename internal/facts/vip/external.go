@@ -107,7 +107,8 @@ func ExternalIPs(c netconf.Config, o Objects, pools Pools, namespaces []*corev1.
 		if p.Problem != nil && p.Problem.Reason == InvalidField {
 			continue // it could be meant for fewer Services than can be read out of it
 		}
-		pool := service.ExternalIPPool{Name: p.Name, Contains: p.contains, Services: p.services}
+		pool := service.ExternalIPPool{Name: p.Name, Contains: p.contains, Selector: p.services.String()}
+		pool.Selects = func(l map[string]string) bool { return p.services.Matches(labels.Set(l)) }
 		var ranges []string
 		for _, r := range p.Ranges {
 			ranges = append(ranges, r.String())

@@ -15,9 +15,9 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 )
 
@@ -46,8 +46,8 @@ func forService(label string) func(*v1alpha1.AddressPoolSpec) {
 	}
 }
 
-// service reads "NAME word ...": a word is KEY=VALUE.
-func service(t *testing.T, text string, age int) *corev1.Service {
+// serviceOf reads "NAME word ...": a word is KEY=VALUE.
+func serviceOf(t *testing.T, text string, age int) *corev1.Service {
 	t.Helper()
 	words := strings.Fields(text)
 	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: words[0], Namespace: "shop", CreationTimestamp: metav1.NewTime(epoch.Add(-time.Duration(age) * time.Minute)),
@@ -178,7 +178,7 @@ func TestAssign(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			var list []*corev1.Service
 			for i, s := range tc.services {
-				list = append(list, service(t, s, len(tc.services)-i))
+				list = append(list, serviceOf(t, s, len(tc.services)-i))
 			}
 			if tc.name == "a pool with a problem gives no more" {
 				tc.pools[1].Spec.Addresses = []string{"192.0.2.0/28"}
@@ -261,7 +261,7 @@ func TestRead(t *testing.T) {
 
 func TestStatus(t *testing.T) {
 	pools := vip.Read(vip.Objects{Pools: []*v1alpha1.AddressPool{pool("p", 0, "192.0.2.8/29 192.0.2.20-192.0.2.21 fd00::/32")}})
-	list := pools.Assign([]*corev1.Service{service(t, "a share=k", 2), service(t, "b share=k port=8", 1)}, namespaces)
+	list := pools.Assign([]*corev1.Service{serviceOf(t, "a share=k", 2), serviceOf(t, "b share=k port=8", 1)}, namespaces)
 	status, differs := pools[0].Status(list, epoch)
 	if !differs || status.Services != 2 || status.IPv4.Addresses != 10 || status.IPv4.Assigned != 1 || status.IPv6.Addresses != 1<<63-1 || status.IPv6.Assigned != 0 {
 		t.Errorf("%v %+v %+v %+v", differs, status, status.IPv4, status.IPv6)
@@ -286,7 +286,7 @@ func TestAssignProperties(t *testing.T) {
 			if rnd.IntN(3) == 0 {
 				delete(services, name)
 			} else {
-				s := service(t, name+pick("", " share=k", " share=l", " asks=192.0.2.10", " pool=q", " ip=fd00:80::1")+pick("", " families=IPv4,IPv6 policy=PreferDualStack", " families=IPv6,IPv4 policy=RequireDualStack", " local", " local app=web", " local app=web", " local app=mail")+
+				s := serviceOf(t, name+pick("", " share=k", " share=l", " asks=192.0.2.10", " pool=q", " ip=fd00:80::1")+pick("", " families=IPv4,IPv6 policy=PreferDualStack", " families=IPv6,IPv4 policy=RequireDualStack", " local", " local app=web", " local app=web", " local app=mail")+
 					pick("", " port=80,443", " port=53/UDP", " port=22")+pick("", " ns=blog", " ns=blog"), step%7)
 				if old := services[name]; old != nil {
 					s.Status = old.Status
@@ -332,7 +332,7 @@ func TestAssignProperties(t *testing.T) {
 func TestEligible(t *testing.T) {
 	a, b := netip.MustParseAddr("192.0.2.8"), netip.MustParseAddr("192.0.2.9")
 	target := func(name string, addr netip.Addr, local bool, nodes ...string) vip.Target {
-		return vip.Target{Service: types.NamespacedName{Name: name}, Addrs: []netip.Addr{addr}, Local: local, Nodes: nodes}
+		return vip.Target{Service: service.Name{Name: name}, Addrs: []netip.Addr{addr}, Local: local, Nodes: nodes}
 	}
 	nodes := []vip.Node{{"c", true, true}, {"n2", true, false}, {"n1", true, false}, {"dead", false, false}}
 	for name, tc := range map[string]struct {

@@ -10,8 +10,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/watch/kube"
@@ -59,7 +59,7 @@ func announcements(ctx context.Context, client *kube.Client, svc *corev1.Service
 	}
 	var assigned vip.Assignment
 	for _, a := range pools.Assign(c.Services, namespaces) {
-		if a.Service == (types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name}) {
+		if a.Service == (service.Name{Namespace: svc.Namespace, Name: svc.Name}) {
 			assigned = a
 		}
 	}
@@ -72,7 +72,7 @@ func announcements(ctx context.Context, client *kube.Client, svc *corev1.Service
 func announced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, accounts map[string]vip.Account, failed map[string]error) []Announced {
 	all := balanced(svc, assigned, pools, accounts, failed)
 	for _, ip := range svc.Spec.ExternalIPs {
-		addr, err := service.ParseAddr(ip)
+		addr, err := inet.ParseAddr(ip)
 		if err != nil || slices.ContainsFunc(all, func(x Announced) bool { return x.Address == addr.String() }) {
 			continue
 		}
@@ -85,7 +85,7 @@ func announced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, ac
 		}
 	}
 	for _, ip := range svc.Spec.ClusterIPs {
-		addr, err := service.ParseAddr(ip)
+		addr, err := inet.ParseAddr(ip)
 		if err != nil {
 			continue
 		}

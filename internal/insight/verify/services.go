@@ -16,6 +16,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/kernel/bpf"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
@@ -56,10 +57,10 @@ func Services(c Cluster, node string, s proxy.State) []podnet.Difference {
 	if i < 0 {
 		return d.found
 	}
-	model := service.NewModel(service.NodeOf(c.Nodes[i]))
+	model := service.NewModel(svcfacts.Node(c.Nodes[i]))
 	pools := vip.Read(c.balancing())
 	model.SetExternalIPs(c.externalIPs(s.Config, pools))
-	model.Replace(c.Services, c.Slices)
+	model.Replace(svcfacts.Services(c.Services), svcfacts.Slices(c.Slices))
 	plan := service.Plan{Frontends: model.Frontends(), NodePortAddrs: s.Config.NodePortAddrs, OwnPods: s.Config.OwnPods}
 	for _, p := range model.Problems() {
 		if !p.Refused {

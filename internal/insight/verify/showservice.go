@@ -12,11 +12,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/internal/agent/proxy"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
@@ -48,7 +48,7 @@ type KernelService struct {
 
 // ShowService tells of a Service as a node sees it: the first if node is empty. kernels asks the agents, too; without
 // Fathom's own Service proxy they have nothing to say.
-func ShowService(ctx context.Context, client *kube.Client, name types.NamespacedName, node string, kernels bool) (ServiceDetail, error) {
+func ShowService(ctx context.Context, client *kube.Client, name service.Name, node string, kernels bool) (ServiceDetail, error) {
 	svc, err := client.CoreV1().Services(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return ServiceDetail{}, fmt.Errorf("there is no Service %s; `fathom service ls` lists them", name)
@@ -65,8 +65,8 @@ func ShowService(ctx context.Context, client *kube.Client, name types.Namespaced
 	if i < 0 {
 		return ServiceDetail{}, fmt.Errorf("there is no node %q; `kubectl get nodes` lists them", node)
 	}
-	at := service.NodeOf(c.Nodes[i])
-	d := ServiceDetail{Service: svc, Name: name.String(), Type: string(svc.Spec.Type), Node: at.Name, Endpoints: service.Explain(svc, c.Slices, at)}
+	at := svcfacts.Node(c.Nodes[i])
+	d := ServiceDetail{Service: svc, Name: name.String(), Type: string(svc.Spec.Type), Node: at.Name, Endpoints: svcfacts.Explain(svc, c.Slices, at)}
 	pools := vip.Read(c.balancing())
 	if !kernels {
 		return d, d.seen(ctx, client, c, pools, at, proxy.State{})
@@ -120,7 +120,7 @@ func (d *ServiceDetail) seen(ctx context.Context, client *kube.Client, c Cluster
 	}
 	model := service.NewModel(at)
 	model.SetExternalIPs(c.externalIPs(s.Config, pools))
-	model.Replace(c.Services, c.Slices)
+	model.Replace(svcfacts.Services(c.Services), svcfacts.Slices(c.Slices))
 	for _, f := range model.Frontends() {
 		if f.Service.String() == d.Name {
 			d.Frontends = append(d.Frontends, f)

@@ -9,6 +9,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/netfacts"
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 )
@@ -17,7 +18,7 @@ import (
 func (d *differ) unserved(c Cluster, pools vip.Pools, balancers []service.LoadBalanced, s proxy.State) {
 	var others []netip.Addr
 	for _, svc := range c.Services {
-		others = append(others, service.ForeignAddrs(svc)...)
+		others = append(others, svcfacts.ForeignAddrs(svc)...)
 	}
 	own := netfacts.Read(c.Nodes, d.node, netconf.Default()).Own.Addrs
 	want := ruleset.UnservedAsHeld(vip.Unserved(vip.ServiceRanges(c.ServiceCIDRs), pools, balancers, s.Config.ExternalIPsFor, others, own))

@@ -13,7 +13,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/bpf"
@@ -141,7 +140,7 @@ func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 func frontend(key string, endpoints ...string) service.Frontend {
 	at, protocol, _ := strings.Cut(key, "/")
 	a := addrPort(at)
-	f := service.Frontend{Key: service.Key{Addr: a.Addr(), Port: a.Port(), Protocol: service.TCP}, Service: types.NamespacedName{Namespace: "x", Name: a.Addr().String()}}
+	f := service.Frontend{Key: service.Key{Addr: a.Addr(), Port: a.Port(), Protocol: service.TCP}, Service: service.Name{Namespace: "x", Name: a.Addr().String()}}
 	if protocol == "UDP" {
 		f.Protocol = service.UDP
 	}

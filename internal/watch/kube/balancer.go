@@ -20,6 +20,7 @@ import (
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
 // BalancerView is a live picture of what Services' addresses follow from: Services, pools, what pools must not overlap, and
@@ -109,7 +110,7 @@ func (v *BalancerView) Synced() bool { return allTrue(v.synced) }
 func (v *BalancerView) Services() []*corev1.Service { return all[*corev1.Service](v.services) }
 
 // Service returns a Service, or nil.
-func (v *BalancerView) Service(name types.NamespacedName) *corev1.Service {
+func (v *BalancerView) Service(name service.Name) *corev1.Service {
 	o, found, err := v.services.GetByKey(name.String())
 	if err != nil || !found {
 		return nil

@@ -12,6 +12,8 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
+
+	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
 // Event is something that happened to an object and that a person should see with `kubectl describe`.
@@ -28,7 +30,7 @@ func NodeReference(name string) corev1.ObjectReference {
 }
 
 // ServiceReference names a Service.
-func ServiceReference(name types.NamespacedName) corev1.ObjectReference {
+func ServiceReference(name service.Name) corev1.ObjectReference {
 	return corev1.ObjectReference{Kind: "Service", APIVersion: "v1", Namespace: name.Namespace, Name: name.Name}
 }
 

@@ -8,18 +8,19 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
 // ServiceHandler is told of Services and EndpointSlices. It must not keep what it is given for long: there may be
 // tens of thousands, and what a node needs of them is little. Calls may come from several goroutines.
 type ServiceHandler interface {
 	SetService(*corev1.Service)
-	DeleteService(types.NamespacedName)
+	DeleteService(service.Name)
 	SetSlice(*discoveryv1.EndpointSlice)
-	DeleteSlice(types.NamespacedName)
+	DeleteSlice(service.Name)
 	// Listed is called when all Services, or all EndpointSlices, that there are have been told.
 	Listed()
 }
@@ -42,20 +43,20 @@ func watchInto(ctx context.Context, from rest.Interface, resource string, kind r
 // teller is a store of client-go's that passes on what it is given, and remembers names alone.
 type teller[T metav1.Object] struct {
 	set    func(T)
-	remove func(types.NamespacedName)
+	remove func(service.Name)
 	listed func()
-	known  map[types.NamespacedName]struct{}
+	known  map[service.Name]struct{}
 	synced atomic.Bool
 }
 
-func nameOf(o metav1.Object) types.NamespacedName {
-	return types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
+func nameOf(o metav1.Object) service.Name {
+	return service.Name{Namespace: o.GetNamespace(), Name: o.GetName()}
 }
 
 // Add implements cache.ReflectorStore.
 func (t *teller[T]) Add(o any) error {
 	if t.known == nil {
-		t.known = map[types.NamespacedName]struct{}{}
+		t.known = map[service.Name]struct{}{}
 	}
 	t.known[nameOf(o.(T))] = struct{}{}
 	t.set(o.(T))
@@ -76,7 +77,7 @@ func (t *teller[T]) Delete(o any) error {
 // Replace implements cache.ReflectorStore: at the beginning, and after the watch had to begin anew.
 func (t *teller[T]) Replace(list []any, _ string) error {
 	before := t.known
-	t.known = make(map[types.NamespacedName]struct{}, len(list))
+	t.known = make(map[service.Name]struct{}, len(list))
 	for _, o := range list {
 		name := nameOf(o.(T))
 		t.known[name] = struct{}{}
