@@ -191,18 +191,17 @@ func guardTunnel(port uint16, vni uint32, kinds []senders) []chain {
 	input := chain{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, priority: nftables.ChainPriorityFilter}
 	tunnel := chain{name: "to_tunnel"}
 	input.add("to the tunnel", toPort(port), jump(tunnel.name))
-	// Nearly all packets end here, so this comes first. Neither a pod nor a translation makes one of these: a pod does not send
-	// from a node's address.
+	// Before the senders: a pod's packet to another node's port has its own node's address when it comes. What is not tracked is
+	// through with it at once.
+	tunnel.add("nothing is translated to a node's tunnel", translated(), isVNI(expr.CmpOpEq, vni), dropped())
+	// Nearly all packets end here, so this comes next. No pod makes one of these by itself: it does not send from a node's address.
 	for _, s := range kinds {
 		tunnel.add("a node sends from its own addresses and its pods'", isFamily(s.outer), isInner(s.inner),
 			[]expr.Any{at(sourceOf(s.outer), 0), at(innerSource(s.inner), words(s.outer))}, masked(words(s.outer), s),
 			[]expr.Any{&expr.Lookup{SourceRegister: reg(0), SetName: s.name()}}, verdict(expr.VerdictAccept))
 	}
 	tunnel.add("no pod sends to a node's tunnel", fromPod(), dropped())
-	tunnel.add("another tunnel that shares the port", []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: vxlanVNI, Len: 3},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binary.BigEndian.AppendUint32(nil, vni)[1:]}}, verdict(expr.VerdictReturn))
-	tunnel.add("nothing is translated to a node's tunnel", translated(), dropped())
+	tunnel.add("another tunnel that shares the port", isVNI(expr.CmpOpNeq, vni), verdict(expr.VerdictReturn))
 	for _, f := range inet.Families {
 		tunnel.add("nodes send to the address that this one has in the API", isFamily(f), isNotIn(destinationOf(f), named(guardOwn, f)), dropped())
 	}
@@ -238,6 +237,12 @@ func translated() []expr.Any {
 	return []expr.Any{&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, destinationNAT), Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}}
+}
+
+// isVNI compares the tunnel's number.
+func isVNI(op expr.CmpOp, vni uint32) []expr.Any {
+	return []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: vxlanVNI, Len: 3},
+		&expr.Cmp{Op: op, Register: 1, Data: binary.BigEndian.AppendUint32(nil, vni)[1:]}}
 }
 
 // isInner matches what the tunnel's packet has in it.
