@@ -134,7 +134,7 @@ struct {
 	__type(value, __u64);
 } fathom_node SEC(".maps");
 
-// given is an endpoint, and out of which set.
+// given is what a socket was given: an endpoint, and out of which set; 0 is none, and nothing was given.
 struct given {
 	struct endpoint to;
 	__u32 set;
@@ -246,16 +246,20 @@ static inline struct favourite *favourite_of(struct bpf_sock_addr *ctx, bool v6,
 	return f && bpf_ktime_get_ns() - f->used < s->affinity * 1000000000ull ? f : 0;
 }
 
-static inline bool pick(struct bpf_sock_addr *ctx, bool v6, const struct service *s, struct endpoint *to)
+// pick takes the client's favourite, or what the socket was given before, or any endpoint. Of a Service with affinity the client's
+// counts, as all its sockets are to meet one endpoint. There is one search for both: to the verifier it is the most of a program.
+static inline bool pick(struct bpf_sock_addr *ctx, bool v6, const struct service *s, const struct given *before, struct endpoint *to)
 {
+	struct endpoint want = before->to;
+	bool wanted = before->set;
 	if (s->affinity) {
 		struct favourite *f = favourite_of(ctx, v6, s);
-		if (f) {
-			struct endpoint want = f->with;
-			if (find(s, &want, true, to))
-				return true;
-		}
+		wanted = f;
+		if (f)
+			want = f->with;
 	}
+	if (wanted && find(s, &want, s->affinity, to))
+		return true;
 	return endpoint_of(s->set, bpf_get_prandom_u32() % s->count, to);
 }
 
@@ -305,22 +309,18 @@ static inline enum fate choose(struct bpf_sock_addr *ctx, bool v6, const struct 
 		*s = *now;
 		if (!meets(ctx, s))
 			return NOT_OURS;
-		if (before && s->count && before->set == s->set) {
+		if (s->count && before->set == s->set) {
 			*to = before->to;
-			return SENT;
+			return CONNECTED;
 		}
-		enum fate fate = CONNECTED;
-		if (!s->count)
-			fate = REFUSED;
-		else if (before && find(s, &before->to, false, to))
-			fate = SENT;
-		else if (!pick(ctx, v6, s, to))
+		if (s->count && !pick(ctx, v6, s, before, to))
 			continue;
 		now = bpf_map_lookup_elem(&fathom_services, f);
 		if (now && now->set == s->set && now->count == s->count && now->id == s->id && now->affinity == s->affinity && now->pods_only == s->pods_only) {
-			if (fate == CONNECTED)
-				remember(ctx, v6, s, to);
-			return fate;
+			if (!s->count)
+				return REFUSED;
+			remember(ctx, v6, s, to);
+			return CONNECTED;
 		}
 	}
 	return CHANGING;
@@ -432,11 +432,12 @@ static inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	struct frontend dialed, by;
 	struct service s = {};
 	struct endpoint to = {};
+	const struct given none = {};
 	if (!read(ctx, v6, &dialed, &by))
 		return GO_ON;
 	if (is_lasting(&by) && !is_loopback(&by.address)) // of a loopback address the node's own comes in its place
 		return GO_ON; // who balances packets moves it
-	switch (choose(ctx, v6 && !is_mapped(&by.address), &by, 0, &s, &to)) {
+	switch (choose(ctx, v6 && !is_mapped(&by.address), &by, &none, &s, &to)) {
 	case NOT_OURS:
 		return GO_ON;
 	case REFUSED:
@@ -453,23 +454,24 @@ static inline int connect(struct bpf_sock_addr *ctx, bool v6)
 	return counted(fate, GO_ON);
 }
 
-// recall finds what a socket was given for a frontend, and whether it has sent to no other since.
-static inline bool recall(struct talks *all, const struct frontend *as, struct given *before, bool *last)
+// recall finds what a socket was given for a frontend, and how often it has sent to others since. It is not ok if there is nothing
+// and no room. A free place, which is all zeros, is read as any other: the verifier would go along both ways to the end.
+static inline bool recall(struct talks *all, const struct frontend *as, struct given *before, __u64 *since)
 {
-	bool found = false;
+	bool ok = false;
 	bpf_spin_lock(&all->lock);
-	for (int i = 0; i < TALKS && all->talk[i].sent; i++) {
+	for (int i = 0; i < TALKS; i++) {
 		struct talk *t = &all->talk[i];
-		if (t->as.port != as->port || !same_address(&t->as.address, &as->address))
+		if (t->sent && (t->as.port != as->port || !same_address(&t->as.address, &as->address)))
 			continue;
 		before->to = t->with;
 		before->set = t->set;
-		*last = t->sent == all->sent;
-		found = true;
+		*since = all->sent - t->sent;
+		ok = true;
 		break;
 	}
 	bpf_spin_unlock(&all->lock);
-	return found;
+	return ok;
 }
 
 // record keeps what a socket was given, unless there is no room. No frontend gives way to another: its answers would be
@@ -513,8 +515,10 @@ static inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
 	if (!all)
 		return counted(TALKING, GO_ON);
 	struct given given = {};
-	bool last = false, before = recall(all, &dialed, &given, &last);
-	switch (choose(ctx, v6, &by, before ? &given : 0, &s, &to)) {
+	__u64 since = 0;
+	if (!recall(all, &dialed, &given, &since))
+		return counted(TALKING, GO_ON);
+	switch (choose(ctx, v6, &by, &given, &s, &to)) {
 	case NOT_OURS:
 		return GO_ON;
 	case REFUSED:
@@ -524,7 +528,7 @@ static inline int sendmsg(struct bpf_sock_addr *ctx, bool v6)
 	default:
 		break;
 	}
-	if (!last || given.set != s.set) {
+	if (since || given.set != s.set) {
 		given.to = to;
 		given.set = s.set;
 		if (!record(all, &dialed, &given))
