@@ -25,8 +25,9 @@ type BGPPeerList struct {
 
 // BGPPeerSpec says which router, which nodes, and what they tell it.
 type BGPPeerSpec struct {
-	PeerAddress string `json:"peerAddress"`
-	// Interface is the nodes' device on whose link a link-local PeerAddress is.
+	PeerAddress string `json:"peerAddress,omitempty"`
+	// Interface is the nodes' device on whose link a link-local PeerAddress is. Without a PeerAddress the router is the one that is
+	// heard there by its Router Advertisements.
 	Interface string `json:"interface,omitempty"`
 	PeerPort  int32  `json:"peerPort,omitempty"` // 179
 	PeerASN   int64  `json:"peerASN"`

@@ -126,8 +126,6 @@ func Run(ctx context.Context, o Options) error {
 	a.state.set(nodestate.Status{Waiting: true, Reason: "the agent is starting"})
 	a.turned.patience = passPatience(o.Resync)
 	a.turned.set(time.Now())
-	a.bgp = a.newAnnouncer()
-	defer a.bgp.speaker.Leave() // without a word, so that routers keep the routes
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var err error
@@ -136,6 +134,9 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer a.node.Close()
 	a.node.SysctlsAt(o.Paths.Sysctl)
+	a.bgp = a.newAnnouncer(a.node)
+	defer a.bgp.routers.Close()
+	defer a.bgp.speaker.Leave() // without a word, so that routers keep the routes
 	a.settings = newSettings(a.node, o.Paths.Leases, a.damaged)
 	a.proxy = a.newProxy()
 	a.flows = newPodFlows(o.Log, a.metrics.ended, a.proxy.Serves)

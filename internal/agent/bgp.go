@@ -20,18 +20,21 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/facts/vip"
+	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/routeradv"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // announcer has routers know what is behind the node: docs/design/bgp.md. It belongs to the loop.
 type announcer struct {
 	speaker  *bgp.Speaker
+	routers  *routeradv.Listener
 	up       map[string]bool // by peer, as it was told last
 	sessions *prometheus.GaugeVec
 	prefixes *prometheus.GaugeVec
 
 	mu      sync.Mutex
-	routers []vip.Router
+	told    []vip.Router // what routers are
 	secrets map[string]secret
 }
 
@@ -43,10 +46,10 @@ type secret struct {
 	known bool // that it was answered, or that the API server had its time to
 }
 
-func (a *Agent) newAnnouncer() *announcer {
+func (a *Agent) newAnnouncer(node *link.Namespace) *announcer {
 	labels := prometheus.Labels{"node": a.Node}
 	b := &announcer{
-		speaker: bgp.New(bgp.Options{Log: a.Log, Changed: a.Wake}),
+		speaker: bgp.New(bgp.Options{Log: a.Log, Changed: a.Wake}), routers: routeradv.New(node, a.Log, a.Wake),
 		secrets: map[string]secret{}, up: map[string]bool{},
 		sessions: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "fathom_bgp_session_up", ConstLabels: labels,
 			Help: "Whether the BGP session with a peer is established."}, []string{"peer"}),
@@ -81,6 +84,12 @@ func (a *Agent) announce(ctx context.Context, own podnet.Node, interfaces []podn
 			node.Labels = n.Labels
 		}
 	}
+	b.routers.Set(bgpconf.Interfaces(peers, node.Labels))
+	heard := b.routers.Heard()
+	node.Heard = map[string]bgpconf.Heard{}
+	for device, h := range heard {
+		node.Heard[device] = bgpconf.Heard{Router: h.Router, Other: h.Other, Problem: h.Problem}
+	}
 	waits := false
 	want, found := bgpconf.Read(peers, node, func(name string) (map[string][]byte, error) {
 		s := a.secret(ctx, name)
@@ -95,6 +104,10 @@ func (a *Agent) announce(ctx context.Context, own podnet.Node, interfaces []podn
 
 	var problems []string
 	for _, p := range found {
+		i := slices.IndexFunc(peers, func(peer *v1alpha1.BGPPeer) bool { return peer.Name == p.Peer })
+		if p.Waits && time.Since(heard[peers[i].Spec.Interface].Since) < hearing {
+			continue // no problem yet
+		}
 		problems = append(problems, p.String())
 	}
 	a.tellSessions(peers, sessions)
@@ -104,6 +117,9 @@ func (a *Agent) announce(ctx context.Context, own podnet.Node, interfaces []podn
 	}
 	return problems
 }
+
+// hearing is how long a router has to advertise itself before it is a problem that it does not.
+const hearing = 10 * time.Second
 
 // wantsClusterIPs says whether a router of this node's is to be told of ClusterIPs.
 func (a *Agent) wantsClusterIPs() bool {
@@ -136,7 +152,7 @@ func (b *announcer) note(node string, want bgpconf.Speaker, peers []*v1alpha1.BG
 	}
 	slices.SortFunc(routers, func(a, b vip.Router) int { return cmp.Compare(a.Peer, b.Peer) })
 	b.mu.Lock()
-	b.routers = routers
+	b.told = routers
 	b.mu.Unlock()
 }
 
@@ -144,7 +160,7 @@ func (b *announcer) note(node string, want bgpconf.Speaker, peers []*v1alpha1.BG
 func (b *announcer) Routers() []vip.Router {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.routers
+	return b.told
 }
 
 // secret is what is known of a Secret, which is read once in a resync, beside the loop. Agents have no right to watch
@@ -227,6 +243,9 @@ func entry(p *v1alpha1.BGPPeer, node string, sessions []bgp.Session, problems []
 		if problem.Peer == p.Name && problem.Refused {
 			// Since the object is as it is.
 			e := &v1alpha1.BGPSession{Node: node, State: "Refused", Since: p.CreationTimestamp, Message: clip(problem.Text)}
+			if problem.Waits {
+				e.State = string(bgp.Active)
+			}
 			if have := kube.BGPSessionOf(p, node); have != nil && have.State == e.State {
 				e.Since = have.Since
 			}

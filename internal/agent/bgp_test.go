@@ -252,6 +252,7 @@ router id 192.0.2.1;
 protocol device { scan time 1; }
 protocol kernel { ipv4 { export all; }; }
 protocol kernel { ipv6 { export all; }; }
+protocol radv { interface "node" { min ra interval 3; max ra interval 4; }; }
 protocol bgp { local as 64500; neighbor range fe80::/10 as 64512; interface "node"; passive; ipv4 { import all; export none; }; ipv6 { import all; export none; }; }
 protocol bgp { local as 64500; neighbor 10.1.1.2 as 64512; passive; password "tell-nobody"; ipv4 { import all; export none; }; ipv6 { import all; export none; }; }
 `), 0o600))
@@ -281,9 +282,10 @@ protocol bgp { local as 64500; neighbor 10.1.1.2 as 64512; passive; password "te
 			return err == nil && strings.Contains(string(body), text), string(body)
 		}
 	}
+	named := "router"
 	status := func() string {
 		u := &unstructured.Unstructured{}
-		raw, err := c.CoreV1().RESTClient().Get().AbsPath("/apis/fathom.network/v1alpha1/bgppeers/router").DoRaw(ctx)
+		raw, err := c.CoreV1().RESTClient().Get().AbsPath("/apis/fathom.network/v1alpha1/bgppeers/"+named).DoRaw(ctx)
 		if err != nil || u.UnmarshalJSON(raw) != nil {
 			return fmt.Sprint(err)
 		}
@@ -353,6 +355,8 @@ protocol bgp { local as 64500; neighbor 10.1.1.2 as 64512; passive; password "te
 		{`{"peerAddress": "::1", "peerASN": 1, "localASN": 2}`, "other machines"},
 		{`{"peerAddress": "169.254.0.1", "interface": "eth0", "peerASN": 1, "localASN": 2}`, "other machines"},
 		{`{"peerAddress": "fe80::1", "peerASN": 1, "localASN": 2}`, "needs the interface"},
+		{`{"peerASN": 1, "localASN": 2}`, "by interface the link on which it advertises itself"},
+		{`{"peerAddress": "", "interface": "eth0", "peerASN": 1, "localASN": 2}`, "peerAddress"},
 		{`{"peerAddress": "fd00::1", "interface": "eth0", "peerASN": 1, "localASN": 2}`, "no other has one"},
 		{`{"peerAddress": "fe80::1", "interface": "eth0/1", "peerASN": 1, "localASN": 2}`, "interface"},
 		{`{"peerAddress": "10.0.0.1", "peerASN": 0, "localASN": 2}`, "peerASN"},
@@ -404,5 +408,31 @@ protocol bgp { local as 64500; neighbor 10.1.1.2 as 64512; passive; password "te
 		have := linktest.Run(t, router, "ip", "-4", "route") + linktest.Run(t, router, "ip", "-6", "route")
 		return strings.Contains(have, "10.244.1.0/24 via 10.1.1.2") && strings.Contains(have, "fd00:244:1::/64 via fe80::"), have
 	})
+	testenv.Must(t, c.Delete(ctx, o))
+	routes6 := func(want bool) {
+		t.Helper()
+		testenv.Eventually(t, fmt.Sprint("the router has pods by way of a link-local address: ", want), func() (bool, string) {
+			have := linktest.Run(t, router, "ip", "-6", "route")
+			return strings.Contains(have, "fd00:244:1::/64 via fe80::") == want, have
+		})
+	}
+	routes6(false)
+
+	// Another that says no more than on what link it is; on one link there is none.
+	for name, device := range map[string]string{"lost": "nowhere", "leaf": "eth0"} { // those before wait for a garbage collector
+		o = peer(fmt.Sprintf(`{"interface": %q, "peerASN": 64500, "localASN": 64512}`, device))
+		o[0].SetName(name)
+		testenv.Must(t, c.Apply(ctx, "test", o))
+	}
+	routes6(true)
+	named = "lost"
+	testenv.Eventually(t, "it is told that there is no such link", says("Refused", "interface nowhere: this node has no such device"))
+	here, err := link.Here()
+	testenv.Must(t, err)
+	defer here.Close()
+	linktest.Run(t, here, "ip", "link", "add", "nowhere", "type", "veth", "peer", "nobody")
+	linktest.Run(t, here, "ip", "link", "set", "nobody", "up")
+	linktest.Run(t, here, "ip", "link", "set", "nowhere", "up")
+	testenv.Eventually(t, "it is told that nobody is there", says("Active", "no router advertisement was heard on nowhere"))
 	stop()
 }

@@ -83,11 +83,28 @@ func (s *Speaker) Set(ctx context.Context, want bgpconf.Speaker) Changes {
 	keep := map[netip.AddrPort]bool{}
 	for _, p := range want.Peers {
 		keep[p.Address] = true
+	}
+	moved := map[netip.AddrPort]bool{}
+	for _, p := range want.Peers {
+		if s.sessions[p.Address] == nil && p.Unnumbered {
+			for a, have := range s.sessions {
+				if !keep[a] && have.isUnnumbered() && a.Addr().Zone() == p.Address.Addr().Zone() {
+					// The router on the link has another address. It keeps the routes, as it does when an agent restarts.
+					have.end(leave)
+					delete(s.sessions, a)
+					moved[p.Address] = true
+				}
+			}
+		}
 		have := s.sessions[p.Address]
 		switch {
 		case have == nil:
 			s.sessions[p.Address] = s.begin(want.RouterID, p)
-			done.PeersAdded++
+			if moved[p.Address] {
+				done.PeersReplaced++
+			} else {
+				done.PeersAdded++
+			}
 		case !have.speaksLike(want.RouterID, p):
 			have.end(leave)
 			s.sessions[p.Address] = s.begin(want.RouterID, p)

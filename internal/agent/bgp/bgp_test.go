@@ -20,6 +20,8 @@ import (
 
 	"github.com/fathom-network/fathom/internal/agent/bgp"
 	"github.com/fathom-network/fathom/internal/facts/bgpconf"
+	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/routeradv"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
@@ -42,9 +44,11 @@ type told struct {
 	Sessions []bgp.Session
 }
 
-// speak sets what it reads, and says how the sessions are. SIGTERM is an agent's stop.
+// speak sets what it reads, and says how the sessions are. SIGTERM is an agent's stop. Unnumbered peers have the address :: in
+// their zone, in the place of which comes what was heard there.
 func speak(in io.Reader, out io.Writer) {
-	var mu sync.Mutex
+	var mu, setting sync.Mutex
+	var want bgpconf.Speaker
 	enc := json.NewEncoder(out)
 	var s *bgp.Speaker
 	tell := func(c *bgp.Changes) {
@@ -59,8 +63,36 @@ func speak(in io.Reader, out io.Writer) {
 		default:
 		}
 	}})
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	heard := make(chan struct{}, 1)
+	var routers *routeradv.Listener
+	if here, err := link.Here(); err != nil {
+		log.Error(err.Error())
+		os.Exit(1)
+	} else {
+		routers = routeradv.New(here, log, func() {
+			select {
+			case heard <- struct{}{}:
+			default:
+			}
+		})
+	}
+	set := func(w *bgpconf.Speaker) bgp.Changes {
+		setting.Lock()
+		defer setting.Unlock()
+		if w != nil {
+			want = *w
+		}
+		return s.Set(context.Background(), found(want, routers))
+	}
 	go func() {
 		for range changed {
+			tell(nil)
+		}
+	}()
+	go func() {
+		for range heard {
+			set(nil)
 			tell(nil)
 		}
 	}()
@@ -72,13 +104,38 @@ func speak(in io.Reader, out io.Writer) {
 		os.Exit(0)
 	}()
 	for dec := json.NewDecoder(in); ; {
-		var want bgpconf.Speaker
+		var want bgpconf.Speaker // a new one
 		if dec.Decode(&want) != nil {
 			return
 		}
-		c := s.Set(context.Background(), want)
+		c := set(&want)
 		tell(&c)
 	}
+}
+
+// found is what is wanted with the routers that were heard, without peers of which none was.
+func found(want bgpconf.Speaker, routers *routeradv.Listener) bgpconf.Speaker {
+	var devices []string
+	for _, p := range want.Peers {
+		if p.Unnumbered {
+			devices = append(devices, p.Address.Addr().Zone())
+		}
+	}
+	routers.Set(devices)
+	heard := routers.Heard()
+	all := want.Peers
+	want.Peers = nil
+	for _, p := range all {
+		if p.Unnumbered {
+			zone := p.Address.Addr().Zone()
+			if !heard[zone].Router.IsValid() {
+				continue
+			}
+			p.Address = netip.AddrPortFrom(heard[zone].Router.WithZone(zone), p.Address.Port())
+		}
+		want.Peers = append(want.Peers, p)
+	}
+	return want
 }
 
 func TestRoutes(t *testing.T) {
@@ -520,34 +577,4 @@ func TestReceived(t *testing.T) {
 		now, _ := n.told()
 		return now.Sessions[0].State != bgp.Established && strings.Contains(now.Sessions[0].Reason, "more routes than are of use"), fmt.Sprint(now.Sessions)
 	})
-}
-
-// TestDocumentedRouters runs the routers as docs/bgp.md configures them, with this test's addresses.
-func TestDocumentedRouters(t *testing.T) {
-	doc, err := os.ReadFile("../../../docs/bgp.md")
-	testenv.Must(t, err)
-	for name, title := range map[string]string{"BIRD": "BIRD 2:", "FRR": "FRR:"} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			_, after, found := strings.Cut(string(doc), "\n"+title+"\n\n```\n")
-			config, _, closed := strings.Cut(after, "```")
-			if !found || !closed {
-				t.Fatalf("no configuration below %q", title)
-			}
-			config = strings.NewReplacer("192.0.2.0/24", "10.1.1.0/24", "fd00:10:244::/56", "fd00:244::/32").Replace(config)
-			if name == "BIRD" {
-				config = "router id 192.0.2.1; protocol device {}\n" + config
-			}
-			ns := newNamespace(t)
-			r := routers[name](t, ns)
-			n := newNode(t, ns, 1)
-			r.load(config)
-			n.begin()
-			n.set(peer("10.1.1.1", route("10.244.1.0/24"), via("fd00:244:1::/64", "fd00:1:1::2"), route("203.0.113.0/24")))
-			n.up("router")
-			ns.routes("10.244.1.0/24", "10.1.1.2")
-			ns.routes("fd00:244:1::/64", "fd00:1:1::2")
-			ns.routes("203.0.113.0/24") // not the pods'
-		})
-	}
 }

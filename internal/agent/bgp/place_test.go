@@ -187,6 +187,7 @@ type routed struct {
 	ttlSecurity       bool
 	device            string // of a link-local address
 	extended          bool   // IPv4 with IPv6 next hops
+	unnumbered        bool   // whoever is on the link of the device
 }
 
 const (
@@ -250,6 +251,10 @@ func (b *bird) begin(sessions ...routed) {
 		fmt.Fprintf(&c, "protocol kernel { %s { export all; import none; }; merge paths on; scan time 1; }\n", family)
 	}
 	for i, s := range sessions {
+		if s.unnumbered {
+			s.address = "range fe80::/10"
+			fmt.Fprintf(&c, "protocol radv { interface %q { min ra interval 3; max ra interval 4; }; }\n", s.device)
+		}
 		fmt.Fprintf(&c, "protocol bgp s%d { local as %d; neighbor %s as %d; passive; debug { states, events };\n", i, routerASN, s.address, nodeASN)
 		if s.password != "" {
 			fmt.Fprintf(&c, "password %q;\n", s.password)
@@ -263,6 +268,9 @@ func (b *bird) begin(sessions ...routed) {
 		extended := ""
 		if s.extended {
 			extended = "extended next hop on;"
+		}
+		if s.unnumbered { // it takes what fails when its own address goes for an error, and would refuse connections for a minute
+			fmt.Fprintf(&c, "error wait time 1, 1;\n")
 		}
 		fmt.Fprintf(&c, "ipv4 { import all; export none; %s }; ipv6 { import all; export none; }; }\n", extended)
 	}
@@ -308,7 +316,12 @@ func (f *frr) begin(sessions ...routed) {
 	f.t.Helper()
 	var c strings.Builder
 	fmt.Fprintf(&c, "router bgp %d\n bgp router-id 192.0.2.1\n no bgp ebgp-requires-policy\n no bgp default ipv4-unicast\n", routerASN)
-	for _, s := range sessions {
+	for i, s := range sessions {
+		if s.unnumbered { // IPv6 next hops are taken of themselves
+			sessions[i].address = s.device
+			fmt.Fprintf(&c, " neighbor %s interface remote-as %d\n", s.device, nodeASN)
+			continue
+		}
 		fmt.Fprintf(&c, " neighbor %[1]s remote-as %[2]d\n neighbor %[1]s passive\n", s.address, nodeASN)
 		if s.password != "" {
 			fmt.Fprintf(&c, " neighbor %s password %s\n", s.address, s.password)

@@ -254,6 +254,12 @@ func (s *session) look() Session {
 	return look
 }
 
+func (s *session) isUnnumbered() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.peer.Unnumbered
+}
+
 // speaksLike says whether the session can go on for p, whatever p announces.
 func (s *session) speaksLike(routerID netip.Addr, p bgpconf.Peer) bool {
 	s.mu.Lock()

@@ -23,11 +23,13 @@ type Speaker struct {
 
 // Peer is a router that the node connects to, and what the router is told.
 type Peer struct {
-	Name     string         // of the BGPPeer
-	Address  netip.AddrPort // with the device as its zone where it is link-local
-	ASN      uint32
-	LocalASN uint32
-	Password Password // of TCP's MD5 signatures, RFC 2385; empty for none
+	Name    string         // of the BGPPeer
+	Address netip.AddrPort // with the device as its zone where it is link-local
+	// Unnumbered says that the BGPPeer names the device alone: the address is what was heard there, and may become another.
+	Unnumbered bool
+	ASN        uint32
+	LocalASN   uint32
+	Password   Password // of TCP's MD5 signatures, RFC 2385; empty for none
 	// HoldTime is after what silence the session is taken for dead, Keepalive how often something is said.
 	HoldTime, Keepalive time.Duration
 	// Hops is how many routers away an external peer may be; 1 is a neighbour.
@@ -88,7 +90,9 @@ type Node struct {
 	// Addrs are its own addresses, the one it prefers first.
 	Addrs []netip.Addr
 	// Links are its devices that have addresses beside link-local ones.
-	Links    []Link
+	Links []Link
+	// Heard is what was heard on the devices of Interfaces.
+	Heard    map[string]Heard
 	PodCIDRs []netip.Prefix
 	// ServiceAddresses are those of Services that the node is to attract packets for. An address that Services share is there
 	// once for each of them.
@@ -99,6 +103,14 @@ type Node struct {
 type Link struct {
 	Device string
 	Addrs  []netip.Prefix // each with the length of the prefix that is on the segment
+}
+
+// Heard is which router advertises itself on a link.
+type Heard struct {
+	Router netip.Addr // link-local, without a zone; invalid if there was none
+	Other  netip.Addr // another one, if there was
+	// Problem says why nothing can be heard there, or nothing be said.
+	Problem string
 }
 
 // ServiceAddress is an address of a Service.

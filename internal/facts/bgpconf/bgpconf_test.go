@@ -53,6 +53,18 @@ func dualNode() Node {
 		PodCIDRs: prefixes("10.244.1.0/24", "fd00:244:1::/64"), ServiceAddresses: []ServiceAddress{of("office", v1alpha1.BGPLoadBalancerIP, "192.0.2.80", "web")}}
 }
 
+// heardNode is dualNode with links on which something was heard, or nothing.
+func heardNode() Node {
+	n := dualNode()
+	n.Heard = map[string]Heard{"eth1": {Router: netip.MustParseAddr("fe80::1")}, "eth2": {Router: netip.MustParseAddr("fe80::2"), Other: netip.MustParseAddr("fe80::22")},
+		"eth3": {Router: netip.MustParseAddr("fe80::3"), Problem: "it has no link-local address"}, "eth4": {Problem: "this node has no such device"}, "eth5": {}}
+	return n
+}
+
+func onDevice(name, device string) *v1alpha1.BGPPeer {
+	return plain(name, "", func(s *v1alpha1.BGPPeerSpec) { s.Interface = device })
+}
+
 // of is an address of a Service, whose label app is its name, and of a pool with the label site: of the same name.
 func of(pool string, kind v1alpha1.BGPAddresses, addr, name string) ServiceAddress {
 	a := ServiceAddress{Addr: netip.MustParseAddr(addr), Kind: kind, Service: service.Name{Name: name}, Labels: labels.Set{"app": name}}
@@ -67,7 +79,11 @@ func noSecrets(string) (map[string][]byte, error) { return nil, errors.New("ther
 // render is a peer in one line.
 func render(p Peer) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s AS%d from AS%d hold %v keep %v hops %d restart %v password %v", p.Name, p.Address, p.ASN, p.LocalASN, p.HoldTime, p.Keepalive, p.Hops, p.RestartTime, p.Password)
+	fmt.Fprintf(&b, "%s %s ", p.Name, p.Address)
+	if p.Unnumbered {
+		b.WriteString("unnumbered ")
+	}
+	fmt.Fprintf(&b, "AS%d from AS%d hold %v keep %v hops %d restart %v password %v", p.ASN, p.LocalASN, p.HoldTime, p.Keepalive, p.Hops, p.RestartTime, p.Password)
 	if p.TTLSecurity {
 		b.WriteString(" ttl security")
 	}
@@ -125,6 +141,15 @@ func TestRead(t *testing.T) {
 				"BGPPeer b: interface is for a link-local peerAddress such as fe80::1, and 10.0.0.254 is none",
 				"BGPPeer c: peerAddress 169.254.0.1: want a plain unicast address",
 				"BGPPeer d: interface is for a link-local peerAddress such as fe80::1, and fe80::1%eth0 is none"}},
+		{name: "unnumbered", node: heardNode(), peers: []*v1alpha1.BGPPeer{onDevice("a", "eth1"), onDevice("b", "eth2"), onDevice("c", "eth3"), onDevice("d", "eth4"), onDevice("e", "eth5"), onDevice("f", "eth1"), onDevice("g", "")},
+			want: []string{"a [fe80::1%eth1]:179 unnumbered " + defaults + " 10.244.1.0/24 fd00:244:1::/64", "b [fe80::2%eth2]:179 unnumbered " + defaults + " 10.244.1.0/24 fd00:244:1::/64",
+				"c [fe80::3%eth3]:179 unnumbered " + defaults + " 10.244.1.0/24 fd00:244:1::/64"},
+			problems: []string{"BGPPeer b: interface eth2: there are several routers, of which fe80::2 is spoken with, and fe80::22 is not: name them by peerAddress",
+				"BGPPeer c: interface eth3: the router is not told of this node: it has no link-local address",
+				"BGPPeer d: interface eth4: this node has no such device",
+				"waits: BGPPeer e: no router advertisement was heard on eth5: does the router send them there, and is that the link to it? Else name its peerAddress",
+				"BGPPeer f: [fe80::1%eth1]:179 is BGPPeer a already, which is older",
+				`BGPPeer g: peerAddress "" is no address`}},
 		{name: "own address", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "fd00::1")},
 			problems: []string{"BGPPeer a: peerAddress fd00::1 is this node's own"}},
 		{name: "all settings", node: dualNode(), peers: []*v1alpha1.BGPPeer{plain("a", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) {
@@ -197,7 +222,11 @@ func TestRead(t *testing.T) {
 				got = append(got, render(p))
 			}
 			for _, p := range found {
-				problems = append(problems, p.String())
+				text := p.String()
+				if p.Waits {
+					text = "waits: " + text
+				}
+				problems = append(problems, text)
 			}
 			if !slices.Equal(got, tc.want) {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(tc.want, "\n"))

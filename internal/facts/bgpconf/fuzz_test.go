@@ -18,19 +18,21 @@ func FuzzRead(f *testing.F) {
 	}), plain("c", "10.0.0.252", func(s *v1alpha1.BGPPeerSpec) {
 		s.Advertisements = []v1alpha1.BGPAdvertisement{{Addresses: []v1alpha1.BGPAddresses{v1alpha1.BGPLoadBalancerIP, v1alpha1.BGPPodCIDR}, AggregationLength: 24, AggregationLengthV6: -1,
 			PoolSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"site": "edge"}}, ServiceSelector: &metav1.LabelSelector{}, Communities: []string{"1:1"}, LocalPref: new(int64)}}
-	})} {
+	}), onDevice("d", "eth1"), onDevice("e", "eth5")} {
 		data, err := json.Marshal(p)
 		if err != nil {
 			f.Fatal(err)
 		}
 		f.Add(data)
 	}
+	node := shop()
+	node.Heard = heardNode().Heard
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var p v1alpha1.BGPPeer
 		if json.Unmarshal(data, &p) != nil {
 			return
 		}
-		s, problems := Read([]*v1alpha1.BGPPeer{&p, plain("other", "10.0.0.253")}, shop(), noSecrets)
+		s, problems := Read([]*v1alpha1.BGPPeer{&p, plain("other", "10.0.0.253")}, node, noSecrets)
 		for _, peer := range s.Peers {
 			if !peer.Address.IsValid() || peer.ASN == 0 || peer.LocalASN == 0 || peer.HoldTime < 0 || peer.Keepalive < 0 || peer.RestartTime < 0 || peer.Hops == 0 {
 				t.Errorf("%s", render(peer))

@@ -22,6 +22,8 @@ type Problem struct {
 	Text string
 	// Refused says that there is no session because of it.
 	Refused bool
+	// Waits says that there is no session since no router was heard yet, and will be one when it is.
+	Waits bool
 }
 
 func (p Problem) String() string { return fmt.Sprintf("BGPPeer %s: %s", p.Peer, p.Text) }
@@ -95,12 +97,17 @@ type reader struct {
 }
 
 func (r *reader) refuse(format string, args ...any) {
-	r.problems = append(r.problems, Problem{r.peer.Name, fmt.Sprintf(format, args...), true})
+	r.problems = append(r.problems, Problem{r.peer.Name, fmt.Sprintf(format, args...), true, false})
+	r.refused = true
+}
+
+func (r *reader) wait(format string, args ...any) {
+	r.problems = append(r.problems, Problem{r.peer.Name, fmt.Sprintf(format, args...), true, true})
 	r.refused = true
 }
 
 func (r *reader) lack(format string, args ...any) {
-	r.problems = append(r.problems, Problem{r.peer.Name, fmt.Sprintf(format, args...), false})
+	r.problems = append(r.problems, Problem{r.peer.Name, fmt.Sprintf(format, args...), false, false})
 }
 
 func (r *reader) read(secrets Secrets) Peer {
@@ -112,6 +119,7 @@ func (r *reader) read(secrets Secrets) Peer {
 		Hops:      1,
 	}
 	p.Address = r.address()
+	p.Unnumbered = spec.PeerAddress == ""
 	if p.HoldTime < 3*time.Second || p.HoldTime > 65535*time.Second {
 		r.refuse("holdTimeSeconds %d: want 3 to 65535", spec.HoldTimeSeconds)
 	}
@@ -146,6 +154,8 @@ func (r *reader) address() netip.AddrPort {
 	a, err := netip.ParseAddr(spec.PeerAddress)
 	port := cmp.Or(spec.PeerPort, DefaultPort)
 	switch {
+	case spec.PeerAddress == "" && spec.Interface != "":
+		a = r.heard(spec.Interface)
 	case err != nil:
 		r.refuse("peerAddress %q is no address", spec.PeerAddress)
 	case a.Is6() && a.Zone() == "" && a.IsLinkLocalUnicast() && spec.Interface != "":
@@ -165,6 +175,35 @@ func (r *reader) address() netip.AddrPort {
 		r.refuse("peerPort %d: want 1 to 65535", port)
 	}
 	return netip.AddrPortFrom(a, uint16(port))
+}
+
+// heard is the address of the router at the other end of a link.
+func (r *reader) heard(device string) netip.Addr {
+	h := r.node.Heard[device]
+	switch {
+	case h.Problem != "" && !h.Router.IsValid():
+		r.refuse("interface %s: %s", device, h.Problem)
+	case !h.Router.IsValid():
+		r.wait("no router advertisement was heard on %s: does the router send them there, and is that the link to it? Else name its peerAddress", device)
+	case h.Problem != "":
+		r.lack("interface %s: the router is not told of this node: %s", device, h.Problem)
+	case h.Other.IsValid():
+		r.lack("interface %s: there are several routers, of which %s is spoken with, and %s is not: name them by peerAddress", device, h.Router, h.Other)
+	}
+	return h.Router.WithZone(device)
+}
+
+// Interfaces are a node's devices on which BGPPeers have it find the router by itself.
+func Interfaces(peers []*v1alpha1.BGPPeer, nodeLabels map[string]string) []string {
+	var devices []string
+	for _, p := range peers {
+		selected, err := Selects(p, nodeLabels)
+		if err == nil && selected && p.DeletionTimestamp == nil && p.Spec.PeerAddress == "" && p.Spec.Interface != "" {
+			devices = append(devices, p.Spec.Interface)
+		}
+	}
+	slices.Sort(devices)
+	return slices.Compact(devices)
 }
 
 func (r *reader) restartTime() time.Duration {
