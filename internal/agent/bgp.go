@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"sync"
@@ -22,16 +23,19 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/routeradv"
+	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // announcer has routers know what is behind the node: docs/design/bgp.md. It belongs to the loop.
 type announcer struct {
-	speaker  *bgp.Speaker
-	routers  *routeradv.Listener
-	up       map[string]bool // by peer, as it was told last
-	sessions *prometheus.GaugeVec
-	prefixes *prometheus.GaugeVec
+	speaker *bgp.Speaker
+	routers *routeradv.Listener
+	// aggregatesNothing says that the kernel was told to refuse nothing of aggregates.
+	aggregatesNothing bool
+	up                map[string]bool // by peer, as it was told last
+	sessions          *prometheus.GaugeVec
+	prefixes          *prometheus.GaugeVec
 
 	mu      sync.Mutex
 	told    []vip.Router // what routers are
@@ -99,10 +103,12 @@ func (a *Agent) announce(ctx context.Context, own podnet.Node, interfaces []podn
 	if waits {
 		return nil // a peer without its password would be told that it is over; the answer wakes the loop
 	}
+	var problems []string
+	if err := a.refuseAggregates(want.Aggregates()); err != nil {
+		problems = append(problems, err.Error())
+	}
 	b.speaker.Set(ctx, want)
 	sessions := b.speaker.Sessions()
-
-	var problems []string
 	for _, p := range found {
 		i := slices.IndexFunc(peers, func(peer *v1alpha1.BGPPeer) bool { return peer.Name == p.Peer })
 		if p.Waits && time.Since(heard[peers[i].Spec.Interface].Since) < hearing {
@@ -116,6 +122,24 @@ func (a *Agent) announce(ctx context.Context, own podnet.Node, interfaces []podn
 		a.publishSession(p, nodes, entry(p, a.Node, sessions, found))
 	}
 	return problems
+}
+
+// refuseAggregates has the node refuse what routers send for addresses of these prefixes that nobody has, before they are told
+// to send it.
+func (a *Agent) refuseAggregates(all []netip.Prefix) error {
+	if len(all) == 0 {
+		if a.bgp.aggregatesNothing { // a transaction has all tables read again
+			return nil
+		}
+		err := a.rules.Delete(ruleset.AggregatesTable)
+		a.bgp.aggregatesNothing = err == nil
+		return err
+	}
+	a.bgp.aggregatesNothing = false
+	if _, err := a.rules.SetAggregates(all); err != nil {
+		return fmt.Errorf("what is for nobody in announced aggregates goes back to the routers: %w", err)
+	}
+	return nil
 }
 
 // hearing is how long a router has to advertise itself before it is a problem that it does not.

@@ -26,6 +26,7 @@ import (
 	"github.com/fathom-network/fathom/internal/agent"
 	"github.com/fathom-network/fathom/internal/install"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 	"github.com/fathom-network/fathom/internal/watch/kube"
@@ -192,8 +193,17 @@ func advertise(t *testing.T, c *kube.Client, router *link.Namespace, birdctl str
 		"198.51.100.7/32": marks, "198.51.100.17/32": marks, "10.1.1.137/32": marks, "10.96.1.8/32": {"(64512,1)"}})
 	advertisements(`[{"addresses": ["LoadBalancerIP"], "poolSelector": {"matchLabels": {"site": "a"}}, "aggregationLength": 24}]`)
 	told("the router has the aggregate", map[string][]string{"198.51.100.0/24": {"(64512,1)"}})
+	refused := func(want string) {
+		t.Helper()
+		testenv.Eventually(t, "of aggregates is refused: "+want, func() (bool, string) {
+			out, err := exec.Command("nft", "list", "set", "inet", ruleset.AggregatesTable, "aggregates4").CombinedOutput()
+			return (err == nil) == (want != "") && strings.Contains(string(out), want), string(out)
+		})
+	}
+	refused("198.51.100.0/24")
 	advertisements(`[{"addresses": ["ExternalIP"], "pools": ["other"]}]`)
 	told("the router has nothing of a pool that is not there", nil)
+	refused("")
 
 	// Who asks for an external IP of the pool hears of the node, whichever way routers are told.
 	mac := strings.Fields(linktest.Run(t, router, "ip", "-o", "neigh", "show", "10.1.1.2"))[4]
@@ -285,7 +295,7 @@ protocol bgp { local as 64500; neighbor 10.1.1.2 as 64512; passive; password "te
 	named := "router"
 	status := func() string {
 		u := &unstructured.Unstructured{}
-		raw, err := c.CoreV1().RESTClient().Get().AbsPath("/apis/fathom.network/v1alpha1/bgppeers/"+named).DoRaw(ctx)
+		raw, err := c.CoreV1().RESTClient().Get().AbsPath("/apis/fathom.network/v1alpha1/bgppeers/" + named).DoRaw(ctx)
 		if err != nil || u.UnmarshalJSON(raw) != nil {
 			return fmt.Sprint(err)
 		}

@@ -86,7 +86,7 @@ func (a *Agent) clean() error {
 		return err
 	}
 	defer rules.Close()
-	for _, table := range []string{ruleset.MasqueradeTable, ruleset.GuardTable, ruleset.UnservedTable} {
+	for _, table := range []string{ruleset.MasqueradeTable, ruleset.GuardTable, ruleset.UnservedTable, ruleset.AggregatesTable} {
 		if err := rules.Delete(table); err != nil {
 			return err
 		}

@@ -191,6 +191,20 @@ func (r *reader) routes(p Peer) []Route {
 	return routes
 }
 
+// Aggregates are the prefixes that a node announces for some of the addresses in them: what is sent to it for others is for nobody.
+func (s Speaker) Aggregates() []netip.Prefix {
+	var all []netip.Prefix
+	for _, p := range s.Peers {
+		for _, r := range p.Routes {
+			if len(r.Addrs) > 0 && !r.Prefix.IsSingleIP() {
+				all = append(all, r.Prefix)
+			}
+		}
+	}
+	slices.SortFunc(all, netip.Prefix.Compare)
+	return slices.Compact(all)
+}
+
 // nextHop is the address of the node that a router which speaks over one family reaches in the other: one of the link on
 // which the router is, or, where that has none or the router is further away, the one that the node prefers. It is invalid
 // if the node has none; to a router with a link-local address only those of the link count.

@@ -119,3 +119,20 @@ func TestAddressesOfRoutes(t *testing.T) {
 		}
 	}
 }
+
+// TestAggregates: of what is announced for Services' addresses those prefixes are aggregates that hold others, too.
+func TestAggregates(t *testing.T) {
+	one := plain("a", "10.0.0.254", func(s *v1alpha1.BGPPeerSpec) {
+		s.Advertisements = []v1alpha1.BGPAdvertisement{{Addresses: []v1alpha1.BGPAddresses{v1alpha1.BGPLoadBalancerIP, v1alpha1.BGPPodCIDR}, AggregationLength: 24, AggregationLengthV6: 64}}
+	})
+	two := plain("b", "10.0.0.253", func(s *v1alpha1.BGPPeerSpec) {
+		s.Advertisements = append(slices.Clone(one.Spec.Advertisements), v1alpha1.BGPAdvertisement{Addresses: []v1alpha1.BGPAddresses{v1alpha1.BGPLoadBalancerIP}})
+	})
+	s, _ := Read([]*v1alpha1.BGPPeer{one, two}, shop(), noSecrets)
+	if got, want := s.Aggregates(), prefixes("192.0.2.0/24", "198.51.100.0/24", "2001:db8::/64"); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if s, _ = Read([]*v1alpha1.BGPPeer{plain("c", "10.0.0.252")}, shop(), noSecrets); s.Aggregates() != nil {
+		t.Errorf("%v, want none", s.Aggregates())
+	}
+}
