@@ -3,9 +3,9 @@ package ruleset
 import (
 	"cmp"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
@@ -15,6 +15,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
 
 // GuardTable is the table that keeps pods from passing for somebody else: docs/design/podnet.md, "Who may send as whom".
@@ -63,51 +64,43 @@ func kindsOf(g podnet.Guard) []senders {
 
 // SetGuard makes the kernel refuse what g says, and returns the number of elements that it changed.
 func (r *Ruleset) SetGuard(g podnet.Guard) (diff.Count, error) {
-	want := elements{}
-	for _, f := range inet.Families {
-		want[named(guardNodes, f)], want[named(guardOwn, f)] = single(g.Nodes, f), single(g.Own, f)
-		want[named(guardOutside, f)], want[named(guardCluster, f)] = alone(g.Outside, f), alone(g.Cluster, f)
-		want[named(guardLinkLocal, f)], want[named(guardOpen, f)] = alone(g.LinkLocal, f), alone(g.Open, f)
-	}
-	for _, s := range g.Senders {
-		name := sendersOf(s).name()
-		want[name] = append(want[name], member{s.Node, s.Range})
-	}
-	for _, list := range want {
-		sortPairs(list)
-	}
-	return r.set(guardTable(g), want)
+	return r.set(guardTable(g))
 }
 
 // Guard reads back what SetGuard set for a guard like this one: with its port, its VNI, and senders' ranges of its
 // lengths, which are in the rules. A table that is not there, or that does something else, is as good as none: the zero
 // value.
 func (r *Ruleset) Guard(like podnet.Guard) (podnet.Guard, error) {
-	table := guardTable(like)
-	have, _, err := r.read(table)
-	if errors.Is(err, errStrange) {
-		return podnet.Guard{}, nil
-	}
-	if err != nil {
+	have, found, err := r.read(guardTable(like))
+	if !found || err != nil {
 		return podnet.Guard{}, err
 	}
-	g := podnet.Guard{Port: like.Port, VNI: like.VNI}
-	for _, f := range inet.Families {
-		g.Nodes, g.Own = addrs(g.Nodes, have[named(guardNodes, f)]), addrs(g.Own, have[named(guardOwn, f)])
-		g.Outside = prefixes(g.Outside, have[named(guardOutside, f)])
-		g.Cluster = prefixes(g.Cluster, have[named(guardCluster, f)])
-		g.LinkLocal = prefixes(g.LinkLocal, have[named(guardLinkLocal, f)])
-		g.Open = prefixes(g.Open, have[named(guardOpen, f)])
-	}
-	var senders []member
+	g := podnet.Guard{Port: like.Port, VNI: like.VNI, Nodes: have.addrs(guardNodes), Own: have.addrs(guardOwn),
+		Outside: have.prefixes(guardOutside), Cluster: have.prefixes(guardCluster),
+		LinkLocal: have.prefixes(guardLinkLocal), Open: have.prefixes(guardOpen)}
 	for _, s := range kindsOf(like) {
-		senders = append(senders, have[s.name()]...)
+		for _, e := range have[s.name()] {
+			if sender, ok := s.sender(e); ok {
+				g.Senders = append(g.Senders, sender)
+			}
+		}
 	}
-	sortPairs(senders)
-	for _, m := range senders {
-		g.Senders = append(g.Senders, podnet.Sender{Node: m.first, Range: m.prefix})
-	}
+	slices.SortStableFunc(g.Senders, func(a, b podnet.Sender) int {
+		return cmp.Or(a.Node.Compare(b.Node), a.Range.Addr().Compare(b.Range.Addr()))
+	})
 	return g, nil
+}
+
+// sender is what an element of theirs says.
+func (s senders) sender(e nft.Element) (podnet.Sender, bool) {
+	n := words(s.outer) * 4
+	if len(e.Key) != n+words(s.inner)*4 {
+		return podnet.Sender{}, false
+	}
+	node, _ := netip.AddrFromSlice([]byte(e.Key[:n]))
+	first, _ := netip.AddrFromSlice([]byte(e.Key[n:]))
+	p := netip.PrefixFrom(first, s.bits)
+	return podnet.Sender{Node: node, Range: p}, p == p.Masked()
 }
 
 // What is in a packet of vxlan behind the UDP header (RFC 7348, section 5), in bytes from the start of that header.
@@ -118,105 +111,108 @@ const (
 	vxlanInner     = 8 + 8 + 14
 )
 
-func guardTable(g podnet.Guard) table {
+func guardTable(g podnet.Guard) nft.Table {
 	kinds := kindsOf(g)
-	t := table{name: GuardTable, variant: fmt.Sprintf("port %d, VNI %d, senders %v", g.Port, g.VNI, kinds)}
+	t := nft.Table{Name: GuardTable, Variant: fmt.Sprintf("port %d, VNI %d, senders %v", g.Port, g.VNI, kinds), Elements: elements{}}
 	for _, f := range inet.Families {
-		t.sets = append(t.sets,
-			set{name: named(guardNodes, f), comment: "every node", family: f},
-			set{name: named(guardOwn, f), comment: "this node, where its tunnel receives", family: f},
-			set{name: named(guardOutside, f), comment: "sources outside of the cluster that nodes may hand on", family: f, interval: true},
-			set{name: named(guardCluster, f), comment: "the cluster's, which are not outside", family: f, interval: true},
-			set{name: named(guardLinkLocal, f), comment: "pods' packets are not forwarded there", family: f, interval: true},
-			set{name: named(guardOpen, f), comment: "but they are there", family: f, interval: true},
+		t.Sets = append(t.Sets,
+			addrSet(guardNodes, f, "every node"),
+			addrSet(guardOwn, f, "this node, where its tunnel receives"),
+			prefixSet(guardOutside, f, "sources outside of the cluster that nodes may hand on"),
+			prefixSet(guardCluster, f, "the cluster's, which are not outside"),
+			prefixSet(guardLinkLocal, f, "pods' packets are not forwarded there"),
+			prefixSet(guardOpen, f, "but they are there"),
 		)
+		t.Elements[named(guardNodes, f)], t.Elements[named(guardOwn, f)] = ofAddrs(g.Nodes, f), ofAddrs(g.Own, f)
+		t.Elements[named(guardOutside, f)], t.Elements[named(guardCluster, f)] = ofPrefixes(g.Outside, f), ofPrefixes(g.Cluster, f)
+		t.Elements[named(guardLinkLocal, f)], t.Elements[named(guardOpen, f)] = ofPrefixes(g.LinkLocal, f), ofPrefixes(g.Open, f)
+	}
+	for _, s := range g.Senders {
+		set := sendersOf(s).name()
+		t.Elements[set] = append(t.Elements[set], nft.Element{Key: string(append(s.Node.AsSlice(), s.Range.Addr().AsSlice()...))})
 	}
 	for _, s := range kinds {
-		t.sets = append(t.sets, set{name: s.name(), comment: "who sends by the tunnel, and from where",
-			family: s.inner, pairedWith: s.outer, bits: s.bits})
+		t.Sets = append(t.Sets, &nft.Set{Name: s.name(), Comment: "who sends by the tunnel, and from where",
+			Key: nftables.MustConcatSetType(addrType(s.outer), addrType(s.inner))})
+		t.Elements[s.name()] = sorted(t.Elements[s.name()])
 	}
-	t.chains = append(guardSource(g.Port), guardForward(g.Port)...)
-	t.chains = append(t.chains, guardTunnel(g.Port, g.VNI, kinds)...)
+	t.Chains = slices.Concat(guardSource(g.Port), guardForward(g.Port), guardTunnel(g.Port, g.VNI, kinds))
 	return t
 }
 
 // guardSource are the chains that see packets first.
-func guardSource(port uint16) []chain {
+func guardSource(port uint16) []nft.Chain {
 	// Before connection tracking, so that what is false leaves no trace there. Both families, although the kernel's
 	// rp_filter does the same for IPv4: it takes the greater of a device's value and that of "all", and many
 	// distributions set 2 there, with which any source that has a route is good.
-	pre := chain{name: "prerouting", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityRaw}
-	pre.add("a pod sends from its own address: that to which there is a route by its device", fromPod(), []expr.Any{
+	pre := nft.Hooked("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, *nftables.ChainPriorityRaw)
+	pre.Add("a pod sends from its own address: that to which there is a route by its device", fromPod(), []expr.Any{
 		&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)}}, dropped())
-	out := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityRaw}
+	out := nft.Hooked("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, *nftables.ChainPriorityRaw)
 	// What is not tracked is not translated: no host port and no external address of a Service takes the tunnel's packets
 	// away. Nor does each of them cost a look-up of its connection, which has one direction alone and means nothing. Here is
 	// no question of who sends: that is to_tunnel's.
-	from, to := chain{name: "untracked_from_tunnel"}, chain{name: "untracked_to_tunnel"}
-	pre.add("to this node's tunnel, perhaps", toPort(port), jump(from.name))
-	out.add("to another node's tunnel, perhaps", toPort(port), jump(to.name))
+	from, to := nft.Chain{Name: "untracked_from_tunnel"}, nft.Chain{Name: "untracked_to_tunnel"}
+	pre.Add("to this node's tunnel, perhaps", toPort(port), jump(from.Name))
+	out.Add("to another node's tunnel, perhaps", toPort(port), jump(to.Name))
 	for _, f := range inet.Families {
 		const why = "the tunnel's packets are nobody else's to translate"
-		from.add(why, isFamily(f), isIn(destinationOf(f), named(guardOwn, f)), []expr.Any{&expr.Notrack{}}, verdict(expr.VerdictAccept))
-		to.add(why, isFamily(f), isIn(destinationOf(f), named(guardNodes, f)), []expr.Any{&expr.Notrack{}}, verdict(expr.VerdictAccept))
+		from.Add(why, isFamily(f), isIn(destinationOf(f), named(guardOwn, f)), []expr.Any{&expr.Notrack{}}, verdict(expr.VerdictAccept))
+		to.Add(why, isFamily(f), isIn(destinationOf(f), named(guardNodes, f)), []expr.Any{&expr.Notrack{}}, verdict(expr.VerdictAccept))
 	}
-	return []chain{pre, out, from, to}
+	return []nft.Chain{pre, out, from, to}
 }
 
 // guardForward are the chains for what passes through the node. Destinations are the final ones here, whatever a
 // Service or host port made of them.
-func guardForward(port uint16) []chain {
-	forward := chain{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: nftables.ChainPriorityFilter}
-	pods := chain{name: "forward_from_pod"}
-	tunnels := chain{name: "forward_to_tunnel"}
-	forward.add("to somebody's tunnel, perhaps", toPort(port), jump(tunnels.name))
-	forward.add("from a pod", fromPod(), jump(pods.name))
+func guardForward(port uint16) []nft.Chain {
+	forward := nft.Hooked("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, *nftables.ChainPriorityFilter)
+	pods := nft.Chain{Name: "forward_from_pod"}
+	tunnels := nft.Chain{Name: "forward_to_tunnel"}
+	forward.Add("to somebody's tunnel, perhaps", toPort(port), jump(tunnels.Name))
+	forward.Add("from a pod", fromPod(), jump(pods.Name))
 	for _, f := range inet.Families {
 		// It would leave with this node's address, which another node takes for this node's tunnel.
 		toNode := slices.Concat(isFamily(f), isIn(destinationOf(f), named(guardNodes, f)))
-		tunnels.add("no pod sends to a node's tunnel", fromPod(), toNode, dropped())
-		tunnels.add("nothing is translated to a node's tunnel", translated(), toNode, dropped())
-		pods.add("link-local addresses and clouds' metadata are the node's alone", isFamily(f),
+		tunnels.Add("no pod sends to a node's tunnel", fromPod(), toNode, dropped())
+		tunnels.Add("nothing is translated to a node's tunnel", translated(), toNode, dropped())
+		pods.Add("link-local addresses and clouds' metadata are the node's alone", isFamily(f),
 			isIn(destinationOf(f), named(guardLinkLocal, f)), isNotIn(destinationOf(f), named(guardOpen, f)), []expr.Any{
 				// An answer, where other rules have none: what asks for metadata goes on at once instead of waiting.
 				&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
 	}
-	return []chain{forward, pods, tunnels}
+	return []nft.Chain{forward, pods, tunnels}
 }
 
 // guardTunnel are the chains for what comes to this node's tunnel. They look at it before the kernel takes it apart: of
 // what is in it nobody knows later which node it came from, and the fast path redirects it before any chain.
-func guardTunnel(port uint16, vni uint32, kinds []senders) []chain {
-	input := chain{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, priority: nftables.ChainPriorityFilter}
-	tunnel := chain{name: "to_tunnel"}
-	input.add("to the tunnel", toPort(port), jump(tunnel.name))
+func guardTunnel(port uint16, vni uint32, kinds []senders) []nft.Chain {
+	input := nft.Hooked("input", nftables.ChainTypeFilter, nftables.ChainHookInput, *nftables.ChainPriorityFilter)
+	tunnel := nft.Chain{Name: "to_tunnel"}
+	input.Add("to the tunnel", toPort(port), jump(tunnel.Name))
 	// Before the senders: a pod's packet to another node's port has its own node's address when it comes. What is not tracked is
 	// through with it at once.
-	tunnel.add("nothing is translated to a node's tunnel", translated(), isVNI(expr.CmpOpEq, vni), dropped())
+	tunnel.Add("nothing is translated to a node's tunnel", translated(), isVNI(expr.CmpOpEq, vni), dropped())
 	// Nearly all packets end here, so this comes next. No pod makes one of these by itself: it does not send from a node's address.
 	for _, s := range kinds {
-		tunnel.add("a node sends from its own addresses and its pods'", isFamily(s.outer), isInner(s.inner),
+		tunnel.Add("a node sends from its own addresses and its pods'", isFamily(s.outer), isInner(s.inner),
 			[]expr.Any{at(sourceOf(s.outer), 0), at(innerSource(s.inner), words(s.outer))}, masked(words(s.outer), s),
 			[]expr.Any{&expr.Lookup{SourceRegister: reg(0), SetName: s.name()}}, verdict(expr.VerdictAccept))
 	}
-	tunnel.add("no pod sends to a node's tunnel", fromPod(), dropped())
-	tunnel.add("another tunnel that shares the port", isVNI(expr.CmpOpNeq, vni), verdict(expr.VerdictReturn))
+	tunnel.Add("no pod sends to a node's tunnel", fromPod(), dropped())
+	tunnel.Add("another tunnel that shares the port", isVNI(expr.CmpOpNeq, vni), verdict(expr.VerdictReturn))
 	for _, f := range inet.Families {
-		tunnel.add("nodes send to the address that this one has in the API", isFamily(f), isNotIn(destinationOf(f), named(guardOwn, f)), dropped())
+		tunnel.Add("nodes send to the address that this one has in the API", isFamily(f), isNotIn(destinationOf(f), named(guardOwn, f)), dropped())
 	}
 	for _, outer := range inet.Families {
 		for _, inner := range inet.Families {
-			tunnel.add("or hands on what comes from outside", isFamily(outer), isIn(sourceOf(outer), named(guardNodes, outer)), isInner(inner),
+			tunnel.Add("or hands on what comes from outside", isFamily(outer), isIn(sourceOf(outer), named(guardNodes, outer)), isInner(inner),
 				isIn(innerSource(inner), named(guardOutside, inner)), isNotIn(innerSource(inner), named(guardCluster, inner)), verdict(expr.VerdictAccept))
 		}
 	}
-	tunnel.add("all else is from no node, or from a source that is another's", dropped())
-	return []chain{input, tunnel}
-}
-
-func (c *chain) add(comment string, parts ...[]expr.Any) {
-	c.rules = append(c.rules, rule{comment, slices.Concat(parts...)})
+	tunnel.Add("all else is from no node, or from a source that is another's", dropped())
+	return []nft.Chain{input, tunnel}
 }
 
 func fromPod() []expr.Any {
@@ -270,20 +266,3 @@ func masked(word int, s senders) []expr.Any {
 	return []expr.Any{&expr.Bitwise{SourceRegister: reg(word), DestRegister: reg(word), Len: uint32(size),
 		Mask: []byte(net.CIDRMask(s.bits, 8*size)), Xor: make([]byte, size)}}
 }
-
-func isIn(p *expr.Payload, set string) []expr.Any {
-	return []expr.Any{p, &expr.Lookup{SourceRegister: 1, SetName: set}}
-}
-
-func isNotIn(p *expr.Payload, set string) []expr.Any {
-	return []expr.Any{p, &expr.Lookup{SourceRegister: 1, SetName: set, Invert: true}}
-}
-
-func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
-
-func jump(chain string) []expr.Any {
-	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
-}
-
-// dropped counts before it drops: somebody tries, or somebody's network is not what this one thinks it is.
-func dropped() []expr.Any { return []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}} }

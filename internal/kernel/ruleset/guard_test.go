@@ -101,7 +101,7 @@ func TestGuard(t *testing.T) {
 		{"add element inet T nodes4 { 198.51.100.1 }", diff.Count{Removed: 1}},
 		{"flush set inet T tunnel_senders4_4_24", diff.Count{Added: 2}},
 		{"add element inet T tunnel_senders4_4_24 { 10.200.0.3 . 0.0.0.0 }", diff.Count{Removed: 1}},
-		{"add element inet T tunnel_senders4_6_64 { 10.200.0.3 . fe80::1 }", diff.Count{Added: 1}}, // no rule ever finds it
+		{"add element inet T tunnel_senders4_6_64 { 10.200.0.3 . fe80::1 }", diff.Count{Removed: 1}}, // no rule ever finds it
 		{"flush chain inet T prerouting", diff.Count{Added: 1}},
 		{"insert rule inet T to_tunnel accept", diff.Count{Added: 1}},
 		{"add chain inet T more", diff.Count{Added: 1}},

@@ -1,78 +1,68 @@
 // Package ruleset puts the network's nftables tables into the kernel: one table of family inet for each concern, in
 // which every set and rule has a comment that says what it is for. What changes with the cluster is in sets, so that
-// a change is one of elements; rules change only with Fathom's version.
+// a change is one of elements; rules change only with Fathom's version. Package nft does the rest.
 package ruleset
 
 import (
-	"fmt"
-	"os"
-	"sync"
+	"net/netip"
 
-	"github.com/google/nftables"
-	"github.com/mdlayher/netlink"
+	"github.com/fathom-network/fathom/internal/facts/diff"
+	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
 
 // Ruleset is the nftables of a network namespace. It is for one goroutine at a time, and what begins with Holds for another.
 type Ruleset struct {
-	file     *os.File
-	conn     *nftables.Conn
-	socket   *socket
-	known    map[string]known // by table
-	mu       sync.Mutex       // of services
-	services heldServices
+	kernel   nft.Kernel
+	plain    map[string]*nft.Plain // by table
+	services *nft.Held[service.Key, frontend]
+	ownPods  *[]netip.Prefix // as SetServices had them
 }
-
-// known is what a table held at a generation of the kernel's whole rule set.
-type known struct {
-	variant    string
-	generation uint32
-	elements   elements
-}
-
-// sendBytes is room for a transaction of all elements of a large cluster.
-const sendBytes = 64 << 20
 
 // Open opens the rule set of the namespace at path, such as /proc/self/ns/net.
 func Open(path string) (*Ruleset, error) {
-	file, err := os.Open(path)
+	kernel, err := nft.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("open network namespace: %w", err)
+		return nil, err
 	}
-	r := &Ruleset{file: file, known: map[string]known{}}
-	if r.socket, err = openSocket(int(file.Fd())); err != nil {
-		file.Close()
-		return nil, fmt.Errorf("open nftables of %s: %w", path, err)
-	}
-	r.conn, err = nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(int(file.Fd())),
-		nftables.WithSockOptions(func(c *netlink.Conn) error { return c.SetWriteBuffer(sendBytes) }))
-	if err != nil {
-		r.socket.close()
-		file.Close()
-		return nil, fmt.Errorf("open nftables of %s: %w", path, err)
-	}
-	return r, nil
+	return New(kernel), nil
+}
+
+// New returns the rule set of a kernel that is open, or of a fake one.
+func New(kernel nft.Kernel) *Ruleset {
+	return &Ruleset{kernel: kernel, plain: map[string]*nft.Plain{}, services: nft.New(kernel, servicesLayout),
+		ownPods: new([]netip.Prefix)}
 }
 
 // beside opens the same rule set once more, to read it while another goroutine uses this one.
 func (r *Ruleset) beside() (*Ruleset, error) {
-	return Open(fmt.Sprintf("/proc/self/fd/%d", r.file.Fd()))
+	kernel, err := r.kernel.Beside()
+	if err != nil {
+		return nil, err
+	}
+	return New(kernel), nil
 }
 
 // Close closes the rule set. The tables stay.
-func (r *Ruleset) Close() {
-	_ = r.conn.CloseLasting()
-	r.socket.close()
-	r.file.Close()
-}
+func (r *Ruleset) Close() { r.kernel.Close() }
 
 // Delete takes one of our tables away. One that is not there is not an error.
-func (r *Ruleset) Delete(name string) error {
-	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: name}
-	delete(r.known, name)
-	r.conn.AddTable(table) // so that the deletion after it does not fail
-	r.conn.DelTable(table)
-	if err := r.conn.Flush(); err != nil {
-		return fmt.Errorf("delete nftables table inet %s: %w", name, err)
+func (r *Ruleset) Delete(name string) error { return r.held(name).Delete(name) }
+
+func (r *Ruleset) held(name string) *nft.Plain {
+	h := r.plain[name]
+	if h == nil {
+		h = nft.NewPlain(r.kernel)
+		r.plain[name] = h
 	}
-	return nil
+	return h
+}
+
+// set makes the kernel hold the table, and returns what it changed.
+func (r *Ruleset) set(t nft.Table) (diff.Count, error) { return r.held(t.Name).Set(t, nil) }
+
+// read returns the elements of a table. They are not found if anything but them differs from what should be.
+func (r *Ruleset) read(t nft.Table) (elements, bool, error) {
+	have, _, found, err := r.held(t.Name).Read(t)
+	return have, found, err
 }

@@ -122,7 +122,7 @@ func TestMasquerade(t *testing.T) {
 		{"add element inet T pod_cidrs4 { 172.16.0.0/12 }", diff.Count{Removed: 1}},
 		{"delete element inet T node_addrs6 { fd00:200::2 }", diff.Count{Added: 1}},
 		{"flush set inet T pod_cidrs4", diff.Count{Added: 3}},
-		{"add element inet T pod_cidrs4 { 172.16.0.3-172.16.0.9 }", diff.Count{Added: 1}},
+		{"add element inet T pod_cidrs4 { 172.16.0.3-172.16.0.9 }", diff.Count{Removed: 1}},
 		{"flush chain inet T postrouting", diff.Count{Added: 1}},
 		{"add rule inet T postrouting accept", diff.Count{Added: 1}},
 		{"insert rule inet T postrouting ip saddr @own_pods4 return", diff.Count{Added: 1}},

@@ -1,7 +1,6 @@
 package ruleset
 
 import (
-	"cmp"
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
@@ -10,22 +9,56 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
 	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
 
-// element is one of a set or map, with bytes as the kernel has them.
-type element struct {
-	key     string
-	keyEnd  string // the last key of an interval of concatenated keys
-	end     bool   // key is the first that an interval of single keys has no more
-	value   string // of a map; the chain of a verdict that goes there
-	verdict bool
-	code    expr.VerdictKind
-	comment string
+// frontend is a part of the table of Services: one as asHeld makes it.
+type frontend struct {
+	service.Frontend
+	own *[]netip.Prefix // the node's own pods
+}
+
+// Equal says that they do the same, and have the same own endpoints.
+func (f frontend) Equal(other frontend) bool {
+	return f.Frontend.Equal(other.Frontend) && (slices.Equal(*f.own, *other.own) || slices.Equal(f.ownEndpoints(), other.ownEndpoints()))
+}
+
+// Shares are the chains of the frontend's sides, and its own endpoints.
+func (f frontend) Shares(yield func(nft.Shared)) {
+	for _, s := range sides(f.Frontend) {
+		if s.count > 0 {
+			yield(s.target)
+		}
+	}
+	for _, a := range f.ownEndpoints() {
+		yield(ownEndpoint{a})
+	}
+}
+
+// ownEndpoints are the addresses of endpoints that are the node's own pods, each as often as it is there.
+func (f frontend) ownEndpoints() (list []netip.Addr) {
+	for _, b := range []service.Backends{f.Inside, f.Outside} {
+		for _, e := range b.Endpoints {
+			if slices.ContainsFunc(*f.own, func(p netip.Prefix) bool { return p.Contains(e.Addr()) }) {
+				list = append(list, e.Addr())
+			}
+		}
+	}
+	return list
+}
+
+// ownEndpoint is an address of a pod of the node, who may meet himself there.
+type ownEndpoint struct{ netip.Addr }
+
+func (a ownEndpoint) Chain() *nft.Chain { return nil }
+
+// Elements is a pair of the address with itself.
+func (a ownEndpoint) Elements(yield func(set string, e nft.Element)) {
+	yield(named(ownEndpoints, inet.FamilyOf(a.Addr)), nft.Element{Key: string(a.AsSlice()) + string(a.AsSlice())})
 }
 
 // asHeld returns a frontend as the kernel holds it, which is what it does and not how it is said.
@@ -63,26 +96,8 @@ func asHeld(f service.Frontend) (service.Frontend, error) {
 			return f, broken("the source %s is of another family", p)
 		}
 	}
-	f.Sources = outermost(f.Sources)
+	f.Sources = inet.Disjoint(f.Sources)
 	return f, nil
-}
-
-// outermost returns the prefixes, sorted, without those that others contain.
-func outermost(list []netip.Prefix) []netip.Prefix {
-	all := make([]netip.Prefix, 0, len(list))
-	for _, p := range list {
-		all = append(all, p.Masked())
-	}
-	slices.SortFunc(all, func(a, b netip.Prefix) int {
-		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
-	})
-	kept := all[:0]
-	for _, p := range all {
-		if len(kept) == 0 || !kept[len(kept)-1].Overlaps(p) {
-			kept = append(kept, p)
-		}
-	}
-	return kept
 }
 
 // keyOf returns a frontend's key as in the kernel; portBytes returns a port so, with what follows it.
@@ -136,8 +151,8 @@ func sides(f service.Frontend) []side {
 	return all
 }
 
-// eachElement hands over all that the sets hold of a frontend, which is as asHeld makes it.
-func eachElement(f service.Frontend, yield func(set string, e element)) {
+// Elements are all that the sets hold of a frontend alone.
+func (f frontend) Elements(yield func(set string, e nft.Element)) {
 	key := keyOf(f.Key)
 	family := inet.FamilyOf(f.Addr)
 	comment := f.Service.String()
@@ -145,21 +160,21 @@ func eachElement(f service.Frontend, yield func(set string, e element)) {
 		comment += ":" + f.PortName
 	}
 	comment += " " + f.Kind.String()
-	for _, s := range sides(f) {
+	for _, s := range sides(f.Frontend) {
 		if s.count == 0 {
-			refusal := element{key: key, verdict: true, code: expr.VerdictDrop, comment: comment}
+			refusal := nft.Element{Key: key, Verdict: true, Code: expr.VerdictDrop, Comment: comment}
 			if !s.backends.Drop {
-				refusal.code, refusal.value = expr.VerdictGoto, refuseChain
+				refusal.Code, refusal.Value = expr.VerdictGoto, refuseChain
 			}
 			yield(s.in(refused, refusedOutside), refusal)
 			continue
 		}
 		if s.outside && len(f.Inside.Endpoints) == 0 { // or it would be refused as if from inside
-			yield(s.in(refused, refusedOutside), element{key: key, verdict: true, code: expr.VerdictAccept, comment: comment})
+			yield(s.in(refused, refusedOutside), nft.Element{Key: key, Verdict: true, Code: expr.VerdictAccept, Comment: comment})
 		}
-		yield(s.in(services, servicesOutside), element{key: key, value: number(uint32(s.count)), comment: comment})
+		yield(s.in(services, servicesOutside), nft.Element{Key: key, Value: number(uint32(s.count)), Comment: comment})
 		if f.Affinity > 0 {
-			yield(s.in(sticky, stickyOutside), element{key: key, verdict: true, code: expr.VerdictGoto, value: s.name()})
+			yield(s.in(sticky, stickyOutside), nft.Element{Key: key, Verdict: true, Code: expr.VerdictGoto, Value: s.name()})
 		}
 		first := uint32(0)
 		if s.outside {
@@ -173,7 +188,7 @@ func eachElement(f service.Frontend, yield func(set string, e element)) {
 		}
 		for i, e := range s.backends.Endpoints {
 			slot := key + number(first+uint32(i))
-			yield(named(endpoints, family), element{key: slot, value: endpointBytes(e)})
+			yield(named(endpoints, family), nft.Element{Key: slot, Value: endpointBytes(e)})
 			if f.Affinity == 0 {
 				continue
 			}
@@ -182,29 +197,29 @@ func eachElement(f service.Frontend, yield func(set string, e element)) {
 			if at[e.Addr()] > 1 {
 				id = own
 			}
-			yield(named(affinitySlots, family), element{key: slot, value: id})
+			yield(named(affinitySlots, family), nft.Element{Key: slot, Value: id})
 			// Both, whichever new clients get: the address may have had another endpoint, or get one. Who comes by the address
 			// alone gets its first.
 			for _, id := range []string{addr, own} {
 				if !met[id] {
 					met[id] = true
-					yield(s.in(affinityEndpoints, affinityOutside), element{key: key + id, value: endpointBytes(e)})
+					yield(s.in(affinityEndpoints, affinityOutside), nft.Element{Key: key + id, Value: endpointBytes(e)})
 				}
 			}
 		}
 	}
 	if f.PodsOnly {
-		yield(named(podsOnly, family), element{key: key})
+		yield(named(podsOnly, family), nft.Element{Key: key})
 	}
 	if f.Sources != nil {
-		yield(named(restricted, family), element{key: key})
+		yield(named(restricted, family), nft.Element{Key: key})
 		for _, p := range f.Sources {
-			yield(named(sources, family), element{key: key + string(p.Addr().AsSlice()), keyEnd: key + string(inet.Last(p).AsSlice())})
+			yield(named(sources, family), nft.Element{Key: key + string(p.Addr().AsSlice()), KeyEnd: key + string(inet.Last(p).AsSlice())})
 		}
 	}
 }
 
-// parseComment is the reverse of eachElement's.
+// parseComment reads what Elements writes.
 func parseComment(comment string, f *service.Frontend) bool {
 	object, kind, _ := strings.Cut(comment, " ")
 	object, f.PortName, _ = strings.Cut(object, ":")
@@ -237,22 +252,21 @@ func endpointOf(b string) (netip.AddrPort, bool) {
 	return netip.AddrPortFrom(a, uint16(b[len(b)-4])<<8|uint16(b[len(b)-3])), ok
 }
 
-// decode makes a plan of what the sets hold, by the sets' names. It takes only what is needed for that: whether the rest
-// fits is seen by making elements of the plan.
-func decode(sets map[string][]element) (service.Plan, bool) {
-	var p service.Plan
-	complete := true
+// decode makes frontends of what the sets hold, by the sets' names.
+func decode(sets map[string][]nft.Element) (rest map[string][]nft.Element, parts map[service.Key]frontend, complete bool) {
+	rest, parts, complete = elements{}, map[service.Key]frontend{}, true
+	own := elements(sets).prefixes(ownPods)
 	for _, family := range inet.Families {
 		frontends := map[service.Key]*service.Frontend{}
 		slots := make(map[string]string, len(sets[named(endpoints, family)])) // endpoints, by frontend and slot
-		of := func(set string, f func(k service.Key, rest string, e element) bool) {
+		of := func(set string, f func(k service.Key, rest string, e nft.Element) bool) {
 			for _, e := range sets[named(set, family)] {
-				k, rest, ok := frontendKey(family, e.key)
+				k, rest, ok := frontendKey(family, e.Key)
 				complete = ok && f(k, rest, e) && complete
 			}
 		}
 		for _, e := range sets[named(endpoints, family)] {
-			slots[e.key] = e.value
+			slots[e.Key] = e.Value
 		}
 		backends := func(k service.Key, first uint32, value string) (b service.Backends, ok bool) {
 			if len(value) != 4 {
@@ -281,106 +295,63 @@ func decode(sets map[string][]element) (service.Plan, bool) {
 			}
 			return f != nil
 		}
-		affine := func(k service.Key, _ string, e element) bool {
+		affine := func(k service.Key, _ string, e nft.Element) bool {
 			f := frontends[k]
-			seconds, ok := secondsOf(e.value)
+			seconds, ok := secondsOf(e.Value)
 			if f != nil {
 				f.Affinity = time.Duration(seconds) * time.Second
 			}
 			return ok && f != nil
 		}
-		of(services, func(k service.Key, _ string, e element) bool {
-			b, ok := backends(k, 0, e.value)
-			return inside(b, k, e.comment) && ok
+		of(services, func(k service.Key, _ string, e nft.Element) bool {
+			b, ok := backends(k, 0, e.Value)
+			return inside(b, k, e.Comment) && ok
 		})
-		of(refused, func(k service.Key, _ string, e element) bool {
-			return inside(service.Backends{Drop: e.code == expr.VerdictDrop}, k, e.comment)
+		of(refused, func(k service.Key, _ string, e nft.Element) bool {
+			return inside(service.Backends{Drop: e.Code == expr.VerdictDrop}, k, e.Comment)
 		})
-		of(servicesOutside, func(k service.Key, _ string, e element) bool {
-			b, ok := backends(k, outsideSlots, e.value)
+		of(servicesOutside, func(k service.Key, _ string, e nft.Element) bool {
+			b, ok := backends(k, outsideSlots, e.Value)
 			return outside(b, k) && ok
 		})
-		of(refusedOutside, func(k service.Key, _ string, e element) bool {
-			return e.code == expr.VerdictAccept || outside(service.Backends{Drop: e.code == expr.VerdictDrop}, k)
+		of(refusedOutside, func(k service.Key, _ string, e nft.Element) bool {
+			return e.Code == expr.VerdictAccept || outside(service.Backends{Drop: e.Code == expr.VerdictDrop}, k)
 		})
 		of(sticky, affine)
 		of(stickyOutside, affine)
-		of(podsOnly, func(k service.Key, _ string, _ element) bool {
+		of(podsOnly, func(k service.Key, _ string, _ nft.Element) bool {
 			f := frontends[k]
 			if f != nil {
 				f.PodsOnly = true
 			}
 			return f != nil
 		})
-		of(restricted, func(k service.Key, _ string, _ element) bool {
+		of(restricted, func(k service.Key, _ string, _ nft.Element) bool {
 			f := frontends[k]
 			if f != nil {
 				f.Sources = []netip.Prefix{}
 			}
 			return f != nil
 		})
-		of(sources, func(k service.Key, rest string, e element) bool {
+		of(sources, func(k service.Key, rest string, e nft.Element) bool {
 			f := frontends[k]
-			if f == nil || len(e.keyEnd) != len(e.key) || !strings.HasPrefix(e.keyEnd, e.key[:len(e.key)-len(rest)]) {
+			if f == nil || len(e.KeyEnd) != len(e.Key) || !strings.HasPrefix(e.KeyEnd, e.Key[:len(e.Key)-len(rest)]) {
 				return false
 			}
-			from, _ := netip.AddrFromSlice([]byte(rest))
-			to, ok := netip.AddrFromSlice([]byte(e.keyEnd[len(e.keyEnd)-len(rest):]))
+			p, ok := nft.Element{Key: rest, KeyEnd: e.KeyEnd[len(e.KeyEnd)-len(rest):]}.Prefix()
 			if !ok {
 				return false
 			}
-			f.Sources = append(f.Sources, netip.PrefixFrom(from, sameBits(from, to)))
+			f.Sources = append(f.Sources, p)
 			return true
 		})
 		for _, f := range frontends {
 			slices.SortFunc(f.Sources, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
-			p.Frontends = append(p.Frontends, *f)
+			parts[f.Key] = frontend{*f, &own}
 		}
-		for _, e := range sets[named(nodePortAddrs, family)] {
-			a, ok := netip.AddrFromSlice([]byte(e.key))
-			p.NodePortAddrs = append(p.NodePortAddrs, a)
-			complete = complete && ok
-		}
-		found := make([]nftables.SetElement, 0, len(sets[named(ownPods, family)]))
-		for _, e := range sets[named(ownPods, family)] {
-			found = append(found, nftables.SetElement{Key: []byte(e.key), IntervalEnd: e.end})
-		}
-		all, ok := set{interval: true}.singles(found)
-		p.OwnPods = prefixes(p.OwnPods, all)
-		complete = complete && ok
-	}
-	slices.SortFunc(p.Frontends, func(a, b service.Frontend) int { return a.Compare(b.Key) })
-	slices.SortFunc(p.NodePortAddrs, netip.Addr.Compare)
-	return p, complete
-}
-
-// prefixElements are those of a set of prefixes of one family.
-func prefixElements(family inet.Family, list []netip.Prefix) []element {
-	var all []element
-	for _, p := range list {
-		if inet.FamilyOf(p.Addr()) != family {
-			continue
-		}
-		all = append(all, element{key: string(p.Addr().AsSlice())})
-		if end := inet.Last(p).Next(); end.IsValid() { // what reaches to the last address of all has no end
-			all = append(all, element{key: string(end.AsSlice()), end: true})
+		for _, set := range []string{nodePortAddrs, ownPods} {
+			rest[named(set, family)] = sets[named(set, family)]
 		}
 	}
-	return all
-}
-
-// addrElements are those of a set of addresses.
-func addrElements(family inet.Family, list []netip.Addr) []element {
-	var all []element
-	for _, a := range list {
-		if inet.FamilyOf(a) == family {
-			all = append(all, element{key: string(a.AsSlice())})
-		}
-	}
-	return all
-}
-
-// meetElement says that who is at an address may meet himself there.
-func meetElement(a netip.Addr) element {
-	return element{key: string(a.AsSlice()) + string(a.AsSlice())}
+	return rest, parts, complete
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/facts/inet"
+	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
 
 // ServicesTable is the table that sends what comes to Services to their endpoints.
@@ -111,7 +112,7 @@ type target struct {
 }
 
 func (t target) name() string {
-	name := fmt.Sprintf("%s_n%d", t.way, t.count)
+	name := t.String() + "_n" + strconv.Itoa(t.count)
 	if t.seconds > 0 {
 		name += fmt.Sprintf("_%ds_%08x", t.seconds, t.id)
 	}
@@ -125,112 +126,40 @@ func secondsOf(chain string) (int, bool) {
 	return seconds, err == nil && seconds > 0 && seconds <= maxAffinity
 }
 
-// serviceSet is one of the table's sets or maps.
-type serviceSet struct {
-	name, comment string
-	key           nftables.SetDatatype
-	data          nftables.SetDatatype // empty of what is no map
-	interval      bool
-	timeout       bool   // rules add to it, for a time
-	size          uint32 // how many they may add
-}
-
-func (s *serviceSet) isMap() bool { return s.data.Name != "" }
-
-func (s *serviceSet) flags() uint32 {
-	var flags uint32
-	if s.isMap() {
-		flags |= unix.NFT_SET_MAP
-	}
-	if s.interval {
-		flags |= unix.NFT_SET_INTERVAL
-		if strings.Contains(s.key.Name, " . ") {
-			flags |= setConcat
-		}
-	}
-	if s.timeout {
-		flags |= unix.NFT_SET_TIMEOUT | unix.NFT_SET_EVAL
-	}
-	return flags
-}
-
-// dataType returns the type and size of a map's values, as in messages.
-func (s *serviceSet) dataType() (kind, size uint32) {
-	if s.data.Name == nftables.TypeVerdict.Name {
-		return unix.NFT_DATA_VERDICT, 0
-	}
-	return s.data.GetNFTMagic(), s.data.Bytes
-}
-
-func serviceSets() []*serviceSet {
+func serviceSets() []*nft.Set {
 	join := nftables.MustConcatSetType
-	var all []*serviceSet
+	var all []*nft.Set
 	for _, f := range inet.Families {
-		addr := nftables.TypeIPAddr
-		if f == inet.IPv6 {
-			addr = nftables.TypeIP6Addr
-		}
-		proto, port, mark, verdict := nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeMark, nftables.TypeVerdict
+		addr, proto, port, mark, verdict := addrType(f), nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeMark, nftables.TypeVerdict
 		frontend, endpoint := join(addr, proto, port), join(addr, port)
-		for _, s := range []*serviceSet{
-			{name: services, comment: "Services' addresses and ports, and how many endpoints there are", key: frontend, data: mark},
-			{name: servicesOutside, comment: "the same for clients outside the cluster, where it differs for them", key: frontend, data: mark},
-			{name: endpoints, comment: "the endpoints, numbered; from 0x10000 those for clients outside", key: join(addr, proto, port, mark), data: endpoint},
-			{name: refused, comment: "Services without endpoints", key: frontend, data: verdict},
-			{name: refusedOutside, comment: "the same for clients outside the cluster, where it differs for them", key: frontend, data: verdict},
-			{name: restricted, comment: "Services' addresses that only some may come to", key: frontend},
-			{name: sources, comment: "who may come there", key: join(addr, proto, port, addr), interval: true},
-			{name: sticky, comment: "Services whose clients stay with an endpoint", key: frontend, data: verdict},
-			{name: stickyOutside, comment: "the same for clients outside the cluster, where it differs for them", key: frontend, data: verdict},
-			{name: affinity, comment: "clients of these, by the Service, and which endpoint is theirs", key: join(addr, mark), data: mark, timeout: true, size: ClientsRemembered},
-			{name: affinitySlots, comment: "the endpoints that new clients are sent to, numbered", key: join(addr, proto, port, mark), data: mark},
-			{name: affinityEndpoints, comment: "where endpoints are, at an address and port of a Service", key: join(addr, proto, port, mark), data: endpoint},
-			{name: affinityOutside, comment: "the same for clients outside the cluster, where it differs for them", key: join(addr, proto, port, mark), data: endpoint},
-			{name: affinityFull, comment: "Services a client of which found no room to be remembered in the last minute", key: mark, timeout: true, size: fullServices},
-			{name: podsOnly, comment: "Services' external IPs that the node's own processes do not meet", key: frontend},
-			{name: nodePortAddrs, comment: "this node's addresses that NodePorts answer at", key: addr},
-			{name: ownPods, comment: "this node's pods", key: addr, interval: true},
-			{name: ownEndpoints, comment: "endpoints that are this node's pods, to see who meets himself", key: join(addr, addr)},
+		for _, s := range []*nft.Set{
+			{Name: services, Comment: "Services' addresses and ports, and how many endpoints there are", Key: frontend, Data: mark, Parts: true},
+			{Name: servicesOutside, Comment: "the same for clients outside the cluster, where it differs for them", Key: frontend, Data: mark, Parts: true},
+			{Name: endpoints, Comment: "the endpoints, numbered; from 0x10000 those for clients outside", Key: join(addr, proto, port, mark), Data: endpoint, Parts: true},
+			{Name: refused, Comment: "Services without endpoints", Key: frontend, Data: verdict, Parts: true},
+			{Name: refusedOutside, Comment: "the same for clients outside the cluster, where it differs for them", Key: frontend, Data: verdict, Parts: true},
+			{Name: restricted, Comment: "Services' addresses that only some may come to", Key: frontend, Parts: true},
+			{Name: sources, Comment: "who may come there", Key: join(addr, proto, port, addr), Interval: true, Parts: true},
+			{Name: sticky, Comment: "Services whose clients stay with an endpoint", Key: frontend, Data: verdict, Parts: true},
+			{Name: stickyOutside, Comment: "the same for clients outside the cluster, where it differs for them", Key: frontend, Data: verdict, Parts: true},
+			{Name: affinity, Comment: "clients of these, by the Service, and which endpoint is theirs", Key: join(addr, mark), Data: mark, Timeout: true, Size: ClientsRemembered},
+			{Name: affinitySlots, Comment: "the endpoints that new clients are sent to, numbered", Key: join(addr, proto, port, mark), Data: mark, Parts: true},
+			{Name: affinityEndpoints, Comment: "where endpoints are, at an address and port of a Service", Key: join(addr, proto, port, mark), Data: endpoint, Parts: true},
+			{Name: affinityOutside, Comment: "the same for clients outside the cluster, where it differs for them", Key: join(addr, proto, port, mark), Data: endpoint, Parts: true},
+			{Name: affinityFull, Comment: "Services a client of which found no room to be remembered in the last minute", Key: mark, Timeout: true, Size: fullServices},
+			{Name: podsOnly, Comment: "Services' external IPs that the node's own processes do not meet", Key: frontend, Parts: true},
+			{Name: nodePortAddrs, Comment: "this node's addresses that NodePorts answer at", Key: addr},
+			{Name: ownPods, Comment: "this node's pods", Key: addr, Interval: true},
+			{Name: ownEndpoints, Comment: "endpoints that are this node's pods, to see who meets himself", Key: join(addr, addr)},
 		} {
-			s.name = named(s.name, f)
+			s.Name = named(s.Name, f)
 			all = append(all, s)
 		}
 	}
 	for _, w := range ways() {
-		all = append(all, &serviceSet{name: w.chains(), comment: "what to do with how many endpoints", key: nftables.TypeMark, data: nftables.TypeVerdict})
+		all = append(all, &nft.Set{Name: w.chains(), Comment: "what to do with how many endpoints", Key: nftables.TypeMark, Data: nftables.TypeVerdict})
 	}
 	return all
-}
-
-// reg returns the register of a 32-bit word, 0 to 15, by the number that the kernel lists it as.
-func reg(word int) uint32 {
-	if word%4 == 0 {
-		return uint32(unix.NFT_REG_1 + word/4)
-	}
-	return uint32(unix.NFT_REG32_00 + word)
-}
-
-// words is how many of them an address takes.
-func words(f inet.Family) int {
-	if f == inet.IPv4 {
-		return 1
-	}
-	return 4
-}
-
-// spare is a word that no key reaches.
-const spare = 15
-
-func at(p *expr.Payload, word int) expr.Any {
-	p.DestRegister = reg(word)
-	return p
-}
-
-func isFamily(f inet.Family) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{nfproto(f)}},
-	}
 }
 
 // key loads a frontend's key, from a word on.
@@ -307,9 +236,9 @@ func carried(word int) expr.Any {
 	return &expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg(word)}
 }
 
-// chain returns the target's chain.
-func (t target) chain() chain {
-	c := chain{name: t.name()}
+// Chain returns the target's chain.
+func (t target) Chain() *nft.Chain {
+	c := &nft.Chain{Name: t.name()}
 	n := words(t.family)
 	slot := uint32(0)
 	if t.outside {
@@ -321,7 +250,7 @@ func (t target) chain() chain {
 			find(named(set, t.family), 0, 0))
 	}
 	add := func(comment string, parts ...[]expr.Any) {
-		c.rules = append(c.rules, rule{comment, slices.Concat(append([][]expr.Any{isFamily(t.family)}, parts...)...)})
+		c.Add(comment, append([][]expr.Any{isFamily(t.family)}, parts...)...)
 	}
 	if t.seconds > 0 {
 		service := func(word int) expr.Any { return &expr.Immediate{Register: reg(word), Data: []byte(number(t.id))} }
@@ -359,25 +288,30 @@ func (t target) chain() chain {
 	return c
 }
 
-// element is the target's, in the way's map of chains.
-func (t target) element() element {
-	return element{key: number(uint32(t.count)), verdict: true, code: expr.VerdictJump, value: t.name()}
+// Elements is the target's in the way's map of chains, unless a map of its Service has it.
+func (t target) Elements(yield func(set string, e nft.Element)) {
+	if t.seconds == 0 {
+		yield(t.chains(), nft.Element{Key: number(uint32(t.count)), Verdict: true, Code: expr.VerdictJump, Value: t.name()})
+	}
 }
+
+// dynsetDelete is NFT_DYNSET_OP_DELETE, which is not in x/sys.
+const dynsetDelete = 2
 
 const refuseChain = "refuse"
 
 // refuseRules tell who asks that nobody listens.
-func refuseRules() []rule {
-	return []rule{
-		{"answers TCP that nobody listens", []expr.Any{
+func refuseRules() []nft.Rule {
+	return []nft.Rule{
+		{Comment: "answers TCP that nobody listens", Exprs: []expr.Any{
 			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
 			&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}},
-		{"answers others that nobody listens", []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}},
+		{Comment: "answers others that nobody listens", Exprs: []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}},
 	}
 }
 
 // serviceChains are the chains that are always there.
-func serviceChains() []chain {
+func serviceChains() []nft.Chain {
 	const (
 		beforeNAT         = -110 // of destinations, as is done by priority -100
 		beforeMasquerade  = 99
@@ -385,36 +319,33 @@ func serviceChains() []chain {
 	)
 	is := func(kind expr.VerdictKind) expr.Any { return &expr.Verdict{Kind: kind} }
 	native := func(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
-	check := chain{name: "check_prerouting", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityRef(beforeNAT)}
-	checkOutput := chain{name: "check_output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityRef(beforeNAT)}
-	prerouting := chain{name: "prerouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityNATDest}
-	output := chain{name: "output", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityNATDest}
-	postrouting := chain{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: nftables.ChainPriorityRef(beforeMasquerade)}
-	refuse := chain{name: refuseChain, rules: refuseRules()}
-	add := func(c *chain, comment string, parts ...[]expr.Any) {
-		c.rules = append(c.rules, rule{comment, slices.Concat(parts...)})
-	}
+	check := nft.Hooked("check_prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, beforeNAT)
+	checkOutput := nft.Hooked("check_output", nftables.ChainTypeFilter, nftables.ChainHookOutput, beforeNAT)
+	prerouting := nft.Hooked("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, *nftables.ChainPriorityNATDest)
+	output := nft.Hooked("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, *nftables.ChainPriorityNATDest)
+	postrouting := nft.Hooked("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, beforeMasquerade)
+	refuse := nft.Chain{Name: refuseChain, Rules: refuseRules()}
 
 	// The kernel is told to route 127.0.0.0/8 so that NodePorts answer there; it must stay the node's own.
 	fromElsewhere := []expr.Any{&expr.Meta{Key: expr.MetaKeyIIF, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: native(loopbackInterface)}}
 	for _, address := range []*expr.Payload{sourceOf(inet.IPv4), destinationOf(inet.IPv4)} {
-		add(&check, "keeps 127.0.0.0/8 to the node itself", fromElsewhere, isFamily(inet.IPv4), []expr.Any{address, inLoopback(), isLoopback(expr.CmpOpEq), is(expr.VerdictDrop)})
+		check.Add("keeps 127.0.0.0/8 to the node itself", fromElsewhere, isFamily(inet.IPv4), []expr.Any{address, inLoopback(), isLoopback(expr.CmpOpEq), is(expr.VerdictDrop)})
 	}
-	for _, c := range []*chain{&check, &checkOutput} {
-		add(c, "leaves connections alone that are there", []expr.Any{
+	for _, c := range []*nft.Chain{&check, &checkOutput} {
+		c.Add("leaves connections alone that are there", []expr.Any{
 			&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
 			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native(expr.CtStateBitNEW), Xor: native(0)},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: native(0)}, is(expr.VerdictAccept)})
 		for _, f := range inet.Families {
 			w := way{family: f}
-			add(c, "drops what comes from a source that may not", isFamily(f), w.key(0), []expr.Any{
+			c.Add("drops what comes from a source that may not", isFamily(f), w.key(0), []expr.Any{
 				&expr.Lookup{SourceRegister: 1, SetName: named(restricted, f)}, at(sourceOf(f), words(f)+2),
 				&expr.Lookup{SourceRegister: 1, SetName: named(sources, f), Invert: true}, is(expr.VerdictDrop)})
 		}
 	}
 	for _, f := range inet.Families {
-		for _, c := range []*chain{&checkOutput, &output} {
-			add(c, "leaves external IPs to pods", way{family: f}.met(false),
+		for _, c := range []*nft.Chain{&checkOutput, &output} {
+			c.Add("leaves external IPs to pods", way{family: f}.met(false),
 				[]expr.Any{&expr.Lookup{SourceRegister: 1, SetName: named(podsOnly, f)}, is(expr.VerdictAccept)})
 		}
 	}
@@ -430,40 +361,40 @@ func serviceChains() []chain {
 		return 1
 	})
 	for _, w := range all {
-		add(&check, "refuses where there are no endpoints", w.met(false), []expr.Any{judge(w.in(refused, refusedOutside))})
-		balance := func(c *chain, loopback bool) {
-			add(c, "goes by the client where there is affinity", w.met(loopback), []expr.Any{judge(w.in(sticky, stickyOutside))})
-			add(c, "has the priority carry the number of endpoints", w.met(loopback), []expr.Any{find(w.in(services, servicesOutside), 0, 0), carry(0)})
-			add(c, "goes by the number of endpoints", []expr.Any{carried(0), judge(w.chains())})
+		check.Add("refuses where there are no endpoints", w.met(false), []expr.Any{judge(w.in(refused, refusedOutside))})
+		balance := func(c *nft.Chain, loopback bool) {
+			c.Add("goes by the client where there is affinity", w.met(loopback), []expr.Any{judge(w.in(sticky, stickyOutside))})
+			c.Add("has the priority carry the number of endpoints", w.met(loopback), []expr.Any{find(w.in(services, servicesOutside), 0, 0), carry(0)})
+			c.Add("goes by the number of endpoints", []expr.Any{carried(0), judge(w.chains())})
 		}
 		balance(&prerouting, false)
 		if w.outside {
 			continue // what starts on the node is inside
 		}
-		add(&checkOutput, "refuses where there are no endpoints", w.met(false), []expr.Any{judge(w.in(refused, refusedOutside))})
+		checkOutput.Add("refuses where there are no endpoints", w.met(false), []expr.Any{judge(w.in(refused, refusedOutside))})
 		balance(&output, false)
 		if w.nodePort && w.family == inet.IPv4 {
-			add(&checkOutput, "refuses where there are no endpoints", w.met(true), []expr.Any{judge(w.in(refused, refusedOutside))})
+			checkOutput.Add("refuses where there are no endpoints", w.met(true), []expr.Any{judge(w.in(refused, refusedOutside))})
 			balance(&output, true)
 		}
 	}
 
 	bit := []expr.Any{&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native(MasqueradeMark), Xor: native(0)}}
-	add(&postrouting, "leaves alone what is none of a Service's", bit, []expr.Any{&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: native(0)}, is(expr.VerdictAccept)})
-	add(&postrouting, "takes the mark off", mark(^uint32(MasqueradeMark), 0))
-	add(&postrouting, "leaves alone what stays on the node", []expr.Any{&expr.Meta{Key: expr.MetaKeyOIF, Register: 1},
+	postrouting.Add("leaves alone what is none of a Service's", bit, []expr.Any{&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: native(0)}, is(expr.VerdictAccept)})
+	postrouting.Add("takes the mark off", mark(^uint32(MasqueradeMark), 0))
+	postrouting.Add("leaves alone what stays on the node", []expr.Any{&expr.Meta{Key: expr.MetaKeyOIF, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: native(loopbackInterface)}, is(expr.VerdictAccept)})
 	masquerade := []expr.Any{&expr.Masq{FullyRandom: true}}
 	for _, f := range inet.Families {
-		add(&postrouting, "masquerades pods that meet themselves, or the answer would not come by here", isFamily(f), []expr.Any{
+		postrouting.Add("masquerades pods that meet themselves, or the answer would not come by here", isFamily(f), []expr.Any{
 			sourceOf(f), at(destinationOf(f), words(f)), &expr.Lookup{SourceRegister: 1, SetName: named(ownEndpoints, f)}}, masquerade)
 		if f == inet.IPv4 {
-			add(&postrouting, "masquerades the node's own 127.0.0.0/8", isFamily(f), []expr.Any{sourceOf(f), inLoopback(), isLoopback(expr.CmpOpEq)}, masquerade)
+			postrouting.Add("masquerades the node's own 127.0.0.0/8", isFamily(f), []expr.Any{sourceOf(f), inLoopback(), isLoopback(expr.CmpOpEq)}, masquerade)
 		}
-		add(&postrouting, "masquerades others unless it goes to a pod of this node: the answer must come by here", isFamily(f), []expr.Any{
+		postrouting.Add("masquerades others unless it goes to a pod of this node: the answer must come by here", isFamily(f), []expr.Any{
 			sourceOf(f), &expr.Lookup{SourceRegister: 1, SetName: named(ownPods, f), Invert: true},
 			destinationOf(f), &expr.Lookup{SourceRegister: 1, SetName: named(ownPods, f), Invert: true}}, masquerade)
 	}
-	return []chain{refuse, check, checkOutput, prerouting, output, postrouting}
+	return []nft.Chain{refuse, check, checkOutput, prerouting, output, postrouting}
 }

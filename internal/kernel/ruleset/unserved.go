@@ -2,7 +2,6 @@ package ruleset
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
 
 // UnservedTable is the table that answers for Services' addresses where no Service does: docs/design/nftables.md.
@@ -28,13 +28,7 @@ const (
 
 // SetUnserved has the kernel answer as u says, and returns the number of elements that it changed.
 func (r *Ruleset) SetUnserved(u service.Unserved) (diff.Count, error) {
-	u = UnservedAsHeld(u)
-	want := elements{}
-	for _, f := range inet.Families {
-		want[named(unservedAddrs, f)] = alone(u.Ranges, f)
-		want[named(unservedPing, f)], want[named(unservedOthers, f)] = single(u.LoadBalancers, f), single(u.Others, f)
-	}
-	return r.set(unservedTable(u.Node), want)
+	return r.set(unservedTable(UnservedAsHeld(u)))
 }
 
 // UnservedAsHeld is u as the kernel holds it: the addresses of load balancers are among the ranges, no range is within another,
@@ -47,7 +41,7 @@ func UnservedAsHeld(u service.Unserved) service.Unserved {
 	sorted := func(all []netip.Addr) []netip.Addr {
 		return slices.Compact(slices.SortedFunc(slices.Values(all), netip.Addr.Compare))
 	}
-	held := service.Unserved{Ranges: outermost(ranges), LoadBalancers: sorted(u.LoadBalancers), Others: sorted(u.Others)}
+	held := service.Unserved{Ranges: inet.Disjoint(ranges), LoadBalancers: sorted(u.LoadBalancers), Others: sorted(u.Others)}
 	for _, f := range inet.Families {
 		if i := slices.IndexFunc(u.Node, func(a netip.Addr) bool { return inet.FamilyOf(a) == f }); i >= 0 {
 			held.Node = append(held.Node, u.Node[i])
@@ -59,55 +53,49 @@ func UnservedAsHeld(u service.Unserved) service.Unserved {
 // Unserved reads back what SetUnserved set, as UnservedAsHeld has it, on a node with these addresses. It is not found where
 // the table is not there, or does something else, such as to answer by another address.
 func (r *Ruleset) Unserved(node []netip.Addr) (u service.Unserved, found bool, err error) {
-	have, _, err := r.read(unservedTable(node))
-	if errors.Is(err, errStrange) {
-		return u, false, nil
+	have, found, err := r.read(unservedTable(service.Unserved{Node: node}))
+	if !found || err != nil {
+		return u, false, err
 	}
-	if err != nil {
-		return u, false, fmt.Errorf("read nftables table inet %s: %w", UnservedTable, err)
-	}
-	for _, f := range inet.Families {
-		u.Ranges = prefixes(u.Ranges, have[named(unservedAddrs, f)])
-		u.LoadBalancers = addrs(u.LoadBalancers, have[named(unservedPing, f)])
-		u.Others = addrs(u.Others, have[named(unservedOthers, f)])
-	}
-	u.Node = node
-	return UnservedAsHeld(u), true, nil
+	return UnservedAsHeld(service.Unserved{Ranges: have.prefixes(unservedAddrs), LoadBalancers: have.addrs(unservedPing),
+		Others: have.addrs(unservedOthers), Node: node}), true, nil
 }
 
 // afterNAT is when all that is for a Service has its endpoint's address: nftables' `dstnat + 10`.
-var afterNAT = nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 10)
+var afterNAT = *nftables.ChainPriorityNATDest + 10
 
-// unservedTable is of a node with these addresses, up to one of each family.
-func unservedTable(node []netip.Addr) table {
-	t := table{name: UnservedTable, variant: fmt.Sprint(node)}
-	refuse := chain{name: "refuse", rules: refuseRules()}
-	prerouting := chain{name: "prerouting", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: afterNAT}
-	output := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: afterNAT}
-	pingPrerouting := chain{name: "ping_prerouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityNATDest}
-	pingOutput := chain{name: "ping_output", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityNATDest}
+// unservedTable is as UnservedAsHeld has it: of the node's addresses there is up to one of each family.
+func unservedTable(u service.Unserved) nft.Table {
+	t := nft.Table{Name: UnservedTable, Variant: fmt.Sprint(u.Node), Elements: elements{}}
+	refuse := nft.Chain{Name: "refuse", Rules: refuseRules()}
+	prerouting := nft.Hooked("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, afterNAT)
+	output := nft.Hooked("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, afterNAT)
+	pingPrerouting := nft.Hooked("ping_prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, *nftables.ChainPriorityNATDest)
+	pingOutput := nft.Hooked("ping_output", nftables.ChainTypeNAT, nftables.ChainHookOutput, *nftables.ChainPriorityNATDest)
 	for _, f := range inet.Families {
-		t.sets = append(t.sets,
-			set{name: named(unservedAddrs, f), comment: "Services' ranges and addresses", family: f, interval: true},
-			set{name: named(unservedPing, f), comment: "load balancers' addresses", family: f},
-			set{name: named(unservedOthers, f), comment: "addresses of Services that another proxy carries", family: f},
+		t.Sets = append(t.Sets,
+			prefixSet(unservedAddrs, f, "Services' ranges and addresses"),
+			addrSet(unservedPing, f, "load balancers' addresses"),
+			addrSet(unservedOthers, f, "addresses of Services that another proxy carries"),
 		)
-		for _, c := range []*chain{&prerouting, &output} {
-			c.add("no Service has this port of the address, or nobody the address", firstOfFlow(), isFamily(f),
-				isIn(destinationOf(f), named(unservedAddrs, f)), isNotIn(destinationOf(f), named(unservedOthers, f)), notLocal(), jump(refuse.name))
+		t.Elements[named(unservedAddrs, f)] = ofPrefixes(u.Ranges, f)
+		t.Elements[named(unservedPing, f)], t.Elements[named(unservedOthers, f)] = ofAddrs(u.LoadBalancers, f), ofAddrs(u.Others, f)
+		for _, c := range []*nft.Chain{&prerouting, &output} {
+			c.Add("no Service has this port of the address, or nobody the address", firstOfFlow(), isFamily(f),
+				isIn(destinationOf(f), named(unservedAddrs, f)), isNotIn(destinationOf(f), named(unservedOthers, f)), notLocal(), jump(refuse.Name))
 		}
-		i := slices.IndexFunc(node, func(a netip.Addr) bool { return inet.FamilyOf(a) == f })
+		i := slices.IndexFunc(u.Node, func(a netip.Addr) bool { return inet.FamilyOf(a) == f })
 		if i < 0 {
 			continue
 		}
 		// Not `redirect`, which takes an address of the device: those of pods have none.
-		answer := []expr.Any{&expr.Immediate{Register: 1, Data: node[i].AsSlice()},
+		answer := []expr.Any{&expr.Immediate{Register: 1, Data: u.Node[i].AsSlice()},
 			&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(nfproto(f)), RegAddrMin: 1, RegAddrMax: 1}}
-		for _, c := range []*chain{&pingPrerouting, &pingOutput} {
-			c.add("the node that gets it answers", isFamily(f), isEchoRequest(f), isIn(destinationOf(f), named(unservedPing, f)), answer)
+		for _, c := range []*nft.Chain{&pingPrerouting, &pingOutput} {
+			c.Add("the node that gets it answers", isFamily(f), isEchoRequest(f), isIn(destinationOf(f), named(unservedPing, f)), answer)
 		}
 	}
-	t.chains = []chain{refuse, prerouting, output, pingPrerouting, pingOutput}
+	t.Chains = []nft.Chain{refuse, prerouting, output, pingPrerouting, pingOutput}
 	return t
 }
 

@@ -1,13 +1,16 @@
 package ruleset
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
 	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/inet"
+	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
 
 // DNSTable is the table that keeps packets to and from the node's DNS cache out of connection tracking.
@@ -23,15 +26,7 @@ func (r *Ruleset) SetUntracked(addrs []netip.Addr) (diff.Count, error) {
 	if len(addrs) == 0 {
 		return diff.Count{}, r.Delete(DNSTable)
 	}
-	return r.set(dnsTable(), untrackedElements(addrs))
-}
-
-func untrackedElements(addrs []netip.Addr) elements {
-	want := elements{}
-	for _, f := range inet.Families {
-		want[named(untracked, f)] = single(addrs, f)
-	}
-	return want
+	return r.set(dnsTable(addrs))
 }
 
 // HoldsUntracked says whether the kernel has what SetUntracked made of these addresses. Another goroutine may use the rule
@@ -42,37 +37,24 @@ func (r *Ruleset) HoldsUntracked(addrs []netip.Addr) (bool, error) {
 		return false, err
 	}
 	defer by.Close()
-	have, _, err := by.read(dnsTable())
-	if err != nil {
-		return false, ignoreStrange(err)
-	}
-	want := untrackedElements(addrs)
-	for _, s := range dnsTable().sets {
-		d := diff.Compare(want[s.name], have[s.name], member.key)
-		if len(d.Add)+len(d.Remove) > 0 {
-			return false, nil
-		}
-	}
-	return true, nil
+	want := dnsTable(addrs)
+	have, found, err := by.read(want)
+	return found && maps.EqualFunc(have, want.Elements, slices.Equal), err
 }
 
-func dnsTable() table {
-	t := table{name: DNSTable}
-	prerouting := chain{name: "prerouting", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityRaw}
-	output := chain{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityRaw}
+func dnsTable(addrs []netip.Addr) nft.Table {
+	t := nft.Table{Name: DNSTable, Elements: elements{}}
+	prerouting := nft.Hooked("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, *nftables.ChainPriorityRaw)
+	output := nft.Hooked("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, *nftables.ChainPriorityRaw)
+	notrack := []expr.Any{&expr.Notrack{}}
 	for _, f := range inet.Families {
-		set := set{name: named(untracked, f), comment: "the node's DNS cache", family: f}
-		t.sets = append(t.sets, set)
-		matching := func(comment string, addr *expr.Payload) rule {
-			return rule{comment: comment, exprs: []expr.Any{
-				&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{nfproto(f)}},
-				addr, &expr.Lookup{SourceRegister: 1, SetName: set.name}, &expr.Notrack{},
-			}}
+		t.Sets = append(t.Sets, addrSet(untracked, f, "the node's DNS cache"))
+		t.Elements[named(untracked, f)] = ofAddrs(addrs, f)
+		for _, c := range []*nft.Chain{&prerouting, &output} {
+			c.Add("what asks the cache is not tracked", isFamily(f), isIn(destinationOf(f), named(untracked, f)), notrack)
+			c.Add("nor are its answers", isFamily(f), isIn(sourceOf(f), named(untracked, f)), notrack)
 		}
-		both := []rule{matching("what asks the cache is not tracked", destinationOf(f)), matching("nor are its answers", sourceOf(f))}
-		prerouting.rules, output.rules = append(prerouting.rules, both...), append(output.rules, both...)
 	}
-	t.chains = []chain{prerouting, output}
+	t.Chains = []nft.Chain{prerouting, output}
 	return t
 }

@@ -1,36 +1,35 @@
-package ruleset
+package nft
 
 import (
 	"bytes"
 	"encoding/binary"
-	"net/netip"
 	"strings"
 	"testing"
 
+	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/facts/diff"
-	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
 
-// message is an element as a transaction has it, without the header of its attribute.
-func elementMessage(e element) []byte {
-	t := &transaction{}
+// elementMessage is an element as a transaction has it, without the header of its attribute.
+func elementMessage(e bound) []byte {
+	t := &messages{}
 	t.element(e, true)
 	return t.buf[unix.SizeofNlAttr:]
 }
 
-var elementSeeds = []element{
-	{key: "\x0a\x60\x00\x0a"},
-	{key: "\x0a\x60\x00\x0a", keyEnd: "\x0a\x60\x00\xff", comment: "default/web"},
-	{key: "\x0a\x60\x00\x0a", end: true},
-	{key: "\x0a\x60\x00\x0a\x00\x50\x00\x00", value: "\x0a\xf4\x01\x07"},
-	{key: "\x0a\x60\x00\x0a", verdict: true, code: expr.VerdictGoto, value: "service-1"},
-	{key: "\x0a\x60\x00\x0a", verdict: true, code: expr.VerdictDrop},
+var elementSeeds = []bound{
+	{Element: Element{Key: "\x0a\x60\x00\x0a"}},
+	{Element: Element{Key: "\x0a\x60\x00\x0a", KeyEnd: "\x0a\x60\x00\xff", Comment: "default/web"}},
+	{Element: Element{Key: "\x0a\x60\x00\x0a"}, end: true},
+	{Element: Element{Key: "\x0a\x60\x00\x0a\x00\x50\x00\x00", Value: "\x0a\xf4\x01\x07"}},
+	{Element: Element{Key: "\x0a\x60\x00\x0a", Verdict: true, Code: expr.VerdictGoto, Value: "service-1"}},
+	{Element: Element{Key: "\x0a\x60\x00\x0a", Verdict: true, Code: expr.VerdictDrop}},
 }
 
 // What a transaction says of an element is read as that element.
@@ -46,20 +45,22 @@ func TestElementOf(t *testing.T) {
 	}
 }
 
-// User data that says it is longer than it is, which anyone may write who may write nftables, ends no agent: the table
-// is made anew.
+// User data that says it is longer than it is, which anyone may write who may write nftables, ends no agent: the element is
+// not ours, and is taken away.
 func TestUserDataThatLies(t *testing.T) {
 	_, path := linktest.NamespaceAt(t)
-	r, err := Open(path)
+	c, err := Open(path)
 	testenv.Must(t, err)
-	t.Cleanup(r.Close)
-	want := podnet.Masquerade{Sources: []netip.Prefix{netip.MustParsePrefix("10.100.0.0/24")}, Nodes: []netip.Addr{netip.MustParseAddr("10.0.0.2")}}
-	_, err = r.SetMasquerade(want)
+	t.Cleanup(c.Close)
+	h := NewPlain(c)
+	want := Table{Name: "t", Sets: []*Set{{Name: "s", Key: nftables.TypeIPAddr}}, Elements: map[string][]Element{"s": {{Key: "\x0a\x00\x00\x02"}}}}
+	_, err = h.Set(want, nil)
 	testenv.Must(t, err)
-	lie := newTransaction(MasqueradeTable)
+	lie := &messages{table: "t"}
+	lie.close(lie.frame(unix.NFNL_MSG_BATCH_BEGIN, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, 0, "begin the transaction"))
 	at := lie.message(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, "lie")
-	lie.text(unix.NFTA_SET_ELEM_LIST_TABLE, MasqueradeTable)
-	lie.text(unix.NFTA_SET_ELEM_LIST_SET, "node_addrs4")
+	lie.text(unix.NFTA_SET_ELEM_LIST_TABLE, "t")
+	lie.text(unix.NFTA_SET_ELEM_LIST_SET, "s")
 	all := lie.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
 	one := lie.nest(unix.NFTA_LIST_ELEM)
 	key := lie.nest(unix.NFTA_SET_ELEM_KEY)
@@ -69,9 +70,9 @@ func TestUserDataThatLies(t *testing.T) {
 	lie.unnest(one)
 	lie.unnest(all)
 	lie.close(at)
-	testenv.Must(t, r.socket.commit(lie))
-	for _, changes := range []diff.Count{{Added: 1}, {}} {
-		if got, err := r.SetMasquerade(want); err != nil || got != changes {
+	testenv.Must(t, c.commit(lie))
+	for _, changes := range []diff.Count{{Removed: 1}, {}} {
+		if got, err := h.Set(want, nil); err != nil || got != changes {
 			t.Errorf("changed %+v, %v; want %+v", got, err, changes)
 		}
 	}
@@ -83,12 +84,12 @@ func FuzzElement(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e := elementOf(b)
-		size := len(e.key) + len(e.keyEnd) + len(e.value) + len(e.comment)
+		size := len(e.Key) + len(e.KeyEnd) + len(e.Value) + len(e.Comment)
 		if size > len(b) {
 			t.Fatalf("%d bytes are read out of %d: %+v", size, len(b), e)
 		}
 		// One that fits into a message again is the same when it is read again.
-		if size < 200 && e.key != "" && !strings.ContainsRune(e.comment, 0) && (!e.verdict || !strings.ContainsRune(e.value, 0)) {
+		if size < 200 && e.Key != "" && !strings.ContainsRune(e.Comment, 0) && (!e.Verdict || !strings.ContainsRune(e.Value, 0)) {
 			if again := elementOf(elementMessage(e)); again != e {
 				t.Errorf("%+v is read again as %+v", e, again)
 			}
@@ -98,9 +99,9 @@ func FuzzElement(f *testing.F) {
 
 // A datagram is messages to its end, or an error; none reaches beyond it.
 func FuzzMessages(f *testing.F) {
-	t := newTransaction("services")
-	t.addTable()
-	f.Add(bytes.Clone(t.buf))
+	m, err := encode(Transaction{Table: "services", Delete: true, Make: &Table{}})
+	testenv.Must(f, err)
+	f.Add(bytes.Clone(m.buf))
 	f.Add(binary.NativeEndian.AppendUint32(nil, 1<<31))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		read := 0

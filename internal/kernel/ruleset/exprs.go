@@ -1,0 +1,79 @@
+package ruleset
+
+import (
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/facts/inet"
+)
+
+// What rules of several tables are made of.
+
+func nfproto(f inet.Family) byte {
+	if f == inet.IPv4 {
+		return unix.NFPROTO_IPV4
+	}
+	return unix.NFPROTO_IPV6
+}
+
+func sourceOf(f inet.Family) *expr.Payload {
+	if f == inet.IPv4 {
+		return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}
+	}
+	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 8, Len: 16}
+}
+
+func destinationOf(f inet.Family) *expr.Payload {
+	if f == inet.IPv4 {
+		return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}
+	}
+	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 24, Len: 16}
+}
+
+// reg returns the register of a 32-bit word, 0 to 15, by the number that the kernel lists it as.
+func reg(word int) uint32 {
+	if word%4 == 0 {
+		return uint32(unix.NFT_REG_1 + word/4)
+	}
+	return uint32(unix.NFT_REG32_00 + word)
+}
+
+// words is how many of them an address takes.
+func words(f inet.Family) int {
+	if f == inet.IPv4 {
+		return 1
+	}
+	return 4
+}
+
+// spare is a word that no key reaches.
+const spare = 15
+
+func at(p *expr.Payload, word int) expr.Any {
+	p.DestRegister = reg(word)
+	return p
+}
+
+func isFamily(f inet.Family) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{nfproto(f)}},
+	}
+}
+
+func isIn(p *expr.Payload, set string) []expr.Any {
+	return []expr.Any{p, &expr.Lookup{SourceRegister: 1, SetName: set}}
+}
+
+func isNotIn(p *expr.Payload, set string) []expr.Any {
+	return []expr.Any{p, &expr.Lookup{SourceRegister: 1, SetName: set, Invert: true}}
+}
+
+func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
+
+func jump(chain string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
+}
+
+// dropped counts before it drops: somebody tries, or somebody's network is not what this one thinks it is.
+func dropped() []expr.Any { return []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}} }
