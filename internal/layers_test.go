@@ -53,7 +53,7 @@ var sideways = map[[2]string]string{
 // for all commands. Tests may import anything.
 var onlyBy = map[string][]string{
 	"github.com/vishvananda/netlink":         {"internal/kernel/link", "internal/lab/doctor"},
-	"github.com/google/nftables":             {"internal/kernel/link", "internal/kernel/nft", "internal/kernel/ruleset", "internal/lab/doctor"},
+	"github.com/google/nftables":             {"internal/kernel/nft", "internal/kernel/ruleset", "internal/lab/doctor"},
 	"github.com/osrg/gobgp":                  {"internal/agent/bgp"},
 	"github.com/hashicorp/memberlist":        {"internal/agent/membership"},
 	"github.com/cilium/ebpf":                 {"internal/kernel/bpf"},

@@ -14,6 +14,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/topology"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/machine"
+	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 )
 
 // The wires of a lab: every node has a device eth0, whose other end is a port of its cluster's switch, a
@@ -167,13 +168,33 @@ func (l *Lab) setUplink(core *link.Namespace) error {
 	}
 	underlay := l.families([]netip.Prefix{l.Underlay4, l.Underlay6})
 	// Nodes keep their address toward the host, which has a route back; whatever else leaves is a pod's.
-	if err := core.SetMasquerade(link.Masquerade{Table: "fathom", From: underlay, Inside: coreUplink, Outside: true,
+	if err := setUplink(core, ruleset.Uplink{Table: "fathom", From: underlay, Inside: coreUplink, Outside: true,
 		Comment: "fathom lab " + l.Name + ": pods leave with the address of the uplink"}); err != nil {
 		return err
 	}
-	return host.SetMasquerade(link.Masquerade{Table: l.hostTable(), From: underlay, Inside: name,
+	return setUplink(host, ruleset.Uplink{Table: l.hostTable(), From: underlay, Inside: name,
 		Guard:   l.HostAccess == topology.HostAccessNone,
 		Comment: "fathom lab " + l.Name + ": nodes leave this machine with its address"})
+}
+
+// setUplink has packets that leave a namespace take its address.
+func setUplink(n *link.Namespace, u ruleset.Uplink) error {
+	rules, err := ruleset.Open(n.Path())
+	if err != nil {
+		return err
+	}
+	defer rules.Close()
+	_, err = rules.SetUplink(u)
+	return err
+}
+
+func deleteTable(n *link.Namespace, name string) error {
+	rules, err := ruleset.Open(n.Path())
+	if err != nil {
+		return err
+	}
+	defer rules.Close()
+	return rules.Delete(name)
 }
 
 // families keeps the prefixes of families that the lab uses: a host without IPv6 is not asked for it by a
@@ -246,7 +267,7 @@ func (l *Lab) plug(c *topology.Cluster, n *topology.Node, m *machine.Machine) er
 	}
 	if c.Network.Kind == topology.NetworkBridge {
 		routes = append(routes, l.podRoutes(c, n)...)
-		if err := node.SetMasquerade(link.Masquerade{Table: "fathom", From: n.PodCIDRs, To: c.PodCIDRs, Inside: "cni0",
+		if err := setUplink(node, ruleset.Uplink{Table: "fathom", From: n.PodCIDRs, To: c.PodCIDRs, Inside: "cni0",
 			Comment: "pods leave the cluster with the address of their node"}); err != nil {
 			return err
 		}
@@ -333,7 +354,7 @@ func (l *Lab) removeWires() error {
 		return err
 	}
 	defer host.Close()
-	problems = append(problems, host.DeleteDevice(l.uplinkName(), l.uplinkAlias()), host.DeleteTable(l.hostTable()))
+	problems = append(problems, host.DeleteDevice(l.uplinkName(), l.uplinkAlias()), deleteTable(host, l.hostTable()))
 	dir := filepath.Dir(l.netnsPath(coreName))
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -129,37 +129,6 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
-func TestMasquerade(t *testing.T) {
-	n := linktest.Namespace(t)
-	m := link.Masquerade{Table: "fathom-test", Comment: "what it is for", Inside: "uplink",
-		From: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::/48")},
-		To:   []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16"), netip.MustParsePrefix("fd01::/48")}}
-	for _, tc := range []struct {
-		outside bool
-		want    []string
-	}{
-		{false, []string{`ip saddr 10.1.0.0/16 oifname != "uplink" masquerade comment "what it is for"`, `ip6 saddr fd00::/48 oifname != "uplink" masquerade`}},
-		{true, []string{`oifname "uplink" ip saddr 10.1.0.0/16 accept`, `oifname "uplink" ip6 saddr fd00::/48 accept`, `oifname "uplink" masquerade`}},
-	} {
-		m.Outside = tc.outside
-		for range 2 {
-			testenv.Must(t, n.SetMasquerade(m))
-		}
-		got := linktest.Run(t, n, "nft", "list", "ruleset")
-		for _, want := range append(tc.want, `ip daddr 10.2.0.0/16 accept`, `ip6 daddr fd01::/48 accept`) {
-			if strings.Count(got, want) != 1 {
-				t.Errorf("outside=%v: want once %q in\n%s", tc.outside, want, got)
-			}
-		}
-	}
-	for range 2 {
-		testenv.Must(t, n.DeleteTable("fathom-test"))
-	}
-	if got := linktest.Run(t, n, "nft", "list", "ruleset"); got != "" {
-		t.Errorf("left behind:\n%s", got)
-	}
-}
-
 func TestShape(t *testing.T) {
 	a, b := linktest.Namespace(t), linktest.Namespace(t)
 	testenv.Must(t, a.SetPair(link.Device{Name: "a0", Alias: "x"}, b, link.Device{Name: "b0", Alias: "x"}))

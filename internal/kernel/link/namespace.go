@@ -1,6 +1,6 @@
-// Package link makes wires: network namespaces, veth pairs, bridges, addresses, routes, rate limits and
-// masquerade. Every function takes the whole desired state and may be repeated. Each device carries an
-// alias, each route a protocol number and each nftables table a comment that says that it is ours.
+// Package link makes wires: network namespaces, veth pairs, bridges, addresses, routes and rate limits. Every function
+// takes the whole desired state and may be repeated. Each device carries an alias, and each route a protocol number, that
+// says that it is ours.
 package link
 
 import (
@@ -102,6 +102,9 @@ func Open(path string) (*Namespace, error) {
 	}
 	return n, nil
 }
+
+// Path is where the namespace is found for as long as it is open, by this process.
+func (n *Namespace) Path() string { return fmt.Sprintf("/proc/self/fd/%d", n.file.Fd()) }
 
 // Here opens the namespace that the process is in.
 func Here() (*Namespace, error) {

@@ -100,14 +100,7 @@ func unservedTable(u service.Unserved) nft.Table {
 }
 
 // firstOfFlow matches what belongs to no flow that has had an answer: few of a node's packets are looked up.
-func firstOfFlow() []expr.Any {
-	flows := expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED
-	return []expr.Any{
-		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, uint32(flows)), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},
-	}
-}
+func firstOfFlow() []expr.Any { return inFlow(expr.CmpOpEq) }
 
 // notLocal matches what is not for the node itself. Some give a node a Service's address on purpose, as NodeLocal DNSCache
 // does with that of the cluster's DNS.

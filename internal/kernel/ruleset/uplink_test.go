@@ -1,18 +1,34 @@
-package link_test
+package ruleset_test
 
 import (
 	"net/netip"
 	"strings"
 	"testing"
 
+	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
 
-// TestGuard sends packets from a lab to a host, with an internet behind it, and back.
-func TestGuard(t *testing.T) {
-	lab, host, internet := linktest.Namespace(t), linktest.Namespace(t), linktest.Namespace(t)
+// setUplink sets it, and checks that a second time changes nothing, not even for who does not know of the first.
+func setUplink(t *testing.T, r *ruleset.Ruleset, u ruleset.Uplink) {
+	t.Helper()
+	got, err := r.SetUplink(u)
+	testenv.Must(t, err)
+	if got != (diff.Count{Added: 1}) {
+		t.Errorf("changed %+v", got)
+	}
+	if again, err := r.SetUplink(u); err != nil || again != (diff.Count{}) {
+		t.Errorf("the second time changes %+v, %v", again, err)
+	}
+}
+
+// TestUplinkGuard sends packets from a lab to a host, with an internet behind it, and back.
+func TestUplinkGuard(t *testing.T) {
+	host, r := space(t)
+	lab, internet := linktest.Namespace(t), linktest.Namespace(t)
 	addrs := func(n *link.Namespace, device string, prefixes ...string) {
 		t.Helper()
 		var all []netip.Prefix
@@ -36,12 +52,10 @@ func TestGuard(t *testing.T) {
 	linktest.Run(t, host, "nft", "add table ip docker; add chain ip docker pre { type nat hook prerouting priority dstnat; }; "+
 		"add rule ip docker pre ip daddr 192.0.2.9 dnat to 192.0.2.2")
 
-	m := link.Masquerade{Table: "fathom-test", Comment: "x", Inside: "up", From: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}}
+	m := ruleset.Uplink{Table: "fathom-test", Comment: "x", Inside: "up", From: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}}
 	for _, guard := range []bool{false, true, false} {
 		m.Guard = guard
-		for range 2 {
-			testenv.Must(t, host.SetMasquerade(m))
-		}
+		setUplink(t, r, m)
 		for _, tc := range []struct {
 			what string
 			from *link.Namespace
@@ -70,7 +84,7 @@ func TestGuard(t *testing.T) {
 		}
 	}
 	m.Guard = true
-	testenv.Must(t, host.SetMasquerade(m))
+	setUplink(t, r, m)
 	got := linktest.Run(t, host, "nft", "list", "table", "inet", "fathom-test")
 	for _, want := range []string{
 		"type filter hook prerouting priority mangle",
@@ -81,5 +95,34 @@ func TestGuard(t *testing.T) {
 		if !strings.Contains(got, want) {
 			t.Errorf("want %q in\n%s", want, got)
 		}
+	}
+}
+
+func TestUplink(t *testing.T) {
+	n, r := space(t)
+	m := ruleset.Uplink{Table: "fathom-test", Comment: "what it is for", Inside: "uplink",
+		From: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::/48")},
+		To:   []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16"), netip.MustParsePrefix("fd01::/48")}}
+	for _, tc := range []struct {
+		outside bool
+		want    []string
+	}{
+		{false, []string{`ip saddr 10.1.0.0/16 oifname != "uplink" masquerade comment "what it is for"`, `ip6 saddr fd00::/48 oifname != "uplink" masquerade`}},
+		{true, []string{`oifname "uplink" ip saddr 10.1.0.0/16 accept`, `oifname "uplink" ip6 saddr fd00::/48 accept`, `oifname "uplink" masquerade`}},
+	} {
+		m.Outside = tc.outside
+		setUplink(t, r, m)
+		got := linktest.Run(t, n, "nft", "list", "ruleset")
+		for _, want := range append(tc.want, `ip daddr 10.2.0.0/16 accept`, `ip6 daddr fd01::/48 accept`) {
+			if strings.Count(got, want) != 1 {
+				t.Errorf("outside=%v: want once %q in\n%s", tc.outside, want, got)
+			}
+		}
+	}
+	for range 2 {
+		testenv.Must(t, r.Delete("fathom-test"))
+	}
+	if got := linktest.Run(t, n, "nft", "list", "ruleset"); got != "" {
+		t.Errorf("left behind:\n%s", got)
 	}
 }
