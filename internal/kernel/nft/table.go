@@ -7,7 +7,6 @@
 package nft
 
 import (
-	"cmp"
 	"math/bits"
 	"net/netip"
 	"slices"
@@ -16,8 +15,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
-
-	"github.com/fathom-network/fathom/internal/facts/inet"
 )
 
 // Table is what a table of family inet should be.
@@ -80,13 +77,34 @@ func Hooked(name string, kind nftables.ChainType, hook *nftables.ChainHook, prio
 	return Chain{Name: name, Kind: kind, Hook: hook, Priority: &priority}
 }
 
+// AppendAddr appends an address as the kernel has it.
+func AppendAddr(b []byte, a netip.Addr) []byte {
+	if a.Is4() {
+		four := a.As4()
+		return append(b, four[:]...)
+	}
+	sixteen := a.As16()
+	return append(b, sixteen[:]...)
+}
+
+// AppendPrefix appends the first address of a prefix, and the last.
+func AppendPrefix(b []byte, p netip.Prefix) []byte {
+	at := len(b)
+	b = AppendAddr(b, p.Addr())
+	for i, x := range b[at:] {
+		b = append(b, x|byte(0xff>>min(max(p.Bits()-i*8, 0), 8)))
+	}
+	return b
+}
+
 // OfPrefix returns the element of a set of prefixes.
 func OfPrefix(p netip.Prefix) Element {
-	return Element{Key: string(p.Addr().AsSlice()), KeyEnd: string(inet.Last(p).AsSlice())}
+	ends := string(AppendPrefix(nil, p))
+	return Element{Key: ends[:len(ends)/2], KeyEnd: ends[len(ends)/2:]}
 }
 
 // OfAddr returns the element of a set of addresses.
-func OfAddr(a netip.Addr) Element { return Element{Key: string(a.AsSlice())} }
+func OfAddr(a netip.Addr) Element { return Element{Key: string(AppendAddr(nil, a))} }
 
 // Prefix is the reverse of OfPrefix, and of OfAddr. It is not ok if the element is no prefix.
 func (e Element) Prefix() (netip.Prefix, bool) {
@@ -94,17 +112,13 @@ func (e Element) Prefix() (netip.Prefix, bool) {
 	if e.KeyEnd == "" {
 		return netip.PrefixFrom(from, from.BitLen()), ok
 	}
-	to, okEnd := netip.AddrFromSlice([]byte(e.KeyEnd))
-	if !ok || !okEnd || from.BitLen() != to.BitLen() {
-		return netip.Prefix{}, false
-	}
 	p := netip.PrefixFrom(from, sameBits(e.Key, e.KeyEnd))
-	return p, p == p.Masked() && inet.Last(p) == to
+	return p, ok && len(e.Key) == len(e.KeyEnd) && OfPrefix(p.Masked()) == Element{Key: e.Key, KeyEnd: e.KeyEnd}
 }
 
 // sameBits returns how many bits two keys of one length begin with in common.
 func sameBits(a, b string) int {
-	for i := range len(a) {
+	for i := range min(len(a), len(b)) {
 		if n := bits.LeadingZeros8(a[i] ^ b[i]); n < 8 {
 			return i*8 + n
 		}
@@ -115,7 +129,10 @@ func sameBits(a, b string) int {
 // Sort sorts elements by their keys, as those of a Table and those that are read are.
 func Sort(list []Element) {
 	slices.SortFunc(list, func(a, b Element) int {
-		return cmp.Or(strings.Compare(a.Key, b.Key), strings.Compare(a.KeyEnd, b.KeyEnd))
+		if c := strings.Compare(a.Key, b.Key); c != 0 {
+			return c
+		}
+		return strings.Compare(a.KeyEnd, b.KeyEnd)
 	})
 }
 

@@ -21,30 +21,45 @@ func named(set string, f inet.Family) string {
 	return set + "6"
 }
 
-// sorted is a list of elements as nft.Table wants it.
+// sorted is a list of elements as nft.Table wants it. Most lists are so already.
 func sorted(list []nft.Element) []nft.Element {
-	nft.Sort(list)
-	return slices.Compact(list)
+	for i := range list[min(1, len(list)):] {
+		if list[i].Key >= list[i+1].Key {
+			nft.Sort(list)
+			return slices.Compact(list)
+		}
+	}
+	return list
 }
 
-// ofPrefixes are the elements of a set of prefixes of one family.
+// ofPrefixes are the elements of a set of prefixes of one family. All their keys are one string: lists have thousands.
 func ofPrefixes(list []netip.Prefix, f inet.Family) []nft.Element {
-	var all []nft.Element
+	n := words(f) * 4
+	b := make([]byte, 0, 2*n*len(list))
 	for _, p := range list {
 		if inet.FamilyOf(p.Addr()) == f {
-			all = append(all, nft.OfPrefix(p))
+			b = nft.AppendPrefix(b, p)
 		}
+	}
+	all := make([]nft.Element, 0, len(b)/n/2)
+	for s := string(b); s != ""; s = s[2*n:] {
+		all = append(all, nft.Element{Key: s[:n], KeyEnd: s[n : 2*n]})
 	}
 	return sorted(all)
 }
 
 // ofAddrs are the elements of a set of addresses of one family.
 func ofAddrs(list []netip.Addr, f inet.Family) []nft.Element {
-	var all []nft.Element
+	n := words(f) * 4
+	b := make([]byte, 0, n*len(list))
 	for _, a := range list {
 		if inet.FamilyOf(a) == f {
-			all = append(all, nft.OfAddr(a))
+			b = nft.AppendAddr(b, a)
 		}
+	}
+	all := make([]nft.Element, 0, len(b)/n)
+	for s := string(b); s != ""; s = s[n:] {
+		all = append(all, nft.Element{Key: s[:n]})
 	}
 	return sorted(all)
 }

@@ -91,6 +91,18 @@ func (r *Ruleset) Guard(like podnet.Guard) (podnet.Guard, error) {
 	return g, nil
 }
 
+// elements are those of a guard's senders that are of this kind.
+func (s senders) elements(g podnet.Guard) (list []nft.Element) {
+	var key []byte
+	for _, x := range g.Senders {
+		if sendersOf(x) == s {
+			key = nft.AppendAddr(nft.AppendAddr(key[:0], x.Node), x.Range.Addr())
+			list = append(list, nft.Element{Key: string(key)})
+		}
+	}
+	return sorted(list)
+}
+
 // sender is what an element of theirs says.
 func (s senders) sender(e nft.Element) (podnet.Sender, bool) {
 	n := words(s.outer) * 4
@@ -127,14 +139,10 @@ func guardTable(g podnet.Guard) nft.Table {
 		t.Elements[named(guardOutside, f)], t.Elements[named(guardCluster, f)] = ofPrefixes(g.Outside, f), ofPrefixes(g.Cluster, f)
 		t.Elements[named(guardLinkLocal, f)], t.Elements[named(guardOpen, f)] = ofPrefixes(g.LinkLocal, f), ofPrefixes(g.Open, f)
 	}
-	for _, s := range g.Senders {
-		set := sendersOf(s).name()
-		t.Elements[set] = append(t.Elements[set], nft.Element{Key: string(append(s.Node.AsSlice(), s.Range.Addr().AsSlice()...))})
-	}
 	for _, s := range kinds {
 		t.Sets = append(t.Sets, &nft.Set{Name: s.name(), Comment: "who sends by the tunnel, and from where",
 			Key: nftables.MustConcatSetType(addrType(s.outer), addrType(s.inner))})
-		t.Elements[s.name()] = sorted(t.Elements[s.name()])
+		t.Elements[s.name()] = s.elements(g)
 	}
 	t.Chains = slices.Concat(guardSource(g.Port), guardForward(g.Port), guardTunnel(g.Port, g.VNI, kinds))
 	return t
