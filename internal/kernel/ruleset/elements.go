@@ -64,7 +64,11 @@ func ofAddrs(list []netip.Addr, f inet.Family) []nft.Element {
 	return sorted(all)
 }
 
-// prefixes returns what a set of both families holds, without the intervals that are no prefixes: those are not ours.
+func allPrefixes(list []nft.Element) bool {
+	return !slices.ContainsFunc(list, func(e nft.Element) bool { _, ok := e.Prefix(); return !ok })
+}
+
+// prefixes returns what a set of both families holds.
 func (e elements) prefixes(set string) (list []netip.Prefix) {
 	for _, f := range inet.Families {
 		for _, x := range e[named(set, f)] {

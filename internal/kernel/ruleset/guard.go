@@ -80,9 +80,11 @@ func (r *Ruleset) Guard(like podnet.Guard) (podnet.Guard, error) {
 		LinkLocal: have.prefixes(guardLinkLocal), Open: have.prefixes(guardOpen)}
 	for _, s := range kindsOf(like) {
 		for _, e := range have[s.name()] {
-			if sender, ok := s.sender(e); ok {
-				g.Senders = append(g.Senders, sender)
+			sender, ok := s.sender(e)
+			if !ok {
+				return podnet.Guard{}, nil
 			}
+			g.Senders = append(g.Senders, sender)
 		}
 	}
 	slices.SortStableFunc(g.Senders, func(a, b podnet.Sender) int {

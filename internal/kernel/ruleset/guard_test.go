@@ -109,6 +109,9 @@ func TestGuard(t *testing.T) {
 	} {
 		t.Run(tc.drift, func(t *testing.T) {
 			nft(t, n, strings.Fields(strings.ReplaceAll(tc.drift, " T", " "+ruleset.GuardTable))...)
+			if have, err := r.Guard(g); err != nil || reflect.DeepEqual(have, g) {
+				t.Errorf("passes for what it should be: %v", err)
+			}
 			check(g, tc.changes)
 			if got := nft(t, n, "list", "table", "inet", ruleset.GuardTable); got != string(want) {
 				t.Errorf("got:\n%s", got)

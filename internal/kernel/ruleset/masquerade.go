@@ -29,9 +29,12 @@ func (r *Ruleset) SetMasquerade(m podnet.Masquerade) (diff.Count, error) {
 // Masquerade reads back what SetMasquerade set. A table that is not there, or that does something else, is as
 // good as one that holds nothing.
 func (r *Ruleset) Masquerade() (podnet.Masquerade, error) {
-	have, _, err := r.read(masqueradeTable(podnet.Masquerade{}))
+	have, found, err := r.read(masqueradeTable(podnet.Masquerade{}))
+	if !found || err != nil {
+		return podnet.Masquerade{}, err
+	}
 	return podnet.Masquerade{Sources: have.prefixes(ownPods), Pods: have.prefixes(podCIDRs), Nodes: have.addrs(nodeAddrs),
-		Others: have.prefixes(nonMasquerade)}, err
+		Others: have.prefixes(nonMasquerade)}, nil
 }
 
 func masqueradeTable(m podnet.Masquerade) nft.Table {

@@ -61,8 +61,12 @@ func (r *Ruleset) held(name string) *nft.Plain {
 // set makes the kernel hold the table, and returns what it changed.
 func (r *Ruleset) set(t nft.Table) (diff.Count, error) { return r.held(t.Name).Set(t, nil) }
 
-// read returns the elements of a table. They are not found if anything but them differs from what should be.
+// read returns the elements of a table. They are not found if anything but them differs from what should be, or if there is an
+// interval that is no prefix: none of ours is otherwise.
 func (r *Ruleset) read(t nft.Table) (elements, bool, error) {
 	have, _, found, err := r.held(t.Name).Read(t)
+	for _, s := range t.Sets {
+		found = found && (!s.Interval || allPrefixes(have[s.Name]))
+	}
 	return have, found, err
 }

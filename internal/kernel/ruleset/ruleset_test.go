@@ -132,6 +132,9 @@ func TestMasquerade(t *testing.T) {
 	} {
 		t.Run(tc.drift, func(t *testing.T) {
 			nft(t, n, strings.Fields(strings.ReplaceAll(tc.drift, " T", " "+ruleset.MasqueradeTable))...)
+			if have, err := r.Masquerade(); err != nil || reflect.DeepEqual(have, m) {
+				t.Errorf("passes for what it should be: %v", err)
+			}
 			check(m, tc.changes)
 			if got := nft(t, n, "list", "table", "inet", ruleset.MasqueradeTable); got != string(want) {
 				t.Errorf("got:\n%s", got)

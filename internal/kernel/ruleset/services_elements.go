@@ -351,6 +351,7 @@ func decode(sets map[string][]nft.Element) (rest map[string][]nft.Element, parts
 		}
 		for _, set := range []string{nodePortAddrs, ownPods} {
 			rest[named(set, family)] = sets[named(set, family)]
+			complete = complete && allPrefixes(sets[named(set, family)])
 		}
 	}
 	return rest, parts, complete
