@@ -117,6 +117,12 @@ test: build lint ## all tests: units, the kernel's namespaces, the kit, whole la
 	kit/check $(KIT)
 	@$(MAKE) --no-print-directory e2e conformance-short
 
+# What is left out is the race detector, the other scenarios and the kit's own tests. Packages that have not changed are not tested again.
+.PHONY: quick
+quick: build lint ## what most changes need: lint, tests of packages, the scenario "default" (as root; minutes)
+	go test ./...
+	cd test/e2e && FATHOM=$(CURDIR)/bin/fathom go test -count=1 -run '^TestScenarios$$/^default$$' .
+
 # The race detector needs cgo, which the programs are built without.
 .PHONY: units
 units: ## tests of packages, with the race detector (as root)
