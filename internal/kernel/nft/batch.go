@@ -1,7 +1,6 @@
 package nft
 
 import (
-	"cmp"
 	"iter"
 	"maps"
 	"slices"
@@ -31,6 +30,9 @@ type batch[K comparable, V Part[V]] struct {
 	count        diff.Count
 	transactions uint32 // that were made
 
+	take, drop func(Shared) // share by 1 and -1, and addTo, which are made once
+	addOne     func(set string, e Element)
+
 	remove, add map[string][]Element // by set
 	size        int                  // bytes, about
 	touched     map[Shared]int       // how often it was there before
@@ -40,7 +42,10 @@ type batch[K comparable, V Part[V]] struct {
 const largeBytes = sendBytes / 4
 
 func newBatch[K comparable, V Part[V]](kernel Kernel, t Table, have *content[K, V]) *batch[K, V] {
-	return &batch[K, V]{kernel: kernel, table: t, have: have, remove: map[string][]Element{}, add: map[string][]Element{}, touched: map[Shared]int{}}
+	b := &batch[K, V]{kernel: kernel, table: t, have: have,
+		remove: map[string][]Element{}, add: map[string][]Element{}, touched: map[Shared]int{}}
+	b.take, b.drop, b.addOne = func(s Shared) { b.share(s, 1) }, func(s Shared) { b.share(s, -1) }, b.addTo
+	return b
 }
 
 // become makes the table hold these elements and parts, and nothing else.
@@ -68,7 +73,8 @@ func (b *batch[K, V]) become(elements map[string][]Element, parts iter.Seq2[K, V
 	}
 	for k := range b.have.parts {
 		if !wanted[k] {
-			if err := b.change(k, nil); err != nil {
+			var none V
+			if err := b.change(k, none, false); err != nil {
 				return err
 			}
 		}
@@ -77,7 +83,7 @@ func (b *batch[K, V]) become(elements map[string][]Element, parts iter.Seq2[K, V
 		if have, found := b.have.parts[k]; found && have.Equal(want) {
 			continue
 		}
-		if err := b.change(k, &want); err != nil {
+		if err := b.change(k, want, true); err != nil {
 			return err
 		}
 	}
@@ -90,32 +96,32 @@ type placed struct {
 	Element
 }
 
-// change makes a part what it is now, or nil.
-func (b *batch[K, V]) change(k K, now *V) error {
+// change makes a part what it is now, if it is.
+func (b *batch[K, V]) change(k K, now V, is bool) error {
 	old, found := b.have.parts[k]
 	var was []placed
 	if found {
-		old.Shares(func(s Shared) { b.share(s, -1) })
+		old.Shares(b.drop)
 		old.Elements(func(set string, e Element) { was = append(was, placed{set, e}) })
 	}
-	if now == nil {
+	if !is {
 		delete(b.have.parts, k)
 		for _, p := range was {
 			b.removeFrom(p.set, p.Element)
 		}
 		return b.flushIfLarge()
 	}
-	(*now).Shares(func(s Shared) { b.share(s, 1) })
-	b.have.parts[k] = *now
+	now.Shares(b.take)
+	b.have.parts[k] = now
 	if !found {
-		(*now).Elements(b.addTo)
+		now.Elements(b.addOne)
 		return b.flushIfLarge()
 	}
 	left := make(map[[2]string]Element, len(was))
 	for _, p := range was {
 		left[[2]string{p.set, p.Key}] = p.Element
 	}
-	(*now).Elements(func(set string, e Element) {
+	now.Elements(func(set string, e Element) {
 		at := [2]string{set, e.Key}
 		if have, found := left[at]; found && have == e {
 			delete(left, at)
@@ -149,26 +155,35 @@ func (b *batch[K, V]) addTo(set string, e Element) {
 	b.size += len(e.Key) + len(e.KeyEnd) + len(e.Value) + len(e.Comment) + 32
 }
 
-// settle makes elements of what is shared, and returns the chains that come and go.
-func (b *batch[K, V]) settle() (come []Chain, gone []string) {
+// settle makes elements of what is shared, and tells which chains come, get other rules and go.
+func (b *batch[K, V]) settle() (x Transaction) {
+	come, gone := map[string]Chain{}, map[string]bool{}
 	for s, before := range b.touched {
+		chain := s.Chain()
 		switch now := b.have.shared[s]; {
 		case before == 0 && now > 0:
-			if c := s.Chain(); c != nil {
-				come = append(come, *c)
+			if chain != nil {
+				come[chain.Name] = *chain
 			}
 			s.Elements(b.addTo)
 		case before > 0 && now == 0:
-			if c := s.Chain(); c != nil {
-				gone = append(gone, c.Name)
+			if chain != nil {
+				gone[chain.Name] = true
 			}
 			s.Elements(b.removeFrom)
 		}
 	}
 	b.touched = map[Shared]int{}
-	slices.SortFunc(come, func(a, b Chain) int { return cmp.Compare(a.Name, b.Name) })
-	slices.Sort(gone)
-	return come, gone
+	for _, name := range slices.Sorted(maps.Keys(come)) {
+		if gone[name] { // the same chain with other rules
+			x.Filled = append(x.Filled, come[name])
+			delete(gone, name)
+		} else {
+			x.Chains = append(x.Chains, come[name])
+		}
+	}
+	x.Gone = slices.Sorted(maps.Keys(gone))
+	return x
 }
 
 func (b *batch[K, V]) flushIfLarge() error {
@@ -180,8 +195,8 @@ func (b *batch[K, V]) flushIfLarge() error {
 
 // flush makes the changes that were collected.
 func (b *batch[K, V]) flush() error {
-	x := Transaction{Table: b.table.Name}
-	x.Chains, x.Gone = b.settle()
+	x := b.settle()
+	x.Table = b.table.Name
 	if b.anew {
 		x.Delete, x.Make = true, &b.table
 	}
@@ -195,7 +210,7 @@ func (b *batch[K, V]) flush() error {
 			b.count.Added += len(list)
 		}
 	}
-	if !b.anew && len(x.Chains)+len(x.Gone)+len(x.Remove)+len(x.Add) == 0 {
+	if !b.anew && len(x.Chains)+len(x.Filled)+len(x.Gone)+len(x.Remove)+len(x.Add) == 0 {
 		return nil
 	}
 	if err := b.kernel.Commit(x); err != nil {

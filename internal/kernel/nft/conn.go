@@ -21,6 +21,7 @@ type Conn struct {
 	file    *os.File
 	library *nftables.Conn // which reads rules
 	fd      int
+	answer  []byte // room for what the kernel says
 }
 
 // sendBytes is room for a transaction of all elements of a large cluster.
@@ -91,16 +92,18 @@ func (c *Conn) send(b []byte) error {
 
 // receive takes messages until f has seen enough, or an error such as EAGAIN.
 func (c *Conn) receive(flags int, f func(kind uint16, sequence uint32, payload []byte) bool) error {
-	answer := make([]byte, 64<<10)
+	if c.answer == nil {
+		c.answer = make([]byte, 64<<10)
+	}
 	for {
-		size, _, err := unix.Recvfrom(c.fd, answer, flags)
+		size, _, err := unix.Recvfrom(c.fd, c.answer, flags)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		if more, err := eachMessage(answer[:size], f); err != nil || !more {
+		if more, err := eachMessage(c.answer[:size], f); err != nil || !more {
 			return err
 		}
 	}

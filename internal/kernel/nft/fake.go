@@ -73,6 +73,12 @@ func (t fakeTable) change(x Transaction) error {
 		}
 		t.chains[c.Name] = c
 	}
+	for _, c := range x.Filled {
+		if _, found := t.chains[c.Name]; !found {
+			return unix.ENOENT
+		}
+		t.chains[c.Name] = c
+	}
 	for _, s := range slices.Concat(x.Remove, x.Add) {
 		if t.sets[s.Set.Name] == nil {
 			return unix.ENOENT

@@ -21,7 +21,8 @@ type Part[V any] interface {
 	Shares(yield func(Shared))
 }
 
-// Shared is a thing that several parts may have: it comes with the first, and goes with the last. Its type is comparable.
+// Shared is a thing that several parts may have: it comes with the first, and goes with the last. Its type is comparable, and two
+// that are equal are the same. Where one goes and another comes with a chain of the same name, the chain gets other rules.
 type Shared interface {
 	// Chain is made before the elements that go there, and deleted after them. It is nil if there is none.
 	Chain() *Chain
@@ -164,7 +165,11 @@ func (h *Held[K, V]) change(changes []Change[K, V]) error {
 		if found != (c.Old != nil) || found && !have.Equal(*c.Old) {
 			return fmt.Errorf("%v is not what the change says", c.Key)
 		}
-		if err := b.change(c.Key, c.New); err != nil {
+		var now V
+		if c.New != nil {
+			now = *c.New
+		}
+		if err := b.change(c.Key, now, c.New != nil); err != nil {
 			return err
 		}
 	}
@@ -267,7 +272,7 @@ func (h *Held[K, V]) readOnce(t Table) (*content[K, V], error) {
 	if err := all.become(elements, maps.All(parts)); err != nil {
 		return nil, errElements
 	}
-	chains, _ := all.settle()
+	chains := all.settle().Chains
 	for name, list := range sets {
 		if !sameElements(list, all.add[name]) {
 			return nil, errElements

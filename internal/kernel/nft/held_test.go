@@ -36,8 +36,9 @@ func kernels(t *testing.T, f func(t *testing.T, k Kernel)) {
 // pod is a part like those of policies: it goes to a chain by its addresses, and others may go there, too, and meet the same servers.
 type pod struct {
 	number int
-	chain  int
+	chain  int  // zero is its own, with rules
 	server byte // zero is none
+	rules  int
 }
 
 func podAddr(n int) string { return string([]byte{10, 0, byte(n >> 8), byte(n)}) }
@@ -45,25 +46,41 @@ func podAddr(n int) string { return string([]byte{10, 0, byte(n >> 8), byte(n)})
 func (p pod) Equal(other pod) bool { return p == other }
 
 func (p pod) Elements(yield func(set string, e Element)) {
-	yield("pods", Element{Key: podAddr(p.number), Verdict: true, Code: expr.VerdictGoto, Value: verdicts(p.chain).name(), Comment: fmt.Sprint("pod ", p.number)})
+	yield("pods", Element{Key: podAddr(p.number), Verdict: true, Code: expr.VerdictGoto, Value: p.verdicts().name(), Comment: fmt.Sprint("rules ", p.rules)})
 	if p.server != 0 {
 		yield("meets", Element{Key: podAddr(p.number), Value: serverAddr(p.server)})
 	}
 }
 
 func (p pod) Shares(yield func(Shared)) {
-	yield(verdicts(p.chain))
+	yield(p.verdicts())
 	if p.server != 0 {
 		yield(server(p.server))
 	}
 }
 
-type verdicts int
+// verdicts is a chain: of a pod alone with so many rules, or of all that have one of its number.
+type verdicts struct{ pod, rules, shared int }
 
-func (v verdicts) name() string { return fmt.Sprint("from_", int(v)) }
+func (p pod) verdicts() verdicts {
+	if p.chain > 0 {
+		return verdicts{shared: p.chain}
+	}
+	return verdicts{pod: p.number, rules: p.rules}
+}
+
+func (v verdicts) name() string {
+	if v.shared > 0 {
+		return fmt.Sprint("from_", v.shared)
+	}
+	return fmt.Sprint("of_", v.pod)
+}
 
 func (v verdicts) Chain() *Chain {
 	c := &Chain{Name: v.name()}
+	for i := range v.rules {
+		c.Add(fmt.Sprint("counts ", i), []expr.Any{&expr.Counter{}})
+	}
 	c.Add("drops after some", []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}})
 	return c
 }
@@ -90,12 +107,13 @@ var podLayout = Layout[int, pod]{
 	Decode: func(sets map[string][]Element) (map[string][]Element, map[int]pod, bool) {
 		parts := map[int]pod{}
 		for _, e := range sets["pods"] {
-			chain, err := strconv.Atoi(strings.TrimPrefix(e.Value, "from_"))
-			if err != nil {
+			n := int(e.Key[2])<<8 | int(e.Key[3])
+			p := pod{number: n}
+			if _, err := fmt.Sscanf(e.Comment, "rules %d", &p.rules); err != nil {
 				return nil, nil, false
 			}
-			n := int(e.Key[2])<<8 | int(e.Key[3])
-			parts[n] = pod{number: n, chain: chain}
+			p.chain, _ = strconv.Atoi(strings.TrimPrefix(e.Value, "from_"))
+			parts[n] = p
 		}
 		for _, e := range sets["meets"] {
 			n := int(e.Key[2])<<8 | int(e.Key[3])
@@ -161,11 +179,11 @@ func TestHeld(t *testing.T) {
 			}
 		}
 		chain := func(n int) bool {
-			has, err := k.HasChains("test-pods", append(slices.Clone(podTable().Chains), *verdicts(1).Chain(), *verdicts(n).Chain()))
+			has, err := k.HasChains("test-pods", append(slices.Clone(podTable().Chains), *verdicts{shared: 1}.Chain(), *verdicts{shared: n}.Chain()))
 			testenv.Must(t, err)
 			return has
 		}
-		table, all := podTable("10.0.0.0/24"), pods(pod{1, 1, 7}, pod{2, 1, 7}, pod{3, 2, 0})
+		table, all := podTable("10.0.0.0/24"), pods(pod{1, 1, 7, 0}, pod{2, 1, 7, 0}, pod{3, 2, 0, 0})
 		if err := h.Change(nil); err == nil {
 			t.Error("a table that was not set is changed")
 		}
@@ -180,7 +198,7 @@ func TestHeld(t *testing.T) {
 		}
 
 		// The range becomes two, of which one is new; the last pod of a chain leaves it; nobody meets the server.
-		set(podTable("10.0.0.0/25", "10.0.2.0/24"), pods(pod{1, 1, 0}, pod{2, 1, 0}, pod{3, 3, 0}), diff.Count{Added: 2 + 1, Removed: 1 + 1 + 3})
+		set(podTable("10.0.0.0/25", "10.0.2.0/24"), pods(pod{1, 1, 0, 0}, pod{2, 1, 0, 0}, pod{3, 3, 0, 0}), diff.Count{Added: 2 + 1, Removed: 1 + 1 + 3})
 		if !chain(3) || chain(2) {
 			t.Error("the chains are not those of the pods")
 		}
@@ -189,14 +207,20 @@ func TestHeld(t *testing.T) {
 		change := func(old, now pod) []Change[int, pod] {
 			return []Change[int, pod]{{Key: old.number, Old: &old, New: &now}}
 		}
-		testenv.Must(t, h.Change(change(pod{2, 1, 7}, pod{2, 1, 8})))
-		testenv.Must(t, h.Change(append(change(pod{1, 1, 7}, pod{1, 1, 0}), change(pod{3, 2, 0}, pod{3, 3, 7})...)))
-		all = pods(pod{1, 1, 0}, pod{2, 1, 8}, pod{3, 3, 7})
+		testenv.Must(t, h.Change(change(pod{2, 1, 7, 0}, pod{2, 1, 8, 0})))
+		testenv.Must(t, h.Change(append(change(pod{1, 1, 7, 0}, pod{1, 1, 0, 0}), change(pod{3, 2, 0, 0}, pod{3, 3, 7, 0})...)))
+		all = pods(pod{1, 1, 0, 0}, pod{2, 1, 8, 0}, pod{3, 3, 7, 0})
 		podsIn(t, k, table, all)
 		if !chain(3) || chain(2) {
 			t.Error("the chains are not those of the pods after a change")
 		}
-		if err := h.Change(change(pod{1, 1, 7}, pod{1, 1, 9})); err == nil {
+		// A chain of the pod's own, and then with other rules.
+		for _, now := range []pod{{1, 0, 0, 1}, {1, 0, 0, 2}, {1, 0, 8, 0}, {1, 1, 0, 0}} {
+			testenv.Must(t, h.Change(change(all[1], now)))
+			all[1] = now
+			podsIn(t, k, table, all)
+		}
+		if err := h.Change(change(pod{1, 1, 7, 0}, pod{1, 1, 9, 0})); err == nil {
 			t.Error("what is not there is taken away")
 		}
 		if err := h.Change(nil); err == nil {
@@ -211,7 +235,7 @@ func TestHeld(t *testing.T) {
 			"an element of no part": {Transaction{Add: []Elements{{table.Sets[1], []Element{{Key: serverAddr(99)}}}}}, diff.Count{Added: 1}},
 			"an interval":           {Transaction{Add: []Elements{{table.Sets[0], []Element{{Key: "\x0a\x00\x01\x03", KeyEnd: "\x0a\x00\x01\x09"}}}}}, diff.Count{Removed: 1}},
 			"an interval is gone":   {Transaction{Remove: []Elements{{table.Sets[0], table.Elements["ranges"]}}}, diff.Count{Added: 1}},
-			"a part more":           {Transaction{Add: []Elements{{table.Sets[2], []Element{{Key: podAddr(9), Verdict: true, Code: expr.VerdictGoto, Value: "from_1", Comment: "pod 9"}}}}}, diff.Count{Removed: 1}},
+			"a part more":           {Transaction{Add: []Elements{{table.Sets[2], []Element{{Key: podAddr(9), Verdict: true, Code: expr.VerdictGoto, Value: "from_1", Comment: "rules 0"}}}}}, diff.Count{Removed: 1}},
 			"half a part":           {Transaction{Remove: []Elements{{table.Sets[2], []Element{{Key: podAddr(2)}}}}}, diff.Count{Added: 1}},
 			"a chain more":          {Transaction{Chains: []Chain{{Name: "more"}}}, diff.Count{Added: 1}},
 			"no table":              {Transaction{Delete: true}, diff.Count{Added: 1}},
@@ -237,7 +261,7 @@ func TestHeld(t *testing.T) {
 func TestTransactions(t *testing.T) {
 	kernels(t, func(t *testing.T, k Kernel) {
 		table := podTable("10.0.0.0/24")
-		all := pods(pod{1, 1, 7}, pod{2, 2, 8})
+		all := pods(pod{1, 1, 7, 0}, pod{2, 2, 8, 0})
 		h := New(k, podLayout)
 		_, err := h.Set(table, maps.All(all))
 		testenv.Must(t, err)
@@ -302,7 +326,7 @@ func TestHeldAtRandom(t *testing.T) {
 					c.Old = &old
 				}
 				if delete(next, n); rng.IntN(4) > 0 {
-					c.New = &pod{n, rng.IntN(4), byte(rng.IntN(5))}
+					c.New = &pod{n, rng.IntN(4), byte(rng.IntN(5)), rng.IntN(3)}
 					next[n] = *c.New
 				}
 				if c.Old != nil || c.New != nil {
@@ -329,7 +353,7 @@ func TestTableAsNftHasIt(t *testing.T) {
 	testenv.Must(t, err)
 	defer c.Close()
 	h := New(c, podLayout)
-	table, all := podTable("10.0.0.0/24", "10.0.2.0/23", "255.255.255.0/24"), pods(pod{1, 1, 7}, pod{2, 2, 8})
+	table, all := podTable("10.0.0.0/24", "10.0.2.0/23", "255.255.255.0/24"), pods(pod{1, 1, 7, 0}, pod{2, 2, 8, 0})
 	_, err = h.Set(table, maps.All(all))
 	testenv.Must(t, err)
 	file := t.TempDir() + "/table.nft"

@@ -28,6 +28,7 @@ type Transaction struct {
 	Delete bool
 	Make   *Table
 	Chains []Chain // that come
+	Filled []Chain // that are there, and get other rules
 	// What goes is removed first, since what comes may have its key: all becomes true at once.
 	Remove, Add []Elements
 	Gone        []string // chains

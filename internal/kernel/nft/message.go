@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -39,12 +40,18 @@ func encode(x Transaction) (*messages, error) {
 		for i, s := range x.Make.Sets {
 			t.addSet(s, i+1)
 		}
-		chains = append(x.Make.Chains[:len(x.Make.Chains):len(x.Make.Chains)], chains...)
+		chains = slices.Concat(x.Make.Chains, chains)
 	}
 	for _, c := range chains { // all of them before the rules, which may jump to any
 		t.addChain(c)
 	}
-	for _, c := range chains {
+	for _, c := range x.Filled {
+		at := t.message(unix.NFT_MSG_DELRULE, 0, "empty the chain "+c.Name)
+		t.text(unix.NFTA_RULE_TABLE, t.table)
+		t.text(unix.NFTA_RULE_CHAIN, c.Name)
+		t.close(at)
+	}
+	for _, c := range slices.Concat(chains, x.Filled) {
 		if err := t.addRules(c); err != nil {
 			return nil, err
 		}

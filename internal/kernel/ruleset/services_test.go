@@ -406,6 +406,16 @@ func BenchmarkServices(b *testing.B) {
 			testenv.Must(b, err)
 		}
 	})
+	b.Run("compared", func(b *testing.B) {
+		for i := 0; b.Loop(); i++ {
+			b.StopTimer()
+			nft(b, n, []string{"add", "delete"}[i%2], "table", "inet", "another")
+			b.StartTimer()
+			if same, err := r.HoldsServices(b.Context()); !same || err != nil {
+				b.Fatal(same, err)
+			}
+		}
+	})
 }
 
 // What becomes of the addresses around Services changes elements, too, and never the whole table.
