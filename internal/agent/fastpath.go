@@ -38,7 +38,7 @@ func (a *Agent) setFastPath(plan podnet.Plan, underlay []podnet.Interface, look 
 	if a.FastPath != "" {
 		on = a.FastPath == FastPathAuto
 	}
-	changes, err := a.fast.set(a.node, a.Paths.BPF, bpf.PlanFor(plan, underlay, on), look)
+	changes, err := a.fast.set(a.node, a.Paths.BPF, bpf.Plan{Fast: on, Ways: plan.Ways(underlay)}, look)
 	for kind, n := range map[string]diff.Count{"program": changes.Programs, "fastpod": changes.Pods, "fastroute": changes.Remotes} {
 		a.metrics.count(kind, n)
 	}

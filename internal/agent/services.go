@@ -13,6 +13,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/netfacts"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
@@ -99,7 +100,7 @@ func (a *Agent) carryServices(f netfacts.Facts, interfaces []podnet.Interface, o
 	c := proxy.Config{
 		Mode: a.config.ServiceProxy, Node: svcfacts.Node(node),
 		OwnPods:       slices.Concat(f.Own.PodCIDRs, f.Own.Blocks),
-		NodePortAddrs: nodePortAddrs(a.config.NodePortAddresses, f.Own, interfaces),
+		NodePortAddrs: service.NodePortAddrs(a.config.NodePortAddresses, f.Own, interfaces),
 		Announce:      len(objects.Pools) > 0 || clusterIPs,
 		ExternalIPs:   a.config.ExternalIPs, ExternalIPsFor: a.config.ExternalIPsFor, APIServer: a.Client.ServerAddr(),
 	}
@@ -125,21 +126,4 @@ func (a *Agent) setNodeCache() error {
 		a.Log.Info("changed the addresses of the node's DNS cache", "to", addrs)
 	}
 	return err
-}
-
-// nodePortAddrs are the addresses at which NodePorts answer: those in the ranges, or, without ranges, the node's own.
-func nodePortAddrs(ranges []netip.Prefix, own podnet.Node, interfaces []podnet.Interface) []netip.Addr {
-	addrs := slices.Clone(own.Addrs)
-	if len(ranges) > 0 {
-		addrs = nil
-		for _, i := range interfaces {
-			for _, p := range i.Addrs {
-				if slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(p.Addr()) }) {
-					addrs = append(addrs, p.Addr())
-				}
-			}
-		}
-	}
-	slices.SortFunc(addrs, netip.Addr.Compare)
-	return slices.Compact(addrs)
 }

@@ -17,7 +17,6 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
-	"github.com/fathom-network/fathom/internal/kernel/bpf"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/watch/kube"
@@ -64,12 +63,12 @@ func TestAPI(t *testing.T) {
 				m.SetSlice(svcfacts.Slice(&all.Items[i]))
 			}
 			plan := service.Plan{Frontends: m.Frontends()}
-			want, err := ruleset.AsHeld(plan)
+			want, err := service.ByPacketOf(plan)
 			testenv.Must(t, err)
 			s, err := p.State(ctx)
 			testenv.Must(t, err)
 			if s.Ready && slices.EqualFunc(s.NFTables.Frontends, want.Frontends, service.Frontend.Equal) &&
-				(s.ConnectMissing != "" || slices.EqualFunc(s.Connect, bpf.BalancedOf(plan), bpf.Balanced.Equal)) {
+				(s.ConnectMissing != "" || slices.EqualFunc(s.Connect, service.BalancedOf(plan), service.Balanced.Equal)) {
 				return
 			}
 			how = fmt.Sprintf("%+v\nwant %+v", s, want)

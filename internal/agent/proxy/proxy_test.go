@@ -15,7 +15,6 @@ import (
 
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
-	"github.com/fathom-network/fathom/internal/kernel/bpf"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
@@ -411,7 +410,7 @@ func TestExternalIPs(t *testing.T) {
 		n.step(t.Context(), false)
 		s, err := n.State(t.Context())
 		testenv.Must(t, err)
-		connect = slices.ContainsFunc(s.Connect, func(b bpf.Balanced) bool { return b.Key == key }) || s.ConnectMissing != ""
+		connect = slices.ContainsFunc(s.Connect, func(b service.Balanced) bool { return b.Key == key }) || s.ConnectMissing != ""
 		return slices.ContainsFunc(s.NFTables.Frontends, func(f service.Frontend) bool { return f.Key == key }), connect
 	}
 	if nftables, connect := served(); nftables || connect {

@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/fathom-network/fathom/internal/facts/service"
-	"github.com/fathom-network/fathom/internal/kernel/bpf"
 	"github.com/fathom-network/fathom/internal/kernel/conntrack"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 )
@@ -19,14 +18,14 @@ type State struct {
 	NFTables service.Plan
 	// Connect is what is balanced when something on the node connects, Detached the programs that should be attached for
 	// it and are not, and ConnectMissing why nothing is balanced so.
-	Connect        []bpf.Balanced
+	Connect        []service.Balanced
 	Detached       []string `json:",omitempty"`
 	ConnectMissing string   `json:",omitempty"`
 	// Loopback says that the node routes 127.0.0.0/8, without which NodePorts do not answer there by nftables.
 	Loopback bool
 	// NodeCaches are the addresses of the node's DNS cache that is asked in the place of the cluster's servers.
 	NodeCaches []netip.Addr `json:",omitempty"`
-	// Unserved is where what is for no Service is refused, as ruleset.UnservedAsHeld has it; nil if the table is not there, or
+	// Unserved is where what is for no Service is refused, as service.UnservedAsHeld has it; nil if the table is not there, or
 	// not as it should be. The agent adds it.
 	Unserved *service.Unserved `json:",omitempty"`
 	// Flows are what connection tracking remembers of UDP and SCTP to Services' addresses.

@@ -26,7 +26,6 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
-	"github.com/fathom-network/fathom/internal/kernel/bpf"
 	"github.com/fathom-network/fathom/internal/kernel/cgroup"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/testenv"
@@ -227,7 +226,7 @@ func (n *node) differs(t *testing.T) (s State, differences []string) {
 	s, err := n.State(t.Context())
 	testenv.Must(t, err)
 	plan := n.plan()
-	want, err := ruleset.AsHeld(plan)
+	want, err := service.ByPacketOf(plan)
 	testenv.Must(t, err)
 	if !slices.EqualFunc(s.NFTables.Frontends, want.Frontends, service.Frontend.Equal) {
 		differences = append(differences, fmt.Sprintf("nftables: %+v\nwant %+v", s.NFTables.Frontends, want.Frontends))
@@ -235,7 +234,7 @@ func (n *node) differs(t *testing.T) (s State, differences []string) {
 	if len(s.Detached) > 0 {
 		differences = append(differences, fmt.Sprintf("not attached: %v", s.Detached))
 	}
-	if balanced := bpf.BalancedOf(plan); n.config.Mode == netconf.ProxyAuto && s.ConnectMissing == "" && !slices.EqualFunc(s.Connect, balanced, bpf.Balanced.Equal) {
+	if balanced := service.BalancedOf(plan); n.config.Mode == netconf.ProxyAuto && s.ConnectMissing == "" && !slices.EqualFunc(s.Connect, balanced, service.Balanced.Equal) {
 		differences = append(differences, fmt.Sprintf("connect: %+v\nwant %+v", s.Connect, balanced))
 	}
 	return s, differences

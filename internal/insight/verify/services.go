@@ -18,7 +18,6 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 	"github.com/fathom-network/fathom/internal/facts/vip"
-	"github.com/fathom-network/fathom/internal/kernel/bpf"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
@@ -87,7 +86,7 @@ func Services(c Cluster, node string, s proxy.State) []podnet.Difference {
 }
 
 func (d *differ) nftables(plan service.Plan, s proxy.State) {
-	want, err := ruleset.AsHeld(plan)
+	want, err := service.ByPacketOf(plan)
 	if err != nil {
 		d.add("%v", err)
 		return
@@ -110,7 +109,7 @@ func (d *differ) connect(plan service.Plan, s proxy.State) {
 	for _, name := range s.Detached {
 		d.add("connect: program %s is not attached to the node's cgroup", name)
 	}
-	d.frontends("connect", describeAll(bpf.BalancedOf(plan), describeBalanced), describeAll(s.Connect, describeBalanced), plan)
+	d.frontends("connect", describeAll(service.BalancedOf(plan), describeBalanced), describeAll(s.Connect, describeBalanced), plan)
 }
 
 // flows tells of what connection tracking remembers and no client should meet.
@@ -211,7 +210,7 @@ func describeBackends(b *strings.Builder, x service.Backends) {
 	}
 }
 
-func describeBalanced(f bpf.Balanced) (service.Key, string) {
+func describeBalanced(f service.Balanced) (service.Key, string) {
 	text := "refused"
 	if len(f.Endpoints) > 0 {
 		text = fmt.Sprintf("to %v", f.Endpoints)

@@ -21,7 +21,7 @@ func (d *differ) unserved(c Cluster, pools vip.Pools, balancers []service.LoadBa
 		others = append(others, svcfacts.ForeignAddrs(svc)...)
 	}
 	own := netfacts.Read(c.Nodes, d.node, netconf.Default()).Own.Addrs
-	want := ruleset.UnservedAsHeld(vip.Unserved(vip.ServiceRanges(c.ServiceCIDRs), pools, balancers, s.Config.ExternalIPsFor, others, own))
+	want := service.UnservedAsHeld(vip.Unserved(vip.ServiceRanges(c.ServiceCIDRs), pools, balancers, s.Config.ExternalIPsFor, others, own))
 	table := "nftables: table inet " + ruleset.UnservedTable
 	if s.Unserved == nil {
 		d.add("%s, which refuses what is for no Service, is not there, or its rules are not as they should be", table)

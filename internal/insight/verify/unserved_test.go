@@ -16,7 +16,6 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/insight/verify"
-	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
@@ -85,7 +84,7 @@ func TestUnserved(t *testing.T) {
 		sent := proxy.State{}
 		sent.Config.Mode = tt.mode
 		if changed := tt.change(&u); changed != nil {
-			held := ruleset.UnservedAsHeld(*changed)
+			held := service.UnservedAsHeld(*changed)
 			sent.Unserved = &held
 		}
 		wire, err := json.Marshal(sent) // as agents tell it

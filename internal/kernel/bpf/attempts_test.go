@@ -240,7 +240,7 @@ func (s *segment) guard(config podnet.Config) {
 		}
 		_, err = n.SetPodNetwork(plan)
 		testenv.Must(s, err)
-		n.plan = bpf.PlanFor(plan, devices, true)
+		n.plan = bpf.Plan{Fast: true, Ways: plan.Ways(devices)}
 	}
 }
 

@@ -43,40 +43,9 @@ type Options struct {
 type Plan struct {
 	// Fast has packets redirected. Without it there is the stop of false sources alone.
 	Fast bool
-	// Remotes are the ways to other nodes' pods.
-	Remotes []Remote
-	// Devices are those by which packets of other nodes may come in: all that have addresses, and the tunnel. A node
-	// whose packets leave fast and come in by another device would show its conntrack half of each connection.
-	Devices []string
+	podnet.Ways
 	// Slow are pods' addresses whose packets take the stack, and why.
 	Slow map[netip.Addr]pin.Stack
-}
-
-// Remote is the way to the pods in a range.
-type Remote struct {
-	To     netip.Prefix
-	Via    netip.Addr
-	Device string
-}
-
-// PlanFor makes the plan that goes with that of the network between nodes.
-func PlanFor(p podnet.Plan, underlay []podnet.Interface, fast bool) Plan {
-	plan := Plan{Fast: fast}
-	for _, r := range p.Routes {
-		if !r.Unreachable && r.Via.IsValid() && r.Device != "" {
-			plan.Remotes = append(plan.Remotes, Remote{r.To, r.Via, r.Device})
-			plan.Devices = append(plan.Devices, r.Device)
-		}
-	}
-	for _, i := range underlay {
-		plan.Devices = append(plan.Devices, i.Name)
-	}
-	if p.Tunnel != nil {
-		plan.Devices = append(plan.Devices, p.Tunnel.Name)
-	}
-	slices.Sort(plan.Devices)
-	plan.Devices = slices.Compact(plan.Devices)
-	return plan
 }
 
 // Path is the fast path of one node.

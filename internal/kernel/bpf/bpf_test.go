@@ -171,7 +171,7 @@ func twoNodes(t testing.TB, mode podnet.Mode, opts bpf.Options) (a, b *node, pod
 		}
 		_, err = n.SetPodNetwork(plan)
 		testenv.Must(t, err)
-		n.plan = bpf.PlanFor(plan, underlay, true)
+		n.plan = bpf.Plan{Fast: true, Ways: plan.Ways(underlay)}
 		for j := range 2 {
 			pods[i][j] = n.pod(t, i+1, j+2)
 			linktest.Run(t, pods[i][j].Namespace, "ip", "link", "set", "eth0", "mtu", fmt.Sprint(plan.PodMTU))

@@ -417,7 +417,7 @@ func TestConnectChanges(t *testing.T) {
 		}
 		got, err := b.Frontends()
 		testenv.Must(t, err)
-		if want := bpf.BalancedOf(b.plan); !slices.EqualFunc(got, want, bpf.Balanced.Equal) {
+		if want := service.BalancedOf(b.plan); !slices.EqualFunc(got, want, service.Balanced.Equal) {
 			t.Fatalf("step %d: the kernel holds\n%v\nwant\n%v", step, got, want)
 		}
 		if step%10 == 0 {

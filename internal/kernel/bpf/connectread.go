@@ -15,21 +15,21 @@ import (
 
 // Frontends reads what the kernel balances, sorted by key. A frontend some of whose endpoints are missing has those
 // that are there.
-func (c *Connect) Frontends() ([]Balanced, error) {
+func (c *Connect) Frontends() ([]service.Balanced, error) {
 	s, err := c.read()
 	if err != nil {
 		return nil, err
 	}
-	all := make([]Balanced, 0, len(s.services))
+	all := make([]service.Balanced, 0, len(s.services))
 	for k, v := range s.services {
-		b := Balanced{Key: k.key(), ID: v.ID, Affinity: time.Duration(v.Affinity) * time.Second, PodsOnly: v.PodsOnly != 0}
+		b := service.Balanced{Key: k.key(), ID: v.ID, Affinity: time.Duration(v.Affinity) * time.Second, PodsOnly: v.PodsOnly != 0}
 		if set, there := s.sets[v.Set]; there && v.Count > 0 {
 			b.Endpoints = endpointsIn(set.content)
 			b.Endpoints = b.Endpoints[:min(len(b.Endpoints), int(v.Count))]
 		}
 		all = append(all, b)
 	}
-	slices.SortFunc(all, func(a, b Balanced) int { return a.Compare(b.Key) })
+	slices.SortFunc(all, func(a, b service.Balanced) int { return a.Compare(b.Key) })
 	return all, nil
 }
 
@@ -139,14 +139,14 @@ func (c *Connect) Check(p service.Plan) ([]Difference, error) {
 	if err != nil {
 		return nil, err
 	}
-	text := func(all []Balanced) map[service.Key]string {
+	text := func(all []service.Balanced) map[service.Key]string {
 		m := make(map[service.Key]string, len(all))
 		for _, b := range all {
 			m[b.Key] = fmt.Sprintf("endpoints %v, affinity %v, id %d, for pods only %t", b.Endpoints, b.Affinity, b.ID, b.PodsOnly)
 		}
 		return m
 	}
-	d := differences(text(BalancedOf(p)), text(have), func(k service.Key) string { return "frontend " + k.String() }, func(s string) string { return s })
+	d := differences(text(service.BalancedOf(p)), text(have), func(k service.Key) string { return "frontend " + k.String() }, func(s string) string { return s })
 	attached, err := c.attached()
 	if err != nil {
 		return nil, err

@@ -57,7 +57,7 @@ func (c *Connect) SetAfter(p service.Plan, done func() error) (changed int, err 
 	if renamed {
 		changed++
 	}
-	want := BalancedOf(p)
+	want := service.BalancedOf(p)
 	unwanted := maps.Clone(s.services)
 	for _, b := range want {
 		delete(unwanted, keyOf(b.Key))
@@ -69,7 +69,7 @@ func (c *Connect) SetAfter(p service.Plan, done func() error) (changed int, err 
 		return changed, notDone.error
 	}
 	if err == nil {
-		s.frontends, s.nodePorts = byKey(p.Frontends), slices.Clone(p.NodePortAddrs)
+		s.frontends, s.nodePorts = service.ByKey(p.Frontends), slices.Clone(p.NodePortAddrs)
 		c.state = s
 	}
 	// Programs come last: then the first socket that meets them meets all Services.
@@ -105,19 +105,19 @@ func (c *Connect) Change(changes []service.Change) error {
 			s.frontends[f.Key] = f
 		}
 	}
-	var want []Balanced
+	var want []service.Balanced
 	var gone []frontendKey
 	seen := map[service.Key]bool{}
 	for _, change := range changes {
 		for _, frontends := range [][]service.Frontend{change.New, change.Old} {
 			for _, f := range frontends {
-				for _, k := range keysOf(f, s.nodePorts) {
+				for _, k := range service.KeysAtConnect(f, s.nodePorts) {
 					if seen[k] {
 						continue
 					}
 					seen[k] = true
 					// Asked of all, not of the change: keys of two Services may meet at a node's address.
-					if b, found := balancedAt(s.frontends, s.nodePorts, k); found {
+					if b, found := service.BalancedAt(s.frontends, s.nodePorts, k); found {
 						want = append(want, b)
 					} else if _, there := s.services[keyOf(k)]; there {
 						gone = append(gone, keyOf(k))
@@ -137,13 +137,13 @@ func (c *Connect) Change(changes []service.Change) error {
 // apply changes the maps, and what is known of them. A frontend gets new endpoints in one write, after these are there
 // under a number that no frontend has had; what no frontend has any more is deleted after that. The programs look whether
 // their frontend still has the same number when they have read its endpoint. done is called before any frontend changes.
-func (c *Connect) apply(s *connectState, want []Balanced, gone []frontendKey, done func() error) (changed int, err error) {
+func (c *Connect) apply(s *connectState, want []service.Balanced, gone []frontendKey, done func() error) (changed int, err error) {
 	var slots []slotKey
 	var endpoints []endpoint
 	var keys []frontendKey
 	var values []serviceValue
 	for _, b := range want {
-		key, value, inSet := keyOf(b.Key), b.value(), content(b.Endpoints)
+		key, value, inSet := keyOf(b.Key), valueOf(b), content(b.Endpoints)
 		have, there := s.services[key]
 		if there && have.ID == value.ID && have.Affinity == value.Affinity && have.PodsOnly == value.PodsOnly && s.holds(have, inSet) {
 			continue

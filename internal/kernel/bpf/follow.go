@@ -8,6 +8,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
 )
 
@@ -22,7 +23,7 @@ func (p *Path) Follow(from, to Plan) (Changes, bool, error) {
 	if possible, _ := p.Fast(); !to.Fast || !possible {
 		return c, true, nil // then there are none
 	}
-	have, want := map[Remote]bool{}, map[Remote]bool{}
+	have, want := map[podnet.Remote]bool{}, map[podnet.Remote]bool{}
 	for _, r := range from.Remotes {
 		have[r] = true
 	}

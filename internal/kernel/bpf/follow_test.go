@@ -15,8 +15,8 @@ import (
 // TestFollow changes the ways to other nodes by what differs between plans: what is in the kernel then is what Set makes.
 func TestFollow(t *testing.T) {
 	n, _, _ := twoNodes(t, podnet.Direct, bpf.Options{})
-	via := func(to, via string) bpf.Remote {
-		return bpf.Remote{To: netip.MustParsePrefix(to), Via: netip.MustParseAddr(via), Device: "eth0"}
+	via := func(to, via string) podnet.Remote {
+		return podnet.Remote{To: netip.MustParsePrefix(to), Via: netip.MustParseAddr(via), Device: "eth0"}
 	}
 	from := n.plan
 	follow := func(to bpf.Plan, want string) {
@@ -45,7 +45,7 @@ func TestFollow(t *testing.T) {
 		"switched off": func(p *bpf.Plan) { p.Fast = false },
 		"pods":         func(p *bpf.Plan) { p.Slow = map[netip.Addr]pin.Stack{netip.MustParseAddr("10.244.1.2"): pin.Policy} },
 		"another device's": func(p *bpf.Plan) {
-			p.Remotes = append(slices.Clone(p.Remotes), bpf.Remote{To: netip.MustParsePrefix("10.244.5.0/24"), Via: netip.MustParseAddr("192.0.2.5"), Device: "none"})
+			p.Remotes = append(slices.Clone(p.Remotes), podnet.Remote{To: netip.MustParsePrefix("10.244.5.0/24"), Via: netip.MustParseAddr("192.0.2.5"), Device: "none"})
 		},
 	} {
 		to := from

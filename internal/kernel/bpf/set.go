@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/facts/diff"
+	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 )
@@ -264,7 +265,7 @@ func (p *Path) wanted(plan Plan, filters map[int][]link.Filter) (state, error) {
 	return w, errors.Join(errs...)
 }
 
-func remote(r Remote, index int) (prefixKey, remoteValue) {
+func remote(r podnet.Remote, index int) (prefixKey, remoteValue) {
 	key := prefixKey{Length: uint32(r.To.Bits()), Address: pin.KeyOf(r.To.Addr())}
 	if r.To.Addr().Is4() {
 		key.Length += 96

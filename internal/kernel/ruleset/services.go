@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"iter"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -35,7 +34,7 @@ var servicesLayout = nft.Layout[service.Key, frontend]{
 // that is damaged is made anew. Connections that are there stay with their endpoints in any case: conntrack knows them.
 // But clients with affinity that come anew after that may meet another.
 func (r *Ruleset) SetServices(p service.Plan) (diff.Count, error) {
-	want, err := AsHeld(p)
+	want, err := service.ByPacketOf(p)
 	if err != nil {
 		return diff.Count{}, fmt.Errorf("set nftables table inet %s: %w", ServicesTable, err)
 	}
@@ -73,7 +72,7 @@ func (r *Ruleset) ChangeServices(changes []service.Change) error {
 	now := map[service.Key]nft.Change[service.Key, frontend]{}
 	for _, c := range changes {
 		for _, f := range c.Old {
-			held, err := asHeld(f)
+			held, err := service.ByPacket(f)
 			if err != nil {
 				return fmt.Errorf("change nftables table inet %s: %w", ServicesTable, err)
 			}
@@ -82,7 +81,7 @@ func (r *Ruleset) ChangeServices(changes []service.Change) error {
 	}
 	for _, c := range changes {
 		for _, f := range c.New {
-			held, err := asHeld(f)
+			held, err := service.ByPacket(f)
 			if err == nil && now[f.Key].New != nil {
 				err = fmt.Errorf("%s of Service %s is another's already", f.Key, c.Service)
 			}
@@ -95,7 +94,7 @@ func (r *Ruleset) ChangeServices(changes []service.Change) error {
 	return r.services.Change(slices.Collect(maps.Values(now)))
 }
 
-// Services reads back what SetServices set, as AsHeld says it. A table that is not there, or that does something else, is
+// Services reads back what SetServices set, as service.ByPacketOf says it. A table that is not there, or that does something else, is
 // as good as one that holds nothing.
 func (r *Ruleset) Services() (service.Plan, error) {
 	rest, frontends, _, err := r.services.Read(servicesTable(service.Plan{}))
@@ -134,25 +133,3 @@ func (r *Ruleset) AffinityFull() ([]uint32, error) {
 // DeleteServices takes the table away. One that is not there is not an error. Connections to Services then last only if
 // another table has chains for NAT at the same hooks, for without any the kernel translates nothing.
 func (r *Ruleset) DeleteServices() error { return r.services.Delete(ServicesTable) }
-
-// AsHeld returns a plan as the kernel holds it, and Services returns it: sorted, without what has no consequence there.
-func AsHeld(p service.Plan) (service.Plan, error) {
-	held := service.Plan{Frontends: make([]service.Frontend, 0, len(p.Frontends)), NodePortAddrs: slices.Clone(p.NodePortAddrs),
-		OwnPods: inet.Disjoint(p.OwnPods)}
-	for _, f := range p.Frontends {
-		f, err := asHeld(f)
-		if err != nil {
-			return held, err
-		}
-		held.Frontends = append(held.Frontends, f)
-	}
-	slices.SortFunc(held.Frontends, func(a, b service.Frontend) int { return a.Compare(b.Key) })
-	for i := range held.Frontends[min(1, len(held.Frontends)):] {
-		if f := held.Frontends[i+1]; f.Key == held.Frontends[i].Key {
-			return held, fmt.Errorf("%s is both of Service %s and of %s", f.Key, held.Frontends[i].Service, f.Service)
-		}
-	}
-	slices.SortFunc(held.NodePortAddrs, netip.Addr.Compare)
-	held.NodePortAddrs = slices.Compact(held.NodePortAddrs)
-	return held, nil
-}

@@ -2,7 +2,6 @@ package ruleset
 
 import (
 	"encoding/binary"
-	"fmt"
 	"hash/fnv"
 	"net/netip"
 	"slices"
@@ -16,7 +15,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
 
-// frontend is a part of the table of Services: one as asHeld makes it.
+// frontend is a part of the table of Services: one as service.ByPacket makes it.
 type frontend struct {
 	service.Frontend
 	own *[]netip.Prefix // the node's own pods
@@ -59,45 +58,6 @@ func (a ownEndpoint) Chain() *nft.Chain { return nil }
 // Elements is a pair of the address with itself.
 func (a ownEndpoint) Elements(yield func(set string, e nft.Element)) {
 	yield(named(ownEndpoints, inet.FamilyOf(a.Addr)), nft.Element{Key: string(a.AsSlice()) + string(a.AsSlice())})
-}
-
-// asHeld returns a frontend as the kernel holds it, which is what it does and not how it is said.
-func asHeld(f service.Frontend) (service.Frontend, error) {
-	broken := func(format string, args ...any) error {
-		return fmt.Errorf("%s of Service %s: %s", f.Key, f.Service, fmt.Sprintf(format, args...))
-	}
-	for _, b := range []*service.Backends{&f.Inside, &f.Outside} {
-		if len(b.Endpoints) > maxEndpoints {
-			return f, broken("it has %d endpoints, and at most %d are possible", len(b.Endpoints), maxEndpoints)
-		}
-		for _, e := range b.Endpoints {
-			if e.Addr().Is4() != f.Addr.Is4() || e.Addr().Zone() != "" {
-				return f, broken("the endpoint %s is of another family", e)
-			}
-		}
-		if len(b.Endpoints) == 0 {
-			b.Endpoints = nil
-		} else {
-			b.Drop = false
-		}
-	}
-	f.Affinity = min(f.Affinity.Truncate(time.Second), maxAffinity*time.Second)
-	if f.Inside.Endpoints == nil && f.Outside.Endpoints == nil {
-		f.Affinity = 0
-	}
-	if f.Sources == nil {
-		return f, nil
-	}
-	if f.Addr.IsUnspecified() {
-		return f, broken("a NodePort cannot be for certain sources alone")
-	}
-	for _, p := range f.Sources {
-		if p.Addr().Is4() != f.Addr.Is4() {
-			return f, broken("the source %s is of another family", p)
-		}
-	}
-	f.Sources = inet.Disjoint(f.Sources)
-	return f, nil
 }
 
 // keyOf returns a frontend's key as in the kernel; portBytes returns a port so, with what follows it.
@@ -274,7 +234,7 @@ func decode(sets map[string][]nft.Element) (rest map[string][]nft.Element, parts
 			}
 			key := keyOf(k)
 			count := binary.NativeEndian.Uint32([]byte(value))
-			b.Endpoints = make([]netip.AddrPort, 0, min(count, maxEndpoints))
+			b.Endpoints = make([]netip.AddrPort, 0, min(count, service.MaxEndpoints))
 			for i := range count {
 				e, ok := endpointOf(slots[key+number(first+i)])
 				if !ok {

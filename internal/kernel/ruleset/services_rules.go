@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/facts/inet"
+	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
 
@@ -49,17 +50,15 @@ const (
 
 // Limits of what the kernel is told.
 const (
-	maxEndpoints = outsideSlots - 1 // of a frontend
-	maxAffinity  = 24 * 60 * 60     // seconds; the API's own limit
-	fullFor      = time.Minute      // after a client found no room there
-	fullServices = 1 << 12          // of which that is known
+	fullFor      = time.Minute // after a client found no room there
+	fullServices = 1 << 12     // of which that is known
 )
 
 // ClientsRemembered is how many pairs of a client and a Service with affinity there is room for, in each family.
 const ClientsRemembered = 1 << 18
 
 // outsideSlots is where the slots begin of endpoints that are for clients outside alone.
-const outsideSlots = 1 << 16
+const outsideSlots = service.MaxEndpoints + 1
 
 // way is a way in which a packet meets a frontend.
 type way struct {
@@ -123,7 +122,7 @@ func (t target) name() string {
 func secondsOf(chain string) (int, bool) {
 	parts := strings.Split(chain, "_")
 	seconds, err := strconv.Atoi(strings.TrimSuffix(parts[max(0, len(parts)-2)], "s"))
-	return seconds, err == nil && seconds > 0 && seconds <= maxAffinity
+	return seconds, err == nil && seconds > 0 && seconds <= int(service.MaxAffinity/time.Second)
 }
 
 func serviceSets() []*nft.Set {

@@ -101,7 +101,7 @@ func holds(t testing.TB, r *ruleset.Ruleset, p service.Plan) {
 	if again, err := r.SetServices(p); err != nil || again != (diff.Count{}) {
 		t.Errorf("the second time changes %+v, %v", again, err)
 	}
-	want, err := ruleset.AsHeld(p)
+	want, err := service.ByPacketOf(p)
 	testenv.Must(t, err)
 	have, err := r.Services()
 	testenv.Must(t, err)
@@ -127,7 +127,7 @@ func TestServices(t *testing.T) {
 	}
 	have, err := other.Services()
 	testenv.Must(t, err)
-	want, err := ruleset.AsHeld(p)
+	want, err := service.ByPacketOf(p)
 	testenv.Must(t, err)
 	samePlan(t, have, want)
 	got := nft(t, n, "list", "table", "inet", ruleset.ServicesTable)
@@ -328,7 +328,7 @@ func TestServicesAtRandom(t *testing.T) {
 			testenv.Must(t, r.ChangeServices(changes))
 		}
 		if step%5 == 0 {
-			want, err := ruleset.AsHeld(p)
+			want, err := service.ByPacketOf(p)
 			testenv.Must(t, err)
 			have, err := other.Services()
 			testenv.Must(t, err)
@@ -467,7 +467,7 @@ func TestServicesInPlace(t *testing.T) {
 			t.Error("nothing changed")
 		}
 		holds(t, r, p)
-		want, err := ruleset.AsHeld(p)
+		want, err := service.ByPacketOf(p)
 		testenv.Must(t, err)
 		have, err := another(t, n).Services()
 		testenv.Must(t, err)

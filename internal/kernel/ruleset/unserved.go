@@ -28,43 +28,24 @@ const (
 
 // SetUnserved has the kernel answer as u says, and returns the number of elements that it changed.
 func (r *Ruleset) SetUnserved(u service.Unserved) (diff.Count, error) {
-	return r.set(unservedTable(UnservedAsHeld(u)))
+	return r.set(unservedTable(service.UnservedAsHeld(u)))
 }
 
-// UnservedAsHeld is u as the kernel holds it: the addresses of load balancers are among the ranges, no range is within another,
-// and all is sorted. Of the node's addresses there is one of each family.
-func UnservedAsHeld(u service.Unserved) service.Unserved {
-	ranges := slices.Clone(u.Ranges)
-	for _, a := range u.LoadBalancers {
-		ranges = append(ranges, netip.PrefixFrom(a, a.BitLen()))
-	}
-	sorted := func(all []netip.Addr) []netip.Addr {
-		return slices.Compact(slices.SortedFunc(slices.Values(all), netip.Addr.Compare))
-	}
-	held := service.Unserved{Ranges: inet.Disjoint(ranges), LoadBalancers: sorted(u.LoadBalancers), Others: sorted(u.Others)}
-	for _, f := range inet.Families {
-		if i := slices.IndexFunc(u.Node, func(a netip.Addr) bool { return inet.FamilyOf(a) == f }); i >= 0 {
-			held.Node = append(held.Node, u.Node[i])
-		}
-	}
-	return held
-}
-
-// Unserved reads back what SetUnserved set, as UnservedAsHeld has it, on a node with these addresses. It is not found where
+// Unserved reads back what SetUnserved set, as service.UnservedAsHeld has it, on a node with these addresses. It is not found where
 // the table is not there, or does something else, such as to answer by another address.
 func (r *Ruleset) Unserved(node []netip.Addr) (u service.Unserved, found bool, err error) {
 	have, found, err := r.read(unservedTable(service.Unserved{Node: node}))
 	if !found || err != nil {
 		return u, false, err
 	}
-	return UnservedAsHeld(service.Unserved{Ranges: have.prefixes(unservedAddrs), LoadBalancers: have.addrs(unservedPing),
+	return service.UnservedAsHeld(service.Unserved{Ranges: have.prefixes(unservedAddrs), LoadBalancers: have.addrs(unservedPing),
 		Others: have.addrs(unservedOthers), Node: node}), true, nil
 }
 
 // afterNAT is when all that is for a Service has its endpoint's address: nftables' `dstnat + 10`.
 var afterNAT = *nftables.ChainPriorityNATDest + 10
 
-// unservedTable is as UnservedAsHeld has it: of the node's addresses there is up to one of each family.
+// unservedTable is as service.UnservedAsHeld has it: of the node's addresses there is up to one of each family.
 func unservedTable(u service.Unserved) nft.Table {
 	t := nft.Table{Name: UnservedTable, Variant: fmt.Sprint(u.Node), Elements: elements{}}
 	refuse := nft.Chain{Name: "refuse", Rules: refuseRules()}

@@ -42,7 +42,7 @@ func TestSetUnserved(t *testing.T) {
 			if got, err := r.SetUnserved(u); err != nil || got != want {
 				t.Errorf("%s: changed %+v, %v, want %+v", what, got, err, want)
 			}
-			if held, found, err := anew.Unserved(u.Node); err != nil || !found || !reflect.DeepEqual(held, ruleset.UnservedAsHeld(u)) {
+			if held, found, err := anew.Unserved(u.Node); err != nil || !found || !reflect.DeepEqual(held, service.UnservedAsHeld(u)) {
 				t.Errorf("%s: held is %+v, %t, %v", what, held, found, err)
 			}
 		}
@@ -77,7 +77,7 @@ func TestSetUnserved(t *testing.T) {
 		"delete table inet T":                               {Added: 1},
 	} {
 		nft(t, n, strings.ReplaceAll(drift, " T", " "+ruleset.UnservedTable))
-		if held, found, err := anew.Unserved(u.Node); err != nil || found && reflect.DeepEqual(held, ruleset.UnservedAsHeld(u)) {
+		if held, found, err := anew.Unserved(u.Node); err != nil || found && reflect.DeepEqual(held, service.UnservedAsHeld(u)) {
 			t.Errorf("%s: held is %+v, %v", drift, held, err)
 		}
 		check(drift, u, count)
