@@ -63,7 +63,7 @@ type balancer struct {
 	keyAt     time.Time
 	joinAt    time.Time
 	joining   chan struct{} // closed when the attempt is over; nil before the first
-	seen      answerFacts
+	seen      vip.Facts
 	answers   []netip.Addr
 	verdicts  []vip.Verdict
 	complaint string
@@ -89,7 +89,7 @@ type foundKeys struct {
 // balancerPlace is where the node is.
 type balancerPlace struct {
 	addrs    []netip.Addr // its own
-	segments []announce.Segment
+	segments []podnet.Segment
 }
 
 func (a *Agent) newBalancer(node *link.Namespace) *balancer {
@@ -127,11 +127,7 @@ func (s agentSource) Keys(ctx context.Context) ([][]byte, error) {
 // set tells where the node is, and that something may have changed. It does not wait.
 func (b *balancer) set(own podnet.Node, interfaces []podnet.Interface) {
 	place := balancerPlace{addrs: own.Addrs}
-	for _, i := range interfaces {
-		for _, p := range i.Addrs {
-			place.segments = append(place.segments, announce.Segment{Device: i.Name, Prefix: p})
-		}
-	}
+	place.segments = podnet.Segments(interfaces)
 	b.mu.Lock()
 	b.place = place
 	b.mu.Unlock()
@@ -201,16 +197,16 @@ func (b *balancer) step(ctx context.Context) {
 		b.waits("Services are not known yet")
 		return // what is answered stays so
 	}
-	f := answerFacts{node: b.node, balancers: balancers, segments: place.segments, pools: vip.Read(vip.Objects{Pools: pools})}
+	f := vip.Facts{Node: b.node, Balancers: balancers, Segments: place.segments, Pools: vip.Read(vip.Objects{Pools: pools})}
 	for _, n := range nodes {
 		if _, hasAgent := n.Annotations[netfacts.ModeAnnotation]; hasAgent || n.Name == b.node {
-			f.nodes = append(f.nodes, b.readNode(n))
+			f.Nodes = append(f.Nodes, b.readNode(n))
 		}
 	}
-	slices.SortFunc(f.nodes, func(a, b answerNode) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(f.Nodes, func(a, b vip.Node) int { return strings.Compare(a.Name, b.Name) })
 	if b.answers == nil || inner != b.inner || !reflect.DeepEqual(f, b.seen) {
-		verdicts := f.judge()
-		answers, routed := answered(verdicts), f.routed(verdicts)
+		verdicts := f.Judge()
+		answers, routed := vip.Answered(verdicts), toRouters(f, verdicts)
 		b.tell(answers)
 		b.seen, b.answers, b.verdicts = f, answers, verdicts
 		b.mu.Lock()
@@ -240,7 +236,7 @@ func (b *balancer) step(ctx context.Context) {
 
 // standIns are what the node answers in place of others, whose agents are away. Of a node that is on several segments
 // with the address it is not known which of its Ethernet addresses is asked for.
-func (b *balancer) standIns(f answerFacts) (answers []announce.Answer, err error) {
+func (b *balancer) standIns(f vip.Facts) (answers []announce.Answer, err error) {
 	type place struct{ node, device string }
 	macs := map[place]net.HardwareAddr{} // a look is at all neighbours of the device, and addresses are many
 	for _, v := range b.verdicts {
@@ -262,9 +258,9 @@ func (b *balancer) standIns(f answerFacts) (answers []announce.Answer, err error
 }
 
 // neighbourOf is the Ethernet address by which a device reaches a node, or nil. What fails is of interest without one.
-func (b *balancer) neighbourOf(f answerFacts, node, device string) (mac net.HardwareAddr, err error) {
-	i := slices.IndexFunc(f.nodes, func(n answerNode) bool { return n.Name == node })
-	for _, addr := range f.nodes[i].addrs {
+func (b *balancer) neighbourOf(f vip.Facts, node, device string) (mac net.HardwareAddr, err error) {
+	i := slices.IndexFunc(f.Nodes, func(n vip.Node) bool { return n.Name == node })
+	for _, addr := range f.Nodes[i].Addrs {
 		mac, failed := b.neighbour(device, addr)
 		if mac != nil {
 			return mac, nil
@@ -305,15 +301,15 @@ func (b *balancer) tell(now []netip.Addr) {
 }
 
 // readNode says what is known of a node: what the agents know of each other before what its kubelet last said.
-func (b *balancer) readNode(n *corev1.Node) answerNode {
+func (b *balancer) readNode(n *corev1.Node) vip.Node {
 	_, excluded := n.Labels[vip.Exclude]
-	read := answerNode{Node: vip.Node{Name: n.Name, Alive: kube.NodeReady(n), Excluded: excluded}, addrs: svcfacts.Node(n).Addrs}
+	read := vip.Node{Name: n.Name, Alive: kube.NodeReady(n), Excluded: excluded, Addrs: svcfacts.Node(n).Addrs}
 	if b.member != nil {
 		switch b.member.State(n.Name) {
 		case membership.Alive:
 			read.Alive = true
 		case membership.Away:
-			read.Alive, read.away = true, true
+			read.Alive, read.Away = true, true
 		case membership.Dead:
 			read.Alive = false
 		case membership.Unknown:

@@ -27,16 +27,16 @@ import (
 
 // TestAnswers: n1 and n2 are on one segment, n3 is behind a router.
 func TestAnswers(t *testing.T) {
-	segments := map[string][]announce.Segment{
+	segments := map[string][]podnet.Segment{
 		"n1": {{Device: "eth0", Prefix: netip.MustParsePrefix("192.0.2.1/24")}, {Device: "eth0", Prefix: netip.MustParsePrefix("2001:db8::1/64")}},
 		"n2": {{Device: "ens3", Prefix: netip.MustParsePrefix("192.0.2.2/24")}, {Device: "ens3", Prefix: netip.MustParsePrefix("2001:db8::2/64")}},
 		"n3": {{Device: "eth0", Prefix: netip.MustParsePrefix("198.51.100.3/24")}},
 	}
-	node := func(name, addr string, alive bool) answerNode {
-		return answerNode{Node: vip.Node{Name: name, Alive: alive}, addrs: []netip.Addr{netip.MustParseAddr(addr)}}
+	node := func(name, addr string, alive bool) vip.Node {
+		return vip.Node{Name: name, Alive: alive, Addrs: []netip.Addr{netip.MustParseAddr(addr)}}
 	}
-	all := func(n2 bool) []answerNode {
-		return []answerNode{node("n1", "192.0.2.1", true), node("n2", "192.0.2.2", n2), node("n3", "198.51.100.3", true)}
+	all := func(n2 bool) []vip.Node {
+		return []vip.Node{node("n1", "192.0.2.1", true), node("n2", "192.0.2.2", n2), node("n3", "198.51.100.3", true)}
 	}
 	pools := poolsOf("192.0.2.64/26", "2001:db8::/64")
 	balanced := func(local bool, nodes []string, addrs ...string) service.LoadBalanced {
@@ -47,7 +47,7 @@ func TestAnswers(t *testing.T) {
 		return l
 	}
 	for name, tc := range map[string]struct {
-		nodes     []answerNode
+		nodes     []vip.Node
 		balancers []service.LoadBalanced
 		answer    int // how many nodes answer for each address, together
 		routed    []string
@@ -68,12 +68,12 @@ func TestAnswers(t *testing.T) {
 		count := 0
 		var routed []string
 		for self, on := range segments {
-			f := answerFacts{node: self, pools: pools, balancers: tc.balancers, nodes: tc.nodes, segments: on}
+			f := vip.Facts{Node: self, Pools: pools, Balancers: tc.balancers, Nodes: tc.nodes, Segments: on}
 			if self == "n2" && !tc.nodes[1].Alive {
 				continue
 			}
-			verdicts := f.judge()
-			answers, prefixes := answered(verdicts), f.routed(verdicts)
+			verdicts := f.Judge()
+			answers, prefixes := vip.Answered(verdicts), toRouters(f, verdicts)
 			count += len(answers)
 			if len(answers) > 0 && tc.by != "" && tc.by != self {
 				t.Errorf("%s: %s answers, and not %s", name, self, tc.by)
@@ -99,9 +99,9 @@ func TestRoutedAddresses(t *testing.T) {
 	web := service.LoadBalanced{Service: service.Name{Name: "web"}, Labels: map[string]string{"app": "web"}, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.80")},
 		ExternalIPs: []netip.Addr{netip.MustParseAddr("192.0.2.81")}, ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.9")}}
 	shared := service.LoadBalanced{Service: service.Name{Name: "shared"}, Addrs: web.Addrs}
-	f := answerFacts{node: "n1", pools: poolsOf("192.0.2.64/26"), balancers: []service.LoadBalanced{shared, web}, nodes: []answerNode{{Node: vip.Node{Name: "n1", Alive: true}}}}
+	f := vip.Facts{Node: "n1", Pools: poolsOf("192.0.2.64/26"), Balancers: []service.LoadBalanced{shared, web}, Nodes: []vip.Node{{Name: "n1", Alive: true}}}
 	var got []string
-	for _, a := range f.routed(f.judge()) {
+	for _, a := range toRouters(f, f.Judge()) {
 		got = append(got, fmt.Sprintf("%s %s of %s {%s}, pool %s {%s}", a.Kind, a.Addr, a.Service.Name, a.Labels, a.Pool, a.PoolLabels))
 	}
 	want := []string{"ClusterIP 10.96.0.9 of web {app=web}, pool  {}", "LoadBalancerIP 192.0.2.80 of shared {}, pool office {site=a}",
@@ -113,7 +113,7 @@ func TestRoutedAddresses(t *testing.T) {
 
 // TestStandIn: while the agent of the node that answers is away, another one of the segment says so, endpoint or not.
 func TestStandIn(t *testing.T) {
-	segment := []announce.Segment{{Device: "eth0", Prefix: netip.MustParsePrefix("192.0.2.0/24")}}
+	segment := []podnet.Segment{{Device: "eth0", Prefix: netip.MustParsePrefix("192.0.2.0/24")}}
 	addr := netip.MustParseAddr("192.0.2.80")
 	local := service.LoadBalanced{Service: service.Name{Name: "web"}, Local: true, Nodes: []string{"n2"}, Addrs: []netip.Addr{addr}}
 	for name, tc := range map[string]struct {
@@ -128,20 +128,20 @@ func TestStandIn(t *testing.T) {
 		"the rest dead": {[]string{"n2"}, []string{"n1"}, "", ""},
 		"dead":          {nil, []string{"n2"}, "", ""},
 	} {
-		f := answerFacts{pools: poolsOf("192.0.2.64/26"), balancers: []service.LoadBalanced{local}, segments: segment}
+		f := vip.Facts{Pools: poolsOf("192.0.2.64/26"), Balancers: []service.LoadBalanced{local}, Segments: segment}
 		for i, n := range []string{"n1", "n2", "n3"} {
 			at := netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})
 			if n == "n3" { // behind a router
 				at = netip.MustParseAddr("198.51.100.3")
 			}
-			f.nodes = append(f.nodes, answerNode{Node: vip.Node{Name: n, Alive: !slices.Contains(tc.dead, n)}, addrs: []netip.Addr{at}, away: slices.Contains(tc.away, n)})
+			f.Nodes = append(f.Nodes, vip.Node{Name: n, Alive: !slices.Contains(tc.dead, n), Addrs: []netip.Addr{at}, Away: slices.Contains(tc.away, n)})
 		}
 		for _, self := range []string{"n1", "n2"} {
 			if slices.Contains(tc.away, self) || slices.Contains(tc.dead, self) {
 				continue
 			}
-			f.node = self
-			v := f.judge()[0]
+			f.Node = self
+			v := f.Judge()[0]
 			if v.Answers != (tc.answers == self) || v.StandIn != tc.by {
 				t.Errorf("%s: to %s, it answers itself: %v, and %q answers for another; want %q and %q", name, self, v.Answers, v.StandIn, tc.answers, tc.by)
 			}
@@ -153,7 +153,7 @@ func TestStandIn(t *testing.T) {
 		}
 		return net.HardwareAddr{2, 0, 0, 0, 0, 2}, nil
 	}}
-	facts := answerFacts{nodes: []answerNode{{Node: vip.Node{Name: "n2"}, addrs: []netip.Addr{netip.MustParseAddr("192.0.2.2")}}}}
+	facts := vip.Facts{Nodes: []vip.Node{{Name: "n2", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.2")}}}}
 	for _, devices := range [][]string{{"eth0"}, {"eth0", "eth1"}, nil} {
 		b.verdicts = []vip.Verdict{{Address: addr, Devices: devices, Announcer: "n2", StandIn: "n1"}, {Address: addr, Devices: devices, Announcer: "n2", StandIn: "n4"}}
 		got, err := b.standIns(facts)

@@ -18,6 +18,8 @@ type Node struct {
 	Name     string
 	Alive    bool
 	Excluded bool // by its label
+	Addrs    []netip.Addr
+	Away     bool // its agent is, and its kernel does what it was told
 }
 
 // Target is a Service behind an address. With externalTrafficPolicy: Local, only its nodes are of use.

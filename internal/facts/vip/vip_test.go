@@ -334,7 +334,7 @@ func TestEligible(t *testing.T) {
 	target := func(name string, addr netip.Addr, local bool, nodes ...string) vip.Target {
 		return vip.Target{Service: service.Name{Name: name}, Addrs: []netip.Addr{addr}, Local: local, Nodes: nodes}
 	}
-	nodes := []vip.Node{{"c", true, true}, {"n2", true, false}, {"n1", true, false}, {"dead", false, false}}
+	nodes := []vip.Node{{Name: "c", Alive: true, Excluded: true}, {Name: "n2", Alive: true}, {Name: "n1", Alive: true}, {Name: "dead"}}
 	for name, tc := range map[string]struct {
 		targets []vip.Target
 		want    []string

@@ -17,14 +17,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 )
-
-// Segment is a network that a device of the node is on.
-type Segment struct {
-	Device string
-	Prefix netip.Prefix // an address of the device with the length of the prefix
-}
 
 // Answer is an address that the node answers for.
 type Answer struct {
@@ -63,26 +58,15 @@ func New(node *link.Namespace, log *slog.Logger) *Speaker {
 	return &Speaker{node: node, log: log, devices: map[string]*device{}}
 }
 
-// On returns the devices whose segment an address is on, each once.
-func On(addr netip.Addr, segments []Segment) []string {
-	var names []string
-	for _, s := range segments {
-		if s.Prefix.Contains(addr) && s.Prefix.Addr() != addr && !slices.Contains(names, s.Device) {
-			names = append(names, s.Device)
-		}
-	}
-	return names
-}
-
 // Set has the node answer for these addresses, each on the devices whose segments it is on, and for no others. Those
 // that are new and its own are told to everybody. What goes wrong with one device leaves the others as they are.
-func (s *Speaker) Set(answers []Answer, segments []Segment) (Changes, error) {
+func (s *Speaker) Set(answers []Answer, segments []podnet.Segment) (Changes, error) {
 	want := map[string]map[netip.Addr]net.HardwareAddr{}
 	for _, a := range answers {
 		if a.MAC != nil && len(a.MAC) != 6 {
 			return Changes{}, fmt.Errorf("answer for %s with %v: it is no Ethernet address", a.Addr, a.MAC)
 		}
-		for _, name := range On(a.Addr, segments) {
+		for _, name := range podnet.On(a.Addr, segments) {
 			if want[name] == nil {
 				want[name] = map[netip.Addr]net.HardwareAddr{}
 			}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/announce"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/testenv"
@@ -26,7 +27,7 @@ type node struct {
 	*link.Namespace
 	mac      string
 	speaker  *announce.Speaker
-	segments []announce.Segment
+	segments []podnet.Segment
 }
 
 // segment makes a switch with a client and nodes.
@@ -52,7 +53,7 @@ func segment(t *testing.T, count int) (client *link.Namespace, nodes []node) {
 		n.mac = words[2]
 		n.speaker = announce.New(n.Namespace, slog.New(slog.NewTextHandler(t.Output(), nil)))
 		t.Cleanup(n.speaker.Close)
-		n.segments = []announce.Segment{{Device: "eth0", Prefix: netip.MustParsePrefix(fmt.Sprintf("192.0.2.%d/24", i))}, {Device: "eth0", Prefix: netip.MustParsePrefix(fmt.Sprintf("2001:db8::%d/64", i))}}
+		n.segments = []podnet.Segment{{Device: "eth0", Prefix: netip.MustParsePrefix(fmt.Sprintf("192.0.2.%d/24", i))}, {Device: "eth0", Prefix: netip.MustParsePrefix(fmt.Sprintf("2001:db8::%d/64", i))}}
 		nodes = append(nodes, n)
 	}
 	return client, nodes
@@ -167,7 +168,7 @@ func TestDeviceMadeAnew(t *testing.T) {
 	must2(t)(n.speaker.Set(announce.Own(both), n.segments))
 	linktest.Run(t, client, "ip", "neigh", "flush", "dev", "eth0")
 	linktest.Run(t, client, "ping", "-c1", "-W5", vip4.String())
-	if _, err := n.speaker.Set(announce.Own(both), []announce.Segment{{Device: "eth9", Prefix: n.segments[0].Prefix}}); err == nil {
+	if _, err := n.speaker.Set(announce.Own(both), []podnet.Segment{{Device: "eth9", Prefix: n.segments[0].Prefix}}); err == nil {
 		t.Error("a device that is not there is no error")
 	}
 }
@@ -188,14 +189,5 @@ func TestManyGroups(t *testing.T) {
 	must2(t)(n.speaker.Set(nil, n.segments))
 	if got := strings.Count(linktest.Run(t, n.Namespace, "ip", "-6", "maddr", "show", "dev", "eth0"), "ff02::1:ff00:1"); got > 2 {
 		t.Errorf("%d groups stay joined", got)
-	}
-}
-
-func TestOn(t *testing.T) {
-	segments := []announce.Segment{{"eth0", netip.MustParsePrefix("192.0.2.1/24")}, {"eth0", netip.MustParsePrefix("192.0.2.2/25")}, {"eth1", netip.MustParsePrefix("2001:db8::1/64")}}
-	for addr, want := range map[string]string{"192.0.2.80": "[eth0]", "2001:db8::9": "[eth1]", "198.51.100.1": "[]"} {
-		if got := fmt.Sprint(announce.On(netip.MustParseAddr(addr), segments)); got != want {
-			t.Errorf("%s is on %s, want %s", addr, got, want)
-		}
 	}
 }

@@ -1,0 +1,96 @@
+package vip
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/service"
+)
+
+// Facts are what it follows from which addresses a node answers for.
+type Facts struct {
+	Node      string // whose view it is
+	Pools     Pools
+	Balancers []service.LoadBalanced
+	Nodes     []Node
+	Segments  []podnet.Segment // that its devices are on
+}
+
+// Judge says of each load balancer's address and external IP who answers for it on this node's segments, and whether
+// routers may send it to this node; sorted by address.
+func (f Facts) Judge() []Verdict {
+	targets := map[netip.Addr][]Target{}
+	for _, l := range f.Balancers {
+		for _, addr := range slices.Concat(l.Addrs, l.ExternalIPs) {
+			// An address of no pool is another controller's.
+			if f.Pools.Contains(addr) {
+				targets[addr] = append(targets[addr], l)
+			}
+		}
+	}
+	near := map[string]map[string]bool{} // nodes on the segments of a device
+	verdicts := make([]Verdict, 0, len(targets))
+	for _, addr := range slices.SortedFunc(maps.Keys(targets), netip.Addr.Compare) {
+		v := Verdict{Address: addr, Devices: podnet.On(addr, f.Segments)}
+		v.Eligible = Eligible(addr, targets[addr], f.Nodes)
+		v.Routed = slices.Contains(v.Eligible, f.Node)
+		if len(v.Devices) > 0 {
+			device := v.Devices[0]
+			if near[device] == nil {
+				near[device] = f.near(device)
+			}
+			here := slices.DeleteFunc(slices.Clone(f.Nodes), func(n Node) bool { return !near[device][n.Name] })
+			v.Announcer = Announcer(addr, Eligible(addr, targets[addr], here))
+			v.Answers = v.Announcer == f.Node
+			v.StandIn = f.standIn(addr, v.Announcer, near[device])
+		}
+		verdicts = append(verdicts, v)
+	}
+	return verdicts
+}
+
+// standIn is the node that answers in place of one whose agent is away: any that is on the segment will do, since it gets
+// none of the packets.
+func (f Facts) standIn(addr netip.Addr, announcer string, near map[string]bool) string {
+	away := false
+	var others []string
+	for _, n := range f.Nodes {
+		switch {
+		case n.Name == announcer:
+			away = n.Away
+		case n.Alive && !n.Away && near[n.Name]:
+			others = append(others, n.Name)
+		}
+	}
+	if !away {
+		return ""
+	}
+	return Announcer(addr, others)
+}
+
+// near are the nodes that are on a segment of a device, this one among them. An IPv6 segment is that of the nodes' IPv4
+// addresses, too, if it is the same device: a Node may have addresses of one family alone.
+func (f Facts) near(device string) map[string]bool {
+	on := map[string]bool{f.Node: true}
+	for _, n := range f.Nodes {
+		for _, s := range f.Segments {
+			if s.Device == device && slices.ContainsFunc(n.Addrs, s.Prefix.Contains) {
+				on[n.Name] = true
+			}
+		}
+	}
+	return on
+}
+
+// Answered are the addresses that the node answers for on its segments.
+func Answered(verdicts []Verdict) []netip.Addr {
+	addrs := []netip.Addr{}
+	for _, v := range verdicts {
+		if v.Answers {
+			addrs = append(addrs, v.Address)
+		}
+	}
+	return addrs
+}
