@@ -45,7 +45,6 @@ var floors = []struct {
 
 // sideways are the imports that no floor allows, each with its reason.
 var sideways = map[[2]string]string{
-	{"insight/verify", "agent/proxy"}:   "what an agent says of its Services is a type of its proxy",
 	{"insight/svcbench", "agent/proxy"}: "it measures the proxy",
 }
 
@@ -209,6 +208,17 @@ func TestKernelIsFree(t *testing.T) {
 	for path := range list(t, "-deps", "./internal/kernel/...") {
 		if anyInside(path, []string{"k8s.io", "sigs.k8s.io"}) {
 			t.Errorf("the kernel's packages need %s", path)
+		}
+	}
+}
+
+// TestVerifyIsFree keeps out of verify what changes kernels or talks to them: it compares what agents answer with what
+// follows from the API's objects, and both are facts.
+func TestVerifyIsFree(t *testing.T) {
+	banned := []string{module + "internal/kernel", module + "internal/agent", "github.com/cilium/ebpf", "github.com/google/nftables", "github.com/vishvananda/netlink"}
+	for path := range list(t, "-deps", "./internal/insight/verify") {
+		if anyInside(path, banned) {
+			t.Errorf("insight/verify needs %s", path)
 		}
 	}
 }

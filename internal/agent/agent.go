@@ -21,10 +21,10 @@ import (
 
 	"github.com/fathom-network/fathom/internal/agent/proxy"
 	"github.com/fathom-network/fathom/internal/cni"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/conflist"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/netfacts"
-	"github.com/fathom-network/fathom/internal/facts/nodestate"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/kernel/bootclock"
@@ -123,7 +123,7 @@ func Run(ctx context.Context, o Options) error {
 	a.writes = kube.NewPublisher(o.Log, a.Wake)
 	a.blocks = newBlocks(o.Node, o.Client, a.poolObjects, o.Log)
 	a.keeper = newKeeper(a.blocks, o.Paths.Leases, a.Wake)
-	a.state.set(nodestate.Status{Waiting: true, Reason: "the agent is starting"})
+	a.state.set(answer.Status{Waiting: true, Reason: "the agent is starting"})
 	a.turned.patience = passPatience(o.Resync)
 	a.turned.set(time.Now())
 	ctx, cancel := context.WithCancel(ctx)
@@ -271,7 +271,7 @@ func (a *Agent) pass(ctx context.Context, pods bool) {
 }
 
 // converge is a pass without what is told of it.
-func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []string, error) {
+func (a *Agent) converge(ctx context.Context, pods bool) (answer.Status, []string, error) {
 	local, localErr := a.node.LocalAddrs()
 	if pods && localErr == nil {
 		a.cutDead(local) // first, since the view may wait for an answer by one of them
@@ -281,7 +281,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 		if err := a.view.Problem(); err != nil {
 			reason += ": " + err.Error()
 		}
-		return nodestate.Status{Waiting: true, Reason: reason}, nil, nil
+		return answer.Status{Waiting: true, Reason: reason}, nil, nil
 	}
 	a.proxy.SetLeaves(leaves(a.view.Node(a.Node))) // whatever becomes of the rest
 	config, err := netconf.Parse(a.view.Config())
@@ -290,17 +290,17 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	case err == nil:
 		a.config = &config
 	case a.config == nil:
-		return nodestate.Status{}, nil, fmt.Errorf("ConfigMap %s/%s: %w", netconf.Namespace, netconf.ConfigMap, err)
+		return answer.Status{}, nil, fmt.Errorf("ConfigMap %s/%s: %w", netconf.Namespace, netconf.ConfigMap, err)
 	default:
 		problems = append(problems, fmt.Sprintf("ConfigMap %s/%s is not followed, the configuration before it stays in force: %v",
 			netconf.Namespace, netconf.ConfigMap, oneLine(err)))
 	}
 	interfaces, err := a.node.PodUnderlay()
 	if err != nil {
-		return nodestate.Status{}, problems, fmt.Errorf("read the node's devices: %w", err)
+		return answer.Status{}, problems, fmt.Errorf("read the node's devices: %w", err)
 	}
 	if localErr != nil {
-		return nodestate.Status{}, problems, localErr
+		return answer.Status{}, problems, localErr
 	}
 	blocks, refused := a.blocks.all()
 	a.tellRefused(refused)
@@ -310,7 +310,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 		problems = append(problems, p.String())
 	}
 	if plan.Node == "" {
-		return nodestate.Status{Reason: "no Node " + a.Node + " yet"}, problems, nil
+		return answer.Status{Reason: "no Node " + a.Node + " yet"}, problems, nil
 	}
 	// The rules come first: with them the kernel loads what follows connections, and that has settings of the plan.
 	// Routes do not wait for them to be good.
@@ -322,11 +322,11 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 		problems = append(problems, "pods can send from addresses that are not theirs: "+oneLine(err))
 	}
 	if err := a.settings.remember(plan.Sysctls); err != nil {
-		return nodestate.Status{}, problems, errors.Join(ruleErr, fmt.Errorf("write down the node's settings: %w", err))
+		return answer.Status{}, problems, errors.Join(ruleErr, fmt.Errorf("write down the node's settings: %w", err))
 	}
 	atOnce, err := a.node.FollowPodNetwork(a.held, plan)
 	if err != nil {
-		return nodestate.Status{}, problems, errors.Join(ruleErr, err)
+		return answer.Status{}, problems, errors.Join(ruleErr, err)
 	}
 	a.held = podnet.Plan{}
 	changes, err := a.node.SetPodNetwork(plan)
@@ -352,7 +352,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 		a.podMTU, a.podSources = plan.PodMTU, sources
 	}
 	if err := errors.Join(err, ruleErr); err != nil {
-		return nodestate.Status{}, append(problems, a.podProblems...), err
+		return answer.Status{}, append(problems, a.podProblems...), err
 	}
 	if len(foreign) == 0 {
 		a.held = plan
@@ -364,7 +364,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (nodestate.Status, []st
 	if err := a.setFastPath(plan, interfaces, pods); err != nil {
 		problems = append(problems, oneLine(err))
 	}
-	status := nodestate.Status{Plan: plan, Config: *a.config, Interfaces: interfaces, Addresses: nodeAddresses(f.Own)}
+	status := answer.Status{Plan: plan, Config: *a.config, Interfaces: interfaces, Addresses: nodeAddresses(f.Own)}
 	own := f.Own.PodCIDRs
 	if len(own) == 0 {
 		status.Reason = fmt.Sprintf("Node %s has no podCIDRs: run kube-controller-manager with --allocate-node-cidrs and --cluster-cidr", a.Node)

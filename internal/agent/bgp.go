@@ -17,10 +17,10 @@ import (
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/agent/bgp"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/bgpconf"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
-	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/routeradv"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
@@ -38,7 +38,7 @@ type announcer struct {
 	prefixes          *prometheus.GaugeVec
 
 	mu      sync.Mutex
-	told    []vip.Router // what routers are
+	told    []answer.Router // what routers are
 	secrets map[string]secret
 }
 
@@ -157,13 +157,13 @@ func (a *Agent) wantsClusterIPs() bool {
 
 // note keeps what routers are told of Services' addresses, for who asks.
 func (b *announcer) note(node string, want bgpconf.Speaker, peers []*v1alpha1.BGPPeer, sessions []bgp.Session, found []bgpconf.Problem) {
-	var routers []vip.Router
+	var routers []answer.Router
 	for _, p := range peers {
 		e := entry(p, node, sessions, found)
 		if e == nil || !bgpconf.ForServices(p, v1alpha1.BGPLoadBalancerIP, v1alpha1.BGPExternalIP, v1alpha1.BGPClusterIP) {
 			continue
 		}
-		r := vip.Router{Peer: p.Name, State: e.State, Message: e.Message}
+		r := answer.Router{Peer: p.Name, State: e.State, Message: e.Message}
 		if i := slices.IndexFunc(want.Peers, func(w bgpconf.Peer) bool { return w.Name == p.Name }); i >= 0 {
 			for _, route := range want.Peers[i].Routes {
 				r.Selected = append(r.Selected, route.Addrs...)
@@ -174,14 +174,14 @@ func (b *announcer) note(node string, want bgpconf.Speaker, peers []*v1alpha1.BG
 		}
 		routers = append(routers, r)
 	}
-	slices.SortFunc(routers, func(a, b vip.Router) int { return cmp.Compare(a.Peer, b.Peer) })
+	slices.SortFunc(routers, func(a, b answer.Router) int { return cmp.Compare(a.Peer, b.Peer) })
 	b.mu.Lock()
 	b.told = routers
 	b.mu.Unlock()
 }
 
 // Routers are what routers are told of Services' addresses.
-func (b *announcer) Routers() []vip.Router {
+func (b *announcer) Routers() []answer.Router {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.told

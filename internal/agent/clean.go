@@ -9,9 +9,10 @@ import (
 	"slices"
 
 	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/conflist"
-	"github.com/fathom-network/fathom/internal/facts/nodestate"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/bpf"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
@@ -22,7 +23,7 @@ import (
 // the end of the context: whoever runs it learns by that that the node is clean.
 func Clean(ctx context.Context, o Options) error {
 	a := &Agent{Options: o, wake: make(chan struct{}, 1), metrics: newMetrics(o.Node)}
-	a.state.set(nodestate.Status{Reason: "the node is being cleaned"})
+	a.state.set(answer.Status{Reason: "the node is being cleaned"})
 	stop, err := a.serve(ctx)
 	if err != nil {
 		return err
@@ -32,7 +33,7 @@ func Clean(ctx context.Context, o Options) error {
 		return fmt.Errorf("clean the node: %w", err)
 	}
 	a.Log.Info("the node is clean")
-	a.state.set(nodestate.Status{Ready: true})
+	a.state.set(answer.Status{Ready: true})
 	<-ctx.Done()
 	return nil
 }
@@ -86,7 +87,7 @@ func (a *Agent) clean() error {
 		return err
 	}
 	defer rules.Close()
-	for _, table := range []string{ruleset.MasqueradeTable, ruleset.GuardTable, ruleset.UnservedTable, ruleset.AggregatesTable} {
+	for _, table := range []string{ruleset.MasqueradeTable, ruleset.GuardTable, service.UnservedTable, ruleset.AggregatesTable} {
 		if err := rules.Delete(table); err != nil {
 			return err
 		}

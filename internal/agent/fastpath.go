@@ -8,8 +8,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/diff"
-	"github.com/fathom-network/fathom/internal/facts/nodestate"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/bpf"
 	"github.com/fathom-network/fathom/internal/kernel/link"
@@ -90,10 +90,10 @@ func (f *fastPath) set(node *link.Namespace, dir string, plan bpf.Plan, look boo
 }
 
 // state reads it back.
-func (f *fastPath) state() (nodestate.FastPath, error) {
+func (f *fastPath) state() (answer.FastPath, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s := nodestate.FastPath{Reason: f.reason}
+	s := answer.FastPath{Reason: f.reason}
 	if f.path == nil {
 		return s, nil
 	}

@@ -24,7 +24,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/fathom-network/fathom/internal/agent"
-	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/install"
@@ -121,11 +121,11 @@ func (f *faultyNode) await(what string, probe func() (bool, string)) {
 }
 
 // services asks the agent what the kernel has of Services.
-func (f *faultyNode) services() (proxy.State, error) {
+func (f *faultyNode) services() (answer.Services, error) {
 	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", f.socket)
 	}}}
-	var s proxy.State
+	var s answer.Services
 	r, err := c.Get("http://agent/v1/services")
 	if err != nil {
 		return s, err

@@ -19,6 +19,7 @@ import (
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/agent/membership"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/bgpconf"
 	"github.com/fathom-network/fathom/internal/facts/keyset"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
@@ -52,7 +53,7 @@ type balancer struct {
 	routed []bgpconf.ServiceAddress
 	known  bool // that routed is as it should be
 	inner  bool // that ClusterIPs are among what is routed
-	told   vip.Account
+	told   answer.Balancers
 	keyIDs []string // names of the member's keys
 
 	// What follows belongs to the loop.
@@ -230,7 +231,7 @@ func (b *balancer) step(ctx context.Context) {
 	}
 	b.complaint = complaint
 	b.mu.Lock()
-	b.told = vip.Account{Addresses: b.verdicts, Problem: complaint}
+	b.told = answer.Balancers{Addresses: b.verdicts, Problem: complaint}
 	b.mu.Unlock()
 }
 
@@ -278,7 +279,7 @@ func (b *balancer) waits(why string) {
 }
 
 // Account is what the node does about load balancers' addresses, and what it takes others to do.
-func (b *balancer) Account() vip.Account {
+func (b *balancer) Account() answer.Balancers {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	account := b.told

@@ -16,10 +16,10 @@ import (
 
 	"github.com/fathom-network/fathom/internal/cni"
 	"github.com/fathom-network/fathom/internal/durable"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/conflist"
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
-	"github.com/fathom-network/fathom/internal/facts/nodestate"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
@@ -229,8 +229,8 @@ func (a *Agent) hasNetNS(path string) bool {
 }
 
 // observe reads the kernel.
-func (a *Agent) observe() (nodestate.State, error) {
-	s := nodestate.State{Status: a.state.get()}
+func (a *Agent) observe() (answer.Node, error) {
+	s := answer.Node{Status: a.state.get()}
 	var err error
 	if s.Kernel, err = a.node.PodNetwork(s.Plan.Sysctls); err != nil {
 		return s, err
@@ -266,7 +266,7 @@ func (a *Agent) observe() (nodestate.State, error) {
 	}
 	leases, err := store.List()
 	for _, l := range leases {
-		s.Leases = append(s.Leases, nodestate.Lease{ContainerID: l.ContainerID, IfName: l.IfName, Namespace: l.PodNamespace,
+		s.Leases = append(s.Leases, answer.Lease{ContainerID: l.ContainerID, IfName: l.IfName, Namespace: l.PodNamespace,
 			Pod: l.PodName, UID: l.PodUID, Device: l.HostDevice, Pool: l.Pool, Addresses: l.Addresses, Time: l.Time})
 	}
 	return s, err

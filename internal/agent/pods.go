@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/fathom-network/fathom/internal/facts/nodestate"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 	"github.com/fathom-network/fathom/internal/kernel/link"
@@ -20,7 +19,7 @@ func (a *Agent) repairPods(leases []lease.Lease, plan podnet.Plan, sources []net
 	if err != nil {
 		return err
 	}
-	byDevice := map[string]nodestate.PodEnd{}
+	byDevice := map[string]podnet.PodEnd{}
 	for _, e := range ends {
 		byDevice[e.Device] = e
 	}
@@ -56,7 +55,7 @@ func podSources(own podnet.Node, local map[netip.Addr]bool) []netip.Addr {
 const addPatience = 5 * time.Second
 
 // intact says whether the node has what it takes to reach a pod, and does so from the addresses that it should.
-func intact(end nodestate.PodEnd, l lease.Lease, mtu int, sources []netip.Addr) bool {
+func intact(end podnet.PodEnd, l lease.Lease, mtu int, sources []netip.Addr) bool {
 	for _, address := range l.Addresses {
 		if !slices.Contains(end.Routes, address) || !slices.Contains(end.Neighbours, address) {
 			return false

@@ -7,8 +7,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/netfacts"
-	"github.com/fathom-network/fathom/internal/facts/nodestate"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
@@ -26,7 +26,7 @@ const nodeWrite = "node"
 // whatever the API says of this node its kernel has held at that time. Of two states of which the first was not written
 // yet only the second is. A pass that failed before there was a plan is told as well: the condition would go on saying
 // that pods are routed.
-func (a *Agent) publish(s nodestate.Status) {
+func (a *Agent) publish(s answer.Status) {
 	node, found := a.view.Node(a.Node)
 	if s.Waiting || !found {
 		return // nothing is known yet, or there is no Node to write to

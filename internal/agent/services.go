@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/netfacts"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
@@ -44,7 +45,7 @@ func (a *Agent) refuseUnserved(own podnet.Node, pools vip.Pools) error {
 		if a.refusesNothing { // a transaction has all tables read again
 			return nil
 		}
-		err := a.rules.Delete(ruleset.UnservedTable)
+		err := a.rules.Delete(service.UnservedTable)
 		a.refusesNothing = err == nil
 		return err
 	}
@@ -69,7 +70,7 @@ func (a *Agent) poolsOfServices() vip.Objects {
 }
 
 // servicesState is what the node's kernel does with Services.
-func (a *Agent) servicesState(ctx context.Context) (proxy.State, error) {
+func (a *Agent) servicesState(ctx context.Context) (answer.Services, error) {
 	s, err := a.proxy.State(ctx)
 	if err != nil {
 		return s, err
@@ -97,7 +98,7 @@ func leaves(node *corev1.Node, found bool) bool {
 func (a *Agent) carryServices(f netfacts.Facts, interfaces []podnet.Interface, objects vip.Objects, pools vip.Pools) {
 	node, _ := a.view.Node(a.Node)
 	clusterIPs := a.wantsClusterIPs()
-	c := proxy.Config{
+	c := answer.ProxyConfig{
 		Mode: a.config.ServiceProxy, Node: svcfacts.Node(node),
 		OwnPods:       slices.Concat(f.Own.PodCIDRs, f.Own.Blocks),
 		NodePortAddrs: service.NodePortAddrs(a.config.NodePortAddresses, f.Own, interfaces),

@@ -3,17 +3,17 @@ package agent
 import (
 	"sync"
 
-	"github.com/fathom-network/fathom/internal/facts/nodestate"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 )
 
 // statusBox holds the status of the last pass, for who asks while the next one runs.
 type statusBox struct {
 	mu     sync.Mutex
-	status nodestate.Status
+	status answer.Status
 }
 
 // set replaces the status and returns the one before it.
-func (b *statusBox) set(s nodestate.Status) nodestate.Status {
+func (b *statusBox) set(s answer.Status) answer.Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	was := b.status
@@ -21,7 +21,7 @@ func (b *statusBox) set(s nodestate.Status) nodestate.Status {
 	return was
 }
 
-func (b *statusBox) get() nodestate.Status {
+func (b *statusBox) get() answer.Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.status

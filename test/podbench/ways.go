@@ -241,7 +241,7 @@ func fathom(mode podnet.Mode, fast bool) func(context.Context, *bench, []*node) 
 			if err != nil {
 				return err
 			}
-			fastPlan := bpf.PlanFor(plan, underlay, fast)
+			fastPlan := bpf.Plan{Fast: fast, Ways: plan.Ways(underlay)}
 			n.after = func() error {
 				_, err := path.Set(fastPlan)
 				return err

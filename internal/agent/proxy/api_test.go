@@ -14,6 +14,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
@@ -45,7 +46,7 @@ func TestAPI(t *testing.T) {
 		stop()
 		testenv.Must(t, Remove(paths, nil))
 	}()
-	config := Config{Mode: netconf.ProxyAuto, Node: self, OwnPods: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
+	config := answer.ProxyConfig{Mode: netconf.ProxyAuto, Node: self, OwnPods: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
 	p.Set(config)
 	agrees := func(what string) {
 		t.Helper()

@@ -12,12 +12,7 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/fathom-network/fathom/internal/facts/service"
 )
-
-// clusterDNS is the Service at whose address pods expect DNS, in every cluster that kubeadm or its like has made.
-var clusterDNS = service.Name{Namespace: "kube-system", Name: "kube-dns"}
 
 // nodeCaches knows which of the node's DNS caches answer. One at each address is asked every second, on a TCP connection
 // that stays: when the cache's process ends, the kernel ends the connection, and that is known at once.

@@ -23,6 +23,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
@@ -64,47 +65,18 @@ type Paths struct {
 	NetNS  string // where the runtime mounts pods' network namespaces
 }
 
-// Config is what a proxy is told by who knows the node, as often as it changes.
-type Config struct {
-	Mode netconf.ServiceProxy
-	Node service.Node
-	// What a service.Plan has besides frontends.
-	NodePortAddrs []netip.Addr
-	OwnPods       []netip.Prefix
-	// ServiceCIDRs are where the cluster's Services have their addresses.
-	ServiceCIDRs []netip.Prefix
-	// Announce has Services followed for LoadBalancers, even if another proxy carries them.
-	Announce bool
-	// NodeCaches are the addresses of the node's own DNS cache, sorted. Who asks the cluster's DNS on this node asks it
-	// while it answers.
-	NodeCaches []netip.Addr
-	// ExternalIPs and ExternalIPsFor are the configuration's; SetExternalIPs says what follows from them.
-	ExternalIPs    netconf.ExternalIPs
-	ExternalIPsFor netconf.ExternalIPsFor
-	// APIServer is the address at which this node reaches the API server, if it is known as one.
-	APIServer netip.Addr
-}
-
-// Status is how far a proxy is.
-type Status struct {
-	// Ready says that the kernel has held all Services once. It may lag behind since: then there is a Problem, and
-	// connections go where the last known state leads, which is better than to have the node take no pods.
-	Ready   bool
-	Problem string // why it is not ready, or why it lags behind
-}
-
 // Proxy is the Service proxy of a node.
 type Proxy struct {
 	Options
 	kick chan struct{}
 
 	mu     sync.Mutex
-	config Config
+	config answer.ProxyConfig
 	// externalIPs is not part of the configuration, for which everything is set anew: nodes come and go.
 	externalIPs service.ExternalIPs
 	// Whether LoadBalancers is to tell of ClusterIPs, and whether it does.
 	clusterIPs, tellsClusterIPs bool
-	status                      Status
+	status                      answer.ProxyStatus
 	// balancers are nil while nothing is known.
 	balancers []service.LoadBalanced
 	others    []netip.Addr // of Services that another proxy carries
@@ -123,10 +95,10 @@ type Proxy struct {
 	redirected atomic.Pointer[service.Redirect]
 	// whole asks for everything to be set, whatever the kernel holds.
 	whole     bool
-	wholeAt   time.Time  // the last time
-	comparing *comparing // nil while none goes on
-	applied   Config     // what the kernel was last set by
-	tried     Config     // or was attempted to be
+	wholeAt   time.Time          // the last time
+	comparing *comparing         // nil while none goes on
+	applied   answer.ProxyConfig // what the kernel was last set by
+	tried     answer.ProxyConfig // or was attempted to be
 	counts    *metrics
 }
 
@@ -137,13 +109,13 @@ func New(o Options) *Proxy {
 	p.health.now = time.Now
 	p.reaper = newReaper(o.Paths, o.Log, p.counts)
 	p.caches = nodeCaches{log: o.Log, changed: p.wake, port: service.DNSPort}
-	p.dns = service.Redirect{Service: clusterDNS, Port: service.DNSPort}
+	p.dns = service.Redirect{Service: service.ClusterDNS, Port: service.DNSPort}
 	p.status.Problem = "the Service proxy is starting"
 	return p
 }
 
 // Set tells what the node is and what the configuration says. It does not wait.
-func (p *Proxy) Set(c Config) {
+func (p *Proxy) Set(c answer.ProxyConfig) {
 	p.mu.Lock()
 	same := reflect.DeepEqual(c, p.config)
 	p.config = c
@@ -187,13 +159,13 @@ func (p *Proxy) TellsClusterIPs() bool {
 func (p *Proxy) SetLeaves(leaves bool) { p.health.leaves.Store(leaves) }
 
 // Status returns how far the proxy is.
-func (p *Proxy) Status() Status {
+func (p *Proxy) Status() answer.ProxyStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.status
 }
 
-func (p *Proxy) setStatus(s Status) {
+func (p *Proxy) setStatus(s answer.ProxyStatus) {
 	p.mu.Lock()
 	same := p.status == s
 	p.status = s
@@ -299,11 +271,11 @@ func (p *Proxy) step(ctx context.Context, tick bool) {
 		return // not at each event: what failed may be slow to fail
 	}
 	if !p.inbox.synced() {
-		p.setStatus(Status{Ready: p.Status().Ready, Problem: "the API server has not told of all Services yet"})
+		p.setStatus(answer.ProxyStatus{Ready: p.Status().Ready, Problem: "the API server has not told of all Services yet"})
 		return
 	}
 	if err := p.apply(c); err != nil {
-		p.setStatus(Status{Ready: p.Status().Ready, Problem: oneLine(err)})
+		p.setStatus(answer.ProxyStatus{Ready: p.Status().Ready, Problem: oneLine(err)})
 		return
 	}
 	now := time.Now()
@@ -313,7 +285,7 @@ func (p *Proxy) step(ctx context.Context, tick bool) {
 			p.Log.Debug("it is not known whether there is room for clients of Services", "error", err)
 		}
 	}
-	p.setStatus(Status{Ready: true, Problem: p.room.problem(now)})
+	p.setStatus(answer.ProxyStatus{Ready: true, Problem: p.room.problem(now)})
 	p.tellBalancers()
 }
 
@@ -368,7 +340,7 @@ func (p *Proxy) tellBalancers() {
 }
 
 // apply puts what has changed, or everything, into the kernel.
-func (p *Proxy) apply(c Config) error {
+func (p *Proxy) apply(c answer.ProxyConfig) error {
 	began := time.Now()
 	plan := service.Plan{NodePortAddrs: c.NodePortAddrs, OwnPods: c.OwnPods}
 	if p.whole || p.kernel.failed {
@@ -471,11 +443,11 @@ func (p *Proxy) off(ctx context.Context, announce bool) {
 	p.connect, p.missing = nil, ""
 	p.mu.Unlock()
 	if err := p.kernel.remove(); err != nil {
-		p.setStatus(Status{Ready: true, Problem: fmt.Sprintf("take Services out of the kernel: %s", oneLine(err))})
+		p.setStatus(answer.ProxyStatus{Ready: true, Problem: fmt.Sprintf("take Services out of the kernel: %s", oneLine(err))})
 		return
 	}
-	p.applied = Config{Mode: netconf.ProxyOff}
-	p.setStatus(Status{Ready: true})
+	p.applied = answer.ProxyConfig{Mode: netconf.ProxyOff}
+	p.setStatus(answer.ProxyStatus{Ready: true})
 }
 
 // Remove takes what a proxy has put into the kernel out of it, for a node that Fathom leaves.

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
@@ -187,7 +188,7 @@ func TestModes(t *testing.T) {
 		n.step(t.Context(), false)
 		n.untouched(t, before)
 		ask(t, kept)
-		if s := n.Status(); s != (Status{Ready: true}) {
+		if s := n.Status(); s != (answer.ProxyStatus{Ready: true}) {
 			t.Errorf("off: %+v", s)
 		}
 		if n.loopback.on || n.loopback.open {

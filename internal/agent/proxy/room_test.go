@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/bpf"
@@ -36,7 +37,7 @@ func TestRoom(t *testing.T) {
 	serve(t, "10.0.0.1", "10.0.0.2")
 	vip := netip.MustParseAddr("172.16.0.1")
 	n.step(t.Context(), true)
-	if s := n.Status(); s != (Status{Ready: true}) {
+	if s := n.Status(); s != (answer.ProxyStatus{Ready: true}) {
 		t.Errorf("with room for all: %+v", s)
 	}
 	before := n.counted(t, "fathom_service_connects_total")

@@ -23,6 +23,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
@@ -146,7 +147,7 @@ func (n *node) stop() {
 
 // mode sets the configuration.
 func (n *node) mode(mode netconf.ServiceProxy) {
-	n.Set(Config{
+	n.Set(answer.ProxyConfig{
 		Mode: mode, Node: self, OwnPods: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd01::/16")},
 		NodePortAddrs: []netip.Addr{netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("fd01::1:1")},
 		ServiceCIDRs:  []netip.Prefix{netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("fd02::/16")},
@@ -210,18 +211,18 @@ func (n *node) plan() service.Plan {
 }
 
 // follows is a round of the loop after an event; the kernel then has to hold what the objects say.
-func (n *node) follows(t *testing.T) State {
+func (n *node) follows(t *testing.T) answer.Services {
 	t.Helper()
 	n.step(t.Context(), false)
 	s, differences := n.differs(t)
-	if len(differences) > 0 || s.Status != (Status{Ready: true}) {
-		t.Fatalf("status %+v\n%s", s.Status, strings.Join(differences, "\n"))
+	if len(differences) > 0 || s.ProxyStatus != (answer.ProxyStatus{Ready: true}) {
+		t.Fatalf("status %+v\n%s", s.ProxyStatus, strings.Join(differences, "\n"))
 	}
 	return s
 }
 
 // differs compares what the kernel holds with the objects.
-func (n *node) differs(t *testing.T) (s State, differences []string) {
+func (n *node) differs(t *testing.T) (s answer.Services, differences []string) {
 	t.Helper()
 	s, err := n.State(t.Context())
 	testenv.Must(t, err)

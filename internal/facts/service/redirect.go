@@ -5,6 +5,9 @@ import (
 	"slices"
 )
 
+// ClusterDNS is the Service at whose address pods expect DNS, in every cluster that kubeadm or its like has made.
+var ClusterDNS = Name{Namespace: "kube-system", Name: "kube-dns"}
+
 // Redirect has what comes from inside for a port of a Service's cluster IP go to addresses that are no endpoints of it:
 // for the cluster's DNS, to the cache on the node. It stands between a Model and what takes the Model's frontends and
 // changes, and knows of the frontends that it is about as much as those that it hands on to. The zero value, with a

@@ -1,8 +1,6 @@
 package service
 
-import (
-	"net/netip"
-)
+import "net/netip"
 
 // Unserved says at which addresses a node refuses what is for no Service. They lead nowhere: without an answer a client waits
 // for as long as it has patience, and what came to the node from outside goes back to the router that sent it, and to and
@@ -15,3 +13,6 @@ type Unserved struct {
 	Others        []netip.Addr // of Services that another proxy carries
 	Node          []netip.Addr // the node's own, by which it answers pings: at most one of each family
 }
+
+// UnservedTable is the nftables table that answers for Services' addresses where no Service does: docs/design/nftables.md.
+const UnservedTable = "fathom-unserved"

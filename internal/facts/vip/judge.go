@@ -94,3 +94,20 @@ func Answered(verdicts []Verdict) []netip.Addr {
 	}
 	return addrs
 }
+
+// Verdict is what a node makes of an address.
+type Verdict struct {
+	Address netip.Addr `json:"address"`
+	// Devices are those of its own on whose segments the address is.
+	Devices []string `json:"devices,omitempty"`
+	// Eligible are all nodes that may take packets for the address.
+	Eligible []string `json:"eligible,omitempty"`
+	// Announcer is the node that it takes to answer for the address on these segments. Empty if nobody does.
+	Announcer string `json:"announcer,omitempty"`
+	// Answers says whether that is itself.
+	Answers bool `json:"answers,omitempty"`
+	// StandIn is the node that says, while the announcer's agent is away, that packets are to go to the announcer.
+	StandIn string `json:"standIn,omitempty"`
+	// Routed says whether it is told to routers that ask for such addresses.
+	Routed bool `json:"routed,omitempty"`
+}

@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/cgroup"
@@ -55,7 +56,7 @@ func runProxy(ctx context.Context, argument string) error {
 			default:
 			}
 		}})
-	p.Set(proxy.Config{Mode: o.Mode, Node: service.Node{Name: "node"}, NodePortAddrs: []netip.Addr{o.Addr},
+	p.Set(answer.ProxyConfig{Mode: o.Mode, Node: service.Node{Name: "node"}, NodePortAddrs: []netip.Addr{o.Addr},
 		OwnPods: []netip.Prefix{netip.MustParsePrefix(podRange)}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix(serviceRange)}})
 	go func() {
 		for range changed {

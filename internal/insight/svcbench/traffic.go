@@ -58,12 +58,12 @@ func runServer() error {
 		if err != nil {
 			return fmt.Errorf("accept: %w", err)
 		}
-		answer(fd)
+		reply(fd)
 		unix.Close(fd)
 	}
 }
 
-func answer(fd int) {
+func reply(fd int) {
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}) // for a client that was killed
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	sa, err := unix.Getsockname(fd)

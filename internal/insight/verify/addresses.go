@@ -14,10 +14,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
-	"github.com/fathom-network/fathom/internal/facts/nodestate"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
@@ -64,7 +64,7 @@ type BlockState struct {
 // NodeLease is an address in use, or two of both families.
 type NodeLease struct {
 	Node string `json:"node"`
-	nodestate.Lease
+	answer.Lease
 }
 
 // ReadAddresses asks the agents of all nodes.
@@ -74,7 +74,7 @@ func ReadAddresses(ctx context.Context, client *kube.Client) (Addresses, error) 
 	if err != nil {
 		return a, err
 	}
-	states, failed := ask[nodestate.State](ctx, client, agents, stateVerb)
+	states, failed := ask[answer.Node](ctx, client, agents, stateVerb)
 	for node, err := range failed {
 		a.Problems = append(a.Problems, fmt.Sprintf("node %s: %s", node, oneLine(err)))
 	}
@@ -205,7 +205,7 @@ func Release(ctx context.Context, client *kube.Client, address netip.Addr, force
 // CheckAddresses returns what is wrong with addresses: two pods that have one, pods that have others than they
 // hold, addresses that are held for nobody.
 func CheckAddresses(ctx context.Context, client *kube.Client) ([]string, error) {
-	r, err := readTwice(ctx, client, podsQuestion(func(c Cluster, node string, s nodestate.State) []podnet.Difference {
+	r, err := readTwice(ctx, client, podsQuestion(func(c Cluster, node string, s answer.Node) []podnet.Difference {
 		d := differ{node: node}
 		d.addresses(c.Pods, s)
 		d.blocks(c.pools(), s)

@@ -8,7 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/fathom-network/fathom/internal/facts/nodestate"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 )
 
 func TestAddresses(t *testing.T) {
@@ -16,29 +16,29 @@ func TestAddresses(t *testing.T) {
 		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: "u-1"},
 			Spec: corev1.PodSpec{NodeName: "a"}, Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: address}}}}
 	}
-	lease := func(container, name, address string) nodestate.Lease {
-		return nodestate.Lease{ContainerID: container, Namespace: "default", Pod: name, UID: "u-1", Addresses: []netip.Addr{netip.MustParseAddr(address)}}
+	lease := func(container, name, address string) answer.Lease {
+		return answer.Lease{ContainerID: container, Namespace: "default", Pod: name, UID: "u-1", Addresses: []netip.Addr{netip.MustParseAddr(address)}}
 	}
 	for _, tc := range []struct {
 		name   string
 		pods   []*corev1.Pod
-		leases []nodestate.Lease
+		leases []answer.Lease
 		want   []string
 	}{
-		{"as it should be", []*corev1.Pod{pod("web", "10.0.0.2")}, []nodestate.Lease{lease("1", "web", "10.0.0.2")}, nil},
+		{"as it should be", []*corev1.Pod{pod("web", "10.0.0.2")}, []answer.Lease{lease("1", "web", "10.0.0.2")}, nil},
 		{"no lease", []*corev1.Pod{pod("web", "10.0.0.2")}, nil, []string{"has 10.0.0.2, and no lease says so"}},
-		{"another address", []*corev1.Pod{pod("web", "10.0.0.2")}, []nodestate.Lease{lease("1", "web", "10.0.0.3")},
+		{"another address", []*corev1.Pod{pod("web", "10.0.0.2")}, []answer.Lease{lease("1", "web", "10.0.0.3")},
 			[]string{"has 10.0.0.2 in the API and holds 10.0.0.3"}},
-		{"a sandbox that is gone", []*corev1.Pod{pod("web", "10.0.0.2")}, []nodestate.Lease{lease("2", "web", "10.0.0.2"), lease("1", "web", "10.0.0.3")},
+		{"a sandbox that is gone", []*corev1.Pod{pod("web", "10.0.0.2")}, []answer.Lease{lease("2", "web", "10.0.0.2"), lease("1", "web", "10.0.0.3")},
 			[]string{"holds 10.0.0.2, and 10.0.0.3 besides"}},
-		{"two of nobody", nil, []nodestate.Lease{lease("1", "web", "10.0.0.2"), lease("2", "web", "10.0.0.3")},
+		{"two of nobody", nil, []answer.Lease{lease("1", "web", "10.0.0.2"), lease("2", "web", "10.0.0.3")},
 			[]string{"10.0.0.2 held for pod default/web, which is not there", "10.0.0.3 held for pod default/web, which is not there"}},
 		{"one address twice", []*corev1.Pod{pod("web", "10.0.0.2"), pod("db", "10.0.0.2")},
-			[]nodestate.Lease{lease("1", "web", "10.0.0.2"), lease("2", "db", "10.0.0.2")}, []string{"10.0.0.2 is held for default/web and for default/db"}},
+			[]answer.Lease{lease("1", "web", "10.0.0.2"), lease("2", "db", "10.0.0.2")}, []string{"10.0.0.2 is held for default/web and for default/db"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			d := differ{node: "a"}
-			d.addresses(tc.pods, nodestate.State{Leases: tc.leases})
+			d.addresses(tc.pods, answer.Node{Leases: tc.leases})
 			var got []string
 			for _, f := range d.found {
 				got = append(got, f.Text)

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/vip"
@@ -63,13 +64,13 @@ func announcements(ctx context.Context, client *kube.Client, svc *corev1.Service
 			assigned = a
 		}
 	}
-	accounts, failed := ask[vip.Account](ctx, client, agents, balancersVerb)
+	accounts, failed := ask[answer.Balancers](ctx, client, agents, balancersVerb)
 	return announced(svc, assigned, pools, accounts, failed)
 }
 
 // announced puts together what the agents say of a Service's addresses. assigned is what the controller should make of
 // the Service, accounts what each node's agent says, and failed why one says nothing.
-func announced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, accounts map[string]vip.Account, failed map[string]error) []Announced {
+func announced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, accounts map[string]answer.Balancers, failed map[string]error) []Announced {
 	all := balanced(svc, assigned, pools, accounts, failed)
 	for _, ip := range svc.Spec.ExternalIPs {
 		addr, err := inet.ParseAddr(ip)
@@ -98,7 +99,7 @@ func announced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, ac
 }
 
 // decided says whether an agent has something to say of an address.
-func decided(addr netip.Addr, accounts map[string]vip.Account) bool {
+func decided(addr netip.Addr, accounts map[string]answer.Balancers) bool {
 	for _, a := range accounts {
 		if slices.ContainsFunc(a.Addresses, func(v vip.Verdict) bool { return v.Address == addr }) {
 			return true
@@ -108,7 +109,7 @@ func decided(addr netip.Addr, accounts map[string]vip.Account) bool {
 }
 
 // balanced is announced of the addresses of a load balancer.
-func balanced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, accounts map[string]vip.Account, failed map[string]error) []Announced {
+func balanced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, accounts map[string]answer.Balancers, failed map[string]error) []Announced {
 	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
 		return nil
 	}
@@ -151,7 +152,7 @@ func balanced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, acc
 }
 
 // announcedBy puts together what agents say of one address.
-func announcedBy(addr netip.Addr, svc *corev1.Service, accounts map[string]vip.Account, failed map[string]error) Announced {
+func announcedBy(addr netip.Addr, svc *corev1.Service, accounts map[string]answer.Balancers, failed map[string]error) Announced {
 	x := Announced{Address: addr.String()}
 	v := views{routers: map[string]*ToldRouter{}, announcers: map[string]bool{}, eligible: map[string]bool{}}
 	for _, node := range slices.Sorted(maps.Keys(accounts)) {
@@ -180,7 +181,7 @@ type views struct {
 }
 
 // hear takes in what one node says.
-func (v *views) hear(addr netip.Addr, node string, a vip.Account, x *Announced) {
+func (v *views) hear(addr netip.Addr, node string, a answer.Balancers, x *Announced) {
 	for _, r := range a.Routers {
 		if !slices.Contains(r.Selected, addr) {
 			continue
@@ -220,7 +221,7 @@ func (v *views) hear(addr netip.Addr, node string, a vip.Account, x *Announced) 
 }
 
 // why says why nobody announces an address.
-func (v *views) why(svc *corev1.Service, accounts map[string]vip.Account, failed map[string]error) []string {
+func (v *views) why(svc *corev1.Service, accounts map[string]answer.Balancers, failed map[string]error) []string {
 	local := svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 	switch {
 	case len(accounts)+len(failed) == 0:

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 )
 
@@ -33,19 +34,19 @@ func TestAnnounced(t *testing.T) {
 		return s
 	}
 	has := vip.Assignment{Addresses: []netip.Addr{addr}, Pools: []string{"office"}}
-	says := func(v vip.Verdict, routers ...vip.Router) vip.Account {
+	says := func(v vip.Verdict, routers ...answer.Router) answer.Balancers {
 		v.Address = addr
-		return vip.Account{Addresses: []vip.Verdict{v}, Routers: routers}
+		return answer.Balancers{Addresses: []vip.Verdict{v}, Routers: routers}
 	}
 	eth0, both := []string{"eth0"}, []string{"n1", "n2"}
-	near := func(node, announcer string) vip.Account {
+	near := func(node, announcer string) answer.Balancers {
 		return says(vip.Verdict{Devices: eth0, Eligible: both, Announcer: announcer, Answers: node == announcer, Routed: true})
 	}
-	far := func(routers ...vip.Router) vip.Account {
+	far := func(routers ...answer.Router) answer.Balancers {
 		return says(vip.Verdict{Eligible: both, Routed: true}, routers...)
 	}
-	told := func(state string) vip.Router {
-		r := vip.Router{Peer: "rack", State: state, Selected: []netip.Addr{addr, netip.MustParseAddr("10.96.0.9")}}
+	told := func(state string) answer.Router {
+		r := answer.Router{Peer: "rack", State: state, Selected: []netip.Addr{addr, netip.MustParseAddr("10.96.0.9")}}
 		if r.Told = r.Selected; state != "Established" {
 			r.Told, r.Message = nil, "refused"
 		}
@@ -62,40 +63,40 @@ func TestAnnounced(t *testing.T) {
 	for name, tc := range map[string]struct {
 		service  *corev1.Service
 		assigned vip.Assignment
-		accounts map[string]vip.Account
+		accounts map[string]answer.Balancers
 		failed   map[string]error
 		want     string
 	}{
-		"one answers": {service(false, "", "192.0.2.80"), has, map[string]vip.Account{"n1": near("n1", "n2"), "n2": near("n2", "n2")}, nil,
+		"one answers": {service(false, "", "192.0.2.80"), has, map[string]answer.Balancers{"n1": near("n1", "n2"), "n2": near("n2", "n2")}, nil,
 			"192.0.2.80 office [n2] []"},
-		"two answer": {service(false, "", "192.0.2.80"), has, map[string]vip.Account{"n1": near("n1", "n1"), "n2": near("n2", "n2")}, nil,
+		"two answer": {service(false, "", "192.0.2.80"), has, map[string]answer.Balancers{"n1": near("n1", "n1"), "n2": near("n2", "n2")}, nil,
 			"192.0.2.80 office [n1 n2] [] | several nodes answer"},
-		"who is to answer has no agent": {service(false, "", "192.0.2.80"), has, map[string]vip.Account{"n1": near("n1", "n2")}, nil,
+		"who is to answer has no agent": {service(false, "", "192.0.2.80"), has, map[string]answer.Balancers{"n1": near("n1", "n2")}, nil,
 			"192.0.2.80 office [] [] | n2 is to answer for it, and has no agent that runs | no router is told of it"},
-		"who is to answer cannot be asked": {service(false, "", "192.0.2.80"), has, map[string]vip.Account{"n1": near("n1", "n2")}, map[string]error{"n2": errors.New("gone")},
+		"who is to answer cannot be asked": {service(false, "", "192.0.2.80"), has, map[string]answer.Balancers{"n1": near("n1", "n2")}, map[string]error{"n2": errors.New("gone")},
 			"192.0.2.80 office [] [] | n2 is to answer for it, and cannot be asked: gone | no router is told of it"},
-		"who is to answer cannot": {service(false, "", "192.0.2.80"), has, map[string]vip.Account{"n1": broken}, nil,
+		"who is to answer cannot": {service(false, "", "192.0.2.80"), has, map[string]answer.Balancers{"n1": broken}, nil,
 			"192.0.2.80 office [] [] | n1 is to answer for it, and cannot: listen for ARP: no | no router is told of it"},
-		"no network of theirs": {service(false, "", "192.0.2.80"), has, map[string]vip.Account{"n1": far(), "n2": far()}, nil,
+		"no network of theirs": {service(false, "", "192.0.2.80"), has, map[string]answer.Balancers{"n1": far(), "n2": far()}, nil,
 			"192.0.2.80 office [] [] | nobody answers for it: no node is on a network | no router is told of it"},
-		"a router": {service(false, "", "192.0.2.80"), has, map[string]vip.Account{
+		"a router": {service(false, "", "192.0.2.80"), has, map[string]answer.Balancers{
 			"n1": far(told("Established")), "n2": far(told("Active"))}, nil,
 			"192.0.2.80 office [] [rack by n1, not n2: Active refused]"},
-		"a router that is away": {service(false, "", "192.0.2.80"), has, map[string]vip.Account{"n1": far(told("Active"))}, nil,
+		"a router that is away": {service(false, "", "192.0.2.80"), has, map[string]answer.Balancers{"n1": far(told("Active"))}, nil,
 			"192.0.2.80 office [] [rack by none, not n1: Active refused] | nobody answers for it: no node is on a network"},
-		"a router that is told of other addresses": {service(false, "", "192.0.2.80"), has, map[string]vip.Account{"n1": near("n1", "n1"), "n2": far(vip.Router{Peer: "rack", State: "Established"})}, nil,
+		"a router that is told of other addresses": {service(false, "", "192.0.2.80"), has, map[string]answer.Balancers{"n1": near("n1", "n1"), "n2": far(answer.Router{Peer: "rack", State: "Established"})}, nil,
 			"192.0.2.80 office [n1] []"},
-		"an external IP": {externalIPs("192.0.2.80", "198.51.100.1"), vip.Assignment{}, map[string]vip.Account{"n1": near("n1", "n1"), "n2": far(told("Established"))}, nil,
+		"an external IP": {externalIPs("192.0.2.80", "198.51.100.1"), vip.Assignment{}, map[string]answer.Balancers{"n1": near("n1", "n1"), "n2": far(told("Established"))}, nil,
 			"192.0.2.80 office [n1] [rack by n2]"},
-		"an external IP that is not the Service's": {externalIPs("192.0.2.81"), vip.Assignment{}, map[string]vip.Account{"n1": near("n1", "n1")}, nil,
+		"an external IP that is not the Service's": {externalIPs("192.0.2.81"), vip.Assignment{}, map[string]answer.Balancers{"n1": near("n1", "n1")}, nil,
 			"192.0.2.81 office [] [] | no agent announces it: it is not served, or AddressPool office is not for this Service"},
-		"a ClusterIP that routers are told of, and one that they are not": {clusterIPs("10.96.0.10", "10.96.0.9"), vip.Assignment{}, map[string]vip.Account{"n1": far(told("Established")), "n2": far(told("Active"))}, nil,
+		"a ClusterIP that routers are told of, and one that they are not": {clusterIPs("10.96.0.10", "10.96.0.9"), vip.Assignment{}, map[string]answer.Balancers{"n1": far(told("Established")), "n2": far(told("Active"))}, nil,
 			"10.96.0.9  [] [rack by n1, not n2: Active refused]"},
-		"Local without endpoints": {service(true, "", "192.0.2.80"), has, map[string]vip.Account{"n1": says(vip.Verdict{Devices: eth0})}, nil,
+		"Local without endpoints": {service(true, "", "192.0.2.80"), has, map[string]answer.Balancers{"n1": says(vip.Verdict{Devices: eth0})}, nil,
 			"192.0.2.80 office [] [] | externalTrafficPolicy is Local, and no node that lives has a ready endpoint"},
-		"Local, endpoints elsewhere": {service(true, "", "192.0.2.80"), has, map[string]vip.Account{"n1": says(vip.Verdict{Devices: eth0, Eligible: []string{"n3"}})}, nil,
+		"Local, endpoints elsewhere": {service(true, "", "192.0.2.80"), has, map[string]answer.Balancers{"n1": says(vip.Verdict{Devices: eth0, Eligible: []string{"n3"}})}, nil,
 			"192.0.2.80 office [] [] | nobody answers for it: of the nodes on its network (n1) none may take its packets, but only n3 | no router is told of it"},
-		"nobody decided": {service(false, "", "192.0.2.80"), has, map[string]vip.Account{"n1": {Waiting: "Services are not known yet"}}, nil,
+		"nobody decided": {service(false, "", "192.0.2.80"), has, map[string]answer.Balancers{"n1": {Waiting: "Services are not known yet"}}, nil,
 			"192.0.2.80 office [] [] | no agent that answers has decided on it | n1 waits: Services are not known yet"},
 		"no agents":     {service(false, "", "192.0.2.80"), has, nil, nil, "192.0.2.80 office [] [] | no agent of Fathom's network runs"},
 		"of no pool":    {service(false, "", "198.51.100.1"), vip.Assignment{}, nil, nil, "198.51.100.1  [] [] | it is of no AddressPool"},
@@ -103,7 +104,7 @@ func TestAnnounced(t *testing.T) {
 		"not written":   {service(false, ""), has, nil, nil, "  [] [] | it is to have 192.0.2.80, and the controller has not written that"},
 		"another class": {service(false, "example.com/x"), vip.Assignment{}, nil, nil, "  [] [] | its loadBalancerClass example.com/x is another controller's"},
 		"one of two families": {service(false, "", "192.0.2.80"), vip.Assignment{Addresses: has.Addresses, Pools: has.Pools, Reason: vip.PoolExhausted, Text: "no IPv6 address is free"},
-			map[string]vip.Account{"n1": near("n1", "n1")}, nil, "192.0.2.80 office [n1] []\n  [] [] | AddressPoolExhausted: no IPv6 address is free"},
+			map[string]answer.Balancers{"n1": near("n1", "n1")}, nil, "192.0.2.80 office [n1] []\n  [] [] | AddressPoolExhausted: no IPv6 address is free"},
 	} {
 		var lines []string
 		for _, x := range announced(tc.service, tc.assigned, pools, tc.accounts, tc.failed) {
@@ -135,15 +136,15 @@ func FuzzAccount(f *testing.F) {
 	pools := vip.Read(vip.Objects{Pools: []*v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "office"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"192.0.2.80-192.0.2.89"}}}}})
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer},
 		Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: "192.0.2.80"}}}}}
-	whole, err := json.Marshal(vip.Account{Addresses: []vip.Verdict{{Address: addr, Devices: []string{"eth0"}, Eligible: []string{"n1"}, Announcer: "n1", Answers: true}}, Routers: []vip.Router{{}}})
+	whole, err := json.Marshal(answer.Balancers{Addresses: []vip.Verdict{{Address: addr, Devices: []string{"eth0"}, Eligible: []string{"n1"}, Announcer: "n1", Answers: true}}, Routers: []answer.Router{{}}})
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(whole)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		var a vip.Account
+		var a answer.Balancers
 		if json.Unmarshal(data, &a) == nil {
-			announced(svc, vip.Assignment{Addresses: []netip.Addr{addr}, Pools: []string{"office"}}, pools, map[string]vip.Account{"n1": a, "n2": {}}, nil)
+			announced(svc, vip.Assignment{Addresses: []netip.Addr{addr}, Pools: []string{"office"}}, pools, map[string]answer.Balancers{"n1": a, "n2": {}}, nil)
 		}
 	})
 }

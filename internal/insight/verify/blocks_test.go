@@ -10,9 +10,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
-	"github.com/fathom-network/fathom/internal/facts/nodestate"
 )
 
 func TestBlocks(t *testing.T) {
@@ -37,8 +37,8 @@ func TestBlocks(t *testing.T) {
 	}
 
 	d := differ{node: "a"}
-	d.blocks(c.pools(), nodestate.State{
-		Leases: []nodestate.Lease{
+	d.blocks(c.pools(), answer.Node{
+		Leases: []answer.Lease{
 			{Namespace: "n", Pod: "in", Pool: "p", Addresses: []netip.Addr{netip.MustParseAddr("10.50.0.9")}},
 			{Namespace: "n", Pod: "out", Pool: "p", Addresses: []netip.Addr{netip.MustParseAddr("10.50.0.70")}},
 			{Namespace: "n", Pod: "own", Pool: "default", Addresses: []netip.Addr{netip.MustParseAddr("10.244.0.70")}},

@@ -15,8 +15,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
-	"github.com/fathom-network/fathom/internal/facts/nodestate"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
@@ -52,7 +52,7 @@ func Run(ctx context.Context, client *kube.Client) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	return r.report(func(n *NodeReport, s nodestate.State) {
+	return r.report(func(n *NodeReport, s answer.Node) {
 		n.Mode, n.Pods, n.Routes = string(s.Plan.Mode), len(s.Leases), len(s.Kernel.Routes)
 	}), nil
 }
@@ -66,8 +66,8 @@ type question[S any] struct {
 	whole func(c Cluster) []podnet.Difference
 }
 
-func podsQuestion(compare func(c Cluster, node string, s nodestate.State) []podnet.Difference) question[nodestate.State] {
-	return question[nodestate.State]{
+func podsQuestion(compare func(c Cluster, node string, s answer.Node) []podnet.Difference) question[answer.Node] {
+	return question[answer.Node]{
 		verb: stateVerb, objects: readCluster, compare: compare,
 		whole: func(c Cluster) []podnet.Difference { return append(Doubles(c.Pods), Blocks(c)...) },
 	}

@@ -4,16 +4,16 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/fathom-network/fathom/internal/facts/nodestate"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 )
 
 // An agent that does not answer does so in other words each time, and is no agent that has nothing to say.
 func TestConfirming(t *testing.T) {
-	first := reading[nodestate.State]{nodes: []string{"a", "b"}, unread: map[string]string{"a": "no answer within 15s"},
+	first := reading[answer.Node]{nodes: []string{"a", "b"}, unread: map[string]string{"a": "no answer within 15s"},
 		differences: map[string][]string{"b": {"route 1 is missing", "route 2 is missing"}}}
-	second := reading[nodestate.State]{nodes: []string{"a", "b"}, unread: map[string]string{"a": "no agent runs on it"},
+	second := reading[answer.Node]{nodes: []string{"a", "b"}, unread: map[string]string{"a": "no agent runs on it"},
 		differences: map[string][]string{"b": {"route 2 is missing", "route 3 is missing"}}}
-	report := second.confirming(first).report(func(*NodeReport, nodestate.State) {})
+	report := second.confirming(first).report(func(*NodeReport, answer.Node) {})
 	if got, want := report.Nodes[0].Differences, []string{"no agent runs on it"}; !slices.Equal(got, want) {
 		t.Errorf("of a node that is not read: %v, want %v", got, want)
 	}
@@ -27,8 +27,8 @@ func TestConfirming(t *testing.T) {
 
 // What is found of nodes that are gone, or of no node, is told, too.
 func TestReportOfNodesThatAreGone(t *testing.T) {
-	r := reading[nodestate.State]{nodes: []string{"a", "c"}, differences: map[string][]string{"b": {"block 10.50.1.0/26 of pool p is of a node that is not there"}, "": {"IPBlock x: no CIDR"}}}
-	report := r.report(func(*NodeReport, nodestate.State) {})
+	r := reading[answer.Node]{nodes: []string{"a", "c"}, differences: map[string][]string{"b": {"block 10.50.1.0/26 of pool p is of a node that is not there"}, "": {"IPBlock x: no CIDR"}}}
+	report := r.report(func(*NodeReport, answer.Node) {})
 	var nodes []string
 	for _, n := range report.Nodes {
 		nodes = append(nodes, n.Node)

@@ -4,8 +4,7 @@ import (
 	"encoding/json"
 	"testing"
 
-	"github.com/fathom-network/fathom/internal/agent/proxy"
-	"github.com/fathom-network/fathom/internal/facts/nodestate"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/insight/verify"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
@@ -18,7 +17,7 @@ func FuzzState(f *testing.F) {
 	f.Add(whole)
 	f.Add([]byte(`{"Leases":[{"Addresses":[""]}],"Pods":[{"Routes":["fe80::1%x"]}],"Kernel":{"Tunnel":{}},"Plan":{"Peers":null}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		var s nodestate.State
+		var s answer.Node
 		if json.Unmarshal(data, &s) == nil {
 			verify.Pods(c, "a", s)
 		}
@@ -27,12 +26,12 @@ func FuzzState(f *testing.F) {
 
 func FuzzServices(f *testing.F) {
 	c := cluster()
-	whole, err := json.Marshal(proxy.State{})
+	whole, err := json.Marshal(answer.Services{})
 	testenv.Must(f, err)
 	f.Add(whole)
 	f.Add([]byte(`{"Config":{"Mode":"auto"},"NFTables":{"Frontends":[{"Key":{"Addr":""}}]},"Connect":[{}],"Loopback":true}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		var s proxy.State
+		var s answer.Services
 		if json.Unmarshal(data, &s) == nil {
 			verify.Services(c, "a", s)
 		}

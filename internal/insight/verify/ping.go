@@ -14,15 +14,15 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/fathom-network/fathom/internal/facts/nodestate"
+	"github.com/fathom-network/fathom/internal/facts/answer"
+	"github.com/fathom-network/fathom/internal/facts/ping"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
-	"github.com/fathom-network/fathom/internal/kernel/echo"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // Place is where test packets start and end: a pod, or a node.
 type Place struct {
-	echo.Place
+	ping.Place
 	Node string `json:"node"`
 }
 
@@ -32,7 +32,7 @@ func (p Place) isNode() bool { return strings.HasPrefix(p.Name, "node/") }
 type Way struct {
 	From   string        `json:"from"`
 	To     string        `json:"to"`
-	Probes []echo.Result `json:"probes"`
+	Probes []ping.Result `json:"probes"`
 	// Problems say what is not as the network model demands.
 	Problems []string `json:"problems,omitempty"`
 }
@@ -61,7 +61,7 @@ func Ping(ctx context.Context, client *kube.Client, from, to func(name string) b
 		return Matrix{}, err
 	}
 	var m Matrix
-	states, failed := ask[nodestate.State](ctx, client, agents, stateVerb)
+	states, failed := ask[answer.Node](ctx, client, agents, stateVerb)
 	for node, err := range failed {
 		m.Problems = append(m.Problems, fmt.Sprintf("node %s: its agent does not answer: %s", node, oneLine(err)))
 	}
@@ -88,7 +88,7 @@ func Ping(ctx context.Context, client *kube.Client, from, to func(name string) b
 		}
 	}
 	slices.SortFunc(m.Places, func(a, b Place) int { return cmp.Compare(a.Name, b.Name) })
-	probes := map[string][]echo.Probe{} // by node
+	probes := map[string][]ping.Probe{} // by node
 	var ways []Way
 	at := map[string][]int{} // by node: the way of each probe
 	for _, a := range m.Places {
@@ -103,20 +103,20 @@ func Ping(ctx context.Context, client *kube.Client, from, to func(name string) b
 			}
 		}
 	}
-	results := map[string][]echo.Result{}
+	results := map[string][]ping.Result{}
 	g, gctx := errgroup.WithContext(ctx)
-	type answer struct {
+	type reply struct {
 		node    string
-		results []echo.Result
+		results []ping.Result
 	}
-	answers := make(chan answer, len(sessions))
+	answers := make(chan reply, len(sessions))
 	for node, s := range sessions {
 		g.Go(func() error {
 			r, err := s.send(gctx, probes[node])
 			if err != nil {
 				return fmt.Errorf("send test packets from node %s: %w", node, err)
 			}
-			answers <- answer{node, r}
+			answers <- reply{node, r}
 			return nil
 		})
 	}
@@ -147,21 +147,21 @@ func Ping(ctx context.Context, client *kube.Client, from, to func(name string) b
 
 // probesOf are the packets from a to b: for each family a small one, one of the MTU that must not be cut up, and
 // one that must be.
-func probesOf(a, b Place, mtu int) []echo.Probe {
-	var list []echo.Probe
+func probesOf(a, b Place, mtu int) []ping.Probe {
+	var list []ping.Probe
 	for _, to := range b.Addresses {
 		if !slices.ContainsFunc(a.Addresses, func(x netip.Addr) bool { return x.Is4() == to.Is4() }) {
 			continue
 		}
 		for _, size := range []int{small, mtu, 2*mtu + 100} {
-			list = append(list, echo.Probe{From: a.Name, To: netip.AddrPortFrom(to, b.Port), Size: size, MTU: mtu})
+			list = append(list, ping.Probe{From: a.Name, To: netip.AddrPortFrom(to, b.Port), Size: size, MTU: mtu})
 		}
 	}
 	return list
 }
 
 // judge writes down what is wrong with a way.
-func judge(w *Way, places map[string]Place, states map[string]nodestate.State) {
+func judge(w *Way, places map[string]Place, states map[string]answer.Node) {
 	a, b := places[w.From], places[w.To]
 	if len(w.Probes) == 0 {
 		w.Problems = append(w.Problems, "they have addresses of no common family")
@@ -180,7 +180,7 @@ func judge(w *Way, places map[string]Place, states map[string]nodestate.State) {
 }
 
 // sources are the addresses by which b may see a: a's own.
-func sources(a, b Place, to netip.Addr, states map[string]nodestate.State) []netip.Addr {
+func sources(a, b Place, to netip.Addr, states map[string]answer.Node) []netip.Addr {
 	own := a.Addresses
 	s := states[a.Node]
 	if a.isNode() {
@@ -219,7 +219,7 @@ type session struct {
 }
 
 // open starts a session and returns the places that it listens at.
-func open(ctx context.Context, client *kube.Client, agent *corev1.Pod, addrs []netip.Addr) (*session, []echo.Place, error) {
+func open(ctx context.Context, client *kube.Client, agent *corev1.Pod, addrs []netip.Addr) (*session, []ping.Place, error) {
 	inReader, inWriter := io.Pipe()
 	outReader, outWriter := io.Pipe()
 	out := &io.LimitedReader{R: outReader, N: maxAnswer}
@@ -235,7 +235,7 @@ func open(ctx context.Context, client *kube.Client, agent *corev1.Pod, addrs []n
 		inReader.CloseWithError(io.ErrClosedPipe)
 		close(s.done)
 	}()
-	var hello echo.Response
+	var hello ping.Response
 	if err := s.dec.Decode(&hello); err != nil {
 		s.close()
 		return nil, nil, fmt.Errorf("listen for test packets: %w", err)
@@ -244,15 +244,15 @@ func open(ctx context.Context, client *kube.Client, agent *corev1.Pod, addrs []n
 }
 
 // send has probes sent, and returns their results in order.
-func (s *session) send(ctx context.Context, probes []echo.Probe) ([]echo.Result, error) {
+func (s *session) send(ctx context.Context, probes []ping.Probe) ([]ping.Result, error) {
 	if len(probes) == 0 {
 		return nil, nil
 	}
-	if err := s.enc.Encode(echo.Request{Probes: probes}); err != nil {
+	if err := s.enc.Encode(ping.Request{Probes: probes}); err != nil {
 		return nil, err
 	}
 	s.out.N = maxAnswer
-	var r echo.Response
+	var r ping.Response
 	if err := s.dec.Decode(&r); err != nil {
 		return nil, errors.Join(err, ctx.Err())
 	}

@@ -13,9 +13,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/keyset"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
-	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
@@ -41,12 +41,12 @@ func RotateKey(ctx context.Context, client *kube.Client, progress func(string)) 
 			_, err := secrets.Update(ctx, s, metav1.UpdateOptions{FieldManager: "fathom"})
 			return err
 		},
-		ask: func(ctx context.Context) (map[string]vip.Account, map[string]error, error) {
+		ask: func(ctx context.Context) (map[string]answer.Balancers, map[string]error, error) {
 			agents, err := findAgents(ctx, client)
 			if err != nil {
 				return nil, nil, err
 			}
-			accounts, failed := ask[vip.Account](ctx, client, agents, balancersVerb)
+			accounts, failed := ask[answer.Balancers](ctx, client, agents, balancersVerb)
 			return accounts, failed, nil
 		},
 	}
@@ -59,7 +59,7 @@ type rotation struct {
 	pause    time.Duration
 	get      func(context.Context) (*corev1.Secret, error)
 	put      func(context.Context, *corev1.Secret) error
-	ask      func(context.Context) (accounts map[string]vip.Account, failed map[string]error, err error)
+	ask      func(context.Context) (accounts map[string]answer.Balancers, failed map[string]error, err error)
 }
 
 func (r rotation) run(ctx context.Context) error {

@@ -12,8 +12,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/keyset"
-	"github.com/fathom-network/fathom/internal/facts/vip"
 )
 
 // TestRotate has agents that are late, one that does not answer, one that is no member, and somebody else who changes the
@@ -39,15 +39,15 @@ func TestRotate(t *testing.T) {
 			secret = s
 			return nil
 		},
-		ask: func(context.Context) (map[string]vip.Account, map[string]error, error) {
+		ask: func(context.Context) (map[string]answer.Balancers, map[string]error, error) {
 			if asked++; asked%3 == 0 { // they read it one after the other
 				has["a"], _ = keyset.Read(secret.Data)
 			} else if asked%5 == 0 {
 				has["b"], _ = keyset.Read(secret.Data)
 			}
-			accounts, failed := map[string]vip.Account{}, map[string]error{}
+			accounts, failed := map[string]answer.Balancers{}, map[string]error{}
 			for node, keys := range has {
-				accounts[node] = vip.Account{Keys: keyset.IDs(keys)}
+				accounts[node] = answer.Balancers{Keys: keyset.IDs(keys)}
 			}
 			if silent {
 				failed["d"] = errors.New("no route to host")

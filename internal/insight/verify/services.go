@@ -12,13 +12,12 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 	"github.com/fathom-network/fathom/internal/facts/vip"
-	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
@@ -27,18 +26,18 @@ const servicesVerb = "services"
 
 // RunServices reads by its agent what every node's kernel does with Services, and compares it with the API.
 func RunServices(ctx context.Context, client *kube.Client) (Report, error) {
-	r, err := readTwice(ctx, client, question[proxy.State]{verb: servicesVerb, objects: readServices, compare: Services})
+	r, err := readTwice(ctx, client, question[answer.Services]{verb: servicesVerb, objects: readServices, compare: Services})
 	if err != nil {
 		return Report{}, err
 	}
-	return r.report(func(n *NodeReport, s proxy.State) {
+	return r.report(func(n *NodeReport, s answer.Services) {
 		n.Mode, n.Frontends, n.Connect = string(s.Config.Mode), len(s.NFTables.Frontends), len(s.Connect)
 	}), nil
 }
 
 // Services compares what one node's kernel does with Services with what the cluster's objects imply. Which of the
 // node's addresses and which pods are its own is taken from the agent: Pods proves that.
-func Services(c Cluster, node string, s proxy.State) []podnet.Difference {
+func Services(c Cluster, node string, s answer.Services) []podnet.Difference {
 	d := differ{node: node}
 	switch {
 	case s.Config.Mode == netconf.ProxyOff:
@@ -46,7 +45,7 @@ func Services(c Cluster, node string, s proxy.State) []podnet.Difference {
 			d.add("it is not to carry Services, and its kernel balances %d frontends", len(s.NFTables.Frontends)+len(s.Connect))
 		}
 		if s.Unserved != nil {
-			d.add("it is not to carry Services, and its kernel refuses what is for none of them: nftables table inet %s", ruleset.UnservedTable)
+			d.add("it is not to carry Services, and its kernel refuses what is for none of them: nftables table inet %s", service.UnservedTable)
 		}
 		return d.found
 	case s.Problem != "":
@@ -85,7 +84,7 @@ func Services(c Cluster, node string, s proxy.State) []podnet.Difference {
 	return slices.Compact(d.found)
 }
 
-func (d *differ) nftables(plan service.Plan, s proxy.State) {
+func (d *differ) nftables(plan service.Plan, s answer.Services) {
 	want, err := service.ByPacketOf(plan)
 	if err != nil {
 		d.add("%v", err)
@@ -102,7 +101,7 @@ func (d *differ) nftables(plan service.Plan, s proxy.State) {
 	}
 }
 
-func (d *differ) connect(plan service.Plan, s proxy.State) {
+func (d *differ) connect(plan service.Plan, s answer.Services) {
 	if s.Config.Mode != netconf.ProxyAuto || s.ConnectMissing != "" {
 		return
 	}
@@ -113,7 +112,7 @@ func (d *differ) connect(plan service.Plan, s proxy.State) {
 }
 
 // flows tells of what connection tracking remembers and no client should meet.
-func (d *differ) flows(plan service.Plan, model *service.Model, s proxy.State) {
+func (d *differ) flows(plan service.Plan, model *service.Model, s answer.Services) {
 	index := service.NewIndex(plan, nil, nil)
 	for _, f := range s.Flows {
 		if index.Ended(f.Protocol, f.To, f.Answers, f.Translated, model.Life) {

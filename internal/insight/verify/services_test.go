@@ -9,7 +9,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/insight/verify"
 )
@@ -46,7 +46,7 @@ func TestSharedAddresses(t *testing.T) {
 		c := cluster()
 		c.Services = []*corev1.Service{service("web", tt.policy), service("mail", tt.policy)}
 		c.Slices = []*discoveryv1.EndpointSlice{slice("web", tt.web...), slice("mail", tt.mail...)}
-		s := proxy.State{}
+		s := answer.Services{}
 		s.Config.Mode = netconf.ProxyAuto
 		var said []string
 		for _, d := range verify.Services(c, "a", s) {

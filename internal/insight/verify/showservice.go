@@ -13,7 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
@@ -69,18 +69,18 @@ func ShowService(ctx context.Context, client *kube.Client, name service.Name, no
 	d := ServiceDetail{Service: svc, Name: name.String(), Type: string(svc.Spec.Type), Node: at.Name, Endpoints: svcfacts.Explain(svc, c.Slices, at)}
 	pools := vip.Read(c.balancing())
 	if !kernels {
-		return d, d.seen(ctx, client, c, pools, at, proxy.State{})
+		return d, d.seen(ctx, client, c, pools, at, answer.Services{})
 	}
 	agents, err := findAgents(ctx, client)
 	if err != nil && !errors.Is(err, errNoAgents) {
 		return d, err
 	}
 	// Both at once: for one that does not answer there is patience.
-	var states map[string]proxy.State
+	var states map[string]answer.Services
 	var failed map[string]error
 	var asking errgroup.Group
 	asking.Go(func() error {
-		states, failed = ask[proxy.State](ctx, client, agents, servicesVerb)
+		states, failed = ask[answer.Services](ctx, client, agents, servicesVerb)
 		return nil
 	})
 	asking.Go(func() error {
@@ -104,7 +104,7 @@ func ShowService(ctx context.Context, client *kube.Client, name service.Name, no
 
 // seen works out the frontends as a node sees them. Without an answer of the node's agent the cluster's configuration says
 // which external IPs are served.
-func (d *ServiceDetail) seen(ctx context.Context, client *kube.Client, c Cluster, pools vip.Pools, at service.Node, s proxy.State) error {
+func (d *ServiceDetail) seen(ctx context.Context, client *kube.Client, c Cluster, pools vip.Pools, at service.Node, s answer.Services) error {
 	if s.Config.ExternalIPs == "" {
 		m, err := client.CoreV1().ConfigMaps(netconf.Namespace).Get(ctx, netconf.ConfigMap, metav1.GetOptions{})
 		if err != nil && !apierrors.IsNotFound(err) {
@@ -135,7 +135,7 @@ func (d *ServiceDetail) seen(ctx context.Context, client *kube.Client, c Cluster
 }
 
 // kernelOf is what a kernel has of these frontends.
-func kernelOf(frontends []service.Frontend, s proxy.State) KernelService {
+func kernelOf(frontends []service.Frontend, s answer.Services) KernelService {
 	var k KernelService
 	index := service.NewIndex(service.Plan{Frontends: frontends, NodePortAddrs: s.Config.NodePortAddrs}, nil, nil)
 	of := func(key service.Key) bool {

@@ -5,24 +5,23 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/netfacts"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 	"github.com/fathom-network/fathom/internal/facts/vip"
-	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 )
 
 // unserved tells where what is for no Service is refused and should not be, or should be and is not.
-func (d *differ) unserved(c Cluster, pools vip.Pools, balancers []service.LoadBalanced, s proxy.State) {
+func (d *differ) unserved(c Cluster, pools vip.Pools, balancers []service.LoadBalanced, s answer.Services) {
 	var others []netip.Addr
 	for _, svc := range c.Services {
 		others = append(others, svcfacts.ForeignAddrs(svc)...)
 	}
 	own := netfacts.Read(c.Nodes, d.node, netconf.Default()).Own.Addrs
 	want := service.UnservedAsHeld(vip.Unserved(vip.ServiceRanges(c.ServiceCIDRs), pools, balancers, s.Config.ExternalIPsFor, others, own))
-	table := "nftables: table inet " + ruleset.UnservedTable
+	table := "nftables: table inet " + service.UnservedTable
 	if s.Unserved == nil {
 		d.add("%s, which refuses what is for no Service, is not there, or its rules are not as they should be", table)
 		return

@@ -12,7 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
-	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/insight/verify"
@@ -81,7 +81,7 @@ func TestUnserved(t *testing.T) {
 	} {
 		u := good
 		u.Ranges = slices.Clone(good.Ranges)
-		sent := proxy.State{}
+		sent := answer.Services{}
 		sent.Config.Mode = tt.mode
 		if changed := tt.change(&u); changed != nil {
 			held := service.UnservedAsHeld(*changed)
@@ -89,7 +89,7 @@ func TestUnserved(t *testing.T) {
 		}
 		wire, err := json.Marshal(sent) // as agents tell it
 		testenv.Must(t, err)
-		var s proxy.State
+		var s answer.Services
 		testenv.Must(t, json.Unmarshal(wire, &s))
 		var said []string
 		for _, d := range verify.Services(c, "a", s) {

@@ -12,11 +12,10 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
-	"github.com/fathom-network/fathom/internal/agent/proxy"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/netfacts"
-	"github.com/fathom-network/fathom/internal/facts/nodestate"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/vip"
@@ -39,7 +38,7 @@ type Cluster struct {
 
 // externalIPs is which external IPs of Services a node serves whose agent has this configuration; pools are what was Read of
 // c.balancing.
-func (c Cluster) externalIPs(x proxy.Config, pools vip.Pools) service.ExternalIPs {
+func (c Cluster) externalIPs(x answer.ProxyConfig, pools vip.Pools) service.ExternalIPs {
 	config := netconf.Config{ExternalIPs: x.ExternalIPs, ExternalIPsFor: x.ExternalIPsFor}
 	return vip.ExternalIPs(config, c.balancing(), pools, c.Namespaces, x.APIServer)
 }
@@ -56,7 +55,7 @@ func (c Cluster) pools() ippool.Facts {
 
 // Pods compares what one node holds for the pod network with what the cluster's objects imply. The plan is worked
 // out anew from the objects: that of the agent is what it does, not what is right.
-func Pods(c Cluster, node string, s nodestate.State) []podnet.Difference {
+func Pods(c Cluster, node string, s answer.Node) []podnet.Difference {
 	d := differ{node: node}
 	config, err := netconf.Parse(c.Config)
 	if err != nil { // the agent follows the one before it
@@ -97,22 +96,22 @@ func (d *differ) add(format string, args ...any) {
 
 // holders are the leases of a node, by the pod's UID and name. A pod has several if its sandbox was made anew and the
 // addresses of the one before were not taken back.
-type holders map[string][]nodestate.Lease
+type holders map[string][]answer.Lease
 
 func holderOf(uid, namespace, name string) string { return uid + " " + namespace + "/" + name }
 
 // of returns the lease of a pod: of several the one with its addresses. A runtime that does not tell UIDs leaves them out.
-func (h holders) of(p *corev1.Pod) (nodestate.Lease, bool) {
+func (h holders) of(p *corev1.Pod) (answer.Lease, bool) {
 	all := slices.Concat(h[holderOf(string(p.UID), p.Namespace, p.Name)], h[holderOf("", p.Namespace, p.Name)])
 	if len(all) == 0 {
-		return nodestate.Lease{}, false
+		return answer.Lease{}, false
 	}
-	i := slices.IndexFunc(all, func(l nodestate.Lease) bool { return sameAddrs(podAddrs(p), l.Addresses) })
+	i := slices.IndexFunc(all, func(l answer.Lease) bool { return sameAddrs(podAddrs(p), l.Addresses) })
 	return all[max(i, 0)], true
 }
 
 // addresses compares pods with leases, and returns those of the node.
-func (d *differ) addresses(pods []*corev1.Pod, s nodestate.State) holders {
+func (d *differ) addresses(pods []*corev1.Pod, s answer.Node) holders {
 	leases, known, taken := holders{}, map[string]bool{}, map[netip.Addr]string{}
 	for _, l := range s.Leases {
 		name := l.Namespace + "/" + l.Pod
@@ -156,8 +155,8 @@ func (d *differ) addresses(pods []*corev1.Pod, s nodestate.State) holders {
 }
 
 // devices compares pods with what the node has to reach them by.
-func (d *differ) devices(pods []*corev1.Pod, leases holders, s nodestate.State, plan podnet.Plan, ranges []netip.Prefix) {
-	ends, leased := map[string]nodestate.PodEnd{}, map[string]bool{}
+func (d *differ) devices(pods []*corev1.Pod, leases holders, s answer.Node, plan podnet.Plan, ranges []netip.Prefix) {
+	ends, leased := map[string]podnet.PodEnd{}, map[string]bool{}
 	for _, e := range s.Pods {
 		ends[e.Device] = e
 	}
@@ -181,7 +180,7 @@ func (d *differ) devices(pods []*corev1.Pod, leases holders, s nodestate.State, 
 	}
 }
 
-func (d *differ) device(pod string, l nodestate.Lease, ends map[string]nodestate.PodEnd, plan podnet.Plan, ranges []netip.Prefix) {
+func (d *differ) device(pod string, l answer.Lease, ends map[string]podnet.PodEnd, plan podnet.Plan, ranges []netip.Prefix) {
 	end, found := ends[l.Device]
 	if !found {
 		d.add("pod %s has no device: %s is missing", pod, l.Device)
@@ -209,7 +208,7 @@ func (d *differ) device(pod string, l nodestate.Lease, ends map[string]nodestate
 }
 
 // blocks compares leases and what the node gives addresses from with the blocks that it has.
-func (d *differ) blocks(f ippool.Facts, s nodestate.State) {
+func (d *differ) blocks(f ippool.Facts, s answer.Node) {
 	own := f.Of(d.node)
 	for _, l := range s.Leases {
 		if l.Pool == netconf.DefaultPool || l.Pool == "" {

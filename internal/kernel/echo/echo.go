@@ -15,26 +15,6 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
-// Probe is one question: does a packet of this size get there and back?
-type Probe struct {
-	From string         `json:"from"` // whose namespace it is sent from, as the asker calls it
-	To   netip.AddrPort `json:"to"`
-	// Size is that of the IP packet, in bytes. One that is no larger than MTU is sent with "don't fragment".
-	Size int `json:"size"`
-	MTU  int `json:"mtu"`
-}
-
-// Result is the answer.
-type Result struct {
-	Probe
-	// Source is the sender as the listener saw it.
-	Source netip.Addr `json:"source"`
-	// Seconds is how long the packet took there and back.
-	Seconds float64 `json:"seconds"`
-	// Error says why there is no answer.
-	Error string `json:"error,omitempty"`
-}
-
 const (
 	// magic begins each datagram, so that others' are not answered.
 	magic = "fathom-probe/1 "

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/fathom-network/fathom/internal/facts/ping"
 	"github.com/fathom-network/fathom/internal/kernel/echo"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
@@ -26,10 +27,10 @@ func TestProbe(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	to := func(addr string, size int) echo.Probe {
-		return echo.Probe{From: "a", To: netip.AddrPortFrom(netip.MustParseAddr(addr), l.Port), Size: size, MTU: 1500}
+	to := func(addr string, size int) ping.Probe {
+		return ping.Probe{From: "a", To: netip.AddrPortFrom(netip.MustParseAddr(addr), l.Port), Size: size, MTU: 1500}
 	}
-	probes := []echo.Probe{
+	probes := []ping.Probe{
 		to("192.0.2.2", 100), to("192.0.2.2", 1500), to("192.0.2.2", 4000),
 		to("2001:db8::2", 200), to("2001:db8::2", 1500), to("2001:db8::2", 4000),
 	}
@@ -47,7 +48,7 @@ func TestProbe(t *testing.T) {
 	tooLarge.MTU, refused.To = 1600, netip.MustParseAddrPort("192.0.2.2:9")
 	nowhere, unknown := to("198.51.100.1", 100), to("192.0.2.2", 100)
 	unknown.From = "nobody"
-	got := echo.Send(map[string]*link.Namespace{"a": a}, []echo.Probe{tooLarge, refused, nowhere, unknown})
+	got := echo.Send(map[string]*link.Namespace{"a": a}, []ping.Probe{tooLarge, refused, nowhere, unknown})
 	for i, want := range []string{"too large for a link on the way", "refused: nobody listens at the other end",
 		"unreachable: there is no route", "there is no namespace of nobody here"} {
 		if got[i].Error != want {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/internal/facts/ping"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
@@ -19,11 +20,11 @@ const numberLen = 12
 
 // Send sends probes, those of different sources at the same time, and returns a result for each, in order.
 // namespaces are the sources'.
-func Send(namespaces map[string]*link.Namespace, probes []Probe) []Result {
-	results := make([]Result, len(probes))
+func Send(namespaces map[string]*link.Namespace, probes []ping.Probe) []ping.Result {
+	results := make([]ping.Result, len(probes))
 	bySource := map[string][]int{}
 	for i, p := range probes {
-		results[i] = Result{Probe: p}
+		results[i] = ping.Result{Probe: p}
 		bySource[p.From] = append(bySource[p.From], i)
 	}
 	g := errgroup.Group{}
@@ -36,7 +37,7 @@ func Send(namespaces map[string]*link.Namespace, probes []Probe) []Result {
 					results[i].Error = "there is no namespace of " + source + " here"
 					continue
 				}
-				results[i].send(n)
+				send(&results[i], n)
 			}
 			return nil
 		})
@@ -45,7 +46,7 @@ func Send(namespaces map[string]*link.Namespace, probes []Probe) []Result {
 	return results
 }
 
-func (r *Result) send(n *link.Namespace) {
+func send(r *ping.Result, n *link.Namespace) {
 	family := unix.AF_INET
 	if r.To.Addr().Is6() {
 		family = unix.AF_INET6
@@ -79,7 +80,7 @@ func (r *Result) send(n *link.Namespace) {
 			continue // of a packet before this one: an ICMP error is told with the next call
 		}
 		var n int
-		if n, err = r.receive(fd, payload, attempt); err != nil {
+		if n, err = receive(r, fd, payload, attempt); err != nil {
 			continue
 		}
 		r.Seconds = time.Since(began).Seconds()
@@ -94,7 +95,7 @@ func (r *Result) send(n *link.Namespace) {
 }
 
 // receive waits for the answer to one attempt.
-func (r *Result) receive(fd int, sent []byte, attempt int) (int, error) {
+func receive(r *ping.Result, fd int, sent []byte, attempt int) (int, error) {
 	buffer := make([]byte, maxDatagram)
 	for {
 		n, err := unix.Read(fd, buffer)

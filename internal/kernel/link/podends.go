@@ -8,12 +8,12 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/fathom-network/fathom/internal/facts/nodestate"
+	"github.com/fathom-network/fathom/internal/facts/podnet"
 )
 
 // PodEnds returns the node's end of each pod's pair of devices with what the node has to reach the pod by it, and
 // the destinations of routes to pods that lead to no such device.
-func (n *Namespace) PodEnds() (ends []nodestate.PodEnd, strays []netip.Addr, err error) {
+func (n *Namespace) PodEnds() (ends []podnet.PodEnd, strays []netip.Addr, err error) {
 	links, err := dump(n.nl.LinkList)
 	if err != nil {
 		return nil, nil, fmt.Errorf("list devices: %w", err)
@@ -22,7 +22,7 @@ func (n *Namespace) PodEnds() (ends []nodestate.PodEnd, strays []netip.Addr, err
 	for _, l := range links {
 		if a := l.Attrs(); a.Group == PodGroup && l.Type() == "veth" {
 			at[a.Index] = len(ends)
-			ends = append(ends, nodestate.PodEnd{Device: a.Name, Alias: a.Alias, MTU: a.MTU})
+			ends = append(ends, podnet.PodEnd{Device: a.Name, Alias: a.Alias, MTU: a.MTU})
 		}
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {

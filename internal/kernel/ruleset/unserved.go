@@ -16,9 +16,6 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
 
-// UnservedTable is the table that answers for Services' addresses where no Service does: docs/design/nftables.md.
-const UnservedTable = "fathom-unserved"
-
 // The sets of the table, each once for IPv4 and once for IPv6: the number is appended.
 const (
 	unservedAddrs  = "services"
@@ -47,7 +44,7 @@ var afterNAT = *nftables.ChainPriorityNATDest + 10
 
 // unservedTable is as service.UnservedAsHeld has it: of the node's addresses there is up to one of each family.
 func unservedTable(u service.Unserved) nft.Table {
-	t := nft.Table{Name: UnservedTable, Variant: fmt.Sprint(u.Node), Elements: elements{}}
+	t := nft.Table{Name: service.UnservedTable, Variant: fmt.Sprint(u.Node), Elements: elements{}}
 	refuse := nft.Chain{Name: "refuse", Rules: refuseRules()}
 	prerouting := nft.Hooked("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, afterNAT)
 	output := nft.Hooked("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, afterNAT)

@@ -48,7 +48,7 @@ func TestSetUnserved(t *testing.T) {
 		}
 	}
 	check("at first", u, diff.Count{Added: 1})
-	got := nft(t, n, "list", "table", "inet", ruleset.UnservedTable)
+	got := nft(t, n, "list", "table", "inet", service.UnservedTable)
 	golden := "testdata/unserved.nft"
 	if *update {
 		testenv.Must(t, os.WriteFile(golden, []byte(got), 0o644))
@@ -76,7 +76,7 @@ func TestSetUnserved(t *testing.T) {
 		"insert rule inet T refuse accept comment \"ours\"": {Added: 1},
 		"delete table inet T":                               {Added: 1},
 	} {
-		nft(t, n, strings.ReplaceAll(drift, " T", " "+ruleset.UnservedTable))
+		nft(t, n, strings.ReplaceAll(drift, " T", " "+service.UnservedTable))
 		if held, found, err := anew.Unserved(u.Node); err != nil || found && reflect.DeepEqual(held, service.UnservedAsHeld(u)) {
 			t.Errorf("%s: held is %+v, %v", drift, held, err)
 		}

@@ -1,6 +1,6 @@
-// Package nodestate is what an agent says of its node: what its kernel should hold, what it is found to hold, and
-// who has which address. `fathom verify` compares it with what the API implies.
-package nodestate
+// Package answer is what agents say when they are asked: of their node, of Services, of load balancers' addresses.
+// `fathom verify` compares it with what the API implies.
+package answer
 
 import (
 	"net/netip"
@@ -27,11 +27,11 @@ type Status struct {
 	Config     netconf.Config     `json:"config"`
 }
 
-// State is what was read.
-type State struct {
+// Node is what an agent says of its node: what its kernel should hold, what it is found to hold, and who has which address.
+type Node struct {
 	Status
-	Kernel podnet.State `json:"kernel"`
-	Pods   []PodEnd     `json:"pods"`
+	Kernel podnet.State    `json:"kernel"`
+	Pods   []podnet.PodEnd `json:"pods"`
 	// Strays are routes to pods' addresses that lead to no pod's device.
 	Strays []netip.Addr `json:"strays,omitempty"`
 	Leases []Lease      `json:"leases"`
@@ -48,17 +48,6 @@ type FastPath struct {
 	Reason string `json:"reason,omitempty"` // why it is not
 	// Differences are between what the agent wants the kernel to hold for it and what it does.
 	Differences []string `json:"differences,omitempty"`
-}
-
-// PodEnd is the node's end of a pod's pair of devices, and what the node has to reach the pod by it.
-type PodEnd struct {
-	Device     string       `json:"device"`
-	Alias      string       `json:"alias"`
-	MTU        int          `json:"mtu"`
-	Routes     []netip.Addr `json:"routes"`
-	Neighbours []netip.Addr `json:"neighbours"`
-	// Sources are the node's own addresses from which it talks to the pod, by the pod's, where its routes name any.
-	Sources map[netip.Addr]netip.Addr `json:"sources,omitempty"`
 }
 
 // Lease says who has addresses, as the plugin wrote it down.
