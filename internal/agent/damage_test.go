@@ -197,7 +197,10 @@ func damaged(t *testing.T) {
 	go func() { ended <- agent.Run(ctx, o) }()
 	unready()
 	ready()
-	testenv.Must(t, os.RemoveAll(leases))
+	testenv.Eventually(t, "the directory is removed, in which the agent writes meanwhile", func() (bool, string) {
+		err := os.RemoveAll(leases)
+		return err == nil, fmt.Sprint(err)
+	})
 	var removed *lease.RemovedError
 	testenv.Eventually(t, "the agent whose directory was removed ends", func() (bool, string) {
 		select {
