@@ -231,7 +231,15 @@ func (b *balancer) step(ctx context.Context) {
 	}
 	b.complaint = complaint
 	b.mu.Lock()
-	b.told = answer.Balancers{Addresses: b.verdicts, Problem: complaint}
+	b.told = answer.Balancers{Addresses: b.verdicts, Problem: complaint, Segments: f.Segments}
+	for _, n := range f.Nodes {
+		if n.Alive {
+			b.told.Alive = append(b.told.Alive, n.Name)
+		}
+		if n.Away {
+			b.told.Away = append(b.told.Away, n.Name)
+		}
+	}
 	b.mu.Unlock()
 }
 

@@ -75,6 +75,8 @@ func (a *Agent) servicesState(ctx context.Context) (answer.Services, error) {
 	if err != nil {
 		return s, err
 	}
+	balancers := a.lb.Account()
+	s.Balancers = &balancers
 	rules, err := ruleset.Open("/proc/self/ns/net") // the loop's is for the loop alone
 	if err != nil {
 		return s, err

@@ -3,6 +3,7 @@ package answer
 import (
 	"net/netip"
 
+	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 )
 
@@ -14,7 +15,12 @@ type Balancers struct {
 	// Problem is why addresses that it should answer for are not answered for.
 	Problem   string        `json:"problem,omitempty"`
 	Addresses []vip.Verdict `json:"addresses"`
-	Routers   []Router      `json:"routers,omitempty"`
+	// Segments, Alive and Away are what Addresses follow from besides the API's objects: the networks that the node is on, the
+	// nodes that it takes to live, and those of them whose agents are away.
+	Segments []podnet.Segment `json:"segments,omitempty"`
+	Alive    []string         `json:"alive,omitempty"`
+	Away     []string         `json:"away,omitempty"`
+	Routers  []Router         `json:"routers,omitempty"`
 	// Keys are the names (keyset.ID) of the keys by which the agent and others know each other: first the one that it encrypts
 	// with. An agent that is no member has none.
 	Keys []string `json:"keys,omitempty"`

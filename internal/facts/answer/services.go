@@ -25,6 +25,8 @@ type Services struct {
 	// Unserved is where what is for no Service is refused, as service.UnservedAsHeld has it; nil if the table is not there, or
 	// not as it should be. The agent adds it.
 	Unserved *service.Unserved `json:",omitempty"`
+	// Balancers is what the agent does about load balancers' addresses and external IPs. The agent adds it.
+	Balancers *Balancers `json:",omitempty"`
 	// Flows are what connection tracking remembers of UDP and SCTP to Services' addresses.
 	Flows []Flows
 }

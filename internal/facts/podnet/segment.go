@@ -7,8 +7,8 @@ import (
 
 // Segment is a network that a device of the node is on.
 type Segment struct {
-	Device string
-	Prefix netip.Prefix // an address of the device with the length of the prefix
+	Device string       `json:"device"`
+	Prefix netip.Prefix `json:"prefix"` // an address of the device with the length of the prefix
 }
 
 // Segments are those that a node's devices are on.

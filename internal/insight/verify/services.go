@@ -39,6 +39,16 @@ func RunServices(ctx context.Context, client *kube.Client) (Report, error) {
 // node's addresses and which pods are its own is taken from the agent: Pods proves that.
 func Services(c Cluster, node string, s answer.Services) []podnet.Difference {
 	d := differ{node: node}
+	i := slices.IndexFunc(c.Nodes, func(n *corev1.Node) bool { return n.Name == node })
+	model := service.NewModel(service.Node{})
+	pools := vip.Read(c.balancing())
+	if i >= 0 {
+		model.SetNode(svcfacts.Node(c.Nodes[i]))
+		model.SetExternalIPs(c.externalIPs(s.Config, pools))
+		model.Replace(svcfacts.Services(c.Services), svcfacts.Slices(c.Slices))
+	}
+	balancers, _ := model.LoadBalancers()
+	d.announcements(c, balancers, s.Balancers)
 	switch {
 	case s.Config.Mode == netconf.ProxyOff:
 		if len(s.NFTables.Frontends)+len(s.Connect) > 0 {
@@ -51,14 +61,9 @@ func Services(c Cluster, node string, s answer.Services) []podnet.Difference {
 	case s.Problem != "":
 		d.add("the agent says: %s", s.Problem)
 	}
-	i := slices.IndexFunc(c.Nodes, func(n *corev1.Node) bool { return n.Name == node })
 	if i < 0 {
 		return d.found
 	}
-	model := service.NewModel(svcfacts.Node(c.Nodes[i]))
-	pools := vip.Read(c.balancing())
-	model.SetExternalIPs(c.externalIPs(s.Config, pools))
-	model.Replace(svcfacts.Services(c.Services), svcfacts.Slices(c.Slices))
 	plan := service.Plan{Frontends: model.Frontends(), NodePortAddrs: s.Config.NodePortAddrs, OwnPods: s.Config.OwnPods}
 	for _, p := range model.Problems() {
 		if !p.Refused {
@@ -77,7 +82,6 @@ func Services(c Cluster, node string, s answer.Services) []podnet.Difference {
 	}
 	d.connect(plan, s)
 	d.flows(plan, model, s)
-	balancers, _ := model.LoadBalancers()
 	d.sharedAddresses(c.Nodes, balancers)
 	d.unserved(c, pools, balancers, s)
 	slices.SortFunc(d.found, func(a, b podnet.Difference) int { return cmp.Compare(a.Text, b.Text) })
