@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/facts/apinode"
 	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/vip"
@@ -140,22 +141,10 @@ func Read(o Objects) Facts {
 }
 
 func readNode(n *corev1.Node) node {
-	read := node{name: n.Name, uid: n.UID, labels: n.Labels}
-	cidrs := n.Spec.PodCIDRs
-	if len(cidrs) == 0 && n.Spec.PodCIDR != "" {
-		cidrs = []string{n.Spec.PodCIDR}
-	}
-	for _, s := range cidrs {
+	read := node{name: n.Name, uid: n.UID, labels: n.Labels, addrs: apinode.Addrs(n)}
+	for _, s := range apinode.PodCIDRs(n) {
 		if p, err := netip.ParsePrefix(s); err == nil {
 			read.podCIDRs = append(read.podCIDRs, p.Masked())
-		}
-	}
-	for _, a := range n.Status.Addresses {
-		if a.Type != corev1.NodeInternalIP && a.Type != corev1.NodeExternalIP {
-			continue
-		}
-		if ip, err := netip.ParseAddr(a.Address); err == nil {
-			read.addrs = append(read.addrs, ip.Unmap())
 		}
 	}
 	return read

@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/fathom-network/fathom/internal/facts/apinode"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
@@ -40,17 +41,7 @@ func Read(nodes []*corev1.Node, self string, c netconf.Config) Facts {
 	tunnel := fmt.Sprintf("%d:%d", c.VNI, c.Port)
 	f.Nodes = make([]podnet.Node, 0, len(nodes))
 	for _, n := range nodes {
-		var addrs []string
-		for _, a := range n.Status.Addresses {
-			if a.Type == corev1.NodeInternalIP {
-				addrs = append(addrs, a.Address)
-			}
-		}
-		cidrs := n.Spec.PodCIDRs
-		if len(cidrs) == 0 && n.Spec.PodCIDR != "" {
-			cidrs = []string{n.Spec.PodCIDR}
-		}
-		node, problems := podnet.ParseNode(n.Name, n.CreationTimestamp.Time, addrs, cidrs)
+		node, problems := podnet.ParseNode(n.Name, n.CreationTimestamp.Time, apinode.Internal(n), apinode.PodCIDRs(n))
 		node.TunnelDown = n.Annotations[TunnelAnnotation] != tunnel
 		f.Problems = append(f.Problems, problems...)
 		f.Nodes = append(f.Nodes, node)

@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/fathom-network/fathom/internal/facts/apinode"
 	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
@@ -394,15 +395,5 @@ func ForeignAddrs(s *corev1.Service) []netip.Addr {
 
 // Node takes out of a Node of the API what matters to Services.
 func Node(n *corev1.Node) service.Node {
-	node := service.Node{Name: n.Name, Zone: n.Labels[corev1.LabelTopologyZone]}
-	for _, a := range n.Status.Addresses {
-		if a.Type != corev1.NodeInternalIP && a.Type != corev1.NodeExternalIP {
-			continue
-		}
-		if addr, err := inet.ParseAddr(a.Address); err == nil && !slices.Contains(node.Addrs, addr) {
-			node.Addrs = append(node.Addrs, addr)
-		}
-	}
-	slices.SortFunc(node.Addrs, netip.Addr.Compare)
-	return node
+	return service.Node{Name: n.Name, Zone: n.Labels[corev1.LabelTopologyZone], Addrs: apinode.Addrs(n)}
 }

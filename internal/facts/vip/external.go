@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/facts/apinode"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
@@ -38,14 +39,10 @@ func Reserved(o Objects) []service.Reserved {
 		}
 	}
 	for _, n := range o.Nodes {
-		cidrs := n.Spec.PodCIDRs
-		if len(cidrs) == 0 {
-			cidrs = []string{n.Spec.PodCIDR}
-		}
-		for _, c := range cidrs {
+		for _, c := range apinode.PodCIDRs(n) {
 			add(c, service.ReservedPodCIDR, n.Name)
 		}
-		for _, a := range nodeAddrs(n) {
+		for _, a := range apinode.Addrs(n) {
 			all = append(all, service.Reserved{Prefix: netip.PrefixFrom(a, a.BitLen()), Owner: service.ReservedNode, Name: n.Name})
 		}
 	}

@@ -180,19 +180,6 @@ func readForeign(o Objects) []foreign {
 	return all
 }
 
-func nodeAddrs(n *corev1.Node) []netip.Addr {
-	var list []netip.Addr
-	for _, a := range n.Status.Addresses {
-		if a.Type != corev1.NodeInternalIP && a.Type != corev1.NodeExternalIP {
-			continue
-		}
-		if addr, err := netip.ParseAddr(a.Address); err == nil {
-			list = append(list, addr.Unmap())
-		}
-	}
-	return list
-}
-
 // Addresses that no Service can have.
 var unusable = []netip.Prefix{
 	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("169.254.0.0/16"),

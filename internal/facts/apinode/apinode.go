@@ -1,0 +1,51 @@
+// Package apinode reads the addresses and ranges that are written in a Node of the API.
+//
+// Whether an ExternalIP counts depends on the question. Nodes reach each other by InternalIPs: an ExternalIP is often
+// translated by a cloud's router, so that packets to it leave the network and come back with another source. But both are the
+// node's own: no Service, pool or load balancer may have either, and whoever comes to a node may come by either.
+package apinode
+
+import (
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/fathom-network/fathom/internal/facts/inet"
+)
+
+// Internal returns the addresses by which other nodes reach a node, as they are written: what is wrong with one is for the
+// caller to tell.
+func Internal(n *corev1.Node) []string {
+	var all []string
+	for _, a := range n.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP {
+			all = append(all, a.Address)
+		}
+	}
+	return all
+}
+
+// Addrs returns all addresses that are a node's own, internal and external, sorted and each once. What is no address is left
+// out.
+func Addrs(n *corev1.Node) []netip.Addr {
+	var all []netip.Addr
+	for _, a := range n.Status.Addresses {
+		if a.Type != corev1.NodeInternalIP && a.Type != corev1.NodeExternalIP {
+			continue
+		}
+		if addr, err := inet.ParseAddr(a.Address); err == nil {
+			all = append(all, addr)
+		}
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
+}
+
+// PodCIDRs returns the ranges of a node's pods as they are written. An old object has the first of them alone.
+func PodCIDRs(n *corev1.Node) []string {
+	if len(n.Spec.PodCIDRs) == 0 && n.Spec.PodCIDR != "" {
+		return []string{n.Spec.PodCIDR}
+	}
+	return n.Spec.PodCIDRs
+}
