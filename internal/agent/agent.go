@@ -455,22 +455,7 @@ func (a *Agent) tellRebuiltLeases(leases []lease.Lease) {
 }
 
 func (a *Agent) event(warning bool, reason, message string) {
-	a.record(kube.Event{Object: kube.NodeReference(a.Node), Warning: warning, Reason: reason, Message: message})
-}
-
-// record makes an event. It does not wait for the API server.
-func (a *Agent) record(e kube.Event) {
-	e.Message = clip(e.Message)
-	a.events.Record(e)
-}
-
-// clip cuts a message to what the API takes in an event and in the status of a BGPPeer.
-func clip(message string) string {
-	const longest, more = 1024, " ..."
-	if len(message) <= longest {
-		return message
-	}
-	return strings.ToValidUTF8(message[:longest-len(more)], "") + more
+	a.events.Record(kube.Event{Object: kube.NodeReference(a.Node), Warning: warning, Reason: reason, Message: message})
 }
 
 const (

@@ -242,7 +242,7 @@ func (a *Agent) tellSessions(peers []*v1alpha1.BGPPeer, sessions []bgp.Session) 
 		if !up[s.Peer] {
 			e.Warning, e.Reason, e.Message = true, "SessionDown", fmt.Sprintf("node %s: the session with %s is %s: %s", a.Node, s.Address, s.State, cmp.Or(s.Reason, "no reason was given"))
 		}
-		a.record(e)
+		a.events.Record(e)
 	}
 	b.up = up
 }
@@ -255,7 +255,7 @@ const maxTold = 100
 func entry(p *v1alpha1.BGPPeer, node string, sessions []bgp.Session, problems []bgpconf.Problem) *v1alpha1.BGPSession {
 	for _, s := range sessions {
 		if s.Peer == p.Name {
-			e := &v1alpha1.BGPSession{Node: node, State: string(s.State), Since: metav1.NewTime(s.Since.Truncate(time.Second)), Message: clip(s.Reason), Prefixes: int32(s.Routes)}
+			e := &v1alpha1.BGPSession{Node: node, State: string(s.State), Since: metav1.NewTime(s.Since.Truncate(time.Second)), Message: kube.Clip(s.Reason), Prefixes: int32(s.Routes)}
 			if s.State != bgp.Established {
 				// It tries again and again: where it is between two attempts is of no interest to the cluster.
 				e.State = string(bgp.Active)
@@ -266,7 +266,7 @@ func entry(p *v1alpha1.BGPPeer, node string, sessions []bgp.Session, problems []
 	for _, problem := range problems {
 		if problem.Peer == p.Name && problem.Refused {
 			// Since the object is as it is.
-			e := &v1alpha1.BGPSession{Node: node, State: "Refused", Since: p.CreationTimestamp, Message: clip(problem.Text)}
+			e := &v1alpha1.BGPSession{Node: node, State: "Refused", Since: p.CreationTimestamp, Message: kube.Clip(problem.Text)}
 			if problem.Waits {
 				e.State = string(bgp.Active)
 			}

@@ -119,7 +119,7 @@ func (a *Agent) writePoolStatus(ctx context.Context, name string) error {
 	was := meta.FindStatusCondition(p.Object().Status.Conditions, v1alpha1.PoolValid)
 	is := meta.FindStatusCondition(status.Conditions, v1alpha1.PoolValid)
 	if was == nil || was.Status != is.Status || was.Reason != is.Reason {
-		a.record(kube.Event{Object: kube.PoolReference(p.Object()), Warning: is.Status != metav1.ConditionTrue, Reason: is.Reason, Message: is.Message})
+		a.events.Record(kube.Event{Object: kube.PoolReference(p.Object()), Warning: is.Status != metav1.ConditionTrue, Reason: is.Reason, Message: is.Message})
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -60,11 +61,16 @@ func (r *Recorder) Record(e Event) {
 	if e.Warning {
 		kind = corev1.EventTypeWarning
 	}
-	const longest = 1024
-	if len(e.Message) > longest {
-		e.Message = e.Message[:longest-4] + " ..."
+	r.recorder.Event(&e.Object, kind, e.Reason, Clip(e.Message))
+}
+
+// Clip cuts a message to what the API takes in an event and in the status of a BGPPeer.
+func Clip(message string) string {
+	const longest, more = 1024, " ..."
+	if len(message) <= longest {
+		return message
 	}
-	r.recorder.Event(&e.Object, kind, e.Reason, e.Message)
+	return strings.ToValidUTF8(message[:longest-len(more)], "") + more
 }
 
 const (
