@@ -293,7 +293,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (answer.Status, []strin
 		return answer.Status{}, nil, fmt.Errorf("ConfigMap %s/%s: %w", netconf.Namespace, netconf.ConfigMap, err)
 	default:
 		problems = append(problems, fmt.Sprintf("ConfigMap %s/%s is not followed, the configuration before it stays in force: %v",
-			netconf.Namespace, netconf.ConfigMap, oneLine(err)))
+			netconf.Namespace, netconf.ConfigMap, answer.OneLine(err)))
 	}
 	interfaces, err := a.node.PodUnderlay()
 	if err != nil {
@@ -319,7 +319,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (answer.Status, []strin
 	// (nft_fib_inet) still carries pods, so that it is a problem to report, not a node that is not ready.
 	guard, err := a.rules.SetGuard(plan.Guard)
 	if err != nil {
-		problems = append(problems, "pods can send from addresses that are not theirs: "+oneLine(err))
+		problems = append(problems, "pods can send from addresses that are not theirs: "+answer.OneLine(err))
 	}
 	if err := a.settings.remember(plan.Sysctls); err != nil {
 		return answer.Status{}, problems, errors.Join(ruleErr, fmt.Errorf("write down the node's settings: %w", err))
@@ -346,7 +346,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (answer.Status, []strin
 		leases, swept := a.sweep(ctx)
 		for _, err := range []error{swept, a.endFlows(newPodPorts(leases, slices.Concat(f.Own.PodCIDRs, f.Own.Blocks), local)), a.repairPods(leases, plan, sources)} {
 			if err != nil {
-				a.podProblems = append(a.podProblems, oneLine(err))
+				a.podProblems = append(a.podProblems, answer.OneLine(err))
 			}
 		}
 		a.podMTU, a.podSources = plan.PodMTU, sources
@@ -362,7 +362,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (answer.Status, []strin
 	}
 	problems = append(problems, a.podProblems...)
 	if err := a.setFastPath(plan, interfaces, pods); err != nil {
-		problems = append(problems, oneLine(err))
+		problems = append(problems, answer.OneLine(err))
 	}
 	status := answer.Status{Plan: plan, Config: *a.config, Interfaces: interfaces, Addresses: nodeAddresses(f.Own)}
 	own := f.Own.PodCIDRs
@@ -372,13 +372,13 @@ func (a *Agent) converge(ctx context.Context, pods bool) (answer.Status, []strin
 	}
 	problems = append(problems, a.keepBlocks(interfaces)...)
 	if err := a.setNodeCache(); err != nil {
-		problems = append(problems, oneLine(err))
+		problems = append(problems, answer.OneLine(err))
 	}
 	objects := a.poolsOfServices()
 	pools := vip.Read(objects)
 	a.carryServices(f, interfaces, objects, pools)
 	if err := a.refuseUnserved(f.Own, pools); err != nil {
-		problems = append(problems, oneLine(err))
+		problems = append(problems, answer.OneLine(err))
 	}
 	a.lb.set(f.Own, interfaces)
 	// Pods that the runtime starts now may ask Services at once.
@@ -464,8 +464,6 @@ const (
 	// apiPatience bounds a question to an API server that does not answer. No pass waits for one.
 	apiPatience = 2 * time.Second
 )
-
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // nodeAddresses are what the node is known by to its pods: one address of each family.
 func nodeAddresses(n podnet.Node) []netip.Addr {

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
@@ -180,7 +181,7 @@ func (b *blocks) keep(ctx context.Context, store *lease.Store, avoid []netip.Pre
 		return problems, 0, err
 	}
 	if err := b.verify(ctx, &f, state); err != nil {
-		problems = append(problems, oneLine(err))
+		problems = append(problems, answer.OneLine(err))
 	}
 	leases, err := store.List()
 	if err != nil {

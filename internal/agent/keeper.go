@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 )
 
@@ -92,7 +93,7 @@ func (k *keeper) keep(ctx context.Context) (wait time.Duration, ok bool) {
 		problems, wait, err = k.blocks.keep(ctx, store, avoid)
 	}
 	if err != nil {
-		problems = append(problems, oneLine(fmt.Errorf("keep the blocks of address pools: %w", err)))
+		problems = append(problems, answer.OneLine(fmt.Errorf("keep the blocks of address pools: %w", err)))
 	}
 	slices.Sort(problems)
 	k.mu.Lock()

@@ -224,7 +224,7 @@ func (b *balancer) step(ctx context.Context) {
 	_, failed := b.speaker.Set(append(answers, announce.Own(b.answers)...), place.segments)
 	complaint := ""
 	if err := errors.Join(err, failed); err != nil {
-		complaint = oneLine(err)
+		complaint = answer.OneLine(err)
 	}
 	if complaint != "" && complaint != b.complaint {
 		b.log.Warn("addresses of load balancers are not answered for", "error", complaint)

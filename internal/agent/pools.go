@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
@@ -152,7 +153,7 @@ func (a *Agent) answerPod(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no such pod on this node", http.StatusNotFound)
 		return
 	}
-	var answer struct {
+	var given struct {
 		Pool      string       `json:"pool,omitempty"`
 		Addresses []netip.Addr `json:"addresses,omitempty"`
 	}
@@ -162,10 +163,10 @@ func (a *Agent) answerPod(w http.ResponseWriter, r *http.Request) {
 	case errors.As(err, &refusal) && !refusal.Later:
 		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
 	case err != nil:
-		http.Error(w, oneLine(err), http.StatusServiceUnavailable)
+		http.Error(w, answer.OneLine(err), http.StatusServiceUnavailable)
 	default:
-		answer.Pool, answer.Addresses = grant.Pool, grant.Addresses
-		reply(w, answer, nil)
+		given.Pool, given.Addresses = grant.Pool, grant.Addresses
+		reply(w, given, nil)
 	}
 }
 

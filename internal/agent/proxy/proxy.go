@@ -15,7 +15,6 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -275,7 +274,7 @@ func (p *Proxy) step(ctx context.Context, tick bool) {
 		return
 	}
 	if err := p.apply(c); err != nil {
-		p.setStatus(answer.ProxyStatus{Ready: p.Status().Ready, Problem: oneLine(err)})
+		p.setStatus(answer.ProxyStatus{Ready: p.Status().Ready, Problem: answer.OneLine(err)})
 		return
 	}
 	now := time.Now()
@@ -443,7 +442,7 @@ func (p *Proxy) off(ctx context.Context, announce bool) {
 	p.connect, p.missing = nil, ""
 	p.mu.Unlock()
 	if err := p.kernel.remove(); err != nil {
-		p.setStatus(answer.ProxyStatus{Ready: true, Problem: fmt.Sprintf("take Services out of the kernel: %s", oneLine(err))})
+		p.setStatus(answer.ProxyStatus{Ready: true, Problem: fmt.Sprintf("take Services out of the kernel: %s", answer.OneLine(err))})
 		return
 	}
 	p.applied = answer.ProxyConfig{Mode: netconf.ProxyOff}
@@ -589,5 +588,3 @@ func (in *inbox) others() []netip.Addr {
 	slices.SortFunc(all, netip.Addr.Compare)
 	return slices.Compact(all)
 }
-
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/bpf"
 	"github.com/fathom-network/fathom/internal/kernel/conntrack"
@@ -128,7 +129,7 @@ func (r *reaper) run(ctx context.Context) {
 		err := errors.Join(r.sweepEntries(ctx), r.sweepSockets(ctx))
 		complaint := ""
 		if err != nil && ctx.Err() == nil {
-			complaint, last = oneLine(err), 0
+			complaint, last = answer.OneLine(err), 0
 		}
 		if complaint != "" && complaint != r.complaint { // said once, not each time
 			r.log.Warn("stale flows are not ended", "error", complaint)

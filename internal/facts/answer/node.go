@@ -4,6 +4,7 @@ package answer
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/fathom-network/fathom/internal/facts/ipam"
@@ -62,3 +63,7 @@ type Lease struct {
 	Addresses   []netip.Addr `json:"addresses"`
 	Time        time.Time    `json:"time"`
 }
+
+// OneLine writes an error as it stands in an answer, in a status or after other words: errors that were joined are separated by
+// semicolons.
+func OneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

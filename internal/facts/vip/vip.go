@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
@@ -295,9 +296,4 @@ func (p *Pool) hasFamily(f corev1.IPFamily) bool {
 	return slices.ContainsFunc(p.Ranges, func(r Range) bool { return familyOf(r.First) == f })
 }
 
-func familyOf(a netip.Addr) corev1.IPFamily {
-	if a.Is4() {
-		return corev1.IPv4Protocol
-	}
-	return corev1.IPv6Protocol
-}
+func familyOf(a netip.Addr) corev1.IPFamily { return corev1.IPFamily(inet.FamilyOf(a).String()) }

@@ -76,7 +76,7 @@ func ReadAddresses(ctx context.Context, client *kube.Client) (Addresses, error) 
 	}
 	states, failed := ask[answer.Node](ctx, client, agents, stateVerb)
 	for node, err := range failed {
-		a.Problems = append(a.Problems, fmt.Sprintf("node %s: %s", node, oneLine(err)))
+		a.Problems = append(a.Problems, fmt.Sprintf("node %s: %s", node, answer.OneLine(err)))
 	}
 	for node, s := range states {
 		for _, u := range s.Usage {

@@ -252,7 +252,7 @@ func (v *views) why(svc *corev1.Service, accounts map[string]answer.Balancers, f
 		text := "has not begun to"
 		switch {
 		case failed[n] != nil:
-			text = "cannot be asked: " + oneLine(failed[n])
+			text = "cannot be asked: " + answer.OneLine(failed[n])
 		case !heard:
 			text = "has no agent that runs"
 		case account.Problem != "":

@@ -142,7 +142,7 @@ func read[S any](ctx context.Context, client *kube.Client, q question[S]) (readi
 		s, found := states[n.Name]
 		switch {
 		case failed[n.Name] != nil:
-			r.unread[n.Name] = "its agent does not answer: " + oneLine(failed[n.Name])
+			r.unread[n.Name] = "its agent does not answer: " + answer.OneLine(failed[n.Name])
 		case !found:
 			r.unread[n.Name] = "no agent runs on it"
 		default:
@@ -270,5 +270,3 @@ func readCluster(ctx context.Context, client *kube.Client) (Cluster, error) {
 	c.Blocks, err = client.Blocks(ctx)
 	return c, err
 }
-
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

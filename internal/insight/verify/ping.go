@@ -63,7 +63,7 @@ func Ping(ctx context.Context, client *kube.Client, from, to func(name string) b
 	var m Matrix
 	states, failed := ask[answer.Node](ctx, client, agents, stateVerb)
 	for node, err := range failed {
-		m.Problems = append(m.Problems, fmt.Sprintf("node %s: its agent does not answer: %s", node, oneLine(err)))
+		m.Problems = append(m.Problems, fmt.Sprintf("node %s: its agent does not answer: %s", node, answer.OneLine(err)))
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -76,7 +76,7 @@ func Ping(ctx context.Context, client *kube.Client, from, to func(name string) b
 	for node, s := range states {
 		session, places, err := open(ctx, client, agents[node], s.Addresses)
 		if err != nil {
-			m.Problems = append(m.Problems, fmt.Sprintf("node %s: %s", node, oneLine(err)))
+			m.Problems = append(m.Problems, fmt.Sprintf("node %s: %s", node, answer.OneLine(err)))
 			continue
 		}
 		sessions[node] = session

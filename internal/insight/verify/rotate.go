@@ -121,7 +121,7 @@ func (r rotation) await(ctx context.Context, step keyset.Step) error {
 				what += ": the agents of " + strings.Join(late, ", ") + " have not read it yet"
 			}
 			if len(silent) > 0 {
-				what += fmt.Sprintf(": the agents of %s do not answer (%s)", strings.Join(silent, ", "), oneLine(failed[silent[0]]))
+				what += fmt.Sprintf(": the agents of %s do not answer (%s)", strings.Join(silent, ", "), answer.OneLine(failed[silent[0]]))
 			}
 			return fmt.Errorf("%s. All agents understand each other as it is; run this again, and it goes on: %w", what, context.Cause(ctx))
 		case <-time.After(r.pause):

@@ -92,7 +92,7 @@ func ShowService(ctx context.Context, client *kube.Client, name service.Name, no
 	}
 	d.Kernels, d.Unread = map[string]KernelService{}, map[string]string{}
 	for n, err := range failed {
-		d.Unread[n] = oneLine(err)
+		d.Unread[n] = answer.OneLine(err)
 	}
 	for n, s := range states {
 		if node == "" || n == node {

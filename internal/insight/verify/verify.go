@@ -59,7 +59,7 @@ func Pods(c Cluster, node string, s answer.Node) []podnet.Difference {
 	d := differ{node: node}
 	config, err := netconf.Parse(c.Config)
 	if err != nil { // the agent follows the one before it
-		d.add("the configuration is not followed: %v", strings.ReplaceAll(err.Error(), "\n", "; "))
+		d.add("the configuration is not followed: %v", answer.OneLine(err))
 		config = s.Config
 	}
 	if !s.Ready {
