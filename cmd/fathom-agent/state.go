@@ -29,6 +29,7 @@ func questions() []*cobra.Command {
 		question("state", "Tell what the agent of this node should hold in the kernel, and what it does, as JSON", "/v1/state"),
 		question("services", "Tell what the kernel of this node does with Services, as JSON", "/v1/services"),
 		question("balancers", "Tell which load balancers' addresses this node answers for and tells routers of, as JSON", "/v1/balancers"),
+		question("bgp", "Tell what this node tells which routers, as JSON", "/v1/bgp"),
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 
 func (a *app) verify() *cobra.Command {
 	cmd := &cobra.Command{Use: "verify", Short: "Prove the state of nodes' kernels against what the API implies"}
-	cmd.AddCommand(a.verifyPods(), a.verifyServices())
+	cmd.AddCommand(a.verifyPods(), a.verifyServices(), a.verifyBGP())
 	return cmd
 }
 
@@ -81,6 +81,40 @@ differs.
 				rows = append(rows, []string{n.Node, cmp.Or(n.Mode, "-"), strconv.Itoa(n.Frontends), strconv.Itoa(n.Connect), verdict(n)})
 			}
 			return a.printReport(o, report, "NODE PROXY NFTABLES CONNECT KERNEL", rows)
+		},
+	}
+	o.register(cmd)
+	t.register(cmd)
+	return cmd
+}
+
+func (a *app) verifyBGP() *cobra.Command {
+	var o output
+	var t target
+	cmd := &cobra.Command{
+		Use:   "bgp",
+		Short: "Compare every node's BGP sessions and what it tells routers with BGPPeers",
+		Long: `Asks every node's agent for its sessions and what it tells routers in them, and says where that differs from what the
+cluster's BGPPeers, Nodes and address pools imply: sessions that are not there, not established, or too many; prefixes
+that are missing, stale, or told with other attributes; aggregates of whose addresses the kernel does not refuse what is for nobody.
+What is expected is worked out from the cluster's objects by this command. The exit status is 0 if nothing differs.
+
+` + targetHelp,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, _, err := a.connect(cmd, t)
+			if err != nil {
+				return err
+			}
+			report, err := verify.RunBGP(cmd.Context(), client)
+			if err != nil {
+				return err
+			}
+			var rows [][]string
+			for _, n := range report.Nodes {
+				rows = append(rows, []string{n.Node, strconv.Itoa(n.Sessions), strconv.Itoa(n.Prefixes), verdict(n)})
+			}
+			return a.printReport(o, report, "NODE SESSIONS PREFIXES BGP", rows)
 		},
 	}
 	o.register(cmd)

@@ -21,6 +21,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/bgpconf"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/routeradv"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
@@ -39,6 +40,7 @@ type announcer struct {
 
 	mu      sync.Mutex
 	told    []answer.Router // what routers are
+	account answer.BGP
 	secrets map[string]secret
 }
 
@@ -118,6 +120,7 @@ func (a *Agent) announce(ctx context.Context, own podnet.Node, interfaces []podn
 	}
 	a.tellSessions(peers, sessions)
 	b.note(a.Node, want, peers, sessions, found)
+	b.keep(node, want, found)
 	for _, p := range peers {
 		a.publishSession(p, nodes, entry(p, a.Node, sessions, found))
 	}
@@ -131,7 +134,7 @@ func (a *Agent) refuseAggregates(all []netip.Prefix) error {
 		if a.bgp.aggregatesNothing { // a transaction has all tables read again
 			return nil
 		}
-		err := a.rules.Delete(ruleset.AggregatesTable)
+		err := a.rules.Delete(service.AggregatesTable)
 		a.bgp.aggregatesNothing = err == nil
 		return err
 	}
@@ -178,6 +181,44 @@ func (b *announcer) note(node string, want bgpconf.Speaker, peers []*v1alpha1.BG
 	b.mu.Lock()
 	b.told = routers
 	b.mu.Unlock()
+}
+
+// keep keeps what was decided, and by what, for who asks.
+func (b *announcer) keep(node bgpconf.Node, want bgpconf.Speaker, found []bgpconf.Problem) {
+	account := answer.BGP{Decided: true, Links: node.Links, Heard: node.Heard, ServiceAddresses: node.ServiceAddresses, Refused: map[string]string{}}
+	for _, p := range found {
+		if p.Refused {
+			account.Refused[p.Peer] = p.Text
+		}
+	}
+	for _, p := range want.Peers {
+		account.Sessions = append(account.Sessions, answer.BGPSession{Peer: p.Name, Told: p.Routes})
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.account = account
+}
+
+// Account is what there is to say of the sessions now.
+func (b *announcer) Account() (answer.BGP, error) {
+	b.mu.Lock()
+	account := b.account
+	b.mu.Unlock()
+	told := map[string][]bgpconf.Route{}
+	for _, s := range account.Sessions {
+		told[s.Peer] = s.Told
+	}
+	account.Sessions = nil
+	for _, s := range b.speaker.Sessions() {
+		account.Sessions = append(account.Sessions, answer.BGPSession{Peer: s.Peer, Address: s.Address, State: string(s.State), Reason: s.Reason, Told: told[s.Peer]})
+	}
+	rules, err := ruleset.Open("/proc/self/ns/net") // the loop's is for the loop alone
+	if err != nil {
+		return account, err
+	}
+	defer rules.Close()
+	account.Aggregates, _, err = rules.Aggregates()
+	return account, err
 }
 
 // Routers are what routers are told of Services' addresses.

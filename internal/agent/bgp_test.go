@@ -6,10 +6,12 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -24,9 +26,10 @@ import (
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/agent"
+	"github.com/fathom-network/fathom/internal/facts/answer"
+	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/install"
 	"github.com/fathom-network/fathom/internal/kernel/link"
-	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 	"github.com/fathom-network/fathom/internal/watch/kube"
@@ -196,7 +199,7 @@ func advertise(t *testing.T, c *kube.Client, router *link.Namespace, birdctl str
 	refused := func(want string) {
 		t.Helper()
 		testenv.Eventually(t, "of aggregates is refused: "+want, func() (bool, string) {
-			out, err := exec.Command("nft", "list", "set", "inet", ruleset.AggregatesTable, "aggregates4").CombinedOutput()
+			out, err := exec.Command("nft", "list", "set", "inet", service.AggregatesTable, "aggregates4").CombinedOutput()
 			return (err == nil) == (want != "") && strings.Contains(string(out), want), string(out)
 		})
 	}
@@ -342,6 +345,20 @@ protocol bgp { local as 64500; neighbor 10.1.1.2 as 64512; passive; password "te
 	testenv.Must(t, c.Apply(ctx, "test", object(t, `{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "router", "namespace": "fathom-system"}, "stringData": {"password": "tell-nobody"}}`)))
 	testenv.Eventually(t, "the session is told", says("Established", "prefixes:2"))
 	testenv.Eventually(t, "the session is measured", metric(`fathom_bgp_session_up{node="n1",peer="router"} 1`))
+	agentSays := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, "agent.sock"))
+	}}}
+	testenv.Eventually(t, "the agent says what it tells the router, and no password", func() (bool, string) {
+		r, err := agentSays.Get("http://agent/v1/bgp")
+		if err != nil {
+			return false, err.Error()
+		}
+		defer r.Body.Close()
+		var a answer.BGP
+		body, err := io.ReadAll(r.Body)
+		return err == nil && json.Unmarshal(body, &a) == nil && a.Decided && len(a.Sessions) == 1 && a.Sessions[0].State == "Established" && len(a.Sessions[0].Told) == 2 &&
+			a.Sessions[0].Address.String() == "10.1.1.1:179" && !strings.Contains(string(body), "tell-nobody"), string(body)
+	})
 	testenv.Eventually(t, "the prefixes are measured", metric(`fathom_bgp_prefixes_advertised{node="n1",peer="router"} 2`))
 	routes(true)
 	events, err := c.CoreV1().Events("default").List(ctx, metav1.ListOptions{})

@@ -87,7 +87,7 @@ func (a *Agent) clean() error {
 		return err
 	}
 	defer rules.Close()
-	for _, table := range []string{ruleset.MasqueradeTable, ruleset.GuardTable, service.UnservedTable, ruleset.AggregatesTable} {
+	for _, table := range []string{ruleset.MasqueradeTable, ruleset.GuardTable, service.UnservedTable, service.AggregatesTable} {
 		if err := rules.Delete(table); err != nil {
 			return err
 		}

@@ -92,6 +92,10 @@ func (a *Agent) listenSocket(ctx context.Context) (stop func(), err error) {
 		account.Routers = a.bgp.Routers()
 		reply(w, account, nil)
 	})
+	mux.HandleFunc("GET /v1/bgp", func(w http.ResponseWriter, _ *http.Request) {
+		account, err := a.bgp.Account()
+		reply(w, account, err)
+	})
 	mux.HandleFunc("GET /v1/pods/{namespace}/{name}", a.answerPod)
 	if stop, err = serve.Listen(ctx, serve.Options{Network: "unix", Address: path, Handler: mux, Log: a.Log, Write: socketWrite}); err != nil {
 		return nil, err

@@ -14,5 +14,9 @@ type Unserved struct {
 	Node          []netip.Addr // the node's own, by which it answers pings: at most one of each family
 }
 
+// AggregatesTable is the nftables table in which a node refuses what routers send for addresses of aggregates that nobody has:
+// docs/design/bgp.md.
+const AggregatesTable = "fathom-aggregates"
+
 // UnservedTable is the nftables table that answers for Services' addresses where no Service does: docs/design/nftables.md.
 const UnservedTable = "fathom-unserved"

@@ -34,6 +34,8 @@ type NodeReport struct {
 	Routes      int      `json:"routes"`
 	Frontends   int      `json:"frontends,omitempty"` // of Services, in nftables
 	Connect     int      `json:"connect,omitempty"`   // of Services, balanced when something connects
+	Sessions    int      `json:"sessions,omitempty"`  // of BGP, that are established
+	Prefixes    int      `json:"prefixes,omitempty"`  // that routers are told in these, each once for every router
 	Differences []string `json:"differences"`
 }
 
@@ -248,9 +250,8 @@ func readNodes(ctx context.Context, client *kube.Client) ([]*corev1.Node, error)
 }
 
 func readCluster(ctx context.Context, client *kube.Client) (Cluster, error) {
-	var c Cluster
-	var err error
-	if c.Nodes, err = readNodes(ctx, client); err != nil {
+	c, err := readNetwork(ctx, client)
+	if err != nil {
 		return c, err
 	}
 	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
@@ -258,6 +259,16 @@ func readCluster(ctx context.Context, client *kube.Client) (Cluster, error) {
 		return c, fmt.Errorf("list pods: %w", err)
 	}
 	c.Pods = kube.Pointers(pods.Items)
+	return c, nil
+}
+
+// readNetwork reads what is of all pods together, and routers.
+func readNetwork(ctx context.Context, client *kube.Client) (Cluster, error) {
+	var c Cluster
+	var err error
+	if c.Nodes, err = readNodes(ctx, client); err != nil {
+		return c, err
+	}
 	config, err := client.CoreV1().ConfigMaps(netconf.Namespace).Get(ctx, netconf.ConfigMap, metav1.GetOptions{})
 	if err != nil {
 		return c, fmt.Errorf("read the network's configuration: %w", err)
@@ -267,6 +278,9 @@ func readCluster(ctx context.Context, client *kube.Client) (Cluster, error) {
 		return c, err
 	}
 	c.Pools = c.PodPools
-	c.Blocks, err = client.Blocks(ctx)
+	if c.Blocks, err = client.Blocks(ctx); err != nil {
+		return c, err
+	}
+	c.BGPPeers, err = client.BGPPeers(ctx)
 	return c, err
 }

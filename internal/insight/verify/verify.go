@@ -29,6 +29,8 @@ type Cluster struct {
 	Config map[string]string
 	Pools  []*v1alpha1.IPPool
 	Blocks []*v1alpha1.IPBlock
+	// For BGP alone.
+	BGPPeers []*v1alpha1.BGPPeer
 	// For Services alone.
 	Services []*corev1.Service
 	Slices   []*discoveryv1.EndpointSlice

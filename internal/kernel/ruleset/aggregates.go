@@ -8,11 +8,9 @@ import (
 
 	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/inet"
+	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
-
-// AggregatesTable is the table that refuses what routers send for addresses of aggregates that nobody has: docs/design/bgp.md.
-const AggregatesTable = "fathom-aggregates"
 
 const aggregated = "aggregates" // the set, once for each family
 
@@ -36,7 +34,7 @@ func (r *Ruleset) Aggregates() (held []netip.Prefix, found bool, err error) {
 }
 
 func aggregatesTable(all []netip.Prefix) nft.Table {
-	t := nft.Table{Name: AggregatesTable, Elements: elements{}}
+	t := nft.Table{Name: service.AggregatesTable, Elements: elements{}}
 	refuse := nft.Chain{Name: "refuse", Rules: refuseRules()}
 	prerouting := nft.Hooked("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, afterNAT)
 	fromElsewhere := fromPod()

@@ -40,7 +40,7 @@ func TestSetAggregates(t *testing.T) {
 		}
 	}
 	set("at first", diff.Count{Added: 1})
-	got := nft(t, n, "list", "table", "inet", ruleset.AggregatesTable)
+	got := nft(t, n, "list", "table", "inet", service.AggregatesTable)
 	golden := "testdata/aggregates.nft"
 	if *update {
 		testenv.Must(t, os.WriteFile(golden, []byte(got), 0o644))
@@ -50,7 +50,7 @@ func TestSetAggregates(t *testing.T) {
 	if got != string(want) {
 		t.Errorf("got:\n%s\nwant (%s; -update rewrites it):\n%s", got, golden, want)
 	}
-	nft(t, n, "flush", "chain", "inet", ruleset.AggregatesTable, "prerouting")
+	nft(t, n, "flush", "chain", "inet", service.AggregatesTable, "prerouting")
 	if _, found, err := anew.Aggregates(); found || err != nil {
 		t.Errorf("a table that does nothing is found, %v", err)
 	}

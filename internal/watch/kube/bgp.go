@@ -135,6 +135,15 @@ func sessionOwner(node string) string {
 	return fmt.Sprintf("%s%s-%x", prefix, node[:80], sum[:8])
 }
 
+// BGPPeers reads those that there are. Without the kind, there are none.
+func (c *Client) BGPPeers(ctx context.Context) ([]*v1alpha1.BGPPeer, error) {
+	var list v1alpha1.BGPPeerList
+	if err := c.fathom.Get().Resource(bgpPeers).Do(ctx).Into(&list); err != nil && !isAbsent(err) {
+		return nil, fmt.Errorf("list BGPPeers: %w", err)
+	}
+	return Pointers(list.Items), nil
+}
+
 // DeleteBGPPeers deletes all peers. Without the kind, there are none.
 func (c *Client) DeleteBGPPeers(ctx context.Context) error {
 	err := c.CoreV1().RESTClient().Delete().AbsPath("/apis", v1alpha1.GroupVersion.String(), "bgppeers").Do(ctx).Error()
