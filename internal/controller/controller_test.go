@@ -252,7 +252,9 @@ func TestServiceProblems(t *testing.T) {
 	web("honest", "203.0.113.5")
 	c.run("one")
 	events := func(name string) int {
-		l, err := c.client.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=" + name})
+		// The API server has events of Services, too, as when it has not yet heard of an address that it has given.
+		l, err := c.client.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{
+			FieldSelector: "reason=" + controller.ServiceProblem + ",involvedObject.name=" + name})
 		c.must(err)
 		return len(l.Items)
 	}

@@ -36,8 +36,7 @@ type session struct {
 	deaf func()            // ends the watch of the life
 	// extended says that the peer takes IPv6 next hops of IPv4 prefixes, as it said in this life.
 	extended bool
-	// unsure has the routes that the life was told of while its session came up, see confirm. It is nil when there are none
-	// to come.
+	// unsure has the routes that the life was told of and the peer perhaps not, see confirm. It is nil when there are none to come.
 	unsure map[netip.Prefix]bgpconf.Route
 	// cause is why the session is about to end, as GoBGP logs it: of its own decisions it tells nothing else.
 	cause string
@@ -55,9 +54,9 @@ const (
 const (
 	// connectRetry is how often a peer that does not answer is tried.
 	connectRetry = 3 * time.Second
-	// deferral is how long a peer that said it would tell what it knows is waited for. Nothing of what it tells is
-	// of interest.
-	deferral = 10 * time.Second
+	// deferral is how long GoBGP tells a peer nothing of itself after the session is up, if the peer may have kept routes: until all
+	// peers have told theirs (RFC 4724, 4.1), and of the two that it has one never does.
+	deferral = time.Second
 	// shortLife is one after which the next waits, twice as long each time up to maxPause.
 	shortLife = 10 * time.Second
 	minPause  = 100 * time.Millisecond // GoBGP waits between one and two seconds by itself
@@ -144,7 +143,7 @@ func (s *session) live(over chan<- struct{}) error {
 	}
 	if err := b.WatchEvent(ctx, server.WatchEventMessageCallbacks{
 		OnPeerUpdate: func(e *apiutil.WatchEventMessage_PeerEvent, _ time.Time) {
-			if e.Type == apiutil.PEER_EVENT_STATE && s.enter(b, e.Peer.State) {
+			if e.Type == apiutil.PEER_EVENT_STATE && e.Peer.State.NeighborAddress != absent && s.enter(b, e.Peer.State) {
 				select {
 				case over <- struct{}{}:
 				default:
@@ -155,6 +154,11 @@ func (s *session) live(over chan<- struct{}) error {
 		return fmt.Errorf("watch the session: %w", err)
 	}
 	s.unsure = map[netip.Prefix]bgpconf.Route{}
+	if s.peer.RestartTime > 0 {
+		if err := b.AddPeer(ctx, &api.AddPeerRequest{Peer: absentee(s.peer)}); err != nil {
+			return fmt.Errorf("add the peer that is not there: %w", err)
+		}
+	}
 	if err := b.AddPeer(ctx, &api.AddPeerRequest{Peer: request(s.peer)}); err != nil {
 		return fmt.Errorf("add the peer: %w", err)
 	}
@@ -197,7 +201,7 @@ func (s *session) enter(life *server.BgpServer, p apiutil.PeerState) (over bool)
 	was, is := s.state.State, states[p.SessionState]
 	s.state.State = is
 	if !s.extended && takesIPv6NextHops(p.RemoteCap) {
-		// Before the session is up, so that a peer that has kept routes hears of these, too, before it hears that these are all.
+		// GoBGP tells of it with the state Established. What the peer hears first, and that it is all, comes later: see deferral.
 		s.extended = true
 		for _, r := range s.peer.Routes {
 			if extends(s.peer, r) {
@@ -311,49 +315,57 @@ func (s *session) tell(r bgpconf.Route, what func(*server.BgpServer, bgpconf.Pee
 	}
 }
 
-// confirm tells the peer again what GoBGP was told while the session came up. GoBGP (v4.8.0) sends the routes that it
-// has, and enters the state Established a moment later: a route that is added or withdrawn between the two is neither
-// among the first nor sent as a change. To tell GoBGP nothing before it is established would not do: then a peer that
-// keeps routes hears that these are all before it has heard of those with IPv6 next hops.
+// confirm has the peer told what GoBGP was told while the session came up. GoBGP (v4.8.0) sends the routes that it has, and
+// enters the state Established a moment later: a route that is added or withdrawn between the two is neither among the
+// first nor sent as a change. To a peer that may have kept routes it sends nothing of itself for the time of deferral, nor
+// changes: to it all is sent now, when it is known whether it takes IPv6 next hops, and what was withdrawn since is afterwards.
 func (s *session) confirm(life *server.BgpServer) {
-	ctx := context.Background()
-	for established := false; !established; {
-		// Nothing tells of that moment but the state itself. It is far less than a millisecond away.
-		time.Sleep(time.Millisecond)
-		if err := life.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
-			established = p.State.SessionState == api.PeerState_SESSION_STATE_ESTABLISHED
-		}); err != nil {
-			return // it has ended
+	if !s.wait(life, time.Millisecond, func(p *api.Peer) bool { return p.State.SessionState == api.PeerState_SESSION_STATE_ESTABLISHED }) {
+		return
+	}
+	s.mu.Lock()
+	if s.life == life {
+		// All routes: GoBGP does not send one again that it is told as it is.
+		if err := life.ResetPeer(context.Background(), &api.ResetPeerRequest{Address: "all", Soft: true, Direction: api.ResetPeerRequest_DIRECTION_OUT}); err != nil {
+			s.log.Error("BGP", "error", fmt.Errorf("announce the routes: %w", err))
 		}
-		s.mu.Lock()
-		gone := s.life != life || s.state.State != Established
-		s.mu.Unlock()
-		if gone {
-			return
-		}
+	}
+	s.mu.Unlock()
+	if !s.wait(life, deferral/10, func(p *api.Peer) bool { return !p.GetGracefulRestart().GetLocalRestarting() }) {
+		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.life != life || s.unsure == nil {
+	if s.life != life {
 		return
 	}
 	unsure := s.unsure
 	s.unsure = nil
-	again := false
 	for _, r := range s.peer.Routes {
-		if _, found := unsure[r.Prefix]; found {
-			delete(unsure, r.Prefix)
-			again = true
-		}
+		delete(unsure, r.Prefix)
 	}
 	for _, r := range unsure { // GoBGP withdraws only what it has
 		s.tell(r, announce)
 		s.tell(r, revoke)
 	}
-	if again {
-		// All routes: GoBGP does not send one again that is told it as it is.
-		if err := life.ResetPeer(ctx, &api.ResetPeerRequest{Address: "all", Soft: true, Direction: api.ResetPeerRequest_DIRECTION_OUT}); err != nil {
-			s.log.Error("BGP", "error", fmt.Errorf("announce the routes again: %w", err))
+}
+
+// wait waits until the peer is so in a life, and says whether the session is still up then. Nothing tells of these states but
+// the states themselves, which are looked at once in an interval.
+func (s *session) wait(life *server.BgpServer, interval time.Duration, is func(*api.Peer) bool) bool {
+	for {
+		time.Sleep(interval)
+		found := false
+		if err := life.ListPeer(context.Background(), &api.ListPeerRequest{}, func(p *api.Peer) {
+			found = found || p.State.NeighborAddress != absent.String() && is(p)
+		}); err != nil {
+			return false // it has ended
+		}
+		s.mu.Lock()
+		up := s.life == life && s.state.State == Established
+		s.mu.Unlock()
+		if found || !up {
+			return up
 		}
 	}
 }
@@ -470,6 +482,24 @@ func pathOf(p bgpconf.Peer, r bgpconf.Route) (*apiutil.Path, error) {
 		attrs = append(attrs, wire.NewPathAttributeLocalPref(*r.LocalPref))
 	}
 	return &apiutil.Path{Family: family, Nlri: prefix, Attrs: attrs, Age: time.Now().Unix()}, nil
+}
+
+// absent is the address of a neighbour that is never there: one for documentation (RFC 3849).
+var absent = netip.MustParseAddr("2001:db8::")
+
+// absentee is a neighbour that is never there, and has GoBGP wait for what it would tell. Without it, GoBGP would say that all
+// is said when the router has, which may be before it was told of the routes that depend on the router's OPEN.
+func absentee(p bgpconf.Peer) *api.Peer {
+	f := &api.Family{Afi: api.Family_AFI_IP, Safi: api.Family_SAFI_UNICAST}
+	return &api.Peer{
+		Conf:            &api.PeerConf{NeighborAddress: absent.String(), PeerAsn: p.ASN, LocalAsn: p.LocalASN, AdminDown: true},
+		Transport:       &api.Transport{PassiveMode: true},
+		GracefulRestart: &api.GracefulRestart{Enabled: true, RestartTime: uint32(p.RestartTime.Seconds())},
+		AfiSafis: []*api.AfiSafi{{
+			Config:            &api.AfiSafiConfig{Family: f, Enabled: true},
+			MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: true}},
+		}},
+	}
 }
 
 // request is a peer as GoBGP takes it.
