@@ -41,6 +41,9 @@ type session struct {
 	// cause is why the session is about to end, as GoBGP logs it: of its own decisions it tells nothing else.
 	cause string
 	state Session
+
+	noting sync.Mutex
+	noted  string // the last reason that was not taken in yet
 }
 
 // ending says how a session ends.
@@ -125,6 +128,7 @@ func start(ctx context.Context, b *server.BgpServer, g *api.Global) error {
 func (s *session) live(over chan<- struct{}) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.hear()
 	b := server.NewBgpServer(server.LoggerOption(slog.New(&listener{next: s.log.Handler(), note: s.note}), nil))
 	go b.Serve()
 	ctx, deaf := context.WithCancel(context.Background())
@@ -198,6 +202,7 @@ func (s *session) enter(life *server.BgpServer, p apiutil.PeerState) (over bool)
 		s.mu.Unlock()
 		return false
 	}
+	s.hear()
 	was, is := s.state.State, states[p.SessionState]
 	s.state.State = is
 	if !s.extended && takesIPv6NextHops(p.RemoteCap) {
@@ -237,13 +242,25 @@ func (s *session) enter(life *server.BgpServer, p apiutil.PeerState) (over bool)
 	return went
 }
 
-// note keeps what went wrong, for who asks why the session is not up.
+// note keeps what went wrong, for who asks why the session is not up. It may be called with GoBGP's locks held, for which a caller
+// with s.mu may be waiting: so it takes another.
 func (s *session) note(reason string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.state.State != Established {
+	s.noting.Lock()
+	defer s.noting.Unlock()
+	s.noted = reason
+}
+
+// hear takes in what was noted since. s.mu is held.
+func (s *session) hear() {
+	s.noting.Lock()
+	reason := s.noted
+	s.noted = ""
+	s.noting.Unlock()
+	switch {
+	case reason == "":
+	case s.state.State != Established:
 		s.state.Reason = reason
-	} else {
+	default:
 		s.cause = reason
 	}
 }
@@ -251,6 +268,7 @@ func (s *session) note(reason string) {
 func (s *session) look() Session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.hear()
 	look := s.state
 	if look.State == Established {
 		look.Routes = len(s.peer.Routes) - s.withheld()
