@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -9,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fathom-network/fathom/internal/insight/verify"
+	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 func (a *app) verify() *cobra.Command {
@@ -21,9 +23,7 @@ func (a *app) verify() *cobra.Command {
 var errDiffers = errors.New("the kernel is not what the API implies")
 
 func (a *app) verifyPods() *cobra.Command {
-	var o output
-	var t target
-	cmd := &cobra.Command{
+	return a.verification(&cobra.Command{
 		Use:   "pods",
 		Short: "Compare every node's routes, neighbours, devices, rules and addresses with Nodes and Pods",
 		Long: `Reads back every node's kernel and says where it differs from what the API implies: routes, neighbours and
@@ -32,32 +32,13 @@ false sources, settings. What is expected is worked out from the cluster's objec
 status is 0 if nothing differs.
 
 ` + targetHelp,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, _, err := a.connect(cmd, t)
-			if err != nil {
-				return err
-			}
-			report, err := verify.Run(cmd.Context(), client)
-			if err != nil {
-				return err
-			}
-			var rows [][]string
-			for _, n := range report.Nodes {
-				rows = append(rows, []string{n.Node, cmp.Or(n.Mode, "-"), strconv.Itoa(n.Pods), strconv.Itoa(n.Routes), verdict(n)})
-			}
-			return a.printReport(o, report, "NODE MODE PODS ROUTES KERNEL", rows)
-		},
-	}
-	o.register(cmd)
-	t.register(cmd)
-	return cmd
+	}, verify.Run, "NODE MODE PODS ROUTES KERNEL", func(n verify.NodeReport) []string {
+		return []string{n.Node, cmp.Or(n.Mode, "-"), strconv.Itoa(n.Pods), strconv.Itoa(n.Routes), verdict(n)}
+	})
 }
 
 func (a *app) verifyServices() *cobra.Command {
-	var o output
-	var t target
-	cmd := &cobra.Command{
+	return a.verification(&cobra.Command{
 		Use:   "services",
 		Short: "Compare every node's balancing of Services with Services and EndpointSlices",
 		Long: `Reads back what every node's kernel does with Services, in nftables and where sockets connect, and what connection
@@ -66,32 +47,13 @@ out from the cluster's objects by this command; the agents only read their kerne
 differs.
 
 ` + targetHelp,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, _, err := a.connect(cmd, t)
-			if err != nil {
-				return err
-			}
-			report, err := verify.RunServices(cmd.Context(), client)
-			if err != nil {
-				return err
-			}
-			var rows [][]string
-			for _, n := range report.Nodes {
-				rows = append(rows, []string{n.Node, cmp.Or(n.Mode, "-"), strconv.Itoa(n.Frontends), strconv.Itoa(n.Connect), verdict(n)})
-			}
-			return a.printReport(o, report, "NODE PROXY NFTABLES CONNECT KERNEL", rows)
-		},
-	}
-	o.register(cmd)
-	t.register(cmd)
-	return cmd
+	}, verify.RunServices, "NODE PROXY NFTABLES CONNECT KERNEL", func(n verify.NodeReport) []string {
+		return []string{n.Node, cmp.Or(n.Mode, "-"), strconv.Itoa(n.Frontends), strconv.Itoa(n.Connect), verdict(n)}
+	})
 }
 
 func (a *app) verifyBGP() *cobra.Command {
-	var o output
-	var t target
-	cmd := &cobra.Command{
+	return a.verification(&cobra.Command{
 		Use:   "bgp",
 		Short: "Compare every node's BGP sessions and what it tells routers with BGPPeers",
 		Long: `Asks every node's agent for its sessions and what it tells routers in them, and says where that differs from what the
@@ -100,22 +62,30 @@ that are missing, stale, or told with other attributes; aggregates of whose addr
 What is expected is worked out from the cluster's objects by this command. The exit status is 0 if nothing differs.
 
 ` + targetHelp,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, _, err := a.connect(cmd, t)
-			if err != nil {
-				return err
-			}
-			report, err := verify.RunBGP(cmd.Context(), client)
-			if err != nil {
-				return err
-			}
-			var rows [][]string
-			for _, n := range report.Nodes {
-				rows = append(rows, []string{n.Node, strconv.Itoa(n.Sessions), strconv.Itoa(n.Prefixes), verdict(n)})
-			}
-			return a.printReport(o, report, "NODE SESSIONS PREFIXES BGP", rows)
-		},
+	}, verify.RunBGP, "NODE SESSIONS PREFIXES BGP", func(n verify.NodeReport) []string {
+		return []string{n.Node, strconv.Itoa(n.Sessions), strconv.Itoa(n.Prefixes), verdict(n)}
+	})
+}
+
+// verification completes a command that compares every node with the API: run does, and row is a node's line below the header.
+func (a *app) verification(cmd *cobra.Command, run func(context.Context, *kube.Client) (verify.Report, error), header string, row func(verify.NodeReport) []string) *cobra.Command {
+	var o output
+	var t target
+	cmd.Args = cobra.NoArgs
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		client, _, err := a.connect(cmd, t)
+		if err != nil {
+			return err
+		}
+		report, err := run(cmd.Context(), client)
+		if err != nil {
+			return err
+		}
+		var rows [][]string
+		for _, n := range report.Nodes {
+			rows = append(rows, row(n))
+		}
+		return a.printReport(o, report, header, rows)
 	}
 	o.register(cmd)
 	t.register(cmd)

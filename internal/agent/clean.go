@@ -82,7 +82,7 @@ func (a *Agent) clean() error {
 	if _, err := node.SetPodNetwork(podnet.Plan{Node: a.Node, State: podnet.State{Sysctls: before}}); err != nil {
 		return err
 	}
-	rules, err := ruleset.Open("/proc/self/ns/net")
+	rules, err := ruleset.Open(ownNetNS)
 	if err != nil {
 		return err
 	}

@@ -235,7 +235,7 @@ func (a *Agent) observe() (answer.Node, error) {
 	if s.Kernel, err = a.node.PodNetwork(s.Plan.Sysctls); err != nil {
 		return s, err
 	}
-	rules, err := ruleset.Open("/proc/self/ns/net") // the loop's is for the loop alone
+	rules, err := ruleset.Open(ownNetNS) // the loop's is for the loop alone
 	if err != nil {
 		return s, err
 	}

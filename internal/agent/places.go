@@ -20,7 +20,7 @@ func Places(o Options, own []netip.Addr) ([]ping.Place, error) {
 	if err != nil {
 		return nil, err
 	}
-	places := []ping.Place{{Name: "node/" + o.Node, NetNS: "/proc/self/ns/net", Addresses: own}}
+	places := []ping.Place{{Name: "node/" + o.Node, NetNS: ownNetNS, Addresses: own}}
 	for _, l := range leases {
 		if l.Netns == "" {
 			continue // a lease that was made again of a device whose namespace is mounted nowhere

@@ -77,7 +77,7 @@ func (a *Agent) servicesState(ctx context.Context) (answer.Services, error) {
 	}
 	balancers := a.lb.Account()
 	s.Balancers = &balancers
-	rules, err := ruleset.Open("/proc/self/ns/net") // the loop's is for the loop alone
+	rules, err := ruleset.Open(ownNetNS) // the loop's is for the loop alone
 	if err != nil {
 		return s, err
 	}

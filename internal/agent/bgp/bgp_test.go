@@ -432,24 +432,31 @@ func TestLinkLocal(t *testing.T) {
 			if now, _ := n.told(); now.Sessions[0].Routes != 2 || now.Sessions[0].Reason != "" {
 				t.Errorf("with IPv4 the session is %+v", now.Sessions[0])
 			}
-			stop4, stop6 := pings(o, "10.244.1.2"), pings(o, "fd00:244:1::2")
-			for i, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
-				n.end(signal)
-				n.begin()
-				fresh := p
-				fresh.Routes = append(slices.Clone(p.Routes), route(fmt.Sprintf("192.0.2.%d/32", i+1)))
-				n.set(fresh)
-				n.up("router")
-				ns.routes(fmt.Sprintf("192.0.2.%d/32", i+1), "fe80::2")
-				ns.routes(fmt.Sprintf("192.0.2.%d/32", i))
-			}
-			stop4()
-			stop6()
+			losesNothing(ns, o, n, p)
 			ns.routes("10.244.1.0/24", "fe80::2")
 			n.set()
 			ns.routes("10.244.1.0/24")
 		})
 	}
+}
+
+// losesNothing ends and begins a node's speaker under pings from outside. Each new one has an address more for the router to hear of,
+// and not that of the one before.
+func losesNothing(router, outside namespace, n *node, p bgpconf.Peer) {
+	n.t.Helper()
+	stop4, stop6 := pings(outside, "10.244.1.2"), pings(outside, "fd00:244:1::2")
+	for i, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+		n.end(signal)
+		n.begin()
+		fresh := p
+		fresh.Routes = append(slices.Clone(p.Routes), route(fmt.Sprintf("192.0.2.%d/32", i+1)))
+		n.set(fresh)
+		n.up("router")
+		router.routes(fmt.Sprintf("192.0.2.%d/32", i+1), "fe80::2")
+		router.routes(fmt.Sprintf("192.0.2.%d/32", i))
+	}
+	stop4()
+	stop6()
 }
 
 // TestChangeWhileComingUp changes what is announced all the time that sessions come up: what was said last is what the router

@@ -342,7 +342,7 @@ func (s *session) confirm(life *server.BgpServer) {
 		return
 	}
 	s.mu.Lock()
-	if s.life == life {
+	if s.life == life && (s.peer.RestartTime > 0 || len(s.unsure) > 0) {
 		// All routes: GoBGP does not send one again that it is told as it is.
 		if err := life.ResetPeer(context.Background(), &api.ResetPeerRequest{Address: "all", Soft: true, Direction: api.ResetPeerRequest_DIRECTION_OUT}); err != nil {
 			s.log.Error("BGP", "error", fmt.Errorf("announce the routes: %w", err))

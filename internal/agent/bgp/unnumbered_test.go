@@ -2,7 +2,6 @@ package bgp_test
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 
@@ -44,19 +43,7 @@ func TestUnnumbered(t *testing.T) {
 			session := routed{device: "bare1", unnumbered: true, extended: true}
 			r.begin(session)
 			at("fe80::1")
-			stop4, stop6 := pings(o, "10.244.1.2"), pings(o, "fd00:244:1::2")
-			for i, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
-				n.end(signal)
-				n.begin()
-				fresh := p
-				fresh.Routes = append(slices.Clone(p.Routes), route(fmt.Sprintf("192.0.2.%d/32", i+1)))
-				n.set(fresh)
-				n.up("router")
-				ns.routes(fmt.Sprintf("192.0.2.%d/32", i+1), "fe80::2")
-				ns.routes(fmt.Sprintf("192.0.2.%d/32", i))
-			}
-			stop4()
-			stop6()
+			losesNothing(ns, o, n, p)
 			at("fe80::1")
 
 			// The same router with another address.

@@ -20,30 +20,25 @@ func (r *Ruleset) SetAggregates(all []netip.Prefix) (diff.Count, error) {
 	return r.set(aggregatesTable(all))
 }
 
-// AggregatesAsHeld are prefixes as the kernel holds them: sorted, and none within another.
-func AggregatesAsHeld(all []netip.Prefix) []netip.Prefix { return inet.Disjoint(all) }
-
-// Aggregates reads back what SetAggregates set, as AggregatesAsHeld has it. It is not found where the table is not there, or does
+// Aggregates reads back what SetAggregates set, sorted, and none within another. It is not found where the table is not there, or does
 // something else.
 func (r *Ruleset) Aggregates() (held []netip.Prefix, found bool, err error) {
 	have, found, err := r.read(aggregatesTable(nil))
 	if !found || err != nil {
 		return nil, false, err
 	}
-	return AggregatesAsHeld(have.prefixes(aggregated)), true, nil
+	return inet.Disjoint(have.prefixes(aggregated)), true, nil
 }
 
 func aggregatesTable(all []netip.Prefix) nft.Table {
 	t := nft.Table{Name: service.AggregatesTable, Elements: elements{}}
 	refuse := nft.Chain{Name: "refuse", Rules: refuseRules()}
 	prerouting := nft.Hooked("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, afterNAT)
-	fromElsewhere := fromPod()
-	fromElsewhere[len(fromElsewhere)-1].(*expr.Cmp).Op = expr.CmpOpNeq
 	for _, f := range inet.Families {
 		t.Sets = append(t.Sets, prefixSet(aggregated, f, "what routers are told to send here"))
-		t.Elements[named(aggregated, f)] = ofPrefixes(AggregatesAsHeld(all), f)
+		t.Elements[named(aggregated, f)] = ofPrefixes(inet.Disjoint(all), f)
 		prerouting.Add("nobody has the address, and the default route leads back to the router", firstOfFlow(), isFamily(f),
-			isIn(destinationOf(f), named(aggregated, f)), fromElsewhere, notLocal(), jump(refuse.Name))
+			isIn(destinationOf(f), named(aggregated, f)), isPods(expr.CmpOpNeq), notLocal(), jump(refuse.Name))
 	}
 	t.Chains = []nft.Chain{refuse, prerouting}
 	return t

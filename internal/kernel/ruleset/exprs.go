@@ -2,6 +2,7 @@ package ruleset
 
 import (
 	"encoding/binary"
+	"net"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -89,3 +90,10 @@ func jump(chain string) []expr.Any {
 
 // dropped counts before it drops: somebody tries, or somebody's network is not what this one thinks it is.
 func dropped() []expr.Any { return []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}} }
+
+// maskOf sets all but so many bits of the address in a register to zero.
+func maskOf(f inet.Family, bits int, register uint32) *expr.Bitwise {
+	size := words(f) * 4
+	return &expr.Bitwise{SourceRegister: register, DestRegister: register, Len: uint32(size),
+		Mask: []byte(net.CIDRMask(bits, size*8)), Xor: make([]byte, size)}
+}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 
@@ -225,9 +224,12 @@ func guardTunnel(port uint16, vni uint32, kinds []senders) []nft.Chain {
 	return []nft.Chain{input, tunnel}
 }
 
-func fromPod() []expr.Any {
+func fromPod() []expr.Any { return isPods(expr.CmpOpEq) }
+
+// isPods compares the group of the device that a packet came by with that of pods' devices.
+func isPods(op expr.CmpOp) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFGROUP, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, PodGroup)}}
+		&expr.Cmp{Op: op, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, PodGroup)}}
 }
 
 // toPort matches UDP to a port. Whatever is not UDP is through with it at once.
@@ -273,6 +275,5 @@ func masked(word int, s senders) []expr.Any {
 	if s.bits == 8*size {
 		return nil
 	}
-	return []expr.Any{&expr.Bitwise{SourceRegister: reg(word), DestRegister: reg(word), Len: uint32(size),
-		Mask: []byte(net.CIDRMask(s.bits, 8*size)), Xor: make([]byte, size)}}
+	return []expr.Any{maskOf(s.inner, s.bits, reg(word))}
 }

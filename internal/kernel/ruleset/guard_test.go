@@ -3,7 +3,6 @@ package ruleset_test
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -61,16 +60,7 @@ func TestGuard(t *testing.T) {
 	}
 	g := guarded(t, 3, open)
 	check(g, diff.Count{Added: 1})
-	got := nft(t, n, "list", "table", "inet", ruleset.GuardTable)
-	golden := "testdata/guard.nft"
-	if *update {
-		testenv.Must(t, os.WriteFile(golden, []byte(got), 0o644))
-	}
-	want, err := os.ReadFile(golden)
-	testenv.Must(t, err)
-	if got != string(want) {
-		t.Errorf("got:\n%s\nwant (%s; -update rewrites it):\n%s", got, golden, want)
-	}
+	want := isGolden(t, n, ruleset.GuardTable, "testdata/guard.nft")
 
 	// A node more: two elements of nodes, two of the cluster's pods and two of its nodes, four of senders.
 	check(guarded(t, 4, open), diff.Count{Added: 10})
@@ -113,13 +103,13 @@ func TestGuard(t *testing.T) {
 				t.Errorf("passes for what it should be: %v", err)
 			}
 			check(g, tc.changes)
-			if got := nft(t, n, "list", "table", "inet", ruleset.GuardTable); got != string(want) {
+			if got := nft(t, n, "list", "table", "inet", ruleset.GuardTable); got != want {
 				t.Errorf("got:\n%s", got)
 			}
 		})
 	}
 	closed := guarded(t, 3, podnet.Config{})
-	_, err = r.SetGuard(closed)
+	_, err := r.SetGuard(closed)
 	testenv.Must(t, err)
 	nft(t, n, "add", "element", "inet", ruleset.GuardTable, "link_local_open4", "{ 169.254.169.254 }")
 	check(closed, diff.Count{Removed: 1})

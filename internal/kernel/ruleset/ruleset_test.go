@@ -34,6 +34,21 @@ func nft(t testing.TB, n *link.Namespace, args ...string) string {
 	return linktest.Run(t, n, append([]string{"nft"}, args...)...)
 }
 
+// isGolden compares a table with a file, as nft prints it, and returns what is in the file.
+func isGolden(t testing.TB, n *link.Namespace, table, file string) string {
+	t.Helper()
+	got := nft(t, n, "list", "table", "inet", table)
+	if *update {
+		testenv.Must(t, os.WriteFile(file, []byte(got), 0o644))
+	}
+	want, err := os.ReadFile(file)
+	testenv.Must(t, err)
+	if got != string(want) {
+		t.Errorf("got:\n%s\nwant (%s; -update rewrites it):\n%s", got, file, want)
+	}
+	return string(want)
+}
+
 func prefixes(list ...string) []netip.Prefix {
 	var all []netip.Prefix
 	for _, s := range list {
@@ -86,20 +101,12 @@ func TestMasquerade(t *testing.T) {
 		}
 	}
 	check(m, diff.Count{Added: 1})
-	got := nft(t, n, "list", "table", "inet", ruleset.MasqueradeTable)
-	golden := "testdata/masquerade.nft"
-	if *update {
-		testenv.Must(t, os.WriteFile(golden, []byte(got), 0o644))
-	}
-	want, err := os.ReadFile(golden)
-	testenv.Must(t, err)
-	if got != string(want) {
-		t.Errorf("got:\n%s\nwant (%s; -update rewrites it):\n%s", got, golden, want)
-	}
+	const golden = "testdata/masquerade.nft"
+	want := isGolden(t, n, ruleset.MasqueradeTable, golden)
 	// What nft prints it takes, and makes the same of it.
 	nft(t, n, "delete", "table", "inet", ruleset.MasqueradeTable)
 	nft(t, n, "-f", golden)
-	if again := nft(t, n, "list", "table", "inet", ruleset.MasqueradeTable); again != got {
+	if again := nft(t, n, "list", "table", "inet", ruleset.MasqueradeTable); again != want {
 		t.Errorf("nft makes of it\n%s", again)
 	}
 

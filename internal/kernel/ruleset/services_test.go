@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -130,16 +129,7 @@ func TestServices(t *testing.T) {
 	want, err := service.ByPacketOf(p)
 	testenv.Must(t, err)
 	samePlan(t, have, want)
-	got := nft(t, n, "list", "table", "inet", ruleset.ServicesTable)
-	const golden = "testdata/services.nft"
-	if *update {
-		testenv.Must(t, os.WriteFile(golden, []byte(got), 0o644))
-	}
-	file, err := os.ReadFile(golden)
-	testenv.Must(t, err)
-	if got != string(file) {
-		t.Errorf("got:\n%s\nwant (%s; -update rewrites it):\n%s", got, golden, file)
-	}
+	isGolden(t, n, ruleset.ServicesTable, "testdata/services.nft")
 }
 
 // another is a rule set of the same namespace that knows nothing of what the first did.

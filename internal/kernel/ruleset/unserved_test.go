@@ -3,7 +3,6 @@ package ruleset_test
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
 	"reflect"
 	"strings"
@@ -48,16 +47,7 @@ func TestSetUnserved(t *testing.T) {
 		}
 	}
 	check("at first", u, diff.Count{Added: 1})
-	got := nft(t, n, "list", "table", "inet", service.UnservedTable)
-	golden := "testdata/unserved.nft"
-	if *update {
-		testenv.Must(t, os.WriteFile(golden, []byte(got), 0o644))
-	}
-	want, err := os.ReadFile(golden)
-	testenv.Must(t, err)
-	if got != string(want) {
-		t.Errorf("got:\n%s\nwant (%s; -update rewrites it):\n%s", got, golden, want)
-	}
+	isGolden(t, n, service.UnservedTable, "testdata/unserved.nft")
 	more := u
 	more.LoadBalancers = ips("198.51.100.%d", 1, 2, 3)
 	check("an address more", more, diff.Count{Added: 2}) // of what is refused, and of what is pinged

@@ -3,7 +3,6 @@ package ruleset
 import (
 	"encoding/binary"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 
@@ -93,8 +92,6 @@ func isDevice(key expr.MetaKey, op expr.CmpOp, device string) []expr.Any {
 // isWithin matches packets that have an address of a prefix.
 func isWithin(address func(inet.Family) *expr.Payload, p netip.Prefix) []expr.Any {
 	f := inet.FamilyOf(p.Addr())
-	size := words(f) * 4
-	return append(isFamily(f), address(f),
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(size), Mask: []byte(net.CIDRMask(p.Bits(), size*8)), Xor: make([]byte, size)},
+	return append(isFamily(f), address(f), maskOf(f, p.Bits(), 1),
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Masked().Addr().AsSlice()})
 }
