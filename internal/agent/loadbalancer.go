@@ -20,6 +20,7 @@ import (
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/agent/membership"
 	"github.com/fathom-network/fathom/internal/facts/answer"
+	"github.com/fathom-network/fathom/internal/facts/apinode"
 	"github.com/fathom-network/fathom/internal/facts/bgpconf"
 	"github.com/fathom-network/fathom/internal/facts/keyset"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
@@ -369,10 +370,9 @@ func (b *balancer) keepMember(ctx context.Context, place balancerPlace, nodes []
 func (b *balancer) join(ctx context.Context, place balancerPlace, nodes []*corev1.Node) {
 	b.joinAt = time.Now()
 	var missing []netip.Addr
-	for _, n := range nodes {
-		addrs := svcfacts.Node(n).Addrs
+	for name, addrs := range membersOf(nodes) {
 		i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Is4() == place.addrs[0].Is4() })
-		if i >= 0 && n.Name != b.node && b.member.State(n.Name) != membership.Alive {
+		if i >= 0 && name != b.node && b.member.State(name) != membership.Alive {
 			missing = append(missing, addrs[i])
 		}
 	}
@@ -389,11 +389,12 @@ func (b *balancer) join(ctx context.Context, place balancerPlace, nodes []*corev
 	}()
 }
 
-// membersOf are the nodes whose agents may be members, and where they are.
+// membersOf returns the nodes whose agents may be members, and the addresses at which these listen. An agent listens at an
+// InternalIP alone; an ExternalIP may be translated by a cloud's router, or be that of a gateway that drops the packets.
 func membersOf(nodes []*corev1.Node) map[string][]netip.Addr {
 	members := make(map[string][]netip.Addr, len(nodes))
 	for _, n := range nodes {
-		members[n.Name] = svcfacts.Node(n).Addrs
+		members[n.Name] = apinode.InternalAddrs(n)
 	}
 	return members
 }

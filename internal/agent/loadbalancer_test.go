@@ -163,6 +163,19 @@ func TestStandIn(t *testing.T) {
 	}
 }
 
+// TestMembersOf: agents listen at InternalIPs. The ExternalIP is first in the order of addresses here.
+func TestMembersOf(t *testing.T) {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
+	n.Status.Addresses = []corev1.NodeAddress{
+		{Type: corev1.NodeExternalIP, Address: "192.0.2.1"},
+		{Type: corev1.NodeInternalIP, Address: "198.51.100.1"},
+		{Type: corev1.NodeInternalIP, Address: "2001:db8::1"},
+	}
+	if got, want := fmt.Sprint(membersOf([]*corev1.Node{n})), "map[n1:[198.51.100.1 2001:db8::1]]"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
 // fakeSource is a cluster of which a balancer is told.
 type fakeSource struct {
 	nodes     []*corev1.Node

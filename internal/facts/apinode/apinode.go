@@ -17,24 +17,32 @@ import (
 // Internal returns the addresses by which other nodes reach a node, as they are written: what is wrong with one is for the
 // caller to tell.
 func Internal(n *corev1.Node) []string {
+	return written(n, func(t corev1.NodeAddressType) bool { return t == corev1.NodeInternalIP })
+}
+
+// InternalAddrs returns what can be read of Internal, sorted and each once.
+func InternalAddrs(n *corev1.Node) []netip.Addr { return parse(Internal(n)) }
+
+// Addrs returns all addresses that are a node's own, internal and external, sorted and each once. What is no address is left
+// out.
+func Addrs(n *corev1.Node) []netip.Addr {
+	return parse(written(n, func(t corev1.NodeAddressType) bool { return t == corev1.NodeInternalIP || t == corev1.NodeExternalIP }))
+}
+
+func written(n *corev1.Node, wanted func(corev1.NodeAddressType) bool) []string {
 	var all []string
 	for _, a := range n.Status.Addresses {
-		if a.Type == corev1.NodeInternalIP {
+		if wanted(a.Type) {
 			all = append(all, a.Address)
 		}
 	}
 	return all
 }
 
-// Addrs returns all addresses that are a node's own, internal and external, sorted and each once. What is no address is left
-// out.
-func Addrs(n *corev1.Node) []netip.Addr {
+func parse(written []string) []netip.Addr {
 	var all []netip.Addr
-	for _, a := range n.Status.Addresses {
-		if a.Type != corev1.NodeInternalIP && a.Type != corev1.NodeExternalIP {
-			continue
-		}
-		if addr, err := inet.ParseAddr(a.Address); err == nil {
+	for _, w := range written {
+		if addr, err := inet.ParseAddr(w); err == nil {
 			all = append(all, addr)
 		}
 	}

@@ -22,6 +22,9 @@ func TestAddresses(t *testing.T) {
 	if got, want := fmt.Sprint(apinode.Internal(n)), "[fd00::2 10.201.1.2 nonsense]"; got != want {
 		t.Errorf("internal: %s, want %s", got, want)
 	}
+	if got, want := fmt.Sprint(apinode.InternalAddrs(n)), "[10.201.1.2 fd00::2]"; got != want {
+		t.Errorf("internal, read: %s, want %s", got, want)
+	}
 	if got, want := fmt.Sprint(apinode.Addrs(n)), "[10.201.1.2 198.51.100.2 fd00::2]"; got != want {
 		t.Errorf("own: %s, want %s", got, want)
 	}
