@@ -16,6 +16,7 @@ import (
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/internal/kernel/bpf/kerneltypes"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 )
@@ -62,12 +63,14 @@ func OpenConnect(o ConnectOptions) (*Connect, error) {
 	if features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) != nil {
 		without(spec, asm.FnSetRetval) // refused sockets see EPERM: what the kernel says for a program that says no
 	}
-	types := btf.NewCache() // the loader's, too
-	if _, err := types.Kernel(); err != nil || features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSkcToTcpSock) != nil {
+	types, err := kernelSockets()
+	if err != nil || features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSkcToTcpSock) != nil {
 		without(spec, asm.FnSkcToTcpSock) // no socket is taken for the kernel's own
 	}
 	load := func() error {
-		return spec.LoadAndAssign(&c.objects, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: c.Dir}, Cache: types})
+		return spec.LoadAndAssign(&c.objects, &ebpf.CollectionOptions{
+			Maps: ebpf.MapOptions{PinPath: c.Dir}, Programs: ebpf.ProgramOptions{KernelTypes: types},
+		})
 	}
 	err = load()
 	if errors.Is(err, unix.EPERM) {
@@ -113,6 +116,15 @@ func RemoveConnect(dir string) error {
 		return fmt.Errorf("remove what is pinned in %s: %w", dir, err)
 	}
 	return nil
+}
+
+// kernelSockets returns the types of the kernel by which the programs know its own sockets.
+func kernelSockets() (*btf.Spec, error) {
+	types, err := kerneltypes.Flag("sock", "sk_kern_sock")
+	if err != nil {
+		return btf.LoadKernelSpec()
+	}
+	return types, nil
 }
 
 // without has the programs go on as if a function of the kernel's had returned 0, and reads nothing of the kernel's types.
