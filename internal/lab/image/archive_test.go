@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
 // testImage returns a small image of one layer for linux on the given architecture.
@@ -25,11 +26,11 @@ func testImage(t testing.TB, arch, text string) v1.Image {
 	t.Helper()
 	content := tree{}
 	content.write("/text", text, 0o644)
-	l, err := writeLayer(content, t.TempDir())
-	if err != nil {
+	var layer bytes.Buffer
+	if err := content.writeTo(&layer); err != nil {
 		t.Fatal(err)
 	}
-	image, err := mutate.AppendLayers(empty.Image, l)
+	image, err := mutate.AppendLayers(empty.Image, static.NewLayer(layer.Bytes(), types.OCIUncompressedLayer))
 	if err != nil {
 		t.Fatal(err)
 	}

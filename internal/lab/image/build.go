@@ -30,7 +30,7 @@ import (
 )
 
 // buildSchema is raised when the same inputs begin to give other images.
-const buildSchema = 1
+const buildSchema = 2
 
 // keyFile is the file in a layout that records what it was made from.
 const keyFile = "inputs"

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 	"path"
@@ -15,6 +16,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/klauspost/compress/zstd"
 )
 
 // A tree is what one layer holds: files by their absolute path. Everything belongs to root and is
@@ -160,14 +162,14 @@ func (f file) writeTo(tw *tar.Writer, at string) error {
 	return err
 }
 
-// A layer is a tree that was written to a file. It is not compressed: its only reader is a
-// containerd on the same machine, and the blob is hard linked wherever it goes, so its size is paid
-// once. With gzip the largest layer (161 MB) became 46 MB and took 6.3 s more to write and 0.8 s more
-// to read; all layers together are written in 1.7 s as they are.
+// A layer is a tree that was written to a file, compressed with zstd: the layers of all images are 510 MB plain and 150 MB so, and
+// to write them takes as long, since less goes to the disk. The blob is hard linked wherever it goes. Rejected: gzip, which takes
+// ten times as long for the same; and plain tar files, which were the larger part of what is installed.
 type layer struct {
-	path string
-	size int64
-	hash v1.Hash
+	path   string
+	size   int64   // of the file
+	hash   v1.Hash // of the file
+	diffID v1.Hash // of the tar archive in it
 }
 
 // writeLayer writes the tree into the blob directory of an OCI layout and returns it as a layer.
@@ -181,12 +183,20 @@ func writeLayer(t tree, blobs string) (*layer, error) {
 	}
 	defer os.Remove(out.Name()) // fails after the rename, as it should
 	defer out.Close()
-	digest := sha256.New()
-	buffer := bufio.NewWriterSize(io.MultiWriter(out, digest), 1<<20)
+	digest, diffID := sha256.New(), sha256.New()
+	// One goroutine, whatever the machine has: what it writes follows from what it reads.
+	compressor, err := zstd.NewWriter(io.MultiWriter(out, digest), zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedDefault))
+	if err != nil {
+		return nil, err
+	}
+	buffer := bufio.NewWriterSize(io.MultiWriter(compressor, diffID), 1<<20)
 	if err := t.writeTo(buffer); err != nil {
 		return nil, err
 	}
 	if err := buffer.Flush(); err != nil {
+		return nil, err
+	}
+	if err := compressor.Close(); err != nil {
 		return nil, err
 	}
 	info, err := out.Stat()
@@ -199,28 +209,55 @@ func writeLayer(t tree, blobs string) (*layer, error) {
 	if err := out.Close(); err != nil {
 		return nil, err
 	}
-	hash := v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(digest.Sum(nil))}
-	at := filepath.Join(blobs, hash.Hex)
-	if err := os.Rename(out.Name(), at); err != nil {
+	l := &layer{size: info.Size(), hash: sha256Hash(digest), diffID: sha256Hash(diffID)}
+	l.path = filepath.Join(blobs, l.hash.Hex)
+	if err := os.Rename(out.Name(), l.path); err != nil {
 		return nil, err
 	}
-	return &layer{path: at, size: info.Size(), hash: hash}, nil
+	return l, nil
+}
+
+func sha256Hash(h hash.Hash) v1.Hash {
+	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(h.Sum(nil))}
 }
 
 // Digest implements v1.Layer.
 func (l *layer) Digest() (v1.Hash, error) { return l.hash, nil }
 
-// DiffID implements v1.Layer; it is the digest, because the layer is not compressed.
-func (l *layer) DiffID() (v1.Hash, error) { return l.hash, nil }
+// DiffID implements v1.Layer.
+func (l *layer) DiffID() (v1.Hash, error) { return l.diffID, nil }
 
 // Compressed implements v1.Layer.
 func (l *layer) Compressed() (io.ReadCloser, error) { return os.Open(l.path) }
 
 // Uncompressed implements v1.Layer.
-func (l *layer) Uncompressed() (io.ReadCloser, error) { return os.Open(l.path) }
+func (l *layer) Uncompressed() (io.ReadCloser, error) {
+	in, err := os.Open(l.path)
+	if err != nil {
+		return nil, err
+	}
+	d, err := zstd.NewReader(in)
+	if err != nil {
+		in.Close()
+		return nil, err
+	}
+	return uncompressed{d, in}, nil
+}
+
+// uncompressed reads what is in a layer's file.
+type uncompressed struct {
+	*zstd.Decoder
+	file *os.File
+}
+
+// Close closes the file, too.
+func (u uncompressed) Close() error {
+	u.Decoder.Close()
+	return u.file.Close()
+}
 
 // Size implements v1.Layer.
 func (l *layer) Size() (int64, error) { return l.size, nil }
 
 // MediaType implements v1.Layer.
-func (l *layer) MediaType() (types.MediaType, error) { return types.OCIUncompressedLayer, nil }
+func (l *layer) MediaType() (types.MediaType, error) { return types.OCILayerZStd, nil }

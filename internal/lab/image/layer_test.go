@@ -3,12 +3,16 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/sha256"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 func sample(source string) tree {
@@ -44,6 +48,45 @@ func TestLayerIsReproducible(t *testing.T) {
 	}
 	if digests[0] != digests[1] {
 		t.Errorf("equal trees gave the digests %v", digests)
+	}
+}
+
+// What a layer says of itself is compared with what is in it.
+func TestLayerIsWhatItSays(t *testing.T) {
+	source := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(source, bytes.Repeat([]byte("text that is said again "), 1<<16), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := writeLayer(sample(source), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var plain bytes.Buffer
+	if err := sample(source).writeTo(&plain); err != nil {
+		t.Fatal(err)
+	}
+	r, err := l.Uncompressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, plain.Bytes()) {
+		t.Errorf("%d bytes are in the layer, want %d (%v)", len(got), plain.Len(), err)
+	}
+	file, err := os.ReadFile(l.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, tt := range map[string]struct {
+		hash v1.Hash
+		of   []byte
+	}{"digest": {l.hash, file}, "diffID": {l.diffID, plain.Bytes()}} {
+		if want := fmt.Sprintf("sha256:%x", sha256.Sum256(tt.of)); tt.hash.String() != want {
+			t.Errorf("the %s is %s, want %s", what, tt.hash, want)
+		}
+	}
+	if int(l.size) > plain.Len()/10 {
+		t.Errorf("%d bytes of one line over and over are %d in the layer", plain.Len(), l.size)
 	}
 }
 
