@@ -23,13 +23,16 @@ const (
 	applyAgain  = 100 * time.Millisecond // the time between two rounds over what could not be applied
 	applyAtOnce = 8                      // requests: a webhook that does not answer holds one for ten seconds
 	sayAfter    = 10 * time.Second       // from when on it is told what is waited for
+	// restWithin is how long objects that wait are tried after another was refused: it may be what they wait for.
+	restWithin = 3 * time.Second
 	// rangeWithin is how long a Service's address may be refused because the server does not know its own range yet.
 	rangeWithin = 20 * time.Second
 )
 
 // ApplyManifests makes users' objects as they are described, as Apply does with ours, but of any kind and in any order. An
 // object is tried again until ctx ends when what it needs may still come: its namespace, its kind, the ServiceAccount of a
-// bare pod, a webhook's pods. Other refusals end it at once. Namespaced objects that name no namespace go to default. What
+// bare pod, a webhook's pods. Other refusals are final for their object, and the error names each of them; what else waits
+// is tried for restWithin more, from when nodes are there. Namespaced objects that name no namespace go to default. What
 // has pods waits until nodes is closed; nil is no wait. say is told what is waited for.
 func (c *Client) ApplyManifests(ctx context.Context, owner string, objects []manifest.Object, nodes <-chan struct{}, say func(string)) error {
 	all := make([]application, len(objects))
@@ -37,13 +40,15 @@ func (c *Client) ApplyManifests(ctx context.Context, owner string, objects []man
 		all[i].Object = o
 	}
 	k := kinds{client: c.CoreV1().RESTClient(), known: map[schema.GroupVersion][]metav1.APIResource{}}
-	for began := time.Now(); ; {
+	began := time.Now()
+	var last <-chan time.Time // after it nothing more is waited for: something was refused
+	for {
 		for rank := range ranks {
 			var g errgroup.Group
 			g.SetLimit(applyAtOnce)
 			for i := range all {
 				a := &all[i]
-				if a.done || rankOf(a.Unstructured) != rank {
+				if a.state != stillWaits || rankOf(a.Unstructured) != rank {
 					continue
 				}
 				if rank == rankOfPods && nodes != nil {
@@ -53,32 +58,36 @@ func (c *Client) ApplyManifests(ctx context.Context, owner string, objects []man
 				g.Go(func() error {
 					err := k.apply(ctx, owner, a.Object)
 					if err == nil {
-						a.done = true
+						a.state = isApplied
 						return nil
 					}
 					if ctx.Err() == nil || a.why == nil { // the end of ctx is no reason
 						a.why = err
 					}
 					if !mayCome(err, time.Since(began)) {
-						return fmt.Errorf("apply %s: %w", a.Object, err)
+						a.state = isRefused
 					}
 					return nil
 				})
 			}
-			if err := g.Wait(); err != nil {
-				return err
-			}
+			_ = g.Wait()
 		}
 		first, more := pending(all)
+		refusals := refusalsOf(all)
 		if first == nil {
-			return nil
+			return refusals
+		}
+		if refusals != nil && nodes == nil && last == nil {
+			last = time.After(restWithin)
 		}
 		if time.Since(began) > sayAfter {
 			say(fmt.Sprintf("waiting for what %s needs%s: %v", first.Object, more, first.why))
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("apply %s%s: %w (last: %w)", first.Object, more, context.Cause(ctx), first.why)
+			return errors.Join(refusals, fmt.Errorf("apply %s%s: %w (last: %w)", first.Object, more, context.Cause(ctx), first.why))
+		case <-last:
+			return errors.Join(refusals, fmt.Errorf("apply %s%s: not waited for any longer (last: %w)", first.Object, more, first.why))
 		case <-nodes:
 			nodes = nil
 		case <-time.After(applyAgain):
@@ -92,15 +101,34 @@ var errNoNodes = errors.New("no nodes are ready for pods yet")
 // application is the state of one object.
 type application struct {
 	manifest.Object
-	done bool
-	why  error // it is not
+	state applicationState
+	why   error // it is not applied
 }
 
-// pending returns the first object that is not applied, and how many others are not.
+type applicationState int
+
+const (
+	stillWaits applicationState = iota
+	isApplied
+	isRefused
+)
+
+// refusalsOf returns why objects will never be applied, in their order; nil if all may be.
+func refusalsOf(all []application) error {
+	var errs []error
+	for i := range all {
+		if a := &all[i]; a.state == isRefused {
+			errs = append(errs, fmt.Errorf("apply %s: %w", a.Object, a.why))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// pending returns the first object that waits, and how many others do.
 func pending(all []application) (first *application, more string) {
 	n := 0
 	for i := range all {
-		if !all[i].done {
+		if all[i].state == stillWaits {
 			first = cmp.Or(first, &all[i])
 			n++
 		}

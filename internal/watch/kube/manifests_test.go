@@ -191,6 +191,53 @@ func TestApplyRefused(t *testing.T) {
 	}
 }
 
+// What is refused keeps nothing else from being applied: not what the server takes a moment later, and not what waits for
+// nodes.
+func TestApplyBesideRefused(t *testing.T) {
+	starts := refusal(http.StatusNotFound, metav1.StatusReasonNotFound, `namespaces "default" not found`)
+	nodes := make(chan struct{})
+	s, apply := against(t, map[string][]metav1.Status{
+		"/api/v1/namespaces/default/configmaps/fine":    {starts, starts},
+		"/api/v1/namespaces/default/configmaps/invalid": {refusal(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, "it is wrong")},
+		"/api/v1/namespaces/default/configmaps/bad":     {refusal(http.StatusBadRequest, metav1.StatusReasonBadRequest, "it is bad")},
+	}, nodes)
+	time.AfterFunc(500*time.Millisecond, func() { close(nodes) })
+	err := apply(t.Context(), `
+{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}}
+---
+{apiVersion: v1, kind: ConfigMap, metadata: {name: fine}}
+---
+{apiVersion: v1, kind: ConfigMap, metadata: {name: invalid}}
+---
+{apiVersion: v1, kind: ConfigMap, metadata: {name: bad}}
+`)
+	const want = "apply ConfigMap invalid (app.yaml:6): it is wrong\napply ConfigMap bad (app.yaml:8): it is bad"
+	if err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	slices.Sort(s.applied)
+	if want := []string{"/api/v1/namespaces/default/configmaps/fine", "/apis/apps/v1/namespaces/default/deployments/web"}; !slices.Equal(s.applied, want) {
+		t.Errorf("applied %q, want %q", s.applied, want)
+	}
+}
+
+// What waits for the refused object is not waited for to the end.
+func TestApplyBelowRefused(t *testing.T) {
+	_, apply := against(t, map[string][]metav1.Status{
+		"/api/v1/namespaces/far": {refusal(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, "it is wrong")},
+	}, nil)
+	err := apply(t.Context(), `
+{apiVersion: v1, kind: Namespace, metadata: {name: far}}
+---
+{apiVersion: v1, kind: ConfigMap, metadata: {name: a, namespace: far}}
+`)
+	const want = "apply Namespace far (app.yaml:2): it is wrong\n" +
+		`apply ConfigMap far/a (app.yaml:4): not waited for any longer (last: namespaces "far" not found for configmaps/a)`
+	if err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
 // The end of the time tells what was waited for, not that the last request was cut off.
 func TestApplyInVain(t *testing.T) {
 	_, apply := against(t, nil, nil)
