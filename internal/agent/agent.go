@@ -124,7 +124,7 @@ func Run(ctx context.Context, o Options) error {
 	a := &Agent{Options: o, wake: make(chan struct{}, 1), look: make(chan struct{}, 1), metrics: newMetrics(o.Node), poolsDiffer: map[string]time.Time{}, rebuilt: map[lease.Attachment]bootclock.Instant{}}
 	a.events = o.Client.NewRecorder(ctx, kube.Reporter{Component: Component, Instance: o.Node})
 	a.writes = kube.NewPublisher(o.Log, a.Wake)
-	a.blocks = newBlocks(o.Node, o.Client, a.poolObjects, o.Log)
+	a.blocks = newBlocks(o.Node, apiBlocks{o.Client}, a.poolObjects, o.Log)
 	a.keeper = newKeeper(a.blocks, o.Paths.Leases, a.Wake)
 	a.state.set(answer.Status{Waiting: true, Reason: "the agent is starting"})
 	a.turned.patience = passPatience(o.Resync)
@@ -175,9 +175,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer stop()
-	if a.view, err = o.Client.View(ctx, kube.ViewOptions{Node: o.Node, Namespace: netconf.Namespace, ConfigMap: netconf.ConfigMap, Changed: a.Wake}); err != nil {
-		return err
-	}
+	a.view = o.Client.View(ctx, kube.ViewOptions{Node: o.Node, Namespace: netconf.Namespace, ConfigMap: netconf.ConfigMap, Changed: a.Wake})
 	changed, err := a.node.WatchChanges(ctx)
 	if err != nil {
 		return err
@@ -307,7 +305,7 @@ func (a *Agent) converge(ctx context.Context, pods bool) (answer.Status, []strin
 	}
 	blocks, refused := a.blocks.all()
 	a.tellRefused(refused)
-	f := netfacts.Read(a.view.Nodes(), a.Node, *a.config).WithBlocks(blocks)
+	f := netfacts.Read(a.view.Nodes.All(), a.Node, *a.config).WithBlocks(blocks)
 	plan, found := podnet.NewPlan(a.Node, interfaces, f.Nodes, f.Config)
 	for _, p := range append(f.Problems, found...) {
 		problems = append(problems, p.String())

@@ -70,10 +70,10 @@ func (a *Agent) newAnnouncer(node *link.Namespace) *announcer {
 // router is told of nothing that the node does not carry yet, and a speaker that comes back after a restart may say
 // that packets were forwarded all the while.
 func (a *Agent) announce(ctx context.Context, own podnet.Node, interfaces []podnet.Interface) []string {
-	peers, known := a.view.BGPPeers()
-	if !known {
+	if !a.view.BGPPeers.Listed() {
 		return nil // no CRD, or not heard of yet: what is announced stays
 	}
+	peers := a.view.BGPPeers.All()
 	addresses, known := a.lb.Routed(a.wantsClusterIPs())
 	if !known {
 		return nil
@@ -84,7 +84,7 @@ func (a *Agent) announce(ctx context.Context, own podnet.Node, interfaces []podn
 	for _, i := range interfaces {
 		node.Links = append(node.Links, bgpconf.Link{Device: i.Name, Addrs: i.Addrs})
 	}
-	nodes := a.view.Nodes()
+	nodes := a.view.Nodes.All()
 	for _, n := range nodes {
 		if n.Name == a.Node {
 			node.Labels = n.Labels
@@ -150,7 +150,7 @@ const hearing = 10 * time.Second
 
 // wantsClusterIPs says whether a router of this node's is to be told of ClusterIPs.
 func (a *Agent) wantsClusterIPs() bool {
-	peers, _ := a.view.BGPPeers()
+	peers := a.view.BGPPeers.All()
 	node, _ := a.view.Node(a.Node)
 	return slices.ContainsFunc(peers, func(p *v1alpha1.BGPPeer) bool {
 		selected, err := bgpconf.Selects(p, node.Labels)
@@ -311,7 +311,7 @@ func entry(p *v1alpha1.BGPPeer, node string, sessions []bgp.Session, problems []
 			if problem.Waits {
 				e.State = string(bgp.Active)
 			}
-			if have := kube.BGPSessionOf(p, node); have != nil && have.State == e.State {
+			if have := bgpconf.SessionOf(p, node); have != nil && have.State == e.State {
 				e.Since = have.Since
 			}
 			return e
@@ -332,7 +332,7 @@ func (a *Agent) publishSession(p *v1alpha1.BGPPeer, nodes []*corev1.Node, want *
 	if selected > maxTold {
 		want = nil
 	}
-	have := kube.BGPSessionOf(p, a.Node)
+	have := bgpconf.SessionOf(p, a.Node)
 	same := have == nil && want == nil || have != nil && want != nil && have.State == want.State && have.Message == want.Message &&
 		have.Prefixes == want.Prefixes && have.Since.Equal(&want.Since)
 	object := "bgppeer/" + p.Name

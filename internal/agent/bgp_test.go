@@ -150,6 +150,12 @@ func advertised(more string) string {
 
 // advertise has a router told of one Service's addresses and not of another's, and another machine on the node's segment ask
 // for external IPs.
+// createNode makes a Node of the API.
+func createNode(ctx context.Context, c *kube.Client, n *corev1.Node) error {
+	_, err := c.CoreV1().Nodes().Create(ctx, n, metav1.CreateOptions{})
+	return err
+}
+
 func advertise(t *testing.T, c *kube.Client, router *link.Namespace, birdctl string, advertisements func(string)) {
 	ctx := t.Context()
 	testenv.Must(t, c.Apply(ctx, "test", object(t, `{"apiVersion": "fathom.network/v1alpha1", "kind": "AddressPool", "metadata": {"name": "edge", "labels": {"site": "a"}},
@@ -249,7 +255,7 @@ func inNode(t *testing.T, routerPath string) {
 		t.Fatal("the CRD is not installed")
 	}
 	testenv.Must(t, c.Apply(ctx, install.Owner, rest))
-	testenv.Must(t, c.SetNode(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"rack": "a"}},
+	testenv.Must(t, createNode(ctx, c, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"rack": "a"}},
 		Spec: corev1.NodeSpec{PodCIDR: "10.244.1.0/24", PodCIDRs: []string{"10.244.1.0/24", "fd00:244:1::/64"}}}))
 	n, err := c.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
 	testenv.Must(t, err)

@@ -62,6 +62,14 @@ type blockAPI interface {
 	SetBlockOwner(context.Context, string, types.UID, metav1.OwnerReference) error
 }
 
+// apiBlocks is the blockAPI of an API server.
+type apiBlocks struct{ *kube.Client }
+
+// Blocks returns the blocks of all nodes as they are now: what was made before the call is among them, whoever made it.
+func (a apiBlocks) Blocks(ctx context.Context) ([]*v1alpha1.IPBlock, error) {
+	return kube.List(ctx, a.Client, kube.IPBlocks, kube.Selection{})
+}
+
 func newBlocks(node string, api blockAPI, see func() ippool.Objects, log *slog.Logger) *blocks {
 	return &blocks{node: node, api: api, see: see, log: log, now: time.Now, deciding: make(chan struct{}, 1),
 		made: map[types.UID]madeBlock{}, gone: map[types.UID]time.Time{}, verified: map[types.UID]bool{}, busy: map[netip.Prefix]time.Time{}}

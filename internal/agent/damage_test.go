@@ -68,7 +68,7 @@ func damaged(t *testing.T) {
 		}
 	}
 	testenv.Must(t, c.Apply(ctx, install.Owner, rest))
-	testenv.Must(t, c.SetNode(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Annotations: map[string]string{"example.com/of-others": "stays"}},
+	testenv.Must(t, createNode(ctx, c, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Annotations: map[string]string{"example.com/of-others": "stays"}},
 		Spec: corev1.NodeSpec{PodCIDR: "10.244.1.0/24", PodCIDRs: []string{"10.244.1.0/24"}}}))
 	n, err := c.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
 	testenv.Must(t, err)

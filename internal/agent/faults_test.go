@@ -75,7 +75,7 @@ type faultyNode struct {
 func (f *faultyNode) node(i int, annotations map[string]string) {
 	f.Helper()
 	cidr := fmt.Sprintf("10.244.%d.0/24", i)
-	testenv.Must(f, f.admin.SetNode(f.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("n", i), Annotations: annotations},
+	testenv.Must(f, createNode(f.Context(), f.admin, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("n", i), Annotations: annotations},
 		Spec: corev1.NodeSpec{PodCIDR: cidr, PodCIDRs: []string{cidr}}}))
 	n, err := f.admin.CoreV1().Nodes().Get(f.Context(), fmt.Sprint("n", i), metav1.GetOptions{})
 	testenv.Must(f, err)
@@ -319,7 +319,7 @@ func faults(t *testing.T) {
 		return testenv.Fault{}
 	})
 	for i := range 100 {
-		testenv.Must(t, f.admin.SetNode(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("wrong", i)},
+		testenv.Must(t, createNode(ctx, f.admin, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("wrong", i)},
 			Spec: corev1.NodeSpec{PodCIDR: "10.244.3.0/24", PodCIDRs: []string{"10.244.3.0/24"}}}))
 		n, err := f.admin.CoreV1().Nodes().Get(ctx, fmt.Sprint("wrong", i), metav1.GetOptions{})
 		testenv.Must(t, err)

@@ -31,7 +31,6 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/kernel/announce"
 	"github.com/fathom-network/fathom/internal/kernel/link"
-	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // balancer has the node answer for the load balancers' addresses that are its to answer for: docs/design/load-balancer.md.
@@ -108,8 +107,8 @@ func (a *Agent) newBalancer(node *link.Namespace) *balancer {
 // agentSource asks the agent's parts.
 type agentSource struct{ a *Agent }
 
-func (s agentSource) Nodes() []*corev1.Node                 { return s.a.view.Nodes() }
-func (s agentSource) AddressPools() []*v1alpha1.AddressPool { return s.a.view.AddressPools() }
+func (s agentSource) Nodes() []*corev1.Node                 { return s.a.view.Nodes.All() }
+func (s agentSource) AddressPools() []*v1alpha1.AddressPool { return s.a.view.AddressPools.All() }
 func (s agentSource) LoadBalancers() ([]service.LoadBalanced, bool) {
 	return s.a.proxy.LoadBalancers()
 }
@@ -313,7 +312,7 @@ func (b *balancer) tell(now []netip.Addr) {
 // readNode says what is known of a node: what the agents know of each other before what its kubelet last said.
 func (b *balancer) readNode(n *corev1.Node) vip.Node {
 	_, excluded := n.Labels[vip.Exclude]
-	read := vip.Node{Name: n.Name, Alive: kube.NodeReady(n), Excluded: excluded, Addrs: svcfacts.Node(n).Addrs}
+	read := vip.Node{Name: n.Name, Alive: apinode.Ready(n), Excluded: excluded, Addrs: svcfacts.Node(n).Addrs}
 	if b.member != nil {
 		switch b.member.State(n.Name) {
 		case membership.Alive:

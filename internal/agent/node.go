@@ -39,7 +39,7 @@ func (a *Agent) writeConflist(plan podnet.Plan, own podnet.Node) error {
 		CoolDown:      a.config.CoolDown,
 		AgentSocket:   NodePaths().Socket,
 		// Whether a pod asks for a pool the agent alone knows. Without pools, pods come and go without it.
-		AgentRequired: len(a.view.Pools()) > 0,
+		AgentRequired: a.view.Pools.Len() > 0,
 	})
 	if err != nil {
 		return fmt.Errorf("make the conflist: %w", err)

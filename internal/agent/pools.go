@@ -24,9 +24,9 @@ import (
 
 // poolObjects are what the watches say of address pools.
 func (a *Agent) poolObjects() ippool.Objects {
-	return ippool.Objects{Pools: a.view.Pools(), Blocks: a.view.Blocks(), Nodes: a.view.Nodes(),
-		Services:     a.view.ServiceCIDRs(),
-		AddressPools: a.view.AddressPools()}
+	return ippool.Objects{Pools: a.view.Pools.All(), Blocks: a.view.Blocks.All(), Nodes: a.view.Nodes.All(),
+		Services:     a.view.ServiceCIDRs.All(),
+		AddressPools: a.view.AddressPools.All()}
 }
 
 // tellRefused counts and logs the blocks that no node uses. Events of them are the controller's: one, not one of each node.
@@ -177,8 +177,8 @@ func (a *Agent) awaitPod(ctx context.Context, namespace, name, uid string) (*cor
 	deadline := time.Now().Add(podPatience)
 	for {
 		synced := a.view.Synced()
-		pod, found := a.view.Pod(namespace, name)
-		_, hasNamespace := a.view.Namespace(namespace)
+		pod, found := a.view.Pods.Get(namespace, name)
+		_, hasNamespace := a.view.Namespaces.Get("", namespace)
 		switch mirror := found && pod.Annotations[corev1.MirrorPodAnnotationKey] != ""; {
 		case found && hasNamespace && (uid == "" || string(pod.UID) == uid || static && mirror):
 			return pod, nil
@@ -210,7 +210,7 @@ func (a *Agent) grant(ctx context.Context, pod *corev1.Pod) (ippool.Grant, error
 	if err != nil {
 		return ippool.Grant{}, err
 	}
-	namespace, found := a.view.Namespace(pod.Namespace)
+	namespace, found := a.view.Namespaces.Get("", pod.Namespace)
 	if !found {
 		namespace = &corev1.Namespace{}
 	}

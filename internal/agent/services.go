@@ -11,6 +11,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/agent/proxy"
 	"github.com/fathom-network/fathom/internal/facts/answer"
+	"github.com/fathom-network/fathom/internal/facts/apinode"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/netfacts"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
@@ -18,7 +19,6 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
-	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // proxyPaths are the proxy's, of a node with these paths.
@@ -54,7 +54,7 @@ func (a *Agent) refuseUnserved(own podnet.Node, pools vip.Pools) error {
 	if !known {
 		return nil // what is there stays: it says nothing of what is not known yet
 	}
-	count, err := a.rules.SetUnserved(vip.Unserved(vip.ServiceRanges(a.view.ServiceCIDRs()), pools, balancers, a.config.ExternalIPsFor, a.proxy.Others(), own.Addrs))
+	count, err := a.rules.SetUnserved(vip.Unserved(vip.ServiceRanges(a.view.ServiceCIDRs.All()), pools, balancers, a.config.ExternalIPsFor, a.proxy.Others(), own.Addrs))
 	if err != nil {
 		return fmt.Errorf("what is for no Service is not refused: %w", err)
 	}
@@ -66,7 +66,7 @@ func (a *Agent) refuseUnserved(own podnet.Node, pools vip.Pools) error {
 
 // poolsOfServices are the AddressPools, and what they may not overlap.
 func (a *Agent) poolsOfServices() vip.Objects {
-	return vip.Objects{Pools: a.view.AddressPools(), Nodes: a.view.Nodes(), Services: a.view.ServiceCIDRs(), PodPools: a.view.Pools()}
+	return vip.Objects{Pools: a.view.AddressPools.All(), Nodes: a.view.Nodes.All(), Services: a.view.ServiceCIDRs.All(), PodPools: a.view.Pools.All()}
 }
 
 // servicesState is what the node's kernel does with Services.
@@ -93,7 +93,7 @@ func (a *Agent) servicesState(ctx context.Context) (answer.Services, error) {
 // for that.
 func leaves(node *corev1.Node, found bool) bool {
 	return !found || node.DeletionTimestamp != nil ||
-		slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == kube.TaintToBeDeleted })
+		slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == apinode.TaintToBeDeleted })
 }
 
 // carryServices tells the proxy what it has to know of the node, and of pools, which were read of the objects.
@@ -107,7 +107,7 @@ func (a *Agent) carryServices(f netfacts.Facts, interfaces []podnet.Interface, o
 		Announce:      len(objects.Pools) > 0 || clusterIPs,
 		ExternalIPs:   a.config.ExternalIPs, ExternalIPsFor: a.config.ExternalIPsFor, APIServer: a.Client.ServerAddr(),
 	}
-	a.proxy.SetExternalIPs(vip.ExternalIPs(*a.config, objects, pools, a.view.Namespaces(), c.APIServer))
+	a.proxy.SetExternalIPs(vip.ExternalIPs(*a.config, objects, pools, a.view.Namespaces.All(), c.APIServer))
 	a.proxy.SetClusterIPs(clusterIPs)
 	if a.config.DNS == netconf.DNSNodeCache {
 		c.NodeCaches = netconf.NodeCacheAddrs()

@@ -10,7 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/fathom-network/fathom/internal/watch/kube"
+	"github.com/fathom-network/fathom/internal/facts/apinode"
 )
 
 func TestTurning(t *testing.T) {
@@ -38,7 +38,7 @@ func TestTurning(t *testing.T) {
 }
 
 func TestLeaves(t *testing.T) {
-	drained := corev1.Taint{Key: kube.TaintToBeDeleted, Effect: corev1.TaintEffectNoSchedule}
+	drained := corev1.Taint{Key: apinode.TaintToBeDeleted, Effect: corev1.TaintEffectNoSchedule}
 	for name, tc := range map[string]struct {
 		node  corev1.Node
 		found bool

@@ -32,7 +32,7 @@ const (
 
 // keepPools has IPPools that have blocks kept from being deleted, and tells of blocks that nodes do not use.
 func (a *allocator) keepPools() {
-	objects := ippool.Objects{Pools: a.view.PodPools(), Blocks: a.view.Blocks(), Nodes: a.view.Nodes(), Services: a.view.ServiceCIDRs(), AddressPools: a.view.AddressPools()}
+	objects := ippool.Objects{Pools: a.view.PodPools.All(), Blocks: a.view.Blocks.All(), Nodes: a.view.Nodes.All(), Services: a.view.ServiceCIDRs.All(), AddressPools: a.view.AddressPools.All()}
 	f := ippool.Read(objects)
 	for _, p := range f.Pools {
 		object := "ippool/" + p.Name
@@ -44,7 +44,7 @@ func (a *allocator) keepPools() {
 		a.writes.Publish(object, func(ctx context.Context) error {
 			finalizers := want
 			if p.Deleting { // for good: the watch may not have told of all blocks yet
-				now, err := a.Client.Blocks(ctx)
+				now, err := kube.List(ctx, a.Client, kube.IPBlocks, kube.Selection{})
 				if err != nil {
 					return err
 				}

@@ -91,10 +91,7 @@ func allocate(ctx context.Context, o Options, m *monitor) error {
 	}
 	a := &allocator{Options: o, monitor: m, told: map[service.Name]string{}, gifts: newGifts(), wake: changed, problems: newProblems(),
 		writes: kube.NewPublisher(o.Log, changed), events: o.Client.NewRecorder(ctx, kube.Reporter{Component: Component, Instance: o.Identity})}
-	var err error
-	if a.view, err = o.Client.BalancerView(ctx, Component, changed); err != nil {
-		return err
-	}
+	a.view = o.Client.BalancerView(ctx, Component, changed)
 	// Who leads no more has no write under way: the next one's would meet it.
 	var writing sync.WaitGroup
 	defer writing.Wait()
@@ -139,13 +136,13 @@ func (a *allocator) pass() {
 	if !a.view.Synced() {
 		return
 	}
-	pools := vip.Read(vip.Objects{Pools: a.view.AddressPools(), Nodes: a.view.Nodes(), Services: a.view.ServiceCIDRs(), PodPools: a.view.PodPools()})
+	pools := vip.Read(vip.Objects{Pools: a.view.AddressPools.All(), Nodes: a.view.Nodes.All(), Services: a.view.ServiceCIDRs.All(), PodPools: a.view.PodPools.All()})
 	namespaces := map[string]labels.Set{}
-	for _, n := range a.view.Namespaces() {
+	for _, n := range a.view.Namespaces.All() {
 		namespaces[n.Name] = n.Labels
 	}
 	services := map[service.Name]*corev1.Service{}
-	all := a.view.Services()
+	all := a.view.Services.All()
 	for _, s := range all {
 		services[service.Name{Namespace: s.Namespace, Name: s.Name}] = s
 	}
@@ -256,10 +253,10 @@ func (a *allocator) takeBack(all []*corev1.Service) {
 // again.
 func (a *allocator) takeSessions() {
 	nodes := map[string]bool{}
-	for _, n := range a.view.Nodes() {
+	for _, n := range a.view.Nodes.All() {
 		nodes[n.Name] = true
 	}
-	for _, p := range a.view.BGPPeers() {
+	for _, p := range a.view.BGPPeers.All() {
 		var gone []string
 		for _, s := range p.Status.Sessions {
 			if !nodes[s.Node] {

@@ -310,8 +310,10 @@ func (c cluster) usage(pool, want string) {
 // TestSessions: what nodes have said of BGP sessions goes with them.
 func TestSessions(t *testing.T) {
 	c := start(t)
-	c.must(c.client.SetNode(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "stays"}}))
-	c.must(c.client.SetNode(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "goes"}}))
+	for _, name := range []string{"stays", "goes"} {
+		_, err := c.client.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+		c.must(err)
+	}
 	c.must(c.apply(`{apiVersion: fathom.network/v1alpha1, kind: BGPPeer, metadata: {name: router}, spec: {peerAddress: 192.0.2.1, peerASN: 64500, localASN: 64512}}`))
 	for _, node := range []string{"never-was", "stays", "goes"} {
 		c.must(c.client.PublishBGPSession(t.Context(), "router", node, &v1alpha1.BGPSession{Node: node, State: "Active", Since: metav1.NewTime(time.Unix(1, 0))}))
@@ -439,7 +441,7 @@ func TestKeepsPools(t *testing.T) {
 	path := "/apis/fathom.network/v1alpha1/"
 	finalizers := func(name string) ([]string, bool) {
 		t.Helper()
-		pools, err := c.client.Pools(t.Context())
+		pools, err := kube.List(t.Context(), c.client, kube.IPPools, kube.Selection{})
 		c.must(err)
 		for _, p := range pools {
 			if p.Name == name {

@@ -38,7 +38,7 @@ func (p *problems) find(view *kube.BalancerView, client *kube.Client) []service.
 	for name := range p.seen {
 		gone[name] = true
 	}
-	for _, s := range view.Services() {
+	for _, s := range view.Services.All() {
 		name := service.Name{Namespace: s.Namespace, Name: s.Name}
 		delete(gone, name)
 		if version := string(s.UID) + s.ResourceVersion; p.seen[name] != version {
@@ -50,11 +50,11 @@ func (p *problems) find(view *kube.BalancerView, client *kube.Client) []service.
 		p.model.DeleteService(name)
 		delete(p.seen, name)
 	}
-	for _, s := range view.APIServers() {
+	for _, s := range view.APIServers.All() {
 		p.model.SetSlice(svcfacts.Slice(s))
 	}
-	objects := vip.Objects{Pools: view.AddressPools(), Nodes: view.Nodes(), Services: view.ServiceCIDRs(), PodPools: view.PodPools()}
-	p.model.SetExternalIPs(vip.ExternalIPs(config, objects, vip.Read(objects), view.Namespaces(), client.ServerAddr()))
+	objects := vip.Objects{Pools: view.AddressPools.All(), Nodes: view.Nodes.All(), Services: view.ServiceCIDRs.All(), PodPools: view.PodPools.All()}
+	p.model.SetExternalIPs(vip.ExternalIPs(config, objects, vip.Read(objects), view.Namespaces.All(), client.ServerAddr()))
 	var found []service.Problem
 	now := map[service.Problem]bool{}
 	for _, problem := range p.model.Problems() {
@@ -71,7 +71,7 @@ func (a *allocator) tellProblems() {
 	for _, p := range a.problems.find(a.view, a.Client) {
 		a.Log.Warn("problem", "what", p.String())
 		e := kube.Event{Object: kube.ServiceReference(p.Service), Warning: true, Reason: ServiceProblem, Message: p.Text}
-		if s := a.view.Service(p.Service); s != nil {
+		if s, found := a.view.Services.Get(p.Service.Namespace, p.Service.Name); found {
 			e.Object.UID = s.UID // by which `kubectl describe` finds it
 		}
 		a.events.Record(e)

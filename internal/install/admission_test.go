@@ -221,17 +221,16 @@ func token(ctx context.Context, t *testing.T, admin *kube.Client, account string
 func useAgent(ctx context.Context, t *testing.T, as *caller, admin *kube.Client) {
 	t.Helper()
 	c := as.client(t)
-	view, err := c.View(ctx, kube.ViewOptions{Node: "node-a", Namespace: netconf.Namespace, ConfigMap: netconf.ConfigMap, Changed: func() {}})
-	testenv.Must(t, err)
-	services := c.WatchServices(ctx, deaf{})
+	view := c.View(ctx, kube.ViewOptions{Node: "node-a", Namespace: netconf.Namespace, ConfigMap: netconf.ConfigMap, Changed: func() {}})
+	services := kube.Watch(ctx, c, kube.Services, kube.Options[*corev1.Service]{})
+	endpoints := kube.Watch(ctx, c, kube.EndpointSlices, kube.Options[*discoveryv1.EndpointSlice]{})
 	testenv.Eventually(t, "an agent sees everything", func() (bool, string) {
-		_, peers := view.BGPPeers()
-		return view.Synced() && services() && peers, fmt.Sprint(view.Problem())
+		return view.Synced() && services.Synced() && endpoints.Synced() && view.BGPPeers.Listed(), fmt.Sprint(view.Problem())
 	})
 	as.list(ctx, t, "/api/v1/nodes", "/api/v1/pods?fieldSelector=spec.nodeName%3Dnode-a", "/api/v1/namespaces", "/api/v1/services",
 		"/apis/discovery.k8s.io/v1/endpointslices", "/apis/networking.k8s.io/v1/servicecidrs", own+"/ippools", own+"/addresspools", own+"/bgppeers",
 		"/api/v1/namespaces/fathom-system/configmaps?fieldSelector=metadata.name%3Dfathom-config")
-	if _, err := c.Blocks(ctx); err != nil {
+	if _, err := kube.List(ctx, c, kube.IPBlocks, kube.Selection{}); err != nil {
 		t.Error(err)
 	}
 	for _, ready := range []bool{false, true} {
@@ -251,9 +250,9 @@ func useAgent(ctx context.Context, t *testing.T, as *caller, admin *kube.Client)
 		testenv.Must(t, c.SetBlockOwner(ctx, name, made.UID, kube.NodeOwner("node-a", "3-4")))
 		testenv.Must(t, c.DeleteBlock(ctx, name, made.UID))
 	}
-	pools, err := admin.Pools(ctx)
+	pools, err := kube.List(ctx, admin, kube.IPPools, kube.Selection{})
 	testenv.Must(t, err)
-	peers, _ := view.BGPPeers()
+	peers := view.BGPPeers.All()
 	by := kube.Reporter{Component: agentAccount, Instance: "node-a"}
 	recordTwice(ctx, t, c, admin, by, []corev1.ObjectReference{kube.NodeReference("node-a"), kube.PoolReference(pools[0]), kube.BGPPeerReference(peers[0])})
 	for _, name := range []string{"fathom-bgp", "fathom-membership"} {
@@ -285,14 +284,13 @@ func recordTwice(ctx context.Context, t *testing.T, c, admin *kube.Client, by ku
 func useController(ctx context.Context, t *testing.T, as *caller, admin *kube.Client) {
 	t.Helper()
 	c := as.client(t)
-	view, err := c.BalancerView(ctx, vip.Owner, func() {})
-	testenv.Must(t, err)
-	testenv.Eventually(t, "the controller sees everything", func() (bool, string) { return view.Synced() && len(view.BGPPeers()) == 1, "" })
+	view := c.BalancerView(ctx, vip.Owner, func() {})
+	testenv.Eventually(t, "the controller sees everything", func() (bool, string) { return view.Synced() && view.BGPPeers.Len() == 1, "" })
 	as.list(ctx, t, "/api/v1/services", "/api/v1/namespaces", "/api/v1/nodes", "/apis/networking.k8s.io/v1/servicecidrs", own+"/addresspools", own+"/ippools", own+"/ipblocks", own+"/bgppeers",
 		"/api/v1/namespaces/fathom-system/configmaps?fieldSelector=metadata.name%3Dfathom-config",
 		"/apis/discovery.k8s.io/v1/namespaces/default/endpointslices?fieldSelector=metadata.name%3Dkubernetes")
 	for _, finalizers := range [][]string{{ippool.Finalizer}, nil} {
-		pools, err := admin.Pools(ctx)
+		pools, err := kube.List(ctx, admin, kube.IPPools, kube.Selection{})
 		testenv.Must(t, err)
 		testenv.Must(t, c.SetPoolFinalizers(ctx, pools[0], finalizers))
 	}
@@ -305,7 +303,7 @@ func useController(ctx context.Context, t *testing.T, as *caller, admin *kube.Cl
 	testenv.Must(t, c.SetAddressPoolStatus(ctx, "outside", v1alpha1.AddressPoolStatus{Services: 1,
 		Conditions: []metav1.Condition{{Type: v1alpha1.PoolValid, Status: metav1.ConditionTrue, Reason: "Valid", LastTransitionTime: metav1.Now()}}}))
 	testenv.Must(t, c.PublishBGPSession(ctx, "router", "node-z", nil))
-	recordTwice(ctx, t, c, admin, kube.Reporter{Component: vip.Owner, Instance: "pod"}, []corev1.ObjectReference{kube.AddressPoolReference(view.AddressPools()[0]),
+	recordTwice(ctx, t, c, admin, kube.Reporter{Component: vip.Owner, Instance: "pod"}, []corev1.ObjectReference{kube.AddressPoolReference(view.AddressPools.All()[0]),
 		kube.ServiceReference(service.Name{Namespace: "default", Name: "web"}), kube.BlockReference("10.50.0.0-26", "uid")})
 	for range 2 { // the second time there is one
 		testenv.Must(t, c.EnsureSecret(ctx, netconf.Namespace, "fathom-membership", map[string][]byte{"key": bytes.Repeat([]byte{1}, 32)}))
@@ -316,12 +314,3 @@ func useController(ctx context.Context, t *testing.T, as *caller, admin *kube.Cl
 		return nil
 	}))
 }
-
-// deaf does nothing with what it is told.
-type deaf struct{}
-
-func (deaf) SetService(*corev1.Service)          {}
-func (deaf) DeleteService(service.Name)          {}
-func (deaf) SetSlice(*discoveryv1.EndpointSlice) {}
-func (deaf) DeleteSlice(service.Name)            {}
-func (deaf) Listed()                             {}

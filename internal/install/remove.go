@@ -3,8 +3,11 @@ package install
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -20,11 +23,6 @@ import (
 )
 
 const daemonSet = "fathom-agent"
-
-// Wait returns when every node carries pods.
-func Wait(ctx context.Context, client *kube.Client, progress func(ready, want int32)) error {
-	return client.WaitDaemonSet(ctx, netconf.Namespace, daemonSet, progress)
-}
 
 // InUseError says that pods are on the network that was to be removed.
 type InUseError struct{ Pods []string }
@@ -55,7 +53,7 @@ func Remove(ctx context.Context, client *kube.Client, force bool, progress func(
 		}
 		// While there are agents to tell routers so. An agent that is only ended says nothing: routers are to keep
 		// the routes, for the next one.
-		if err := client.DeleteBGPPeers(ctx); err != nil {
+		if err := kube.DeleteAll(ctx, client, kube.BGPPeers); err != nil {
 			return err
 		}
 		const patch = `{"spec": {"updateStrategy": {"rollingUpdate": {"maxUnavailable": "100%"}},
@@ -63,7 +61,7 @@ func Remove(ctx context.Context, client *kube.Client, force bool, progress func(
 		if _, err := client.AppsV1().DaemonSets(netconf.Namespace).Patch(ctx, daemonSet, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
 			return fmt.Errorf("have the agents clean their nodes: %w", err)
 		}
-		if err := client.WaitDaemonSet(ctx, netconf.Namespace, daemonSet, progress); err != nil {
+		if err := Wait(ctx, client, progress); err != nil {
 			return err
 		}
 	}
@@ -90,7 +88,7 @@ func Remove(ctx context.Context, client *kube.Client, force bool, progress func(
 // takeBackAddresses leaves no Service with an address that nobody answers for. First the pools go, or a controller that
 // is about to end would give the addresses out again.
 func takeBackAddresses(ctx context.Context, client *kube.Client) error {
-	if err := client.DeleteAddressPools(ctx); err != nil {
+	if err := kube.DeleteAll(ctx, client, kube.AddressPools); err != nil {
 		return err
 	}
 	for {
@@ -124,10 +122,10 @@ func takeBackAddresses(ctx context.Context, client *kube.Client) error {
 // has an address of one, and the controller, which removes finalizers, may be gone. The kind could not be deleted before.
 func deletePools(ctx context.Context, client *kube.Client) error {
 	for {
-		if err := client.DeletePools(ctx); err != nil {
+		if err := errors.Join(kube.DeleteAll(ctx, client, kube.IPPools), kube.DeleteAll(ctx, client, kube.IPBlocks)); err != nil {
 			return err
 		}
-		pools, err := client.Pools(ctx)
+		pools, err := kube.List(ctx, client, kube.IPPools, kube.Selection{})
 		if err != nil {
 			return err
 		}
@@ -202,7 +200,7 @@ func APIServer(ctx context.Context, client *kube.Client) (string, error) {
 	for _, s := range slices.Items {
 		for _, e := range s.Endpoints {
 			if len(e.Addresses) > 0 && len(s.Ports) > 0 && s.Ports[0].Port != nil {
-				return kube.HostPort(e.Addresses[0], *s.Ports[0].Port), nil
+				return net.JoinHostPort(e.Addresses[0], strconv.Itoa(int(*s.Ports[0].Port))), nil
 			}
 		}
 	}

@@ -54,11 +54,11 @@ func TestDeletePools(t *testing.T) {
 	if err := deletePools(t.Context(), client); err != nil {
 		t.Error(err)
 	}
-	pools, err := client.Pools(t.Context())
+	pools, err := kube.List(t.Context(), client, kube.IPPools, kube.Selection{})
 	if err != nil || len(pools) > 0 {
 		t.Error(pools, err)
 	}
-	blocks, err := client.Blocks(t.Context())
+	blocks, err := kube.List(t.Context(), client, kube.IPBlocks, kube.Selection{})
 	if err != nil || len(blocks) > 0 {
 		t.Error(blocks, err)
 	}

@@ -9,16 +9,11 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"runtime"
 	"strconv"
 	"sync"
 	"text/template"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/topology"
@@ -98,7 +93,7 @@ func (l *Lab) join(ctx context.Context, c *topology.Cluster, client *kube.Client
 	// Nodes are made before their kubelets register, so that each has the pod CIDR that its routes and its
 	// network configuration were written for, instead of the next one in the order of registration.
 	for i := range c.Nodes {
-		if err := client.SetNode(ctx, l.nodeObject(c, &c.Nodes[i])); err != nil {
+		if err := setNode(ctx, client, l.nodeObject(c, &c.Nodes[i])); err != nil {
 			return err
 		}
 	}
@@ -179,7 +174,7 @@ func (l *Lab) installAddOns(ctx context.Context, c *topology.Cluster, client *ku
 		}
 		if l.proxied(c) {
 			err := t.step(c.Name, "kube-proxy runs", func() error {
-				return client.WaitPods(ctx, "kube-system", "k8s-app=kube-proxy", len(c.Nodes), nil)
+				return waitPods(ctx, client, "kube-system", "k8s-app=kube-proxy", len(c.Nodes), nil)
 			})
 			if err != nil {
 				return err
@@ -195,7 +190,7 @@ func (l *Lab) installAddOns(ctx context.Context, c *topology.Cluster, client *ku
 			}
 			some := min(len(hosts), 2)
 			err := t.step(c.Name, fmt.Sprintf("%d node%s for CoreDNS Ready", some, plural(some)), func() error {
-				return client.WaitNodes(ctx, hosts, some, nil)
+				return waitNodes(ctx, client, hosts, some, nil)
 			})
 			if err != nil {
 				return err
@@ -263,12 +258,12 @@ func (l *Lab) hint(c *topology.Cluster, err error) error {
 
 // waitUsable returns when the nodes are Ready and CoreDNS is, on top of kube-proxy. Without a network there is nothing to
 // wait for: nodes stay NotReady until somebody brings one.
-func (l *Lab) waitUsable(ctx context.Context, c *topology.Cluster, client *kube.Client, names []string, since kube.Since, t *timeline) error {
+func (l *Lab) waitUsable(ctx context.Context, c *topology.Cluster, client *kube.Client, names []string, since since, t *timeline) error {
 	if c.Network.Kind == topology.NetworkNone {
 		return nil
 	}
 	err := t.step(c.Name, fmt.Sprintf("%d node%s Ready", len(names), plural(len(names))), func() error {
-		return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error { return client.WaitNodes(ctx, names, len(names), since) }))
+		return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error { return waitNodes(ctx, client, names, len(names), since) }))
 	})
 	if err != nil {
 		return err
@@ -281,36 +276,12 @@ func (l *Lab) waitUsable(ctx context.Context, c *topology.Cluster, client *kube.
 		return l.hint(c, withTimeout(ctx, nodeTimeout, func(ctx context.Context) error {
 			hasten, stop := context.WithCancel(ctx)
 			var hastening sync.WaitGroup
-			hastening.Go(func() { client.HastenReady(hasten, "kube-system", "k8s-app=kube-dns", "8181", "ready") })
+			hastening.Go(func() { hastenReady(hasten, client, "kube-system", "k8s-app=kube-dns", "8181", "ready") })
 			defer hastening.Wait()
 			defer stop()
-			return client.WaitPods(ctx, "kube-system", "k8s-app=kube-dns", 1, since)
+			return waitPods(ctx, client, "kube-system", "k8s-app=kube-dns", 1, since)
 		}))
 	})
-}
-
-func (l *Lab) nodeObject(c *topology.Cluster, n *topology.Node) *corev1.Node {
-	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{corev1.LabelOSStable: "linux"}}}
-	// A kubelet that runs already believes what the API says of its node. From one that has no room for pods it
-	// would turn the next static pod away, for good, before it has said itself what room there is.
-	node.Status.Capacity = capacity(c.MaxPods(n))
-	node.Status.Allocatable = node.Status.Capacity
-	for k, v := range n.Labels {
-		node.Labels[k] = v
-	}
-	for _, p := range n.PodCIDRs {
-		node.Spec.PodCIDRs = append(node.Spec.PodCIDRs, p.String())
-	}
-	node.Spec.PodCIDR = node.Spec.PodCIDRs[0]
-	for _, t := range n.Taints {
-		node.Spec.Taints = append(node.Spec.Taints, corev1.Taint{Key: t.Key, Value: t.Value, Effect: corev1.TaintEffect(t.Effect)})
-	}
-	if n.Role == topology.ControlPlane {
-		// The labels of kubeadm's mark-control-plane. Its taint is among the node's own.
-		node.Labels["node-role.kubernetes.io/control-plane"] = ""
-		node.Labels["node.kubernetes.io/exclude-from-external-load-balancers"] = ""
-	}
-	return node
 }
 
 // createAgents makes the agents' pods until ctx ends.
@@ -347,19 +318,6 @@ func dnsSetting(d topology.DNS) string {
 		d = topology.DNSCluster
 	}
 	return string(d)
-}
-
-// capacity is what kubelet finds out of this machine, with its default limit of pods.
-func capacity(pods int) corev1.ResourceList {
-	have := corev1.ResourceList{
-		corev1.ResourceCPU:  *resource.NewQuantity(int64(runtime.NumCPU()), resource.DecimalSI),
-		corev1.ResourcePods: *resource.NewQuantity(int64(pods), resource.DecimalSI),
-	}
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err == nil {
-		have[corev1.ResourceMemory] = *resource.NewQuantity(int64(info.Totalram)*int64(info.Unit), resource.BinarySI)
-	}
-	return have
 }
 
 //go:embed flannel.yaml

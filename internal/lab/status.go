@@ -13,6 +13,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/fathom-network/fathom/internal/facts/apinode"
 	"github.com/fathom-network/fathom/internal/facts/topology"
 	"github.com/fathom-network/fathom/internal/kernel/machine"
 	"github.com/fathom-network/fathom/internal/watch/kube"
@@ -126,7 +127,7 @@ func (l *Lab) askCluster(ctx context.Context, c *topology.Cluster, s *ClusterSta
 		for j := range nodes.Items {
 			n := &nodes.Items[j]
 			if n.Name == s.Nodes[i].Name {
-				s.Nodes[i].Ready = kube.NodeReady(n)
+				s.Nodes[i].Ready = apinode.Ready(n)
 				s.Version = n.Status.NodeInfo.KubeletVersion
 			}
 		}
@@ -143,7 +144,7 @@ func (l *Lab) askCluster(ctx context.Context, c *topology.Cluster, s *ClusterSta
 	}
 	s.Pods = len(pods.Items)
 	for i := range pods.Items {
-		if kube.PodReady(&pods.Items[i]) {
+		if podReady(&pods.Items[i]) {
 			s.PodsReady++
 		}
 	}

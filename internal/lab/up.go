@@ -379,7 +379,7 @@ func (l *Lab) resume(ctx context.Context, c *topology.Cluster, m *manifests, t *
 		return err
 	}
 	var names []string
-	since := kube.Since{}
+	since := since{}
 	for i := range c.Nodes {
 		name := c.Nodes[i].Name
 		names = append(names, name)

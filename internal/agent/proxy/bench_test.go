@@ -95,7 +95,7 @@ func (n *node) hear(services, endpoints int) {
 		n.inbox.SetService(s)
 		n.inbox.SetSlice(n.many(i, endpoints, 0))
 	}
-	n.inbox.Listed()
+	n.inbox.wake()
 }
 
 // many are the endpoints of a Service, before a change or after it.

@@ -474,7 +474,11 @@ type inbox struct {
 func follow(ctx context.Context, client *kube.Client, wake func()) *inbox {
 	in := &inbox{wake: wake, model: service.NewModel(service.Node{}), foreign: map[service.Name][]netip.Addr{}}
 	ctx, in.stop = context.WithCancel(ctx)
-	in.synced = client.WatchServices(ctx, in)
+	// A headless Service has no address, and nothing is balanced.
+	balanced := kube.Selection{Labels: "!" + corev1.IsHeadlessService}
+	services := kube.Watch(ctx, client, kube.Services, kube.Options[*corev1.Service]{Selection: balanced, Set: in.SetService, Deleted: in.DeleteService, Changed: wake})
+	endpoints := kube.Watch(ctx, client, kube.EndpointSlices, kube.Options[*discoveryv1.EndpointSlice]{Selection: balanced, Set: in.SetSlice, Deleted: in.DeleteSlice, Changed: wake})
+	in.synced = func() bool { return services.Synced() && endpoints.Synced() }
 	return in
 }
 
@@ -488,7 +492,7 @@ func (in *inbox) do(change func(*service.Model)) {
 	in.wake()
 }
 
-// SetService implements kube.ServiceHandler.
+// SetService is told of a Service that is new or has changed.
 func (in *inbox) SetService(s *corev1.Service) {
 	read := svcfacts.Service(s)
 	in.do(func(m *service.Model) {
@@ -500,7 +504,7 @@ func (in *inbox) SetService(s *corev1.Service) {
 	})
 }
 
-// DeleteService implements kube.ServiceHandler.
+// DeleteService is told of a Service that is gone.
 func (in *inbox) DeleteService(n service.Name) {
 	in.do(func(m *service.Model) {
 		m.DeleteService(n)
@@ -508,19 +512,16 @@ func (in *inbox) DeleteService(n service.Name) {
 	})
 }
 
-// SetSlice implements kube.ServiceHandler.
+// SetSlice is told of an EndpointSlice that is new or has changed.
 func (in *inbox) SetSlice(s *discoveryv1.EndpointSlice) {
 	read := svcfacts.Slice(s)
 	in.do(func(m *service.Model) { m.SetSlice(read) })
 }
 
-// DeleteSlice implements kube.ServiceHandler.
+// DeleteSlice is told of an EndpointSlice that is gone.
 func (in *inbox) DeleteSlice(n service.Name) {
 	in.do(func(m *service.Model) { m.DeleteSlice(n) })
 }
-
-// Listed implements kube.ServiceHandler.
-func (in *inbox) Listed() { in.wake() }
 
 // whole fills the plan with all frontends, and says when the first of what is new in it was heard of.
 func (in *inbox) whole(node service.Node, plan *service.Plan) (heard time.Time, checks []service.HealthCheck) {

@@ -165,7 +165,7 @@ func (n *node) follow() {
 	for _, s := range n.slices {
 		n.inbox.SetSlice(s)
 	}
-	n.inbox.Listed()
+	n.inbox.wake()
 }
 
 func nameOf(o metav1.Object) service.Name {

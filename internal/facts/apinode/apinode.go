@@ -1,4 +1,4 @@
-// Package apinode reads the addresses and ranges that are written in a Node of the API.
+// Package apinode reads what is written in a Node of the API: its addresses, its ranges, its condition.
 //
 // Whether an ExternalIP counts depends on the question. Nodes reach each other by InternalIPs: an ExternalIP is often
 // translated by a cloud's router, so that packets to it leave the network and come back with another source. But both are the
@@ -57,3 +57,13 @@ func PodCIDRs(n *corev1.Node) []string {
 	}
 	return n.Spec.PodCIDRs
 }
+
+// Ready says whether the node has the condition Ready.
+func Ready(n *corev1.Node) bool {
+	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+// TaintToBeDeleted is on a node that the cluster autoscaler drains to take it away (KEP-3836).
+const TaintToBeDeleted = "ToBeDeletedByClusterAutoscaler"

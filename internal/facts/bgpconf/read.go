@@ -252,3 +252,13 @@ func forbidden(secret string) string {
 		"kubectl -n %[2]s create role bgp-%[1]s --verb=get --resource=secrets --resource-name=%[1]s && "+
 		"kubectl -n %[2]s create rolebinding bgp-%[1]s --role=bgp-%[1]s --serviceaccount=%[2]s:%[4]s", secret, namespace, DefaultSecret, account)
 }
+
+// SessionOf returns a node's entry in the status of a BGPPeer, or nil.
+func SessionOf(p *v1alpha1.BGPPeer, node string) *v1alpha1.BGPSession {
+	for i := range p.Status.Sessions {
+		if p.Status.Sessions[i].Node == node {
+			return &p.Status.Sessions[i]
+		}
+	}
+	return nil
+}

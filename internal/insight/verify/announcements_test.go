@@ -17,7 +17,6 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/insight/verify"
-	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // TestAnnouncements: of a Service with externalTrafficPolicy: Local, whose endpoint is on node b, node a is asked who answers
@@ -35,7 +34,7 @@ func TestAnnouncements(t *testing.T) {
 	c.Slices = []*discoveryv1.EndpointSlice{{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web-1", Labels: map[string]string{discoveryv1.LabelServiceName: "web"}},
 		AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Name: new(""), Port: new(int32(8080)), Protocol: new(corev1.ProtocolTCP)}},
 		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.244.1.2"}, NodeName: new("b")}}}}
-	c.BalancerObjects = kube.BalancerObjects{AddressPools: []*v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "office"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"10.0.0.80-10.0.0.89"}}}}}
+	c.AddressPools = []*v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "office"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"10.0.0.80-10.0.0.89"}}}}
 	const address = "load balancer: 10.0.0.80 is "
 	by := func(node, more string) string {
 		return "answered for by " + node + " on [eth0]" + more + ", and may come to "

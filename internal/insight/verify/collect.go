@@ -241,46 +241,47 @@ func ask[S any](ctx context.Context, client *kube.Client, agents map[string]*cor
 	return states, failed
 }
 
-func readNodes(ctx context.Context, client *kube.Client) ([]*corev1.Node, error) {
-	list, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("list nodes: %w", err)
-	}
-	return kube.Pointers(list.Items), nil
-}
-
 func readCluster(ctx context.Context, client *kube.Client) (Cluster, error) {
 	c, err := readNetwork(ctx, client)
 	if err != nil {
 		return c, err
 	}
-	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return c, fmt.Errorf("list pods: %w", err)
-	}
-	c.Pods = kube.Pointers(pods.Items)
-	return c, nil
+	c.Pods, err = kube.List(ctx, client, kube.Pods, kube.Selection{})
+	return c, err
 }
 
 // readNetwork reads what is of all pods together, and routers.
 func readNetwork(ctx context.Context, client *kube.Client) (Cluster, error) {
-	var c Cluster
-	var err error
-	if c.Nodes, err = readNodes(ctx, client); err != nil {
-		return c, err
-	}
 	config, err := client.CoreV1().ConfigMaps(netconf.Namespace).Get(ctx, netconf.ConfigMap, metav1.GetOptions{})
 	if err != nil {
-		return c, fmt.Errorf("read the network's configuration: %w", err)
+		return Cluster{}, fmt.Errorf("read the network's configuration: %w", err)
+	}
+	c, err := readRanges(ctx, client)
+	if err != nil {
+		return c, err
 	}
 	c.Config = config.Data
-	if c.BalancerObjects, err = client.BalancerObjects(ctx); err != nil {
+	if c.Blocks, err = kube.List(ctx, client, kube.IPBlocks, kube.Selection{}); err != nil {
 		return c, err
 	}
-	c.Pools = c.PodPools
-	if c.Blocks, err = client.Blocks(ctx); err != nil {
+	c.BGPPeers, err = kube.List(ctx, client, kube.BGPPeers, kube.Selection{})
+	return c, err
+}
+
+// readRanges reads nodes and pools, what pools may not overlap, and what load balancers' addresses follow from.
+func readRanges(ctx context.Context, client *kube.Client) (c Cluster, err error) {
+	if c.Nodes, err = kube.List(ctx, client, kube.Nodes, kube.Selection{}); err != nil {
 		return c, err
 	}
-	c.BGPPeers, err = client.BGPPeers(ctx)
+	if c.AddressPools, err = kube.List(ctx, client, kube.AddressPools, kube.Selection{}); err != nil {
+		return c, err
+	}
+	if c.Pools, err = kube.List(ctx, client, kube.IPPools, kube.Selection{}); err != nil {
+		return c, err
+	}
+	if c.ServiceCIDRs, err = kube.List(ctx, client, kube.ServiceCIDRs, kube.Selection{}); err != nil {
+		return c, err
+	}
+	c.Namespaces, err = kube.List(ctx, client, kube.Namespaces, kube.Selection{})
 	return c, err
 }

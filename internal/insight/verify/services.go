@@ -228,12 +228,8 @@ func describeBalanced(f service.Balanced) (service.Key, string) {
 }
 
 func readServices(ctx context.Context, client *kube.Client) (Cluster, error) {
-	var c Cluster
-	var err error
-	if c.Nodes, err = readNodes(ctx, client); err != nil {
-		return c, err
-	}
-	if c.BalancerObjects, err = client.BalancerObjects(ctx); err != nil {
+	c, err := readRanges(ctx, client)
+	if err != nil {
 		return c, err
 	}
 	c.Services, c.Slices, err = ReadServices(ctx, client, metav1.NamespaceAll)
@@ -242,13 +238,10 @@ func readServices(ctx context.Context, client *kube.Client) (Cluster, error) {
 
 // ReadServices returns the Services and EndpointSlices of a namespace, or of all.
 func ReadServices(ctx context.Context, client *kube.Client, namespace string) ([]*corev1.Service, []*discoveryv1.EndpointSlice, error) {
-	services, err := client.CoreV1().Services(namespace).List(ctx, metav1.ListOptions{})
+	services, err := kube.List(ctx, client, kube.Services, kube.Selection{Namespace: namespace})
 	if err != nil {
-		return nil, nil, fmt.Errorf("list Services: %w", err)
+		return nil, nil, err
 	}
-	slices, err := client.DiscoveryV1().EndpointSlices(namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, nil, fmt.Errorf("list EndpointSlices: %w", err)
-	}
-	return kube.Pointers(services.Items), kube.Pointers(slices.Items), nil
+	slices, err := kube.List(ctx, client, kube.EndpointSlices, kube.Selection{Namespace: namespace})
+	return services, slices, err
 }

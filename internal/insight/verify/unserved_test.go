@@ -17,7 +17,6 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/insight/verify"
 	"github.com/fathom-network/fathom/internal/testenv"
-	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // TestUnserved compares where nodes refuse what is for no Service with the objects.
@@ -37,10 +36,8 @@ func TestUnserved(t *testing.T) {
 		svc("mail", "10.96.0.2", "203.0.113.5", nil), // by another controller
 		svc("mesh", "10.96.0.77", "", map[string]string{service.LabelProxyName: "mesh"}),
 	}
-	c.BalancerObjects = kube.BalancerObjects{
-		AddressPools: []*v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "office"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"192.0.2.80-192.0.2.89"}}}},
-		ServiceCIDRs: []*networkingv1.ServiceCIDR{{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/16", "fd00:96::/112"}}}},
-	}
+	c.AddressPools = []*v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "office"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"192.0.2.80-192.0.2.89"}}}}
+	c.ServiceCIDRs = []*networkingv1.ServiceCIDR{{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/16", "fd00:96::/112"}}}}
 	good := service.Unserved{
 		Ranges:        []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00:96::/112")},
 		LoadBalancers: []netip.Addr{netip.MustParseAddr("192.0.2.80")}, Others: []netip.Addr{netip.MustParseAddr("10.96.0.77")},

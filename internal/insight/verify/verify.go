@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/facts/answer"
@@ -19,7 +20,6 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/vip"
-	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // Cluster is what the API says, whole.
@@ -35,7 +35,9 @@ type Cluster struct {
 	Services []*corev1.Service
 	Slices   []*discoveryv1.EndpointSlice
 	// What pools may not overlap, and what load balancers' addresses follow from.
-	kube.BalancerObjects
+	AddressPools []*v1alpha1.AddressPool
+	ServiceCIDRs []*networkingv1.ServiceCIDR
+	Namespaces   []*corev1.Namespace
 }
 
 // externalIPs is which external IPs of Services a node serves whose agent has this configuration; pools are what was Read of
@@ -47,7 +49,7 @@ func (c Cluster) externalIPs(x answer.ProxyConfig, pools vip.Pools) service.Exte
 
 // balancing is what load balancers' addresses follow from.
 func (c Cluster) balancing() vip.Objects {
-	return vip.Objects{Pools: c.AddressPools, Nodes: c.Nodes, Services: c.ServiceCIDRs, PodPools: c.PodPools}
+	return vip.Objects{Pools: c.AddressPools, Nodes: c.Nodes, Services: c.ServiceCIDRs, PodPools: c.Pools}
 }
 
 // pools are the facts of the cluster's address pools.

@@ -31,17 +31,14 @@ func TestPoolsOfServer(t *testing.T) {
 
 	// A view of a cluster without the kinds is not waited for.
 	changed := make(chan struct{}, 1000)
-	view, err := c.View(ctx, ViewOptions{Node: "a", Namespace: "fathom-system", ConfigMap: "fathom-config", Changed: func() {
+	view := c.View(ctx, ViewOptions{Node: "a", Namespace: "fathom-system", ConfigMap: "fathom-config", Changed: func() {
 		select {
 		case changed <- struct{}{}:
 		default:
 		}
 	}})
-	if err != nil {
-		t.Fatal(err)
-	}
 	await(t, "a view without the CRDs", view.Synced)
-	if blocks, err := c.Blocks(ctx); err != nil || len(blocks) > 0 {
+	if blocks, err := List(ctx, c, IPBlocks, Selection{}); err != nil || len(blocks) > 0 {
 		t.Errorf("blocks without the CRD: %v, %v", blocks, err)
 	}
 
@@ -105,7 +102,7 @@ func TestPoolsOfServer(t *testing.T) {
 	}
 
 	// What the CRD takes, the agents take as well.
-	list, err := c.Pools(ctx)
+	list, err := List(ctx, c, IPPools, Selection{})
 	if err != nil || len(list) != 3 {
 		t.Fatalf("%d pools, %v", len(list), err)
 	}
@@ -140,14 +137,14 @@ func TestPoolsOfServer(t *testing.T) {
 
 	// The view finds what was installed after it began; its reflectors wait longer and longer between.
 	await(t, "the blocks and pools of the view", func() bool {
-		blocks := view.Blocks()
-		return len(view.Pools()) == 3 && len(blocks) == 1 && blocks[0].OwnerReferences[0].UID == "3-4"
+		blocks := view.Blocks.All()
+		return view.Pools.Len() == 3 && len(blocks) == 1 && blocks[0].OwnerReferences[0].UID == "3-4"
 	})
-	f = ippool.Read(ippool.Objects{Pools: view.Pools(), Blocks: view.Blocks(), Nodes: view.Nodes(), Services: view.ServiceCIDRs()})
-	if p, _ := f.Pool("v4"); len(view.ServiceCIDRs()) == 0 || p.Problem != nil || len(f.Blocks) != 1 {
-		t.Errorf("%+v, %d ServiceCIDRs", p, len(view.ServiceCIDRs()))
+	f = ippool.Read(ippool.Objects{Pools: view.Pools.All(), Blocks: view.Blocks.All(), Nodes: view.Nodes.All(), Services: view.ServiceCIDRs.All()})
+	if p, _ := f.Pool("v4"); view.ServiceCIDRs.Len() == 0 || p.Problem != nil || len(f.Blocks) != 1 {
+		t.Errorf("%+v, %d ServiceCIDRs", p, view.ServiceCIDRs.Len())
 	}
-	if namespace, found := view.Namespace("fathom-system"); !found || namespace.Labels["kubernetes.io/metadata.name"] != "fathom-system" {
+	if namespace, found := view.Namespaces.Get("", "fathom-system"); !found || namespace.Labels["kubernetes.io/metadata.name"] != "fathom-system" {
 		t.Errorf("%+v, %v", namespace, found)
 	}
 	if err := c.DeleteBlock(ctx, made.Name, "another"); !apierrors.IsConflict(err) {
@@ -159,7 +156,7 @@ func TestPoolsOfServer(t *testing.T) {
 	if err := c.DeleteBlock(ctx, made.Name, made.UID); !apierrors.IsNotFound(err) {
 		t.Errorf("deleted twice: %v", err)
 	}
-	if blocks, err := c.Blocks(ctx); err != nil || len(blocks) > 0 {
+	if blocks, err := List(ctx, c, IPBlocks, Selection{}); err != nil || len(blocks) > 0 {
 		t.Errorf("%v, %v", blocks, err)
 	}
 }
@@ -199,7 +196,7 @@ func agentsAreKeptApart(t *testing.T, c *Client, made *v1alpha1.IPBlock) {
 	if err := a.SetBlockOwner(ctx, mine.Name, mine.UID, NodeOwner("a", "3-4")); err != nil {
 		t.Error(err)
 	}
-	if blocks, err := a.Blocks(ctx); err != nil || len(blocks) != 2 {
+	if blocks, err := List(ctx, a, IPBlocks, Selection{}); err != nil || len(blocks) != 2 {
 		t.Errorf("%v, %v", blocks, err)
 	}
 	if err := a.DeleteBlock(ctx, mine.Name, mine.UID); err != nil {

@@ -9,12 +9,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
-
-	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
 // Event is something that happened to an object and that a person should see with `kubectl describe`.
@@ -23,16 +20,6 @@ type Event struct {
 	Warning bool
 	Reason  string // CamelCase
 	Message string // cut at 1,024 bytes, the API's limit
-}
-
-// NodeReference names a node as kubelet does in its events, so that `kubectl describe node` shows both.
-func NodeReference(name string) corev1.ObjectReference {
-	return corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: name, UID: types.UID(name)}
-}
-
-// ServiceReference names a Service.
-func ServiceReference(name service.Name) corev1.ObjectReference {
-	return corev1.ObjectReference{Kind: "Service", APIVersion: "v1", Namespace: name.Namespace, Name: name.Name}
 }
 
 // Reporter is who tells of an event.

@@ -1,17 +1,21 @@
-package kube
+package lab
 
 import (
 	"context"
 	"errors"
-	"net/http"
-	"net/http/httptest"
-	"strings"
+	"io"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/rest"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 600_000_000, time.UTC)
@@ -50,7 +54,7 @@ func waits(t *testing.T, should bool, f func(context.Context) error) bool {
 }
 
 func TestWaitNodes(t *testing.T) {
-	since := Since{"b": epoch}
+	since := since{"b": epoch}
 	sameSecond, before := epoch.Truncate(time.Second), epoch.Add(-time.Second)
 	tainted := node("b", corev1.ConditionTrue, epoch.Add(time.Hour))
 	tainted.Spec.Taints = []corev1.Taint{{Key: corev1.TaintNodeNotReady, Effect: corev1.TaintEffectNoSchedule}}
@@ -70,8 +74,8 @@ func TestWaitNodes(t *testing.T) {
 		{"ready, and pods may be evicted", evicting, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := &Client{Interface: fake.NewClientset(node("a", corev1.ConditionTrue, before), tc.b)}
-			got := waits(t, tc.waits, func(ctx context.Context) error { return c.WaitNodes(ctx, []string{"a", "b"}, 2, since) })
+			c := &kube.Client{Interface: fake.NewClientset(node("a", corev1.ConditionTrue, before), tc.b)}
+			got := waits(t, tc.waits, func(ctx context.Context) error { return waitNodes(ctx, c, []string{"a", "b"}, 2, since) })
 			if got != tc.waits {
 				t.Errorf("waits %v, want %v", got, tc.waits)
 			}
@@ -80,7 +84,7 @@ func TestWaitNodes(t *testing.T) {
 }
 
 func TestWaitPods(t *testing.T) {
-	since := Since{"b": epoch}
+	since := since{"b": epoch}
 	before := epoch.Add(-time.Minute)
 	for _, tc := range []struct {
 		name  string
@@ -99,8 +103,8 @@ func TestWaitPods(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			c := &Client{Interface: set}
-			got := waits(t, tc.waits, func(ctx context.Context) error { return c.WaitPods(ctx, "n", "app=x", 2, since) })
+			c := &kube.Client{Interface: set}
+			got := waits(t, tc.waits, func(ctx context.Context) error { return waitPods(ctx, c, "n", "app=x", 2, since) })
 			if got != tc.waits {
 				t.Errorf("waits %v, want %v", got, tc.waits)
 			}
@@ -110,9 +114,9 @@ func TestWaitPods(t *testing.T) {
 
 func TestWaitFollowsChanges(t *testing.T) {
 	set := fake.NewClientset(node("a", corev1.ConditionFalse, epoch))
-	c := &Client{Interface: set}
+	c := &kube.Client{Interface: set}
 	done := make(chan error, 1)
-	go func() { done <- c.WaitNodes(t.Context(), []string{"a"}, 1, nil) }()
+	go func() { done <- waitNodes(t.Context(), c, []string{"a"}, 1, nil) }()
 	// Whether the change comes before the list, between list and watch, or after, it is seen.
 	if _, err := set.CoreV1().Nodes().Update(t.Context(), node("a", corev1.ConditionTrue, epoch), metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
@@ -133,66 +137,48 @@ func TestWaitFollowsChanges(t *testing.T) {
 	}
 }
 
-func TestSetNode(t *testing.T) {
-	want := node("a", corev1.ConditionUnknown, epoch)
-	want.Labels = map[string]string{"disk": "fast"}
-	want.Spec = corev1.NodeSpec{PodCIDR: "10.244.1.0/24", PodCIDRs: []string{"10.244.1.0/24"},
-		Taints: []corev1.Taint{{Key: "dedicated", Value: "x", Effect: corev1.TaintEffectNoSchedule}}}
+// notYet refuses a number of requests, and then answers.
+type notYet struct{ left atomic.Int32 }
 
-	registered := node("a", corev1.ConditionTrue, epoch) // by a kubelet that was faster
-	registered.Labels = map[string]string{"kubernetes.io/hostname": "a"}
-	registered.Spec.Taints = []corev1.Taint{{Key: "node.kubernetes.io/not-ready", Effect: corev1.TaintEffectNoSchedule}, want.Spec.Taints[0]}
-	other := registered.DeepCopy()
-	other.Spec.PodCIDR = "10.244.7.0/24"
-
-	for _, tc := range []struct {
-		name string
-		have *corev1.Node
-		fail bool
-	}{{"none", nil, false}, {"registered", registered, false}, {"with another pod CIDR", other, true}} {
-		t.Run(tc.name, func(t *testing.T) {
-			set := fake.NewClientset()
-			if tc.have != nil {
-				set = fake.NewClientset(tc.have.DeepCopy())
-			}
-			c := &Client{Interface: set}
-			err := c.SetNode(t.Context(), want.DeepCopy())
-			if (err != nil) != tc.fail {
-				t.Fatalf("got %v", err)
-			}
-			if tc.fail {
-				return
-			}
-			got, err := set.CoreV1().Nodes().Get(t.Context(), "a", metav1.GetOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got.Spec.PodCIDR != "10.244.1.0/24" || got.Labels["disk"] != "fast" {
-				t.Errorf("got %+v", got)
-			}
-			if tc.have != nil && (got.Labels["kubernetes.io/hostname"] != "a" || len(got.Spec.Taints) != 2) {
-				t.Errorf("what kubelet set is gone, or a taint is there twice: %+v", got)
-			}
-		})
+func (n *notYet) DoRaw(context.Context) ([]byte, error) {
+	if n.left.Add(-1) >= 0 {
+		return nil, errors.New("connection refused")
 	}
+	return nil, nil
 }
 
-func TestWaitHealthy(t *testing.T) {
-	asked := 0
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		if asked++; asked < 3 {
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}
-	}))
-	defer server.Close()
-	if err := WaitHealthy(t.Context(), server.Client(), server.URL); err != nil || asked != 3 {
-		t.Errorf("after %d requests: %v; want none after 3", asked, err)
-	}
-	server.Close()
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, errors.New("not within its time"))
+func (n *notYet) Stream(context.Context) (io.ReadCloser, error) { return nil, errors.ErrUnsupported }
+
+// Of the pods that run and are not ready, the one that answers is annotated, once.
+func TestHastenReady(t *testing.T) {
+	starting, ready := pod("starting", "b", corev1.ConditionFalse, epoch), pod("ready", "b", corev1.ConditionTrue, epoch)
+	starting.UID, starting.Status.Phase = "1", corev1.PodRunning
+	ready.UID, ready.Status.Phase = "2", corev1.PodRunning
+	set := fake.NewClientset(starting, ready)
+	var answer notYet
+	answer.left.Store(2)
+	set.AddProxyReactor("pods", func(clienttesting.Action) (bool, rest.ResponseWrapper, error) { return true, &answer, nil })
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	err := WaitHealthy(ctx, server.Client(), server.URL)
-	if err == nil || !strings.Contains(err.Error(), "not within its time") || !strings.Contains(err.Error(), "refused") {
-		t.Errorf("a server that is gone gives %v; want the time and the last answer", err)
+	set.PrependReactor("patch", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+		cancel()
+		return false, nil, nil
+	})
+	hastenReady(ctx, &kube.Client{Interface: set}, "n", "app=x", "8181", "ready")
+	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
+		t.Fatal("no pod is annotated")
+	}
+	for name, want := range map[string]string{"starting": "true", "ready": ""} {
+		p, err := set.CoreV1().Pods("n").Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.Annotations["fathom.network/answers"]; got != want {
+			t.Errorf("pod %s is annotated %q, want %q", name, got, want)
+		}
+	}
+	if left := answer.left.Load(); left != -1 {
+		t.Errorf("it was asked %d times more than needed", -1-left)
 	}
 }
