@@ -61,7 +61,7 @@ install: build ## install to PREFIX (/usr/local): bin/fathom*, lib/fathom/kit an
 
 .PHONY: generate
 generate: ## compile the BPF programs anew; their objects are committed (needs clang and llvm)
-	internal/kernel/bpf/c/compile
+	internal/kernel/bpf/compile
 
 .PHONY: clean
 clean: ## remove what was built (Go's build cache stays)
@@ -112,7 +112,7 @@ $(KIT)/test/e2e.test:
 .PHONY: test
 test: build lint ## all tests: units, the kernel's namespaces, the kit, whole labs (as root)
 	go vet ./...
-	internal/kernel/bpf/c/compile check
+	internal/kernel/bpf/compile check
 	@$(MAKE) --no-print-directory units
 	kit/check $(KIT)
 	@$(MAKE) --no-print-directory e2e conformance-short

@@ -13,7 +13,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/conflist"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/facts/service"
-	"github.com/fathom-network/fathom/internal/kernel/bpf"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/fastpath"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 )
@@ -57,7 +57,7 @@ func (a *Agent) clean() error {
 	if _, err := node.SetNodeCacheAddrs(nil); err != nil {
 		return err
 	}
-	if err := bpf.Remove(node, a.Paths.BPF); err != nil {
+	if err := fastpath.Remove(node, a.Paths.BPF); err != nil {
 		return err
 	}
 	devices, err := node.PodDevices()

@@ -12,6 +12,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/bpf"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/fastpath"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
@@ -24,8 +25,8 @@ const (
 // fastPath is the node's fast path. The zero value is one that was not opened yet.
 type fastPath struct {
 	mu     sync.Mutex // the loop sets it, others read it back
-	path   *bpf.Path
-	plan   bpf.Plan
+	path   *fastpath.Path
+	plan   fastpath.Plan
 	was    error  // what came of setting the plan
 	told   string // that there is none, and why
 	reason string // why packets take the stack, if they do
@@ -38,7 +39,7 @@ func (a *Agent) setFastPath(plan podnet.Plan, underlay []podnet.Interface, look 
 	if a.FastPath != "" {
 		on = a.FastPath == FastPathAuto
 	}
-	changes, err := a.fast.set(a.node, a.Paths.BPF, bpf.Plan{Fast: on, Ways: plan.Ways(underlay)}, look)
+	changes, err := a.fast.set(a.node, a.Paths.BPF, fastpath.Plan{Fast: on, Ways: plan.Ways(underlay)}, look)
 	for kind, n := range map[string]diff.Count{"program": changes.Programs, "fastpod": changes.Pods, "fastroute": changes.Remotes} {
 		a.metrics.count(kind, n)
 	}
@@ -60,18 +61,18 @@ func (a *Agent) setFastPath(plan podnet.Plan, underlay []podnet.Interface, look 
 }
 
 // set makes it what the plan says. Without it every packet takes the stack, so nothing here is an error of the node.
-func (f *fastPath) set(node *link.Namespace, dir string, plan bpf.Plan, look bool) (changes bpf.Changes, err error) {
+func (f *fastPath) set(node *link.Namespace, dir string, plan fastpath.Plan, look bool) (changes fastpath.Changes, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !look && reflect.DeepEqual(plan, f.plan) {
-		return bpf.Changes{}, f.was
+		return fastpath.Changes{}, f.was
 	}
 	defer func() { f.plan, f.was = plan, err }()
 	if f.path == nil {
-		path, err := bpf.Open(node, bpf.Options{Dir: dir})
+		path, err := fastpath.Open(node, fastpath.Options{Dir: dir})
 		if err != nil {
 			f.reason = err.Error()
-			return bpf.Changes{}, err
+			return fastpath.Changes{}, err
 		}
 		f.path = path
 	}

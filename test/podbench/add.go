@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/fathom-network/fathom/internal/facts/podnet"
-	"github.com/fathom-network/fathom/internal/kernel/bpf"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/fastpath"
 )
 
 // addKind is a plugin whose ADD and DEL are measured as a runtime sees them, from the start of the process to its end.
@@ -39,7 +39,7 @@ func (b *bench) measureAdds(ctx context.Context) ([]*addKind, error) {
 		all = append(all, &addKind{name: k.name, node: nodes[0]})
 	}
 	// There, the plugin attaches the fast path's program, too.
-	path, err := bpf.Open(all[0].node.Namespace, bpf.Options{})
+	path, err := fastpath.Open(all[0].node.Namespace, fastpath.Options{})
 	if err != nil {
 		return nil, err
 	}

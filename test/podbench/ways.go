@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/facts/podnet"
-	"github.com/fathom-network/fathom/internal/kernel/bpf"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/fastpath"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 )
@@ -237,11 +237,11 @@ func fathom(mode podnet.Mode, fast bool) func(context.Context, *bench, []*node) 
 			if err := unix.Mount("bpf", n.dir, "bpf", 0, ""); err != nil {
 				return fmt.Errorf("mount a bpffs at %s: %w", n.dir, err)
 			}
-			path, err := bpf.Open(n.Namespace, bpf.Options{Dir: filepath.Join(n.dir, "fathom")})
+			path, err := fastpath.Open(n.Namespace, fastpath.Options{Dir: filepath.Join(n.dir, "fathom")})
 			if err != nil {
 				return err
 			}
-			fastPlan := bpf.Plan{Fast: fast, Ways: plan.Ways(underlay)}
+			fastPlan := fastpath.Plan{Fast: fast, Ways: plan.Ways(underlay)}
 			n.after = func() error {
 				_, err := path.Set(fastPlan)
 				return err

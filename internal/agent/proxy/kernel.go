@@ -14,6 +14,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/bpf"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/connect"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 )
 
@@ -23,7 +24,7 @@ type kernel struct {
 	loopback Loopback // may be nil
 	log      *slog.Logger
 	rules    *ruleset.Ruleset
-	connect  *bpf.Connect
+	connect  *connect.Translator
 	// missing is why nothing is balanced at connect(), if that is so.
 	missing string
 	// untracked are the addresses that were set so, nil if that is not known.
@@ -141,14 +142,14 @@ func (k *kernel) open(mode netconf.ServiceProxy) error {
 			k.connect = nil
 		}
 		k.missing = ""
-		return bpf.RemoveConnect(k.paths.BPF)
+		return connect.Remove(k.paths.BPF)
 	}
 	if k.connect != nil {
 		return nil
 	}
 	cgroup, err := cgroup2(k.paths.Cgroup)
 	if err == nil {
-		k.connect, err = bpf.OpenConnect(bpf.ConnectOptions{Dir: k.paths.BPF, Cgroup: cgroup})
+		k.connect, err = connect.Open(connect.Options{Dir: k.paths.BPF, Cgroup: cgroup})
 	}
 	var unsupported *bpf.UnsupportedError
 	if errors.As(err, &unsupported) || errors.Is(err, errNoCgroup2) {
@@ -180,7 +181,7 @@ func (k *kernel) remove() error {
 	if err := k.routeLoopback(false); err != nil {
 		return err // with the table, which keeps others from these addresses
 	}
-	return errors.Join(bpf.RemoveConnect(k.paths.BPF), k.rules.DeleteServices(), k.rules.Delete(ruleset.DNSTable))
+	return errors.Join(connect.Remove(k.paths.BPF), k.rules.DeleteServices(), k.rules.Delete(ruleset.DNSTable))
 }
 
 func (k *kernel) close() {

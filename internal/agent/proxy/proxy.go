@@ -26,7 +26,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
-	"github.com/fathom-network/fathom/internal/kernel/bpf"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/connect"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
@@ -80,7 +80,7 @@ type Proxy struct {
 	balancers []service.LoadBalanced
 	others    []netip.Addr // of Services that another proxy carries
 	// As the kernel has them, for State.
-	connect *bpf.Connect
+	connect *connect.Translator
 	missing string
 
 	inbox  *inbox // nil while the mode is off

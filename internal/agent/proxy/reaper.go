@@ -12,7 +12,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/service"
-	"github.com/fathom-network/fathom/internal/kernel/bpf"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/connect"
 	"github.com/fathom-network/fathom/internal/kernel/conntrack"
 )
 
@@ -31,7 +31,7 @@ type reaper struct {
 
 	mu      sync.Mutex
 	index   *service.Index // nil while nothing is known
-	connect *bpf.Connect
+	connect *connect.Translator
 	lives   service.Lives
 	// departures is how many pods have gone that were endpoints.
 	departures func() uint64
@@ -47,7 +47,7 @@ func newReaper(paths Paths, log *slog.Logger, counts *metrics) *reaper {
 }
 
 // replace tells of a new plan. What went while no agent ran has waited, and does so until the start is over.
-func (r *reaper) replace(plan service.Plan, ranges []netip.Prefix, others []netip.Addr, connect *bpf.Connect, lives service.Lives, departures func() uint64) {
+func (r *reaper) replace(plan service.Plan, ranges []netip.Prefix, others []netip.Addr, translator *connect.Translator, lives service.Lives, departures func() uint64) {
 	r.mu.Lock()
 	first := r.index == nil
 	if first {
@@ -55,7 +55,7 @@ func (r *reaper) replace(plan service.Plan, ranges []netip.Prefix, others []neti
 	} else {
 		r.index.Replace(plan, ranges, others)
 	}
-	r.connect, r.lives, r.departures = connect, lives, departures
+	r.connect, r.lives, r.departures = translator, lives, departures
 	r.mu.Unlock()
 	if first {
 		time.AfterFunc(sweepAgain, r.wake)
@@ -204,12 +204,12 @@ func (r *reaper) serves(protocol service.Protocol, to netip.AddrPort) bool {
 // sweepSockets ends sockets.
 func (r *reaper) sweepSockets(ctx context.Context) error {
 	r.mu.Lock()
-	connect := r.connect
+	translator := r.connect
 	r.mu.Unlock()
-	if connect == nil {
+	if translator == nil {
 		return nil
 	}
-	all, err := connect.Translations()
+	all, err := translator.Translations()
 	if err != nil {
 		return err
 	}
@@ -244,7 +244,7 @@ func (r *reaper) sweepSockets(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func (r *reaper) staleTranslation(t bpf.Translation) bool {
+func (r *reaper) staleTranslation(t connect.Translation) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.index == nil {

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/fathom-network/fathom/internal/kernel/bpf"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/connect"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 )
@@ -54,9 +54,9 @@ func (p *Proxy) lookForRoom(now time.Time) error {
 			return err
 		}
 		for _, f := range fates {
-			if f.Name == bpf.FateFull {
+			if f.Name == connect.FateFull {
 				if r.known && f.Times > r.full {
-					r.saw(now, "new connections are balanced by nftables alone: %d sockets are connected to Services, which is as many as are noted", bpf.MaxPeers)
+					r.saw(now, "new connections are balanced by nftables alone: %d sockets are connected to Services, which is as many as are noted", connect.MaxPeers)
 				}
 				r.full, r.known = f.Times, true
 			}
@@ -67,7 +67,7 @@ func (p *Proxy) lookForRoom(now time.Time) error {
 		}
 		names := p.namespacesOf(crowded)
 		for _, cookie := range crowded {
-			r.saw(now, "new connections from %s are balanced by nftables alone: it has %d sockets that are connected to Services, which is its share", names[cookie], bpf.ClientShare)
+			r.saw(now, "new connections from %s are balanced by nftables alone: it has %d sockets that are connected to Services, which is its share", names[cookie], connect.ClientShare)
 		}
 	}
 	full, err := p.kernel.rules.AffinityFull()
@@ -106,7 +106,7 @@ func (p *Proxy) namespacesOf(cookies []uint64) map[uint64]string {
 		if err != nil { // it has gone meanwhile
 			continue
 		}
-		cookie, err := bpf.NetnsCookie(n)
+		cookie, err := connect.NetnsCookie(n)
 		n.Close()
 		if _, asked := names[cookie]; err != nil || !asked {
 			continue

@@ -14,7 +14,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
-	"github.com/fathom-network/fathom/internal/kernel/bpf"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/connect"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
@@ -27,7 +27,7 @@ func TestRoom(t *testing.T) {
 	if !ok {
 		return
 	}
-	testenv.NeedFiles(t, bpf.ClientShare+256)
+	testenv.NeedFiles(t, connect.ClientShare+256)
 	n := newNode(t, paths, netconf.ProxyAuto)
 	n.set(web("a", "172.16.0.1", func(s *corev1.Service) { s.Spec.Ports[1].Port = service.DNSPort }), endpoints("a", "10.0.0.1", "10.0.0.2"))
 	n.follows(t)
@@ -42,7 +42,7 @@ func TestRoom(t *testing.T) {
 	}
 	before := n.counted(t, "fathom_service_connects_total")
 	to := &unix.SockaddrInet4{Addr: vip.As4(), Port: service.DNSPort}
-	for range bpf.ClientShare {
+	for range connect.ClientShare {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		testenv.Must(t, err)
 		testenv.Must(t, unix.Connect(fd, to))

@@ -156,7 +156,7 @@ func (x *Index) Ended(protocol Protocol, to, answers netip.AddrPort, translated 
 }
 
 // DNSPort is where names are asked for. Sockets of UDP that connect to a Service there get an endpoint, others do not
-// (c/connect.c of package bpf).
+// (connect.c of package connect).
 const DNSPort = 53
 
 // Cut says whether a socket that was connected to an endpoint in a frontend's place is to be ended: the same rule, for what

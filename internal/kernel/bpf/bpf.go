@@ -1,125 +1,35 @@
-// Package bpf is the fast path of pods' packets: two small programs that the kernel runs where a packet leaves a pod
-// and where one comes in from another node. They stop packets that are not from the pod's own address, and hand on
-// at once what nothing else on the node needs to see. docs/design/fastpath.md says what that is.
-//
-// It is also the balancing of Services at connect(), before there is a packet: docs/design/connect.md.
-//
-// Programs and maps stay in the kernel when the process ends.
+// Package bpf is what the eBPF programs in the packages below it share: where they are pinned, and how what the kernel holds
+// is compared with what it should. Each package has its program in C beside its Go, NAME/NAME.c; kernel.h is what they
+// include, and compile makes the objects. Package pin is the part that needs no library for eBPF.
 package bpf
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"io/fs"
-	"net/netip"
+	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
-
-	"github.com/fathom-network/fathom/internal/facts/podnet"
-	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
-	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
-//go:generate ./c/compile
+//go:generate ./compile
 
-// Options are how a node's fast path is kept. The zero value is that of a node.
-type Options struct {
-	Dir string // where it is pinned; pin.Dir if empty
-	// NothingTranslates says that no rule on the node changes addresses of packets between pods. Where the kernel
-	// cannot be asked for its connections, there is a fast path only then.
-	NothingTranslates bool
-	// NoTCX attaches by clsact, as on kernels before 6.6.
-	NoTCX bool
+// UnsupportedError says what the kernel lacks for a program to be loaded.
+type UnsupportedError struct {
+	Without string   // what there is not for that, such as "no fast path"
+	Missing []string // such as "bpf_redirect_peer (Linux 5.10)"
+	Instead string   // what does the same
 }
 
-// Plan is what the fast path should be. Which pods there are it reads from the kernel.
-type Plan struct {
-	// Fast has packets redirected. Without it there is the stop of false sources alone.
-	Fast bool
-	podnet.Ways
-	// Slow are pods' addresses whose packets take the stack, and why.
-	Slow map[netip.Addr]pin.Stack
+func (e *UnsupportedError) Error() string {
+	return e.Without + ": this kernel has no " + strings.Join(e.Missing, ", no ") + "; " + e.Instead
 }
 
-// Path is the fast path of one node.
-type Path struct {
-	Options
-	Support Support
-	node    *link.Namespace
-	objects fastpathObjects
-}
-
-// Open loads the programs and finds the maps that are pinned already. Nothing changes for packets until Set. A kernel
-// that lacks what cannot be done without is an *UnsupportedError.
-func Open(node *link.Namespace, o Options) (*Path, error) {
-	p := &Path{Options: o, node: node}
-	p.Dir = cmp.Or(p.Dir, pin.Dir)
-	types := btf.NewCache() // the loader's, too
-	p.Support = supported(node, types)
-	if len(p.Support.Missing) > 0 {
-		return nil, &UnsupportedError{Support: p.Support}
-	}
-	p.Support.TCX = p.Support.TCX && !o.NoTCX
-	if err := makeDir(p.Dir); err != nil {
-		return nil, err
-	}
-	spec, err := loadFastpath()
-	if err != nil {
-		return nil, fmt.Errorf("read the fast path's programs: %w", err)
-	}
-	load := func() error {
-		return spec.LoadAndAssign(&p.objects, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: p.Dir}, Cache: types})
-	}
-	err = load()
-	if errors.Is(err, ebpf.ErrMapIncompatible) {
-		// Of another version. What it has attached goes on with its maps until Set replaces it.
-		err = nil
-		for _, name := range []string{pin.Pods, pin.Ports, pin.Remotes, pin.Counts} {
-			err = errors.Join(err, os.RemoveAll(filepath.Join(p.Dir, name)))
-		}
-		if err == nil {
-			err = load()
-		}
-	}
-	if err != nil {
-		var v *ebpf.VerifierError
-		if errors.As(err, &v) {
-			return nil, fmt.Errorf("load the fast path: the kernel's verifier refuses it: %w", v)
-		}
-		return nil, fmt.Errorf("load the fast path: %w", err)
-	}
-	if err := p.keepOrPin(pin.FromPod, &p.objects.FathomPod); err != nil {
-		p.Close()
-		return nil, err
-	}
-	if err := p.keepOrPin(pin.FromNet, &p.objects.FathomWire); err != nil {
-		p.Close()
-		return nil, err
-	}
-	return p, nil
-}
-
-// Close lets go of programs and maps. They stay where they are.
-func (p *Path) Close() { _ = p.objects.Close() }
-
-// Fast says whether there can be more than the stop of false sources, and if not, why.
-func (p *Path) Fast() (bool, string) {
-	if p.Support.Conntrack || p.NothingTranslates {
-		return true, ""
-	}
-	return false, "this kernel cannot be asked for its connections (bpf_skb_ct_lookup, Linux 6.1 with CONFIG_DEBUG_INFO_BTF and nf_conntrack): " +
-		"packets of Services could not be told from others"
-}
-
-// makeDir makes the directory of pins, and mounts a bpffs where a node has none.
-func makeDir(dir string) error {
+// MakeDir makes a directory of pins, and mounts a bpffs on /sys/fs/bpf where the directory is below that and a node has none.
+func MakeDir(dir string) error {
 	const root = "/sys/fs/bpf"
 	if strings.HasPrefix(dir, root+"/") && !isBPF(root) {
 		if err := unix.Mount("bpf", root, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
@@ -140,33 +50,8 @@ func isBPF(path string) bool {
 	return unix.Statfs(path, &s) == nil && s.Type == unix.BPF_FS_MAGIC
 }
 
-// keepOrPin pins a program. One that is pinned already stays, if it is the same and on the same maps.
-func (p *Path) keepOrPin(name string, program **ebpf.Program) error {
-	path := filepath.Join(p.Dir, name)
-	if there, err := ebpf.LoadPinnedProgram(path, nil); err == nil {
-		if same, err := isSame(there, *program); err == nil && same {
-			(*program).Close()
-			*program = there
-			return nil
-		}
-		there.Close()
-	}
-	// Pinned under another name first: the plugin finds one or the other.
-	next := path + "_next"
-	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("pin the program %s: %w", name, err)
-	}
-	err := (*program).Pin(next)
-	if err == nil {
-		err = os.Rename(next, path)
-	}
-	if err != nil {
-		return fmt.Errorf("pin the program %s: %w", name, err)
-	}
-	return nil
-}
-
-func isSame(a, b *ebpf.Program) (bool, error) {
+// IsSame says whether two programs have the same instructions and the same maps.
+func IsSame(a, b *ebpf.Program) (bool, error) {
 	x, err := a.Info()
 	if err != nil {
 		return false, err
@@ -182,70 +67,45 @@ func isSame(a, b *ebpf.Program) (bool, error) {
 	return x.Tag == y.Tag && slices.Equal(mapsA, mapsB), nil
 }
 
-// Remove takes away all that the fast path has on a node: programs from devices, then what is pinned.
-func Remove(node *link.Namespace, dir string) error {
-	dir = cmp.Or(dir, pin.Dir)
-	var errs []error
-	// So that no connection is seen by half of the programs: first they all pass everything.
-	if pods, err := ebpf.LoadPinnedMap(filepath.Join(dir, pin.Pods), nil); err == nil {
-		errs = append(errs, slowDown(pods))
-		pods.Close()
+// IgnoreMissing returns the error of a deletion from a map, and nil if the key was not there.
+func IgnoreMissing(err error) error {
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
 	}
-	names, err := node.Names()
-	if err != nil {
-		return errors.Join(append(errs, err)...)
-	}
-	tcx := hasTCX(node)
-	for index := range names {
-		for _, name := range []string{pin.FromPod, pin.FromNet} {
-			errs = append(errs, detach(node, tcx, index, name))
-		}
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		errs = append(errs, fmt.Errorf("remove what is pinned in %s: %w", dir, err))
-	}
-	return errors.Join(errs...)
+	return err
 }
 
-func slowDown(pods *ebpf.Map) error {
-	var key pin.Key
-	var pod pin.Pod
-	all := map[pin.Key]pin.Pod{}
-	for i := pods.Iterate(); i.Next(&key, &pod); {
-		all[key] = pod
-	}
-	var errs []error
-	for key, pod := range all {
-		pod.Stack |= pin.Off
-		if err := pods.Update(key, pod, ebpf.UpdateExist); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
+// Difference is something that the kernel does not hold as the plan says.
+type Difference struct {
+	What       string // such as "pod 10.244.1.7"
+	Want, Have string // empty for none
 }
 
-// Count is how many packets met a fate.
-type Count struct {
-	Verdict, Reason string
-	Packets         uint64
+func (d Difference) String() string {
+	switch {
+	case d.Have == "":
+		return fmt.Sprintf("%s is missing (%s)", d.What, d.Want)
+	case d.Want == "":
+		return fmt.Sprintf("%s is there and should not be (%s)", d.What, d.Have)
+	}
+	return fmt.Sprintf("%s: want %s, have %s", d.What, d.Want, d.Have)
 }
 
-// Counts reads how many packets were redirected, passed to the stack and dropped, and why, since the maps were made.
-func (p *Path) Counts() ([]Count, error) {
-	var list []Count
-	for i, r := range pin.Reasons {
-		if r.Name == "" {
-			continue
+// Compare returns the differences between what is wanted and what is there, in no order. what names a key, and value
+// writes a value.
+func Compare[K, V comparable](want, have map[K]V, what func(K) string, value func(V) string) []Difference {
+	var d []Difference
+	for k, w := range want {
+		if h, there := have[k]; !there {
+			d = append(d, Difference{What: what(k), Want: value(w)})
+		} else if h != w {
+			d = append(d, Difference{What: what(k), Want: value(w), Have: value(h)})
 		}
-		var cpus []uint64
-		if err := p.objects.FathomCounts.Lookup(uint32(i), &cpus); err != nil {
-			return nil, fmt.Errorf("read the map %s: %w", pin.Counts, err)
-		}
-		c := Count{Verdict: r.Verdict, Reason: r.Name}
-		for _, n := range cpus {
-			c.Packets += n
-		}
-		list = append(list, c)
 	}
-	return list, nil
+	for k := range maps.Keys(have) {
+		if _, wanted := want[k]; !wanted {
+			d = append(d, Difference{What: what(k), Have: value(have[k])})
+		}
+	}
+	return d
 }

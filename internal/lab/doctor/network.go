@@ -13,7 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/fathom-network/fathom/internal/kernel/bpf"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/connect"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/fastpath"
 )
 
 func (e *exam) network(ctx context.Context) {
@@ -51,7 +52,7 @@ func (e *exam) tryPrograms() {
 		return
 	}
 	const newer = "use a newer kernel, if that is worth it"
-	for _, p := range []struct{ name, missing string }{{"fast path", bpf.Supported()}, {"Services at connect()", bpf.ConnectSupported()}} {
+	for _, p := range []struct{ name, missing string }{{"fast path", fastpath.Supported()}, {"Services at connect()", connect.Supported()}} {
 		if p.missing != "" {
 			e.warn(links, p.name, p.missing, newer)
 		} else {

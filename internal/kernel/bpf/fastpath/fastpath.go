@@ -1,0 +1,181 @@
+// Package fastpath is the fast path of pods' packets: two small programs that the kernel runs where a packet leaves a pod
+// and where one comes in from another node. They stop packets that are not from the pod's own address, and hand on
+// at once what nothing else on the node needs to see. docs/design/fastpath.md says what that is.
+//
+// Programs and maps stay in the kernel when the process ends.
+package fastpath
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/kernel/bpf"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
+	"github.com/fathom-network/fathom/internal/kernel/link"
+)
+
+// Options are how a node's fast path is kept. The zero value is that of a node.
+type Options struct {
+	Dir string // where it is pinned; pin.Dir if empty
+	// NothingTranslates says that no rule on the node changes addresses of packets between pods. Where the kernel
+	// cannot be asked for its connections, there is a fast path only then.
+	NothingTranslates bool
+	// NoTCX attaches by clsact, as on kernels before 6.6.
+	NoTCX bool
+}
+
+// Plan is what the fast path should be. Which pods there are it reads from the kernel.
+type Plan struct {
+	// Fast has packets redirected. Without it there is the stop of false sources alone.
+	Fast bool
+	podnet.Ways
+	// Slow are pods' addresses whose packets take the stack, and why.
+	Slow map[netip.Addr]pin.Stack
+}
+
+// Path is the fast path of one node.
+type Path struct {
+	Options
+	Support Support
+	node    *link.Namespace
+	objects bpfObjects
+}
+
+// Open loads the programs and finds the maps that are pinned already. Nothing changes for packets until Set. A kernel
+// that lacks what cannot be done without is a *bpf.UnsupportedError.
+func Open(node *link.Namespace, o Options) (*Path, error) {
+	p := &Path{Options: o, node: node}
+	p.Dir = cmp.Or(p.Dir, pin.Dir)
+	types := btf.NewCache() // the loader's, too
+	p.Support = supported(node, types)
+	if len(p.Support.Missing) > 0 {
+		return nil, p.Support.unsupported()
+	}
+	p.Support.TCX = p.Support.TCX && !o.NoTCX
+	if err := bpf.MakeDir(p.Dir); err != nil {
+		return nil, err
+	}
+	spec, err := loadBpf()
+	if err != nil {
+		return nil, fmt.Errorf("read the fast path's programs: %w", err)
+	}
+	load := func() error {
+		return spec.LoadAndAssign(&p.objects, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: p.Dir}, Cache: types})
+	}
+	err = load()
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		// Of another version. What it has attached goes on with its maps until Set replaces it.
+		err = nil
+		for _, name := range []string{pin.Pods, pin.Ports, pin.Remotes, pin.Counts} {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(p.Dir, name)))
+		}
+		if err == nil {
+			err = load()
+		}
+	}
+	if err != nil {
+		var v *ebpf.VerifierError
+		if errors.As(err, &v) {
+			return nil, fmt.Errorf("load the fast path: the kernel's verifier refuses it: %w", v)
+		}
+		return nil, fmt.Errorf("load the fast path: %w", err)
+	}
+	if err := p.keepOrPin(pin.FromPod, &p.objects.FathomPod); err != nil {
+		p.Close()
+		return nil, err
+	}
+	if err := p.keepOrPin(pin.FromNet, &p.objects.FathomWire); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// Close lets go of programs and maps. They stay where they are.
+func (p *Path) Close() { _ = p.objects.Close() }
+
+// Fast says whether there can be more than the stop of false sources, and if not, why.
+func (p *Path) Fast() (bool, string) {
+	if p.Support.Conntrack || p.NothingTranslates {
+		return true, ""
+	}
+	return false, "this kernel cannot be asked for its connections (bpf_skb_ct_lookup, Linux 6.1 with CONFIG_DEBUG_INFO_BTF and nf_conntrack): " +
+		"packets of Services could not be told from others"
+}
+
+// keepOrPin pins a program. One that is pinned already stays, if it is the same and on the same maps.
+func (p *Path) keepOrPin(name string, program **ebpf.Program) error {
+	path := filepath.Join(p.Dir, name)
+	if there, err := ebpf.LoadPinnedProgram(path, nil); err == nil {
+		if same, err := bpf.IsSame(there, *program); err == nil && same {
+			(*program).Close()
+			*program = there
+			return nil
+		}
+		there.Close()
+	}
+	// Pinned under another name first: the plugin finds one or the other.
+	next := path + "_next"
+	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("pin the program %s: %w", name, err)
+	}
+	err := (*program).Pin(next)
+	if err == nil {
+		err = os.Rename(next, path)
+	}
+	if err != nil {
+		return fmt.Errorf("pin the program %s: %w", name, err)
+	}
+	return nil
+}
+
+// Remove takes away all that the fast path has on a node: programs from devices, then what is pinned.
+func Remove(node *link.Namespace, dir string) error {
+	dir = cmp.Or(dir, pin.Dir)
+	var errs []error
+	// So that no connection is seen by half of the programs: first they all pass everything.
+	if pods, err := ebpf.LoadPinnedMap(filepath.Join(dir, pin.Pods), nil); err == nil {
+		errs = append(errs, slowDown(pods))
+		pods.Close()
+	}
+	names, err := node.Names()
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	tcx := hasTCX(node)
+	for index := range names {
+		for _, name := range []string{pin.FromPod, pin.FromNet} {
+			errs = append(errs, detach(node, tcx, index, name))
+		}
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		errs = append(errs, fmt.Errorf("remove what is pinned in %s: %w", dir, err))
+	}
+	return errors.Join(errs...)
+}
+
+func slowDown(pods *ebpf.Map) error {
+	var key pin.Key
+	var pod pin.Pod
+	all := map[pin.Key]pin.Pod{}
+	for i := pods.Iterate(); i.Next(&key, &pod); {
+		all[key] = pod
+	}
+	var errs []error
+	for key, pod := range all {
+		pod.Stack |= pin.Off
+		if err := pods.Update(key, pod, ebpf.UpdateExist); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

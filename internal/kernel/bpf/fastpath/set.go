@@ -1,0 +1,258 @@
+package fastpath
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/facts/diff"
+	"github.com/fathom-network/fathom/internal/kernel/bpf"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
+)
+
+// Changes counts what Set changed.
+type Changes struct {
+	Programs, Pods, Remotes diff.Count
+}
+
+// Total is how many changes there were.
+func (c Changes) Total() int {
+	n := 0
+	for _, x := range []diff.Count{c.Programs, c.Pods, c.Remotes} {
+		n += x.Added + x.Corrected + x.Removed
+	}
+	return n
+}
+
+func (c Changes) String() string {
+	return fmt.Sprintf("programs %v, pods %v, remotes %v", c.Programs, c.Pods, c.Remotes)
+}
+
+// Set makes the kernel hold what the plan says, and may be repeated. What is in the way of one thing does not keep
+// it from the others.
+//
+// At no time may a connection's packets be redirected one way and not the other: conntrack would see half of it, and
+// rules of others drop what it holds to be invalid. So a pod becomes fast, both ways in one step, when everything
+// else is there, and slow before anything is taken away.
+func (p *Path) Set(plan Plan) (Changes, error) {
+	s, err := p.compare(plan)
+	if err != nil {
+		return Changes{}, err
+	}
+	s.slowDownPods()
+	s.attachToWires()
+	s.writeRemotes()
+	s.writePorts()
+	s.writePods()
+	s.replaceOnWires()
+	s.attachToPods()
+	s.finishPods()
+
+	s.deleteRemotes()
+	s.detachFromWires()
+	s.deletePods()
+	s.deletePorts()
+	return s.changes, errors.Join(s.errs...)
+}
+
+// setter is one run of Set. Wires are the devices by which packets come in from other nodes.
+type setter struct {
+	*Path
+	names      map[int]string // of devices, by index
+	want, have state
+	changes    Changes
+	errs       []error
+}
+
+// compare reads what the kernel holds and works out what the plan wants. What is in the way of a part of the plan is among
+// the setter's errors.
+func (p *Path) compare(plan Plan) (*setter, error) {
+	s := &setter{Path: p}
+	var err error
+	// The maps before the devices: what is in the maps now and has no device then, has none.
+	if s.have, err = p.readMaps(); err != nil {
+		return nil, err
+	}
+	if s.names, err = p.node.Names(); err != nil {
+		return nil, err
+	}
+	filters, err := p.node.Filters()
+	if err != nil {
+		return nil, err
+	}
+	s.want, err = p.wanted(plan, filters)
+	s.errs = append(s.errs, err)
+	return s, p.readAttached(&s.have, s.names, filters)
+}
+
+// note keeps an error, if there is one, with what was attempted.
+func (s *setter) note(what string, err error) {
+	if err != nil {
+		s.errs = append(s.errs, fmt.Errorf("%s: %w", what, err))
+	}
+}
+
+func (s *setter) writePod(key pin.Key, pod pin.Pod) {
+	s.note("write the map "+pin.Pods, s.objects.FathomPods.Update(key, pod, ebpf.UpdateAny))
+}
+
+// slowDownPods sends the packets of pods to the stack that are redirected and are not to be.
+func (s *setter) slowDownPods() {
+	for key, w := range s.want.pods {
+		if h, there := s.have.pods[key]; there && h.Stack == 0 && w.Stack != 0 {
+			s.writePod(key, w)
+			s.have.pods[key] = w
+			s.changes.Pods.Corrected++
+		}
+	}
+}
+
+// attachToWires attaches the program to wires that have none.
+func (s *setter) attachToWires() {
+	for index := range s.want.fromNet {
+		if _, there := s.have.fromNet[index]; !there {
+			s.attachToWire(index)
+			s.changes.Programs.Added++
+		}
+	}
+}
+
+func (s *setter) attachToWire(index int) {
+	s.note("device "+s.names[index], attach(s.node, s.Support.TCX, index, pin.FromNet, s.objects.FathomWire))
+}
+
+func (s *setter) writeRemotes() {
+	for key, w := range s.want.remotes {
+		if h, there := s.have.remotes[key]; !there || h != w {
+			s.note("write the map "+pin.Remotes, s.objects.FathomRemotes.Update(key, w, ebpf.UpdateAny))
+			s.changes.Remotes.Added++
+		}
+	}
+}
+
+func (s *setter) writePorts() {
+	for index, w := range s.want.ports {
+		if h, there := s.have.ports[index]; !there || h != w {
+			s.note("write the map "+pin.Ports, s.objects.FathomPorts.Update(index, w, ebpf.UpdateAny))
+		}
+	}
+}
+
+// writePods writes the pods that the map lacks or has with another device. One whose device has no program yet stays slow.
+func (s *setter) writePods() {
+	for key, w := range s.want.pods {
+		h, there := s.have.pods[key]
+		if there && h.Index == w.Index && h.MAC == w.MAC && h.HostMAC == w.HostMAC {
+			continue
+		}
+		if _, has := s.have.fromPod[int(w.Index)]; !has {
+			w.Stack |= pin.New
+		}
+		s.writePod(key, w)
+		s.have.pods[key] = w
+		s.changes.Pods.Added++
+	}
+}
+
+// replaceOnWires replaces the programs of other versions on wires.
+func (s *setter) replaceOnWires() {
+	for index := range s.want.fromNet {
+		if current, there := s.have.fromNet[index]; there && !current {
+			s.attachToWire(index)
+			s.changes.Programs.Corrected++
+		}
+	}
+}
+
+// attachToPods attaches the program to pods' devices, and replaces those of other versions. A pod whose device does not get
+// it stays slow.
+func (s *setter) attachToPods() {
+	for index := range s.want.fromPod {
+		current, there := s.have.fromPod[index]
+		if current {
+			continue
+		}
+		if err := attach(s.node, s.Support.TCX, index, pin.FromPod, s.objects.FathomPod); err != nil {
+			if !isGone(err) { // the pod was deleted meanwhile
+				s.note("device "+s.names[index], err)
+			}
+			for key, w := range s.want.pods {
+				if int(w.Index) == index {
+					w.Stack |= pin.New
+					s.want.pods[key] = w
+				}
+			}
+			continue
+		}
+		if there {
+			s.changes.Programs.Corrected++
+		} else {
+			s.changes.Programs.Added++
+		}
+	}
+}
+
+// finishPods writes all that is wanted of pods. From here on their packets are redirected, if they may be.
+func (s *setter) finishPods() {
+	for key, w := range s.want.pods {
+		if s.have.pods[key] != w {
+			s.writePod(key, w)
+			s.changes.Pods.Corrected++
+		}
+	}
+}
+
+func (s *setter) deleteRemotes() {
+	for key := range s.have.remotes {
+		if _, wanted := s.want.remotes[key]; !wanted {
+			s.note("delete from the map "+pin.Remotes, bpf.IgnoreMissing(s.objects.FathomRemotes.Delete(key)))
+			s.changes.Remotes.Removed++
+		}
+	}
+}
+
+func (s *setter) detachFromWires() {
+	for index := range s.have.fromNet {
+		if _, wanted := s.want.fromNet[index]; !wanted {
+			s.note("device "+s.names[index], detach(s.node, s.Support.TCX, index, pin.FromNet))
+			s.changes.Programs.Removed++
+		}
+	}
+}
+
+// deletePods deletes the addresses whose device is gone. A device that is there and has an address which is not wanted is
+// being made, or has not lost all of its addresses.
+func (s *setter) deletePods() {
+	for key, h := range s.have.pods {
+		_, wanted := s.want.pods[key]
+		_, there := s.names[int(h.Index)]
+		if !wanted && !there {
+			s.note("delete from the map "+pin.Pods, s.forget(key, h))
+			s.changes.Pods.Removed++
+		}
+	}
+}
+
+func (s *setter) deletePorts() {
+	for index := range s.have.ports {
+		if _, there := s.names[int(index)]; !there {
+			s.note("delete from the map "+pin.Ports, bpf.IgnoreMissing(s.objects.FathomPorts.Delete(index)))
+		}
+	}
+}
+
+// forget deletes a pod's address, unless the plugin has given it to another pod meanwhile.
+func (p *Path) forget(key pin.Key, h pin.Pod) error {
+	var last pin.Pod
+	if err := p.objects.FathomPods.LookupAndDelete(key, &last); err != nil {
+		return bpf.IgnoreMissing(err)
+	}
+	if last.Index != h.Index {
+		return p.objects.FathomPods.Update(key, last, ebpf.UpdateNoExist)
+	}
+	return nil
+}
+
+func isGone(err error) bool { return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) }

@@ -1,0 +1,186 @@
+package fastpath
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
+	"github.com/fathom-network/fathom/internal/kernel/link"
+)
+
+// prefixKey and remoteValue are what the map Remotes holds.
+type prefixKey struct {
+	Length  uint32
+	Address pin.Key
+}
+
+type remoteValue struct {
+	Index  uint32
+	Family uint32
+	Via    [16]byte // an IPv4 address is in the first four bytes
+}
+
+// state is what the kernel holds, or should.
+type state struct {
+	ports   map[uint32]pin.Port
+	pods    map[pin.Key]pin.Pod
+	remotes map[prefixKey]remoteValue
+	// fromPod and fromNet are the devices that have the program, and whether it is the one of this version.
+	fromPod, fromNet map[int]bool
+}
+
+func (k prefixKey) String() string {
+	a := k.Address.Addr()
+	bits := int(k.Length)
+	if a.Is4() {
+		bits -= 96
+	}
+	return netip.PrefixFrom(a, bits).String()
+}
+
+func (v remoteValue) via() netip.Addr {
+	if v.Family == unix.AF_INET {
+		return netip.AddrFrom4([4]byte(v.Via[:4]))
+	}
+	return netip.AddrFrom16(v.Via)
+}
+
+// wanted works out what the plan means for the devices that there are.
+func (p *Path) wanted(plan Plan, filters map[int][]link.Filter) (state, error) {
+	w := state{ports: map[uint32]pin.Port{}, pods: map[pin.Key]pin.Pod{}, remotes: map[prefixKey]remoteValue{},
+		fromPod: map[int]bool{}, fromNet: map[int]bool{}}
+	var errs []error
+	possible, _ := p.Fast()
+	fast := plan.Fast && possible
+	ports, err := p.node.PodPorts()
+	if err != nil {
+		return w, err
+	}
+	for _, port := range ports {
+		if len(port.Addrs) == 0 {
+			continue
+		}
+		w.fromPod[port.Index] = true
+		w.ports[uint32(port.Index)] = pin.Port{MAC: [6]byte(port.Addrs[0].MAC)}
+		for _, a := range port.Addrs {
+			pod := pin.Pod{Index: uint32(port.Index), Stack: plan.Slow[a.Addr], MAC: [6]byte(a.MAC), HostMAC: [6]byte(port.HostMAC)}
+			if !fast {
+				pod.Stack |= pin.Off
+			}
+			if isShaped(port, filters[port.Index]) {
+				pod.Stack |= pin.Shaped
+			}
+			w.pods[pin.KeyOf(a.Addr)] = pod
+		}
+	}
+	if !fast {
+		return w, nil
+	}
+	index := map[string]int{}
+	for _, name := range plan.Devices {
+		i, ethernet, err := p.node.Index(name)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if ethernet { // others have no addresses to rewrite; packets that come in by them are the stack's
+			index[name] = i
+			w.fromNet[i] = true
+		}
+	}
+	for _, r := range plan.Remotes {
+		i, there := index[r.Device]
+		if !there {
+			continue
+		}
+		key, value := remote(r, i)
+		w.remotes[key] = value
+	}
+	return w, errors.Join(errs...)
+}
+
+func remote(r podnet.Remote, index int) (prefixKey, remoteValue) {
+	key := prefixKey{Length: uint32(r.To.Bits()), Address: pin.KeyOf(r.To.Addr())}
+	if r.To.Addr().Is4() {
+		key.Length += 96
+	}
+	value := remoteValue{Index: uint32(index), Family: unix.AF_INET6}
+	if r.Via.Is4() {
+		value.Family = unix.AF_INET
+	}
+	copy(value.Via[:], r.Via.AsSlice())
+	return key, value
+}
+
+// isShaped says whether a pod's device does more than hand packets on, as the reference plugin "bandwidth" has it:
+// a packet that is redirected goes past what does that.
+func isShaped(port link.PodPort, filters []link.Filter) bool {
+	return slices.ContainsFunc(port.Qdiscs, func(kind string) bool { return kind != "clsact" }) ||
+		slices.ContainsFunc(filters, func(f link.Filter) bool { return f.Egress || f.Name != pin.FromPod })
+}
+
+func (p *Path) readMaps() (state, error) {
+	s := state{ports: map[uint32]pin.Port{}, pods: map[pin.Key]pin.Pod{}, remotes: map[prefixKey]remoteValue{},
+		fromPod: map[int]bool{}, fromNet: map[int]bool{}}
+	if err := readMap(p.objects.FathomPorts, s.ports); err != nil {
+		return s, fmt.Errorf("read the map %s: %w", pin.Ports, err)
+	}
+	if err := readMap(p.objects.FathomPods, s.pods); err != nil {
+		return s, fmt.Errorf("read the map %s: %w", pin.Pods, err)
+	}
+	if err := readMap(p.objects.FathomRemotes, s.remotes); err != nil {
+		return s, fmt.Errorf("read the map %s: %w", pin.Remotes, err)
+	}
+	return s, nil
+}
+
+// readMap reads a whole map, which the plugin may write to meanwhile. A walk that it upset is begun again.
+func readMap[K comparable, V any](m *ebpf.Map, into map[K]V) error {
+	for attempt := 0; ; attempt++ {
+		clear(into)
+		var key K
+		var value V
+		i := m.Iterate()
+		for i.Next(&key, &value) {
+			into[key] = value
+		}
+		if err := i.Err(); err == nil || !errors.Is(err, ebpf.ErrIterationAborted) || attempt == 3 {
+			return err
+		}
+	}
+}
+
+func (p *Path) readAttached(s *state, names map[int]string, filters map[int][]link.Filter) error {
+	kinds := []struct {
+		name    string
+		program *ebpf.Program
+		into    map[int]bool
+		current ebpf.ProgramID
+	}{{name: pin.FromPod, program: p.objects.FathomPod, into: s.fromPod}, {name: pin.FromNet, program: p.objects.FathomWire, into: s.fromNet}}
+	for i, x := range kinds {
+		info, err := x.program.Info()
+		if err != nil {
+			return fmt.Errorf("read the program %s: %w", x.name, err)
+		}
+		kinds[i].current, _ = info.ID()
+	}
+	for index := range names {
+		all, err := attached(p.node, p.Support.TCX, filters[index], index)
+		if err != nil {
+			return err
+		}
+		for _, x := range kinds {
+			// Two of the same do what one does: plugin and agent may attach at once.
+			if there := all[x.name]; len(there) > 0 {
+				x.into[index] = !slices.ContainsFunc(there, func(a attachment) bool { return a.id != x.current })
+			}
+		}
+	}
+	return nil
+}
