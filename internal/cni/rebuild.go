@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 	"github.com/fathom-network/fathom/internal/kernel/link"
@@ -58,7 +59,7 @@ func (n Network) leaseOf(p link.LivingPod, pools []ipam.Pool) lease.Lease {
 func poolOf(addresses []netip.Addr, pools []ipam.Pool) string {
 	for _, p := range pools {
 		if !slices.ContainsFunc(addresses, func(a netip.Addr) bool {
-			return !slices.ContainsFunc(slices.Concat(p.Ranges, p.Fixed), func(r netip.Prefix) bool { return r.Contains(a) })
+			return !inet.Contains(slices.Concat(p.Ranges, p.Fixed), a)
 		}) {
 			return p.Name
 		}

@@ -74,6 +74,11 @@ func ParseAddr(s string) (netip.Addr, error) {
 	return a.Unmap(), nil
 }
 
+// Contains says whether an address is in one of some prefixes.
+func Contains(list []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
 // Last returns the last address of a prefix.
 func Last(p netip.Prefix) netip.Addr {
 	b := p.Addr().AsSlice()

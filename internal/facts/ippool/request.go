@@ -158,7 +158,7 @@ func (f Facts) Decide(w Wish, nodeName, namespace string, namespaceLabels map[st
 // poolOf finds the pool that has an address.
 func (f Facts) poolOf(a netip.Addr) (string, error) {
 	for _, n := range f.nodes() {
-		if slices.ContainsFunc(n.podCIDRs, func(c netip.Prefix) bool { return c.Contains(a) }) {
+		if inet.Contains(n.podCIDRs, a) {
 			return netconf.DefaultPool, nil
 		}
 	}
@@ -174,7 +174,7 @@ func (f Facts) poolOf(a netip.Addr) (string, error) {
 func (f Facts) ownRange(addrs []netip.Addr, nodeName string) error {
 	for _, a := range addrs {
 		for _, n := range f.nodes() {
-			if n.name != nodeName && slices.ContainsFunc(n.podCIDRs, func(c netip.Prefix) bool { return c.Contains(a) }) {
+			if n.name != nodeName && inet.Contains(n.podCIDRs, a) {
 				return refuse(false, "%s is in the podCIDR of node %s, and the pod is on node %s; ask for an address of an IPPool, or run the pod there", a, n.name, nodeName)
 			}
 		}

@@ -111,7 +111,7 @@ func (s *Service) backends(k Kind, c *choice) (in, out Backends) {
 func (s *Service) sourcesAt(at place, family inet.Family) []netip.Prefix {
 	ranges := *s.Sources.Of(family)
 	contain := func(a netip.Addr) bool {
-		return slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(a) })
+		return inet.Contains(ranges, a)
 	}
 	if !slices.ContainsFunc(at.addrs, contain) {
 		return ranges

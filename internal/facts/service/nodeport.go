@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 )
 
@@ -14,7 +15,7 @@ func NodePortAddrs(ranges []netip.Prefix, own podnet.Node, interfaces []podnet.I
 		addrs = nil
 		for _, i := range interfaces {
 			for _, p := range i.Addrs {
-				if slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(p.Addr()) }) {
+				if inet.Contains(ranges, p.Addr()) {
 					addrs = append(addrs, p.Addr())
 				}
 			}

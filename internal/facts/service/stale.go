@@ -3,6 +3,8 @@ package service
 import (
 	"net/netip"
 	"slices"
+
+	"github.com/fathom-network/fathom/internal/facts/inet"
 )
 
 // Index finds frontends by where packets are sent, and says which flows that the kernel remembers are stale: they lead
@@ -190,7 +192,7 @@ func (x *Index) hasGone(key Key) bool {
 }
 
 func (x *Index) inRanges(addr netip.Addr) bool {
-	if !slices.ContainsFunc(x.ranges, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+	if !inet.Contains(x.ranges, addr) {
 		return false
 	}
 	_, other := x.others[addr]

@@ -18,5 +18,8 @@ type Unserved struct {
 // docs/design/bgp.md.
 const AggregatesTable = "fathom-aggregates"
 
+// Table is the nftables table that sends what comes to Services to their endpoints: docs/design/nftables.md.
+const Table = "fathom-services"
+
 // UnservedTable is the nftables table that answers for Services' addresses where no Service does: docs/design/nftables.md.
 const UnservedTable = "fathom-unserved"

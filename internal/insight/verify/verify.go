@@ -14,6 +14,7 @@ import (
 
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/facts/answer"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/netfacts"
@@ -191,7 +192,7 @@ func (d *differ) device(pod string, l answer.Lease, ends map[string]podnet.PodEn
 		return
 	}
 	for _, a := range l.Addresses {
-		if l.Pool == netconf.DefaultPool && !slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) }) {
+		if l.Pool == netconf.DefaultPool && !inet.Contains(ranges, a) {
 			d.add("pod %s has %s, which is in none of the node's ranges %v", pod, a, ranges)
 		}
 		if !slices.Contains(end.Routes, a) {

@@ -11,7 +11,7 @@ import (
 )
 
 // MasqueradeTable is the table that gives packets of pods to the world outside their node's address.
-const MasqueradeTable = "fathom-masquerade"
+const MasqueradeTable = podnet.MasqueradeTable
 
 // The sets of the table, each once for IPv4 and once for IPv6: the number is appended.
 const (

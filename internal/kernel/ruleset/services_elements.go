@@ -42,7 +42,7 @@ func (f frontend) Shares(yield func(nft.Shared)) {
 func (f frontend) ownEndpoints() (list []netip.Addr) {
 	for _, b := range []service.Backends{f.Inside, f.Outside} {
 		for _, e := range b.Endpoints {
-			if slices.ContainsFunc(*f.own, func(p netip.Prefix) bool { return p.Contains(e.Addr()) }) {
+			if inet.Contains(*f.own, e.Addr()) {
 				list = append(list, e.Addr())
 			}
 		}

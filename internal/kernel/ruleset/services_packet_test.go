@@ -244,8 +244,8 @@ func isRefused(t *testing.T, n *link.Namespace, network, to string) {
 
 func host(addr string, port int) string { return net.JoinHostPort(addr, fmt.Sprint(port)) }
 
-func TestServicesWithPackets(t *testing.T) {
-	l := newLab(t)
+// manyKinds are Services of all kinds, in both families.
+func manyKinds() service.Plan {
 	var all []service.Frontend
 	for _, f := range families {
 		web := to(host(f.far, 8080), host(f.a, 8080), host(f.b, 8080))
@@ -269,8 +269,12 @@ func TestServicesWithPackets(t *testing.T) {
 			)
 		}
 	}
-	p := plan(all...)
-	set(t, l.rules, p)
+	return plan(all...)
+}
+
+func TestServicesWithPackets(t *testing.T) {
+	l := newLab(t)
+	set(t, l.rules, manyKinds())
 	for _, f := range families {
 		vip := func(n int) string { return host(fmt.Sprintf(f.vip, n), 80) }
 		lb := func(n int) string { return host(fmt.Sprintf(f.lb, n), 80) }

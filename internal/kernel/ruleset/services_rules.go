@@ -19,7 +19,7 @@ import (
 )
 
 // ServicesTable is the table that sends what comes to Services to their endpoints.
-const ServicesTable = "fathom-services"
+const ServicesTable = service.Table
 
 // MasqueradeMark is the bit of a packet's mark that says, between this table's chains, that the table has chosen its
 // destination. It is the one that Kubernetes uses for the purpose; packets leave the node without it.

@@ -81,7 +81,7 @@ var extra = [...]struct{ fixed, each int }{
 	2: {},         // PTR
 	3: {fixed: 12},
 	4: {each: memberSize}, 5: {each: memberSize}, // STRUCT, UNION
-	6: {each: 8},                              // ENUM
+	6: {each: 8},                                // ENUM
 	7: {}, 8: {}, 9: {}, 10: {}, 11: {}, 12: {}, // FWD, TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC
 	13: {each: 8},  // FUNC_PROTO
 	14: {fixed: 4}, // VAR
