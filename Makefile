@@ -51,13 +51,18 @@ fathom: ## build Fathom alone: bin/fathom
 	CGO_ENABLED=0 go build -tags grpcnotrace -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/...
 
 .PHONY: install
-install: build ## install to PREFIX (/usr/local): bin/fathom*, lib/fathom/kit and share/doc/fathom
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/fathom
-	install -m 755 bin/fathom bin/fathom-* $(DESTDIR)$(PREFIX)/bin/
-	rm -rf $(DESTDIR)$(PREFIX)/lib/fathom/kit
-	cp -a $(KIT) $(DESTDIR)$(PREFIX)/lib/fathom/kit
-	install -d $(DESTDIR)$(PREFIX)/share/doc/fathom
-	install -m 644 LICENSE LICENSES/GPL-2.0-only.txt bin/notices/* $(DESTDIR)$(PREFIX)/share/doc/fathom/
+install: build ## install to PREFIX (/usr/local): bin/fathom, lib/fathom and share
+	kit/dist tree bin $(DESTDIR)$(PREFIX)
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/fathom-,agent cni controller init) # where they once were
+
+# The date of the source, which packages have in the place of that of their making.
+dist: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+.PHONY: dist
+dist: build ## make packages into bin/dist: a .deb for Debian and Ubuntu, a .tar.xz for others (docs/packages.md)
+	@rm -rf bin/dist
+	@bin/tools/bom -strict -kit $(KIT) -out bin/notices bin/fathom bin/fathom-*
+	@kit/dist packages bin $(VERSION) bin/dist
+	@cd bin/dist && sha256sum *.deb *.tar* >SHA256SUMS && ls -lh
 
 .PHONY: generate
 generate: ## compile the BPF programs anew; their objects are committed (needs clang and llvm)
@@ -66,6 +71,14 @@ generate: ## compile the BPF programs anew; their objects are committed (needs c
 .PHONY: clean
 clean: ## remove what was built (Go's build cache stays)
 	rm -rf bin
+
+# What a package is made of is built again from nothing, in another directory: no cache, no date and no path may show.
+.PHONY: dist-check
+dist-check: dist ## build the packages again from nothing and compare them, byte by byte (as long as a first build)
+	@case $(VERSION) in *-dirty) echo "dist-check: commit first: a clone has only that" >&2; exit 1; esac
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && git clone -q . "$$dir/fathom" && \
+		GOCACHE=$$dir/cache $(MAKE) --no-print-directory -C "$$dir/fathom" dist && \
+		diff bin/dist/SHA256SUMS "$$dir/fathom/bin/dist/SHA256SUMS" && echo "dist-check: the same"
 
 # --- the kit ---------------------------------------------------------------------------------------------------
 # Real programs from pinned sources. A program is built again when its module's versions or its main change, or

@@ -18,7 +18,8 @@ import (
 type Kit struct {
 	// Dir is the kit's directory, absolute.
 	Dir string
-	// OwnDir is where Fathom's own programs are: fathom-init, fathom-agent, fathom-cni and fathom-controller.
+	// OwnDir is where the programs are that fathom starts or puts into images, and no user does: fathom-init, fathom-agent,
+	// fathom-cni and fathom-controller. It is the kit's parent, unless $FATHOM_KIT names the kit.
 	OwnDir string
 	Versions
 }
@@ -48,8 +49,8 @@ type Versions struct {
 const Env = "FATHOM_KIT"
 
 // Find returns the kit that belongs to the running executable: the directory $FATHOM_KIT names, else
-// kit beside the executable, else lib/fathom/kit beside the executable's bin directory, which is
-// where a package puts it.
+// kit beside the executable, as in a build tree, else lib/fathom/kit beside the executable's bin directory, which is
+// where a package and `make install` put it.
 func Find() (Kit, error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -70,7 +71,7 @@ func find(exe string) (Kit, error) {
 		if err != nil {
 			return Kit{}, fmt.Errorf("the kit that $%s names: %w", Env, err)
 		}
-		k.OwnDir = dir
+		k.OwnDir = ownDir(dir)
 		return k, nil
 	}
 	places := []string{filepath.Join(dir, "kit"), filepath.Join(dir, "..", "lib", "fathom", "kit")}
@@ -79,14 +80,21 @@ func find(exe string) (Kit, error) {
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
-		k.OwnDir = dir
 		return k, err
 	}
-	return Kit{}, fmt.Errorf("no kit (Kubernetes, containerd and the other programs a lab runs) in %s; build it with `make kit`, or set $%s to where it is",
+	return Kit{}, fmt.Errorf("no kit (Kubernetes, containerd and the other programs a lab runs) in %s; build it with `make kit`, install the package fathom again, or set $%s to where it is",
 		strings.Join(places, " or "), Env)
 }
 
-// Open returns the kit in dir, with Fathom's own programs beside it as in a build tree.
+// ownDir returns where Fathom's own programs are, for an executable in dir, which does not follow from the kit's place.
+func ownDir(dir string) string {
+	if _, err := os.Stat(filepath.Join(dir, "fathom-init")); err == nil {
+		return dir
+	}
+	return filepath.Join(dir, "..", "lib", "fathom")
+}
+
+// Open returns the kit in dir, with Fathom's own programs beside it.
 func Open(dir string) (Kit, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -135,7 +143,7 @@ func (k Kit) Require(files ...string) error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("the kit in %s lacks %s; build it again with `make build`", k.Dir, strings.Join(missing, ", "))
+		return fmt.Errorf("the kit in %s lacks %s; build it again with `make build`, or install the package fathom again", k.Dir, strings.Join(missing, ", "))
 	}
 	return nil
 }

@@ -62,6 +62,9 @@ func TestFind(t *testing.T) {
 			if k.Kubernetes != "v1.2.3" {
 				t.Errorf("Kubernetes %q", k.Kubernetes)
 			}
+			if got, want := k.Own("fathom-init"), filepath.Join(root, filepath.Dir(tt.kit), "fathom-init"); got != want {
+				t.Errorf("fathom-init is looked for at %s, want %s", got, want)
+			}
 		})
 	}
 }
@@ -79,6 +82,25 @@ func TestFindByEnvironment(t *testing.T) {
 	}
 	if k.Dir != dir || k.Etcd != "v3" {
 		t.Errorf("got %+v", k)
+	}
+}
+
+// A kit that the environment names has nothing to do with where Fathom's own programs are.
+func TestFindOwnByEnvironment(t *testing.T) {
+	kit := t.TempDir()
+	write(t, filepath.Join(kit, "kit.json"), `{}`)
+	t.Setenv(Env, kit)
+	for _, own := range []string{"bin", "lib/fathom"} {
+		root := t.TempDir()
+		write(t, filepath.Join(root, "bin/fathom"), "")
+		write(t, filepath.Join(root, own, "fathom-init"), "")
+		k, err := find(filepath.Join(root, "bin/fathom"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := k.Own("fathom-init"), filepath.Join(root, own, "fathom-init"); got != want {
+			t.Errorf("fathom-init is looked for at %s, want %s", got, want)
+		}
 	}
 }
 

@@ -29,6 +29,7 @@ type licences struct {
 // found is what was found of one component.
 type found struct {
 	texts      []string // of its licence and notice files
+	common     []string // that those refer to
 	expression string   // in SPDX's words
 }
 
@@ -82,12 +83,42 @@ func (l *licences) add(c component) error {
 	if len(f.texts) == 0 {
 		return fmt.Errorf("%s %s has no licence file in %s", c.path, c.version, dir)
 	}
+	if strings.HasPrefix(c.path, "deb/") {
+		common, err := commonLicences(f.texts)
+		if err != nil {
+			return err
+		}
+		f.common = common
+	}
 	f.expression = strings.Join(slices.Sorted(maps.Keys(names)), " AND ")
 	if f.expression == "" || strings.HasPrefix(c.path, "deb/") {
 		f.expression = reference(c)
 	}
 	l.of[c] = f
 	return nil
+}
+
+// commonLicence is how a package of Debian names a text that every Debian has, in place of the text.
+var commonLicence = regexp.MustCompile(`/usr/share/common-licenses/[A-Za-z0-9.+-]*[A-Za-z0-9]`)
+
+// commonLicences are the texts that a package's own refer to.
+func commonLicences(texts []string) (common []string, err error) {
+	files := map[string]bool{}
+	for _, text := range texts {
+		for _, file := range commonLicence.FindAllString(text, -1) {
+			if file, err := filepath.EvalSymlinks(file); err == nil { // some are misspelt
+				files[file] = true
+			}
+		}
+	}
+	for _, file := range slices.Sorted(maps.Keys(files)) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		common = append(common, string(text))
+	}
+	return common, nil
 }
 
 // reference names a licence whose text is not one of SPDX's.
@@ -153,19 +184,4 @@ func (l *licences) others() (list []*v2_3.OtherLicense) {
 		}
 	}
 	return list
-}
-
-// cLibraries are development packages of Debian whose libraries are linked in, as they are installed here.
-func cLibraries(packages ...string) (list []component, err error) {
-	for _, p := range packages {
-		version, err := exec.Command("dpkg-query", "-W", "-f", "${Version}", p).Output()
-		if errors.Is(err, exec.ErrNotFound) {
-			return nil, nil // no Debian: the distribution's own way to say it is not known here
-		}
-		if err != nil {
-			return nil, fmt.Errorf("ask dpkg for the version of %s, which is linked in: %w", p, err)
-		}
-		list = append(list, component{"deb/" + p, string(version)})
-	}
-	return list, nil
 }

@@ -53,12 +53,13 @@ func main() {
 	kit := flag.String("kit", "bin/kit", "the kit's `DIRECTORY`")
 	out := flag.String("out", "bin/notices", "`DIRECTORY` for what is written")
 	check := flag.Bool("check", false, "compare the kit's programs with what kit.json says that they were built from, and write nothing")
+	strict := flag.Bool("strict", false, "what is to be passed on: that a file in the images is of no package is an error, and no warning")
 	flag.Parse()
 	err := error(nil)
 	if *check {
 		err = verify(*kit)
 	} else {
-		err = run(*kit, *out, flag.Args())
+		err = run(*kit, *out, flag.Args(), *strict)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bom:", err)
@@ -123,7 +124,7 @@ func verify(kit string) error {
 	return errors.Join(errs...)
 }
 
-func run(kit, out string, own []string) error {
+func run(kit, out string, own []string, strict bool) error {
 	files, err := kitFiles(kit)
 	if err != nil {
 		return err
@@ -156,6 +157,27 @@ func run(kit, out string, own []string) error {
 	if err != nil {
 		return err
 	}
+	files, err = readDistribution(filepath.Join(kit, "images", "distribution"))
+	if err != nil {
+		return err
+	}
+	copied, stray, err := owners(files)
+	if err != nil {
+		return err
+	}
+	if len(stray) > 0 {
+		err := fmt.Errorf("the images hold files of this machine that are of no package, so what they are under cannot be told: %s; install the "+
+			"distribution's packages and run `bin/fathom image build`", strings.Join(stray, ", "))
+		if strict {
+			return err
+		}
+		fmt.Fprintln(os.Stderr, "bom:", err)
+	}
+	for _, p := range copied {
+		if err := licences.add(p.component()); err != nil {
+			return err
+		}
+	}
 	for _, p := range programs {
 		for _, c := range p.linked {
 			if err := licences.add(c); err != nil {
@@ -167,13 +189,13 @@ func run(kit, out string, own []string) error {
 		return err
 	}
 	var sbom bytes.Buffer
-	if err := spdxjson.Write(document(programs, images, licences), &sbom, spdxjson.Indent(" ")); err != nil {
+	if err := spdxjson.Write(document(programs, images, copied, licences), &sbom, spdxjson.Indent(" ")); err != nil {
 		return err
 	}
 	return errors.Join(
 		replace(filepath.Join(out, "sbom.spdx.json"), sbom.Bytes()),
 		replace(filepath.Join(out, "images.txt"), digests(images)),
-		replace(filepath.Join(out, "THIRD_PARTY_NOTICES.txt"), licences.notices(programs)),
+		replace(filepath.Join(out, "THIRD_PARTY_NOTICES.txt"), licences.notices(copied)),
 		record(filepath.Join(kit, "kit.json"), built),
 	)
 }
@@ -302,7 +324,7 @@ func replace(file string, data []byte) error {
 
 // document is the SBOM: a package for each program and for each thing that is linked into any. Its name follows from what
 // it says, and so does its time from SOURCE_DATE_EPOCH, so the same build has the same SBOM.
-func document(programs []program, images []image, l *licences) *v2_3.Document {
+func document(programs []program, images []image, copied []debian, l *licences) *v2_3.Document {
 	id := func(name string) common.ElementID {
 		return common.ElementID("SPDXRef-" + strings.Map(func(r rune) rune {
 			if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '-' {
@@ -348,6 +370,10 @@ func document(programs []program, images []image, l *licences) *v2_3.Document {
 			PackageChecksums: []common.Checksum{{Algorithm: common.SHA256, Value: hex}}, PrimaryPackagePurpose: "CONTAINER"})
 		relate(self, common.TypeRelationshipDescribe, id("Image-"+i.name))
 	}
+	for _, p := range copied {
+		c := p.component()
+		relate(self, common.TypeRelationshipDescribe, id("Linked-"+c.path+"-"+c.version))
+	}
 	for _, c := range l.components() {
 		found := l.of[c]
 		d.Packages = append(d.Packages, &v2_3.Package{PackageName: c.path, PackageSPDXIdentifier: id("Linked-" + c.path + "-" + c.version), PackageVersion: c.version,
@@ -368,18 +394,25 @@ func epoch() time.Time {
 // purl is a component's package URL, https://github.com/package-url/purl-spec.
 func (c component) purl() string {
 	if name, ok := strings.CutPrefix(c.path, "deb/"); ok {
-		return "pkg:deb/debian/" + name + "@" + strings.ReplaceAll(c.version, "+", "%2B")
+		return "pkg:deb/" + distribution() + "/" + name + "@" + strings.ReplaceAll(c.version, "+", "%2B")
 	}
 	return "pkg:golang/" + c.path + "@" + strings.ReplaceAll(c.version, "+", "%2B")
 }
 
 // notices is the text of all licences, each once, with what it is of.
-func (l *licences) notices(programs []program) []byte {
+func (l *licences) notices(copied []debian) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "The programs of Fathom and of its kit are made of the following, under the licences that follow.\n")
+	if len(copied) > 0 {
+		fmt.Fprintf(&b, "\nThe local images hold files of these binary packages of %s, unchanged. What they were built from are the source\n"+
+			"packages beside them, which %[1]s has of every version: https://snapshot.debian.org, https://launchpad.net/ubuntu.\n\n", distribution())
+		for _, p := range copied {
+			fmt.Fprintf(&b, "%s %s, of source package %s %s\n", p.name, p.version, p.source, p.sourceVersion)
+		}
+	}
 	of := map[string][]string{} // by text
 	for _, c := range l.components() {
-		for _, text := range l.of[c].texts {
+		for _, text := range slices.Concat(l.of[c].texts, l.of[c].common) {
 			of[text] = append(of[text], strings.TrimSpace(c.path+" "+c.version))
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -39,7 +40,7 @@ func TestRun(t *testing.T) {
 	if err := os.Symlink("tool", filepath.Join(kit, "bin/link")); err != nil {
 		t.Fatal(err)
 	}
-	if err := run(kit, out, []string{self}); err != nil {
+	if err := run(kit, out, []string{self}, false); err != nil {
 		t.Fatal(err)
 	}
 	read := func(path string) []byte {
@@ -81,7 +82,7 @@ func TestRun(t *testing.T) {
 	if err := json.Unmarshal(read(filepath.Join(kit, "kit.json")), &k); err != nil || k.Etcd != "v1" || len(k.Built) != 1 || k.Built["bin/tool"].Go == "" {
 		t.Errorf("%+v %v", k, err)
 	}
-	if err := run(kit, out, []string{self}); err != nil || !bytes.Equal(first, read(filepath.Join(out, "sbom.spdx.json"))) {
+	if err := run(kit, out, []string{self}, false); err != nil || !bytes.Equal(first, read(filepath.Join(out, "sbom.spdx.json"))) {
 		t.Error("the same programs have another SBOM", err)
 	}
 
@@ -106,5 +107,50 @@ func TestRun(t *testing.T) {
 	}
 	if err := l.add(component{"example.com/x", "v1"}); err == nil || !strings.Contains(err.Error(), "example.com/x v1 has no licence file") {
 		t.Error(err)
+	}
+}
+
+// TestOwners asks whose the files of this machine are that are there for certain.
+func TestOwners(t *testing.T) {
+	if _, err := exec.LookPath("dpkg-query"); err != nil {
+		t.Skip(err)
+	}
+	program, err := filepath.EvalSymlinks("/usr/bin/env")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	found, stray, err := owners([]string{program, "/etc/ssl/certs/ca-certificates.crt", file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(found, func(d debian) bool { return strings.Contains(d.name, "coreutils") })
+	if i < 0 {
+		t.Fatalf("%s is of %v, want coreutils", program, found)
+	}
+	if c := found[i]; c.version == "" || c.source == "" || c.sourceVersion == "" {
+		t.Errorf("coreutils is %+v", c)
+	}
+	if !slices.ContainsFunc(found, func(d debian) bool { return d.name == "ca-certificates" }) {
+		t.Errorf("the certificates' bundle is of %v", found)
+	}
+	if !slices.Equal(stray, []string{file}) {
+		t.Errorf("%q are of no package, want %s", stray, file)
+	}
+}
+
+func TestCommonLicences(t *testing.T) {
+	if _, err := os.Stat("/usr/share/common-licenses/GPL-2"); err != nil {
+		t.Skip(err)
+	}
+	texts, err := commonLicences([]string{"in `/usr/share/common-licenses/GPL-2'. Or in /usr/share/common-licenses/GPL-2.\n", "in /usr/share/common-licenses/NONE"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(texts) != 1 || !strings.Contains(texts[0], "GNU GENERAL PUBLIC LICENSE") {
+		t.Errorf("%d texts, want that of the GPL", len(texts))
 	}
 }

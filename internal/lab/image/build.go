@@ -7,14 +7,17 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -30,10 +33,14 @@ import (
 )
 
 // buildSchema is raised when the same inputs begin to give other images.
-const buildSchema = 2
+const buildSchema = 3
 
 // keyFile is the file in a layout that records what it was made from.
 const keyFile = "inputs"
+
+// distributionFile is the file in a layout that lists the files of this machine's packages that went into the images, one a
+// line: who passes the images on passes those on, too, and says under which licences (kit/bom).
+const distributionFile = "distribution"
 
 // Annotations by which importers know an image's name: the first is the specification's, the second
 // containerd's, which it prefers and takes as it stands.
@@ -107,6 +114,9 @@ func Build(ctx context.Context, k kit.Kit, progress func(string)) error {
 	if err := os.WriteFile(filepath.Join(temp, keyFile), []byte(key+"\n"), 0o644); err != nil {
 		return fmt.Errorf("build images: %w", err)
 	}
+	if err := os.WriteFile(filepath.Join(temp, distributionFile), distribution(k, layers), 0o644); err != nil {
+		return fmt.Errorf("build images: %w", err)
+	}
 	if err := seal(temp, temp); err != nil {
 		return fmt.Errorf("build images: write them to the disk: %w", err)
 	}
@@ -172,6 +182,29 @@ func writeLayout(ctx context.Context, dir string, list []recipe, trees map[strin
 		}
 	}
 	return nil
+}
+
+// distribution lists the files that the trees have of this machine, and not of the kit or of Fathom.
+func distribution(k kit.Kit, trees map[string]tree) []byte {
+	files := map[string]bool{}
+	for _, t := range trees {
+		for _, f := range t {
+			if f.Source != "" && !within(f.Source, k.Dir) && !within(f.Source, k.OwnDir) {
+				files[f.Source] = true
+			}
+		}
+	}
+	var b bytes.Buffer
+	for _, file := range slices.Sorted(maps.Keys(files)) {
+		fmt.Fprintln(&b, file)
+	}
+	return b.Bytes()
+}
+
+// within says whether a file is below a directory.
+func within(file, dir string) bool {
+	rel, err := filepath.Rel(dir, file)
+	return err == nil && filepath.IsLocal(rel)
 }
 
 // buildKey returns a digest of everything that the images are made from.

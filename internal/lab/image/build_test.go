@@ -98,6 +98,21 @@ func TestBuild(t *testing.T) {
 		t.Errorf("etcd and kube-proxy do not share their layers: %v and %v", a, b)
 	}
 
+	// What of them is the distribution's is listed, and nothing else is.
+	listed, err := os.ReadFile(filepath.Join(k.ImagesDir(), distributionFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := strings.Fields(string(listed))
+	if ip, _ := locate("ip"); !slices.Contains(files, ip) {
+		t.Errorf("%s is in the images and not among %q", ip, files)
+	}
+	for _, file := range files {
+		if strings.HasPrefix(file, filepath.Dir(k.Dir)) {
+			t.Errorf("%s is not the distribution's", file)
+		}
+	}
+
 	// Again: nothing to do.
 	var said []string
 	if err := Build(ctx, k, func(s string) { said = append(said, s) }); err != nil {
