@@ -15,6 +15,7 @@ type metrics struct {
 	registry *prometheus.Registry
 	passes   *prometheus.CounterVec
 	seconds  prometheus.Histogram
+	steps    *prometheus.HistogramVec
 	last     prometheus.Gauge
 	changes  *prometheus.CounterVec
 	swept    *prometheus.CounterVec
@@ -34,6 +35,9 @@ func newMetrics(node string) *metrics {
 			Help: "Passes over everything that the node should hold, by result."}, []string{"result"}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "fathom_agent_pass_seconds", ConstLabels: labels,
 			Help: "What a pass takes.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14)}),
+		// Coarser than those of a pass: they are kept for each of the steps.
+		steps: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "fathom_agent_step_seconds", ConstLabels: labels,
+			Help: "What a step of a pass takes.", Buckets: prometheus.ExponentialBuckets(0.0005, 4, 7)}, []string{"step"}),
 		last: prometheus.NewGauge(prometheus.GaugeOpts{Name: "fathom_agent_last_good_pass_timestamp_seconds", ConstLabels: labels,
 			Help: "When the node was last made what it should be."}),
 		changes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fathom_agent_kernel_changes_total", ConstLabels: labels,
@@ -54,10 +58,13 @@ func newMetrics(node string) *metrics {
 			Help: "IPBlocks, of any node, that nobody uses since no IPPool bears them out: no agent makes such."}),
 	}
 	m.swept.WithLabelValues("lease")
+	for _, s := range steps {
+		m.steps.WithLabelValues(s.name)
+	}
 	for _, result := range []string{"success", "error"} {
 		m.passes.WithLabelValues(result)
 	}
-	m.registry.MustRegister(m.passes, m.seconds, m.last, m.changes, m.swept, m.rebuilt, m.ended, m.repaired, m.problems, m.leases, m.refused,
+	m.registry.MustRegister(m.passes, m.seconds, m.steps, m.last, m.changes, m.swept, m.rebuilt, m.ended, m.repaired, m.problems, m.leases, m.refused,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -70,6 +77,10 @@ func (m *metrics) passed(took time.Duration, err error) {
 	}
 	m.passes.WithLabelValues("success").Inc()
 	m.last.SetToCurrentTime()
+}
+
+func (m *metrics) stepped(step string, took time.Duration) {
+	m.steps.WithLabelValues(step).Observe(took.Seconds())
 }
 
 func (m *metrics) changed(c podnet.Changes) {

@@ -43,13 +43,13 @@ func (a *Agent) tellRefused(refused []ippool.RefusedBlock) {
 	a.refused = now
 }
 
-// keepBlocks has the node's blocks of address pools become what its pods need, and pools told what is known of them. It
-// returns what was in the way last time.
-func (a *Agent) keepBlocks(interfaces []podnet.Interface) []string {
+// keepBlocks has the node's blocks of address pools become what its pods need, and pools told what is known of them. Its
+// problems are what was in the way last time.
+func (a *Agent) keepBlocks(_ context.Context, p *pass) outcome {
 	if wait := a.tellPools(); wait > 0 {
 		time.AfterFunc(wait, a.Wake)
 	}
-	return a.keeper.set(segments(interfaces), a.config.CoolDown)
+	return outcome{problems: a.keeper.set(segments(p.interfaces), a.config.CoolDown)}
 }
 
 // segments are the networks that the node is on itself.

@@ -13,7 +13,6 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/apinode"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
-	"github.com/fathom-network/fathom/internal/facts/netfacts"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
@@ -40,7 +39,11 @@ func (a *Agent) newProxy() *proxy.Proxy {
 
 // refuseUnserved has the node answer for Services' addresses where no Service does, as soon as it carries those that there
 // are, and no longer when it carries none.
-func (a *Agent) refuseUnserved(own podnet.Node, pools vip.Pools) error {
+func (a *Agent) refuseUnserved(_ context.Context, p *pass) outcome {
+	return problem(a.setUnserved(p.facts.Own, p.pools))
+}
+
+func (a *Agent) setUnserved(own podnet.Node, pools vip.Pools) error {
 	if a.config.ServiceProxy == netconf.ProxyOff {
 		if a.refusesNothing { // a transaction has all tables read again
 			return nil
@@ -96,29 +99,33 @@ func leaves(node *corev1.Node, found bool) bool {
 		slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == apinode.TaintToBeDeleted })
 }
 
-// carryServices tells the proxy what it has to know of the node, and of pools, which were read of the objects.
-func (a *Agent) carryServices(f netfacts.Facts, interfaces []podnet.Interface, objects vip.Objects, pools vip.Pools) {
+// tellProxy tells the proxy what it has to know of the node, and of pools of Services' addresses.
+func (a *Agent) tellProxy(_ context.Context, p *pass) outcome {
+	p.services = a.poolsOfServices()
+	p.pools = vip.Read(p.services)
+	own := p.facts.Own
 	node, _ := a.view.Node(a.Node)
 	clusterIPs := a.wantsClusterIPs()
 	c := answer.ProxyConfig{
 		Mode: a.config.ServiceProxy, Node: svcfacts.Node(node),
-		OwnPods:       slices.Concat(f.Own.PodCIDRs, f.Own.Blocks),
-		NodePortAddrs: service.NodePortAddrs(a.config.NodePortAddresses, f.Own, interfaces),
-		Announce:      len(objects.Pools) > 0 || clusterIPs,
+		OwnPods:       slices.Concat(own.PodCIDRs, own.Blocks),
+		NodePortAddrs: service.NodePortAddrs(a.config.NodePortAddresses, own, p.interfaces),
+		Announce:      len(p.services.Pools) > 0 || clusterIPs,
 		ExternalIPs:   a.config.ExternalIPs, ExternalIPsFor: a.config.ExternalIPsFor, APIServer: a.Client.ServerAddr(),
 	}
-	a.proxy.SetExternalIPs(vip.ExternalIPs(*a.config, objects, pools, a.view.Namespaces.All(), c.APIServer))
+	a.proxy.SetExternalIPs(vip.ExternalIPs(*a.config, p.services, p.pools, a.view.Namespaces.All(), c.APIServer))
 	a.proxy.SetClusterIPs(clusterIPs)
 	if a.config.DNS == netconf.DNSNodeCache {
 		c.NodeCaches = netconf.NodeCacheAddrs()
 	}
-	c.ServiceCIDRs = vip.ServiceRanges(objects.Services)
+	c.ServiceCIDRs = vip.ServiceRanges(p.services.Services)
 	a.proxy.Set(c)
+	return outcome{}
 }
 
-// setNodeCache gives the node the addresses of its DNS cache, or takes them away. The cache, fathom-dns, waits for the
+// keepNodeCache gives the node the addresses of its DNS cache, or takes them away. The cache, fathom-dns, waits for the
 // first of them, so that one comes last.
-func (a *Agent) setNodeCache() error {
+func (a *Agent) keepNodeCache(context.Context, *pass) outcome {
 	var addrs []netip.Addr
 	if a.config.DNS == netconf.DNSNodeCache {
 		addrs = netconf.NodeCacheAddrs()
@@ -128,5 +135,5 @@ func (a *Agent) setNodeCache() error {
 	if changed > 0 {
 		a.Log.Info("changed the addresses of the node's DNS cache", "to", addrs)
 	}
-	return err
+	return problem(err)
 }

@@ -20,6 +20,8 @@ type Status struct {
 	Waiting bool `json:"waiting,omitempty"`
 	// Reason says why it does not.
 	Reason string `json:"reason,omitempty"`
+	// Failed names the steps of the pass that failed; docs/design/agent.md lists them.
+	Failed []string `json:"failed,omitempty"`
 	// Addresses are the node's own, one of each family.
 	Addresses []netip.Addr `json:"addresses"`
 	// Plan is what the kernel should hold, made of these devices and this configuration.
