@@ -28,17 +28,18 @@ var floors = []struct {
 	{name: "durable"},
 	{name: "kit"},
 	{name: "serve"},
+	{name: "wake"},
 	// The kernel's things. They know nothing of Kubernetes.
-	{name: "kernel", below: []string{"facts", "durable"}, within: true},
+	{name: "kernel", below: []string{"facts", "durable", "wake"}, within: true},
 	// What other programs say of themselves: the API server, the container runtime. They change no kernel.
 	{name: "watch", below: []string{"facts"}},
 	// What the programs are made of.
 	{name: "cni", below: []string{"facts", "kernel"}},
 	{name: "install", below: []string{"facts", "watch"}},
-	{name: "agent", below: []string{"facts", "durable", "serve", "kernel", "watch", "cni"}},
-	{name: "controller", below: []string{"facts", "serve", "watch"}},
+	{name: "agent", below: []string{"facts", "durable", "serve", "wake", "kernel", "watch", "cni"}},
+	{name: "controller", below: []string{"facts", "serve", "wake", "watch"}},
 	{name: "lab", below: []string{"facts", "durable", "kit", "kernel", "watch", "install"}},
-	{name: "insight", below: []string{"facts", "kit", "kernel", "watch"}},
+	{name: "insight", below: []string{"facts", "kit", "wake", "kernel", "watch"}},
 	// What tests of several packages share. Nothing but tests imports from it.
 	{name: "testenv", below: []string{"kernel"}, within: true},
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/serve"
+	"github.com/fathom-network/fathom/internal/wake"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
@@ -85,8 +86,8 @@ type Agent struct {
 	bgp      *announcer
 	proxy    *proxy.Proxy
 	lb       *balancer
-	wake     chan struct{}
-	look     chan struct{} // as wake, for the node's pods
+	wake     wake.Signal
+	look     wake.Signal // as wake, for the node's pods
 	state    statusBox
 	blocks   *blocks
 	keeper   *keeper
@@ -119,7 +120,7 @@ const ownNetNS = "/proc/self/ns/net"
 // Run keeps the node until the context ends. What is in the kernel stays: traffic does not notice that an agent
 // ends or starts.
 func Run(ctx context.Context, o Options) error {
-	a := &Agent{Options: o, wake: make(chan struct{}, 1), look: make(chan struct{}, 1), metrics: newMetrics(o.Node), poolsDiffer: map[string]time.Time{}, rebuilt: map[lease.Attachment]bootclock.Instant{}}
+	a := &Agent{Options: o, wake: wake.New(), look: wake.New(), metrics: newMetrics(o.Node), poolsDiffer: map[string]time.Time{}, rebuilt: map[lease.Attachment]bootclock.Instant{}}
 	a.events = o.Client.NewRecorder(ctx, kube.Reporter{Component: Component, Instance: o.Node})
 	a.writes = kube.NewPublisher(o.Log, a.Wake)
 	a.blocks = newBlocks(o.Node, apiBlocks{o.Client}, a.poolObjects, o.Log)
@@ -232,23 +233,11 @@ func (a *Agent) cutDead(local map[netip.Addr]bool) {
 const settling = 50 * time.Millisecond
 
 // Wake asks for a pass. It does not wait for it; asking twice is asking once.
-func (a *Agent) Wake() {
-	select {
-	case a.wake <- struct{}{}:
-	default:
-	}
-}
+func (a *Agent) Wake() { a.wake.Set() }
 
 // lookIn asks for a look at the node's pods later, when what is too young to be judged no longer is. Asking many times
 // costs no more than the timers: those that end together are one look.
-func (a *Agent) lookIn(d time.Duration) {
-	time.AfterFunc(d, func() {
-		select {
-		case a.look <- struct{}{}:
-		default:
-		}
-	})
-}
+func (a *Agent) lookIn(d time.Duration) { time.AfterFunc(d, a.look.Set) }
 
 // tellProblems makes an event of each problem that is new, and a log line of each that has gone.
 func (a *Agent) tellProblems(problems []string) {

@@ -16,13 +16,14 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/bpf/fastpath"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
+	"github.com/fathom-network/fathom/internal/wake"
 )
 
 // Clean takes away what Run and the plugin made on the node: configuration and program first, so that no pod comes
 // any more, then what is in the kernel, then the files. When that is done it reports to be ready, and waits for
 // the end of the context: whoever runs it learns by that that the node is clean.
 func Clean(ctx context.Context, o Options) error {
-	a := &Agent{Options: o, wake: make(chan struct{}, 1), metrics: newMetrics(o.Node)}
+	a := &Agent{Options: o, wake: wake.New(), metrics: newMetrics(o.Node)}
 	a.state.set(answer.Status{Reason: "the node is being cleaned"})
 	stop, err := a.serve(ctx)
 	if err != nil {

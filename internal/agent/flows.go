@@ -13,6 +13,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/conntrack"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
+	"github.com/fathom-network/fathom/internal/wake"
 )
 
 // podFlows ends flows that lead to a pod and were not meant for it. A client that goes on sending keeps the entry of a host
@@ -27,7 +28,7 @@ type podFlows struct {
 	ended prometheus.Counter
 	// serves says whether an address and port may be a Service's, whose flows are the proxy's.
 	serves func(service.Protocol, netip.AddrPort) bool
-	kick   chan struct{}
+	kick   wake.Signal
 
 	mu      sync.Mutex
 	pending map[netip.Addr]bool // whether nobody has the address
@@ -55,7 +56,7 @@ func newPodPorts(leases []lease.Lease, ranges []netip.Prefix, node map[netip.Add
 }
 
 func newPodFlows(log *slog.Logger, ended prometheus.Counter, serves func(service.Protocol, netip.AddrPort) bool) *podFlows {
-	return &podFlows{log: log, ended: ended, serves: serves, kick: make(chan struct{}, 1), pending: map[netip.Addr]bool{}, done: map[lease.Released]bool{}}
+	return &podFlows{log: log, ended: ended, serves: serves, kick: wake.New(), pending: map[netip.Addr]bool{}, done: map[lease.Released]bool{}}
 }
 
 // set tells of all addresses that rest, and which are in use: a pod that asks for its address of before may have it again.
@@ -72,7 +73,7 @@ func (f *podFlows) set(released []lease.Released, inUse map[netip.Addr]bool, p p
 	}
 	f.done, f.pods = there, p
 	if len(f.pending) > 0 {
-		f.wake()
+		f.kick.Set()
 	}
 }
 
@@ -83,14 +84,7 @@ func (f *podFlows) look() {
 	defer f.mu.Unlock()
 	if !f.looked {
 		f.looked = true
-		f.wake()
-	}
-}
-
-func (f *podFlows) wake() {
-	select {
-	case f.kick <- struct{}{}:
-	default:
+		f.kick.Set()
 	}
 }
 
@@ -125,7 +119,7 @@ func (f *podFlows) run(ctx context.Context, netns string) {
 			}
 		}
 		f.mu.Unlock()
-		time.AfterFunc(flowsAgain, f.wake)
+		time.AfterFunc(flowsAgain, f.kick.Set)
 	}
 }
 

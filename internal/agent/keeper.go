@@ -10,6 +10,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
+	"github.com/fathom-network/fathom/internal/wake"
 )
 
 // keeper keeps the node's blocks in a loop of its own, since to take one, to give one back and to make certain of one are
@@ -18,7 +19,7 @@ type keeper struct {
 	blocks  *blocks
 	leases  string // their directory
 	changed func() // when set returns something else
-	kick    chan struct{}
+	kick    wake.Signal
 
 	mu       sync.Mutex
 	avoid    []netip.Prefix
@@ -27,7 +28,7 @@ type keeper struct {
 }
 
 func newKeeper(b *blocks, leases string, changed func()) *keeper {
-	return &keeper{blocks: b, leases: leases, changed: changed, kick: make(chan struct{}, 1)}
+	return &keeper{blocks: b, leases: leases, changed: changed, kick: wake.New()}
 }
 
 // set tells the networks of which no block may be taken, and that anything else may have changed. It returns what was in
@@ -36,10 +37,7 @@ func (k *keeper) set(avoid []netip.Prefix, coolDown time.Duration) (problems []s
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.avoid, k.coolDown = avoid, coolDown
-	select {
-	case k.kick <- struct{}{}:
-	default:
-	}
+	k.kick.Set()
 	return k.problems
 }
 

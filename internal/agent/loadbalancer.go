@@ -31,6 +31,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/kernel/announce"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/wake"
 )
 
 // balancer has the node answer for the load balancers' addresses that are its to answer for: docs/design/load-balancer.md.
@@ -42,7 +43,7 @@ type balancer struct {
 	resync  time.Duration
 	source  balancerSource
 	changed func() // when Routed is something else
-	kick    chan struct{}
+	kick    wake.Signal
 	speaker *announce.Speaker
 	// neighbour is the Ethernet address of another node on a device, if the kernel knows it.
 	neighbour func(device string, addr netip.Addr) (net.HardwareAddr, error)
@@ -95,7 +96,7 @@ type balancerPlace struct {
 
 func (a *Agent) newBalancer(node *link.Namespace) *balancer {
 	b := &balancer{
-		node: a.Node, log: a.Log, resync: a.Resync, source: agentSource{a}, changed: a.Wake, kick: make(chan struct{}, 1), keys: make(chan foundKeys, 1),
+		node: a.Node, log: a.Log, resync: a.Resync, source: agentSource{a}, changed: a.Wake, kick: wake.New(), keys: make(chan foundKeys, 1),
 		speaker: announce.New(node, a.Log), neighbour: node.NeighbourMAC,
 		count: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "fathom_loadbalancer_addresses", ConstLabels: prometheus.Labels{"node": a.Node},
 			Help: "Addresses of load balancers that the node answers for on its segments (l2), and that it tells routers of if they ask for it (routed)."}, []string{"how"}),
@@ -132,7 +133,7 @@ func (b *balancer) set(own podnet.Node, interfaces []podnet.Interface) {
 	b.mu.Lock()
 	b.place = place
 	b.mu.Unlock()
-	b.wake()
+	b.kick.Set()
 }
 
 // Routed are the addresses of Services that routers may send here, and whether they are known yet: with ClusterIPs, if these
@@ -141,13 +142,6 @@ func (b *balancer) Routed(clusterIPs bool) ([]bgpconf.ServiceAddress, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.routed, b.known && (b.inner || !clusterIPs)
-}
-
-func (b *balancer) wake() {
-	select {
-	case b.kick <- struct{}{}:
-	default:
-	}
 }
 
 // joinInterval is how often those who are not heard of are looked for.
@@ -335,7 +329,7 @@ func (b *balancer) keepMember(ctx context.Context, place balancerPlace, nodes []
 		go func() {
 			keys, err := b.source.Keys(ctx)
 			b.keys <- foundKeys{keys, err}
-			b.wake()
+			b.kick.Set()
 		}()
 	}
 	select {
@@ -382,7 +376,7 @@ func (b *balancer) join(ctx context.Context, place balancerPlace, nodes []*corev
 	done, member := make(chan struct{}), b.member
 	b.joining = done
 	go func() {
-		defer b.wake()
+		defer b.kick.Set()
 		defer close(done)
 		member.Join(ctx, missing)
 	}()
@@ -415,7 +409,7 @@ func (b *balancer) startMember(o membership.Options) {
 		b.member.Leave()
 		b.member = nil
 	}
-	o.Log, o.Changed = b.log, b.wake
+	o.Log, o.Changed = b.log, b.kick.Set
 	member, err := membership.Start(o)
 	if err != nil {
 		b.log.Warn("nodes are taken for alive while they are Ready", "error", err)

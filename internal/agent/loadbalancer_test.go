@@ -23,6 +23,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/kernel/announce"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/wake"
 )
 
 // TestAnswers: n1 and n2 are on one segment, n3 is behind a router.
@@ -208,7 +209,7 @@ func TestBalancerWithoutKey(t *testing.T) {
 	}
 	source := &fakeSource{noKeys: errors.New("there is none"), pools: []*v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"192.0.2.64/26"}}}}}
 	changed := 0
-	b := &balancer{node: "n1", log: slog.New(slog.NewTextHandler(t.Output(), nil)), resync: time.Hour, source: source, changed: func() { changed++ }, kick: make(chan struct{}, 1),
+	b := &balancer{node: "n1", log: slog.New(slog.NewTextHandler(t.Output(), nil)), resync: time.Hour, source: source, changed: func() { changed++ }, kick: wake.New(),
 		keys: make(chan foundKeys, 1), speaker: announce.New(here, slog.New(slog.DiscardHandler)), count: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "x"}, []string{"how"})}
 	defer b.speaker.Close()
 	says := func(step string, wantKnown bool, want string, wantChanged int) {

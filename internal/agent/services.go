@@ -30,7 +30,7 @@ func (a *Agent) newProxy() *proxy.Proxy {
 		Client: a.Client, Log: a.Log, Paths: proxyPaths(a.Paths), Resync: a.Resync, Loopback: loopback{a.settings},
 		Changed: func() {
 			a.Wake()
-			a.lb.wake()
+			a.lb.kick.Set()
 		},
 	})
 	a.metrics.registry.MustRegister(p)

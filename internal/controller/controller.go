@@ -27,6 +27,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/serve"
+	"github.com/fathom-network/fathom/internal/wake"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
@@ -82,16 +83,10 @@ type allocator struct {
 
 func allocate(ctx context.Context, o Options, m *monitor) error {
 	o.Log.Info("this controller leads", "identity", o.Identity)
-	wake := make(chan struct{}, 1)
-	changed := func() {
-		select {
-		case wake <- struct{}{}:
-		default:
-		}
-	}
-	a := &allocator{Options: o, monitor: m, told: map[service.Name]string{}, gifts: newGifts(), wake: changed, problems: newProblems(),
-		writes: kube.NewPublisher(o.Log, changed), events: o.Client.NewRecorder(ctx, kube.Reporter{Component: Component, Instance: o.Identity})}
-	a.view = o.Client.BalancerView(ctx, Component, changed)
+	changed := wake.New()
+	a := &allocator{Options: o, monitor: m, told: map[service.Name]string{}, gifts: newGifts(), wake: changed.Set, problems: newProblems(),
+		writes: kube.NewPublisher(o.Log, changed.Set), events: o.Client.NewRecorder(ctx, kube.Reporter{Component: Component, Instance: o.Identity})}
+	a.view = o.Client.BalancerView(ctx, Component, changed.Set)
 	// Who leads no more has no write under way: the next one's would meet it.
 	var writing sync.WaitGroup
 	defer writing.Wait()
@@ -100,13 +95,13 @@ func allocate(ctx context.Context, o Options, m *monitor) error {
 	writing.Go(func() { a.writes.Run(ctx) })
 	tick := time.NewTicker(o.Resync)
 	defer tick.Stop()
-	changed()
+	changed.Set()
 	var again <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-wake:
+		case <-changed:
 		case <-tick.C:
 		case <-again:
 		}

@@ -27,6 +27,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/connect"
+	"github.com/fathom-network/fathom/internal/wake"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
@@ -67,7 +68,7 @@ type Paths struct {
 // Proxy is the Service proxy of a node.
 type Proxy struct {
 	Options
-	kick chan struct{}
+	kick wake.Signal
 
 	mu     sync.Mutex
 	config answer.ProxyConfig
@@ -103,11 +104,11 @@ type Proxy struct {
 
 // New makes a proxy, which does nothing until Run, and nothing to the kernel until Set.
 func New(o Options) *Proxy {
-	p := &Proxy{Options: o, kick: make(chan struct{}, 1), counts: newMetrics()}
+	p := &Proxy{Options: o, kick: wake.New(), counts: newMetrics()}
 	p.kernel = kernel{paths: o.Paths, loopback: o.Loopback, log: o.Log}
 	p.health.now = time.Now
 	p.reaper = newReaper(o.Paths, o.Log, p.counts)
-	p.caches = nodeCaches{log: o.Log, changed: p.wake, port: service.DNSPort}
+	p.caches = nodeCaches{log: o.Log, changed: p.kick.Set, port: service.DNSPort}
 	p.dns = service.Redirect{Service: service.ClusterDNS, Port: service.DNSPort}
 	p.status.Problem = "the Service proxy is starting"
 	return p
@@ -120,7 +121,7 @@ func (p *Proxy) Set(c answer.ProxyConfig) {
 	p.config = c
 	p.mu.Unlock()
 	if !same {
-		p.wake()
+		p.kick.Set()
 	}
 }
 
@@ -131,7 +132,7 @@ func (p *Proxy) SetExternalIPs(x service.ExternalIPs) {
 	p.externalIPs = x
 	p.mu.Unlock()
 	if !same {
-		p.wake()
+		p.kick.Set()
 	}
 }
 
@@ -142,7 +143,7 @@ func (p *Proxy) SetClusterIPs(told bool) {
 	p.clusterIPs = told
 	p.mu.Unlock()
 	if !same {
-		p.wake()
+		p.kick.Set()
 	}
 }
 
@@ -172,13 +173,6 @@ func (p *Proxy) setStatus(s answer.ProxyStatus) {
 	if !same {
 		p.Log.Info("Services", "ready", s.Ready, "problem", s.Problem)
 		p.Changed()
-	}
-}
-
-func (p *Proxy) wake() {
-	select {
-	case p.kick <- struct{}{}:
-	default:
 	}
 }
 
@@ -258,7 +252,7 @@ func (p *Proxy) step(ctx context.Context, tick bool) {
 		return
 	}
 	if p.inbox == nil {
-		p.inbox = follow(ctx, p.Client, p.wake)
+		p.inbox = follow(ctx, p.Client, p.kick.Set)
 		p.whole = true
 	}
 	if !reflect.DeepEqual(c, p.tried) {
@@ -382,7 +376,7 @@ func (p *Proxy) apply(c answer.ProxyConfig) error {
 		p.noteRedirect(p.dns.Addrs())
 		p.reaper.apply(changes)
 	} else if !heard.IsZero() { // what no frontend leads to any more may be no endpoint at all now
-		p.reaper.wake()
+		p.reaper.kick.Set()
 	}
 	p.health.set(checks, p.Log)
 	return nil
@@ -419,7 +413,7 @@ func (p *Proxy) lives(in *inbox) service.Lives {
 func (p *Proxy) off(ctx context.Context, announce bool) {
 	switch {
 	case announce && p.inbox == nil:
-		p.inbox = follow(ctx, p.Client, p.wake)
+		p.inbox = follow(ctx, p.Client, p.kick.Set)
 	case announce && p.inbox.synced():
 		p.inform()
 		p.tellBalancers()

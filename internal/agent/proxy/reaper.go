@@ -14,6 +14,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/connect"
 	"github.com/fathom-network/fathom/internal/kernel/conntrack"
+	"github.com/fathom-network/fathom/internal/wake"
 )
 
 // reaper ends flows that lead to what is no endpoint any more, so that their clients begin anew: entries of connection
@@ -27,7 +28,7 @@ type reaper struct {
 	paths  Paths
 	log    *slog.Logger
 	counts *metrics
-	kick   chan struct{}
+	kick   wake.Signal
 
 	mu      sync.Mutex
 	index   *service.Index // nil while nothing is known
@@ -43,7 +44,7 @@ type reaper struct {
 }
 
 func newReaper(paths Paths, log *slog.Logger, counts *metrics) *reaper {
-	return &reaper{paths: paths, log: log, counts: counts, kick: make(chan struct{}, 1)}
+	return &reaper{paths: paths, log: log, counts: counts, kick: wake.New()}
 }
 
 // replace tells of a new plan. What went while no agent ran has waited, and does so until the start is over.
@@ -58,9 +59,9 @@ func (r *reaper) replace(plan service.Plan, ranges []netip.Prefix, others []neti
 	r.connect, r.lives, r.departures = translator, lives, departures
 	r.mu.Unlock()
 	if first {
-		time.AfterFunc(sweepAgain, r.wake)
+		time.AfterFunc(sweepAgain, r.kick.Set)
 	} else {
-		r.wake()
+		r.kick.Set()
 	}
 }
 
@@ -71,7 +72,7 @@ func (r *reaper) apply(changes []service.Change) {
 		r.index.Apply(c)
 	}
 	r.mu.Unlock()
-	r.wake()
+	r.kick.Set()
 }
 
 // forget has it do nothing.
@@ -79,13 +80,6 @@ func (r *reaper) forget() {
 	r.mu.Lock()
 	r.index, r.connect = nil, nil
 	r.mu.Unlock()
-}
-
-func (r *reaper) wake() {
-	select {
-	case r.kick <- struct{}{}:
-	default:
-	}
 }
 
 const (

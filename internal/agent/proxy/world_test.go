@@ -156,7 +156,7 @@ func (n *node) mode(mode netconf.ServiceProxy) {
 
 // follow has the API server tell all there is.
 func (n *node) follow() {
-	n.inbox = &inbox{wake: n.wake, stop: func() {}, synced: func() bool { return true },
+	n.inbox = &inbox{wake: n.kick.Set, stop: func() {}, synced: func() bool { return true },
 		model: service.NewModel(service.Node{}), foreign: map[service.Name][]netip.Addr{}}
 	n.whole = true
 	for _, s := range n.services {

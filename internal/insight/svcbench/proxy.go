@@ -26,6 +26,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/cgroup"
 	"github.com/fathom-network/fathom/internal/kit"
+	"github.com/fathom-network/fathom/internal/wake"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
@@ -48,14 +49,9 @@ func runProxy(ctx context.Context, argument string) error {
 		return err
 	}
 	var p *proxy.Proxy
-	changed := make(chan struct{}, 1)
+	changed := wake.New()
 	p = proxy.New(proxy.Options{Client: client, Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})), Paths: o.Paths,
-		Resync: 30 * time.Second, Changed: func() {
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
-		}})
+		Resync: 30 * time.Second, Changed: changed.Set})
 	p.Set(answer.ProxyConfig{Mode: o.Mode, Node: service.Node{Name: "node"}, NodePortAddrs: []netip.Addr{o.Addr},
 		OwnPods: []netip.Prefix{netip.MustParsePrefix(podRange)}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix(serviceRange)}})
 	go func() {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/wake"
 )
 
 // Answer is an address that the node answers for.
@@ -123,7 +124,7 @@ func (s *Speaker) open(name string) (*device, error) {
 		d.close()
 		delete(s.devices, name)
 	}
-	d := &device{name: name, index: index, mac: [6]byte(mac), log: s.log, node: s.node, owned: map[netip.Addr][6]byte{}, quit: make(chan struct{}), told: make(chan struct{}, 1)}
+	d := &device{name: name, index: index, mac: [6]byte(mac), log: s.log, node: s.node, owned: map[netip.Addr][6]byte{}, quit: make(chan struct{}), told: wake.New()}
 	if err := d.listen(); err != nil {
 		return nil, err
 	}
@@ -156,7 +157,7 @@ type device struct {
 	arp, ndp *os.File // raw sockets
 	groups   groups
 	quit     chan struct{}
-	told     chan struct{} // that there may be something to tell
+	told     wake.Signal // that there may be something to tell
 
 	mu     sync.Mutex
 	owned  map[netip.Addr][6]byte // where packets for an address are to go: to d.mac, or another node
@@ -206,10 +207,7 @@ func (d *device) set(want map[netip.Addr]net.HardwareAddr) (taken, left int, err
 	d.mu.Unlock()
 	// Questions about IPv6 addresses go to groups.
 	err = d.groups.set(d.node, d.index, maps.Keys(want))
-	select {
-	case d.told <- struct{}{}:
-	default:
-	}
+	d.told.Set()
 	return taken, left, err
 }
 

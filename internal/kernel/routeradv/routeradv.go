@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/wake"
 )
 
 // Listener listens and advertises on devices. Without any it holds nothing, and runs nothing.
@@ -83,7 +84,7 @@ func (l *Listener) open(name string) error {
 		l.close(name)
 	}
 	d := &device{name: name, index: found.Index, mac: found.HardwareAddr, log: l.log, changed: l.changed, since: time.Now(),
-		quit: make(chan struct{}), poked: make(chan struct{}, 1)}
+		quit: make(chan struct{}), poked: wake.New()}
 	if err := l.node.Do(d.listen); err != nil {
 		return fmt.Errorf("listen for Router Advertisements: %w", err)
 	}
@@ -133,7 +134,7 @@ type device struct {
 	since   time.Time
 	socket  *os.File
 	quit    chan struct{}
-	poked   chan struct{} // that something is to be said at once
+	poked   wake.Signal // that something is to be said at once
 
 	mu      sync.Mutex
 	heard   heard
@@ -207,10 +208,7 @@ func (d *device) hear() {
 			continue
 		}
 		d.log.Info("a router was heard", "device", d.name, "address", a.from)
-		select {
-		case d.poked <- struct{}{}: // it is to hear of this node, too
-		default:
-		}
+		d.poked.Set() // it is to hear of this node, too
 		d.changed()
 	}
 }
