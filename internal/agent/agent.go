@@ -114,9 +114,6 @@ type Agent struct {
 	rebuilt     map[lease.Attachment]bootclock.Instant // when leases were made again that were told of
 }
 
-// ownNetNS is the namespace that the agent is in: the node's.
-const ownNetNS = "/proc/self/ns/net"
-
 // Run keeps the node until the context ends. What is in the kernel stays: traffic does not notice that an agent
 // ends or starts.
 func Run(ctx context.Context, o Options) error {
@@ -143,7 +140,7 @@ func Run(ctx context.Context, o Options) error {
 	a.proxy = a.newProxy()
 	a.flows = newPodFlows(o.Log, a.metrics.ended, a.proxy.Serves)
 	a.lb = a.newBalancer(a.node)
-	if a.rules, err = ruleset.Open(ownNetNS); err != nil {
+	if a.rules, err = ruleset.Open(link.OwnNetNS); err != nil {
 		return err
 	}
 	defer a.rules.Close()
@@ -183,7 +180,7 @@ func Run(ctx context.Context, o Options) error {
 	carrying.Go(func() { a.proxy.Run(ctx) })
 	carrying.Go(func() { a.lb.run(ctx) })
 	carrying.Go(func() { a.keeper.run(ctx) })
-	carrying.Go(func() { a.flows.run(ctx, ownNetNS) })
+	carrying.Go(func() { a.flows.run(ctx, link.OwnNetNS) })
 	carrying.Go(func() { a.writes.Run(ctx) })
 	defer carrying.Wait()
 	defer cancel() // also of an agent that ends by itself

@@ -212,7 +212,7 @@ func (b *announcer) Account() (answer.BGP, error) {
 	for _, s := range b.speaker.Sessions() {
 		account.Sessions = append(account.Sessions, answer.BGPSession{Peer: s.Peer, Address: s.Address, State: string(s.State), Reason: s.Reason, Told: told[s.Peer]})
 	}
-	rules, err := ruleset.Open(ownNetNS) // the loop's is for the loop alone
+	rules, err := ruleset.Open(link.OwnNetNS) // the loop's is for the loop alone
 	if err != nil {
 		return account, err
 	}

@@ -83,7 +83,7 @@ func (a *Agent) clean() error {
 	if _, err := node.SetPodNetwork(podnet.Plan{Node: a.Node, State: podnet.State{Sysctls: before}}); err != nil {
 		return err
 	}
-	rules, err := ruleset.Open(ownNetNS)
+	rules, err := ruleset.Open(link.OwnNetNS)
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 )
 
@@ -235,7 +236,7 @@ func (a *Agent) observe() (answer.Node, error) {
 	if s.Kernel, err = a.node.PodNetwork(s.Plan.Sysctls); err != nil {
 		return s, err
 	}
-	rules, err := ruleset.Open(ownNetNS) // the loop's is for the loop alone
+	rules, err := ruleset.Open(link.OwnNetNS) // the loop's is for the loop alone
 	if err != nil {
 		return s, err
 	}

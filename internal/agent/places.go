@@ -7,6 +7,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/conflist"
 	"github.com/fathom-network/fathom/internal/facts/ping"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
 // Places returns where test packets can start and end on this node: its pods, and the node itself by the addresses
@@ -20,7 +21,7 @@ func Places(o Options, own []netip.Addr) ([]ping.Place, error) {
 	if err != nil {
 		return nil, err
 	}
-	places := []ping.Place{{Name: "node/" + o.Node, NetNS: ownNetNS, Addresses: own}}
+	places := []ping.Place{{Name: "node/" + o.Node, NetNS: link.OwnNetNS, Addresses: own}}
 	for _, l := range leases {
 		if l.Netns == "" {
 			continue // a lease that was made again of a device whose namespace is mounted nowhere

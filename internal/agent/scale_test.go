@@ -115,7 +115,7 @@ func scale(b *testing.B) {
 	b.Cleanup(func() { _ = unix.Unmount(fs, unix.MNT_DETACH) })
 	addPods(b, c, filepath.Join(dir, "leases"), dir)
 
-	node, err := link.Open("/proc/self/ns/net")
+	node, err := link.Open(link.OwnNetNS)
 	testenv.Must(b, err)
 	b.Cleanup(node.Close)
 	changes, err := node.WatchChanges(ctx)
@@ -224,7 +224,7 @@ func await(b *testing.B, changes <-chan struct{}, patience time.Duration) {
 func addPods(b *testing.B, c *kube.Client, leases, netns string) {
 	store, err := lease.Open(leases, time.Second)
 	testenv.Must(b, err)
-	node, err := link.Open("/proc/self/ns/net")
+	node, err := link.Open(link.OwnNetNS)
 	testenv.Must(b, err)
 	defer node.Close()
 	_, err = c.CoreV1().ServiceAccounts("default").Create(b.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})

@@ -17,6 +17,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 	"github.com/fathom-network/fathom/internal/facts/vip"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 )
 
@@ -80,7 +81,7 @@ func (a *Agent) servicesState(ctx context.Context) (answer.Services, error) {
 	}
 	balancers := a.lb.Account()
 	s.Balancers = &balancers
-	rules, err := ruleset.Open(ownNetNS) // the loop's is for the loop alone
+	rules, err := ruleset.Open(link.OwnNetNS) // the loop's is for the loop alone
 	if err != nil {
 		return s, err
 	}

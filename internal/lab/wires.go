@@ -51,7 +51,7 @@ func (l *Lab) uplinkAlias() string { return "fathom lab " + l.Name + ": uplink" 
 func (l *Lab) hostTable() string { return "fathom-" + l.Name }
 
 // openHost opens the network namespace that this process, and so the user, is in.
-func openHost() (*link.Namespace, error) { return link.Open("/proc/self/ns/net") }
+func openHost() (*link.Namespace, error) { return link.Open(link.OwnNetNS) }
 
 // setWires makes the core, the uplink and the switches, as far as they are not there.
 func (l *Lab) setWires() error {

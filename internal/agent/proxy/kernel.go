@@ -15,6 +15,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/bpf"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/connect"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 )
 
@@ -132,7 +133,7 @@ func (k *kernel) change(changes, plain []service.Change) error {
 func (k *kernel) open(mode netconf.ServiceProxy) error {
 	var err error
 	if k.rules == nil {
-		if k.rules, err = ruleset.Open(ownNetNS); err != nil {
+		if k.rules, err = ruleset.Open(link.OwnNetNS); err != nil {
 			return err
 		}
 	}
@@ -169,7 +170,7 @@ func (k *kernel) open(mode netconf.ServiceProxy) error {
 func (k *kernel) remove() error {
 	var err error
 	if k.rules == nil {
-		if k.rules, err = ruleset.Open(ownNetNS); err != nil {
+		if k.rules, err = ruleset.Open(link.OwnNetNS); err != nil {
 			return err
 		}
 	}
@@ -194,9 +195,6 @@ func (k *kernel) close() {
 		k.connect = nil
 	}
 }
-
-// ownNetNS is the namespace that the proxy is in: the node's.
-const ownNetNS = "/proc/self/ns/net"
 
 var errNoCgroup2 = errors.New("there is no cgroup v2 file system")
 

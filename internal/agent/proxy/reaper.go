@@ -14,6 +14,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/connect"
 	"github.com/fathom-network/fathom/internal/kernel/conntrack"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/wake"
 )
 
@@ -158,7 +159,7 @@ func (r *reaper) sweepEntries(ctx context.Context) error {
 	}
 	if r.conntrack == nil {
 		var err error
-		if r.conntrack, err = conntrack.OpenTable(ownNetNS); err != nil {
+		if r.conntrack, err = conntrack.OpenTable(link.OwnNetNS); err != nil {
 			return err
 		}
 	}
@@ -253,7 +254,7 @@ func (r *reaper) namespaces() ([]string, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	paths := []string{ownNetNS}
+	paths := []string{link.OwnNetNS}
 	for _, e := range entries {
 		paths = append(paths, filepath.Join(r.paths.NetNS, e.Name()))
 	}

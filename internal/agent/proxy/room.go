@@ -112,7 +112,7 @@ func (p *Proxy) namespacesOf(cookies []uint64) map[uint64]string {
 			continue
 		}
 		names[cookie] = "the network namespace " + filepath.Base(path)
-		if path == ownNetNS {
+		if path == link.OwnNetNS {
 			names[cookie] = "the node's own network namespace"
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/conntrack"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 )
 
@@ -20,7 +21,7 @@ func (p *Proxy) State(ctx context.Context) (answer.Services, error) {
 	if r := p.redirected.Load(); r != nil {
 		s.NodeCaches = r.Addrs()
 	}
-	rules, err := ruleset.Open(ownNetNS) // the proxy's is for its loop alone
+	rules, err := ruleset.Open(link.OwnNetNS) // the proxy's is for its loop alone
 	if err != nil {
 		return s, err
 	}
@@ -47,7 +48,7 @@ func (p *Proxy) State(ctx context.Context) (answer.Services, error) {
 
 // flowsTo counts the flows to frontends, and to what is or was a Service's address.
 func flowsTo(ctx context.Context, index *service.Index, ranges []netip.Prefix) ([]answer.Flows, error) {
-	table, err := conntrack.OpenTable(ownNetNS)
+	table, err := conntrack.OpenTable(link.OwnNetNS)
 	if err != nil {
 		return nil, err
 	}

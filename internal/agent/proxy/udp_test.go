@@ -252,7 +252,7 @@ func TestConnectedUDPOfPod(t *testing.T) {
 	if !ok {
 		return
 	}
-	self, err := link.Open(ownNetNS)
+	self, err := link.Open(link.OwnNetNS)
 	testenv.Must(t, err)
 	defer self.Close()
 	testenv.Must(t, self.Sysctl("ipv4/ip_forward", "1"))

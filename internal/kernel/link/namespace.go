@@ -106,6 +106,10 @@ func Open(path string) (*Namespace, error) {
 // Path is where the namespace is found for as long as it is open, by this process.
 func (n *Namespace) Path() string { return fmt.Sprintf("/proc/self/fd/%d", n.file.Fd()) }
 
+// OwnNetNS is the path of the namespace that the process is in. It is that of its main thread, whichever thread asks: one that
+// entered another namespace does not change it.
+const OwnNetNS = "/proc/self/ns/net"
+
 // Here opens the namespace that the process is in.
 func Here() (*Namespace, error) {
 	const path = "/proc/thread-self/ns/net"
