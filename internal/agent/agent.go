@@ -19,6 +19,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/fathom-network/fathom/internal/agent/blocks"
 	"github.com/fathom-network/fathom/internal/agent/proxy"
 	"github.com/fathom-network/fathom/internal/cni"
 	"github.com/fathom-network/fathom/internal/facts/answer"
@@ -89,8 +90,8 @@ type Agent struct {
 	wake     wake.Signal
 	look     wake.Signal // as wake, for the node's pods
 	state    statusBox
-	blocks   *blocks
-	keeper   *keeper
+	blocks   *blocks.Blocks
+	keeper   *blocks.Keeper
 	flows    *podFlows
 	events   *kube.Recorder
 	writes   *kube.Publisher
@@ -120,8 +121,8 @@ func Run(ctx context.Context, o Options) error {
 	a := &Agent{Options: o, wake: wake.New(), look: wake.New(), metrics: newMetrics(o.Node), poolsDiffer: map[string]time.Time{}, rebuilt: map[lease.Attachment]bootclock.Instant{}}
 	a.events = o.Client.NewRecorder(ctx, kube.Reporter{Component: Component, Instance: o.Node})
 	a.writes = kube.NewPublisher(o.Log, a.Wake)
-	a.blocks = newBlocks(o.Node, apiBlocks{o.Client}, a.poolObjects, o.Log)
-	a.keeper = newKeeper(a.blocks, o.Paths.Leases, a.Wake)
+	a.blocks = blocks.New(o.Node, blocks.Server{Client: o.Client}, a.poolObjects, o.Log)
+	a.keeper = blocks.NewKeeper(a.blocks, o.Paths.Leases, a.Wake)
 	a.state.set(answer.Status{Waiting: true, Reason: "the agent is starting"})
 	a.turned.patience = passPatience(o.Resync)
 	a.turned.set(time.Now())
@@ -179,7 +180,7 @@ func Run(ctx context.Context, o Options) error {
 	var carrying sync.WaitGroup
 	carrying.Go(func() { a.proxy.Run(ctx) })
 	carrying.Go(func() { a.lb.run(ctx) })
-	carrying.Go(func() { a.keeper.run(ctx) })
+	carrying.Go(func() { a.keeper.Run(ctx) })
 	carrying.Go(func() { a.flows.run(ctx, link.OwnNetNS) })
 	carrying.Go(func() { a.writes.Run(ctx) })
 	defer carrying.Wait()

@@ -161,7 +161,7 @@ func (a *Agent) network() cni.Network {
 		if a.view == nil {
 			return pools
 		}
-		blocks, _ := a.blocks.all() // of pools that may have gone with the leases
+		blocks, _ := a.blocks.All() // of pools that may have gone with the leases
 		for _, b := range blocks {
 			if b.Node == a.Node {
 				pools = append(pools, ipam.Pool{Name: b.Pool, Ranges: []netip.Prefix{b.Prefix}})

@@ -49,7 +49,7 @@ func (a *Agent) keepBlocks(_ context.Context, p *pass) outcome {
 	if wait := a.tellPools(); wait > 0 {
 		time.AfterFunc(wait, a.Wake)
 	}
-	return outcome{problems: a.keeper.set(segments(p.interfaces), a.config.CoolDown)}
+	return outcome{problems: a.keeper.Set(segments(p.interfaces), a.config.CoolDown)}
 }
 
 // segments are the networks that the node is on itself.
@@ -214,7 +214,7 @@ func (a *Agent) grant(ctx context.Context, pod *corev1.Pod) (ippool.Grant, error
 	if !found {
 		namespace = &corev1.Namespace{}
 	}
-	grant, err := a.blocks.request(ctx, store, segments(status.Interfaces), pod.ObjectMeta, namespace.ObjectMeta)
+	grant, err := a.blocks.Request(ctx, store, segments(status.Interfaces), pod.ObjectMeta, namespace.ObjectMeta)
 	if err != nil || grant.Pool == "" {
 		return grant, err
 	}

@@ -177,7 +177,7 @@ func (a *Agent) readDevices(_ context.Context, p *pass) outcome {
 }
 
 func (a *Agent) makePlan(_ context.Context, p *pass) outcome {
-	blocks, refused := a.blocks.all()
+	blocks, refused := a.blocks.All()
 	a.tellRefused(refused)
 	p.facts = netfacts.Read(a.view.Nodes.All(), a.Node, *a.config).WithBlocks(blocks)
 	plan, found := podnet.NewPlan(a.Node, p.interfaces, p.facts.Nodes, p.facts.Config)

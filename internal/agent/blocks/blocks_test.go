@@ -1,4 +1,4 @@
-package agent
+package blocks
 
 import (
 	"context"
@@ -114,7 +114,7 @@ func (s *server) snapshot() ippool.Objects {
 
 // machine is a node with an agent's blocks and a store of leases.
 type machine struct {
-	*blocks
+	*Blocks
 	store *lease.Store
 	dir   string
 	cool  time.Duration
@@ -153,12 +153,12 @@ func (m *machine) start(t *testing.T, s *server, node string) {
 		t.Fatal(err)
 	}
 	m.store = store
-	m.blocks = newBlocks(node, s, func() ippool.Objects { return m.seen }, slog.New(slog.DiscardHandler))
+	m.Blocks = New(node, s, func() ippool.Objects { return m.seen }, slog.New(slog.DiscardHandler))
 }
 
 // add is the ADD of a pod: it asks the agent, then takes a lease.
 func (m *machine) add(name string, annotations map[string]string) (lease.Lease, error) {
-	grant, err := m.request(context.Background(), m.store, nil, metav1.ObjectMeta{Namespace: "ns", Name: name, Annotations: annotations}, metav1.ObjectMeta{})
+	grant, err := m.Request(context.Background(), m.store, nil, metav1.ObjectMeta{Namespace: "ns", Name: name, Annotations: annotations}, metav1.ObjectMeta{})
 	if err != nil {
 		return lease.Lease{}, err
 	}
@@ -198,7 +198,7 @@ func (m *machine) age(t *testing.T, by time.Duration) {
 
 func (m *machine) pass(t *testing.T) []string {
 	t.Helper()
-	problems, _, err := m.keep(t.Context(), m.store, nil)
+	problems, _, err := m.Keep(t.Context(), m.store, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -481,7 +481,7 @@ func TestNoAddressTwice(t *testing.T) {
 		case 4:
 			m.seen = s.snapshot() // the watch catches up
 		case 5, 6:
-			if _, _, err := m.keep(t.Context(), m.store, nil); err != nil {
+			if _, _, err := m.Keep(t.Context(), m.store, nil); err != nil {
 				t.Fatal(err)
 			}
 			skip += rest / 8
@@ -496,7 +496,7 @@ func TestNoAddressTwice(t *testing.T) {
 				slow[m] = requests[1:]
 				continue
 			}
-			if grant, err := m.request(t.Context(), m.store, nil, metav1.ObjectMeta{Annotations: fromPool}, metav1.ObjectMeta{}); err == nil {
+			if grant, err := m.Request(t.Context(), m.store, nil, metav1.ObjectMeta{Annotations: fromPool}, metav1.ObjectMeta{}); err == nil {
 				slow[m] = append(slow[m], ipam.Request{Pool: grant.Pool})
 			}
 		}
@@ -618,7 +618,7 @@ func TestHostileBlocks(t *testing.T) {
 	routes := func() string {
 		t.Helper()
 		m.seen = s.snapshot()
-		blocks, refused := m.all()
+		blocks, refused := m.All()
 		if len(blocks)+len(refused) != len(s.blocks) {
 			t.Errorf("%d used and %d refused of %d", len(blocks), len(refused), len(s.blocks))
 		}
@@ -750,11 +750,11 @@ func TestPodsDoNotWaitForOthers(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() {
-		_, err := m.request(ctx, m.store, nil, metav1.ObjectMeta{Namespace: "ns", Name: "slow", Annotations: map[string]string{ippool.PoolAnnotation: "slow"}}, metav1.ObjectMeta{})
+		_, err := m.Request(ctx, m.store, nil, metav1.ObjectMeta{Namespace: "ns", Name: "slow", Annotations: map[string]string{ippool.PoolAnnotation: "slow"}}, metav1.ObjectMeta{})
 		ended <- err
 	}()
 	<-api.asked
-	if blocks, refused := m.all(); len(blocks) != 1 || len(refused) != 0 {
+	if blocks, refused := m.All(); len(blocks) != 1 || len(refused) != 0 {
 		t.Error(blocks, refused)
 	}
 	for i := range 10 {
@@ -762,12 +762,12 @@ func TestPodsDoNotWaitForOthers(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if grant, err := m.request(t.Context(), m.store, nil, metav1.ObjectMeta{Namespace: "ns", Name: "plain"}, metav1.ObjectMeta{}); err != nil || grant.Pool != "" {
+	if grant, err := m.Request(t.Context(), m.store, nil, metav1.ObjectMeta{Namespace: "ns", Name: "plain"}, metav1.ObjectMeta{}); err != nil || grant.Pool != "" {
 		t.Error(grant, err)
 	}
 	waits, stop := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer stop()
-	if _, _, err := m.keep(waits, m.store, nil); !errors.Is(err, context.DeadlineExceeded) {
+	if _, _, err := m.Keep(waits, m.store, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("two decide at once: %v", err)
 	}
 	cancel()

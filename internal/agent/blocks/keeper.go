@@ -1,4 +1,4 @@
-package agent
+package blocks
 
 import (
 	"context"
@@ -13,12 +13,12 @@ import (
 	"github.com/fathom-network/fathom/internal/wake"
 )
 
-// keeper keeps the node's blocks in a loop of its own, since to take one, to give one back and to make certain of one are
+// Keeper keeps the node's blocks in a loop of its own, since to take one, to give one back and to make certain of one are
 // questions to the API server: a pass has its answer the next time.
-type keeper struct {
-	blocks  *blocks
+type Keeper struct {
+	blocks  *Blocks
 	leases  string // their directory
-	changed func() // when set returns something else
+	changed func() // when Set returns something else
 	kick    wake.Signal
 
 	mu       sync.Mutex
@@ -27,13 +27,15 @@ type keeper struct {
 	problems []string
 }
 
-func newKeeper(b *blocks, leases string, changed func()) *keeper {
-	return &keeper{blocks: b, leases: leases, changed: changed, kick: wake.New()}
+// NewKeeper returns the keeper of a node's blocks, given the directory of its leases. changed is called when Set would return
+// something else.
+func NewKeeper(b *Blocks, leases string, changed func()) *Keeper {
+	return &Keeper{blocks: b, leases: leases, changed: changed, kick: wake.New()}
 }
 
-// set tells the networks of which no block may be taken, and that anything else may have changed. It returns what was in
+// Set tells the networks of which no block may be taken, and that anything else may have changed. It returns what was in
 // the way last time, and does not wait.
-func (k *keeper) set(avoid []netip.Prefix, coolDown time.Duration) (problems []string) {
+func (k *Keeper) Set(avoid []netip.Prefix, coolDown time.Duration) (problems []string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.avoid, k.coolDown = avoid, coolDown
@@ -41,9 +43,9 @@ func (k *keeper) set(avoid []netip.Prefix, coolDown time.Duration) (problems []s
 	return k.problems
 }
 
-// run keeps the blocks until the context ends. After a failure it waits, each time longer, whatever happens meanwhile: a
+// Run keeps the blocks until the context ends. After a failure it waits, each time longer, whatever happens meanwhile: a
 // server that refuses is not asked as often as something changes.
-func (k *keeper) run(ctx context.Context) {
+func (k *Keeper) Run(ctx context.Context) {
 	failures := 0
 	var again <-chan time.Time
 	for {
@@ -73,12 +75,15 @@ func (k *keeper) run(ctx context.Context) {
 	}
 }
 
+// apiPatience bounds what one round asks an API server that does not answer.
+const apiPatience = 2 * time.Second
+
 // firstPause and lastPause are the waits after the first failure and after many.
 const firstPause, lastPause = 250 * time.Millisecond, 10 * time.Second
 
 // keep does it once. wait is when it should be done again if nothing else happens; not ok is when something failed, and
 // more than a pool's being exhausted or wrong.
-func (k *keeper) keep(ctx context.Context) (wait time.Duration, ok bool) {
+func (k *Keeper) keep(ctx context.Context) (wait time.Duration, ok bool) {
 	k.mu.Lock()
 	avoid, coolDown := k.avoid, k.coolDown
 	k.mu.Unlock()
@@ -88,7 +93,7 @@ func (k *keeper) keep(ctx context.Context) (wait time.Duration, ok bool) {
 	failed := k.blocks.failures()
 	store, err := lease.Open(k.leases, coolDown)
 	if err == nil {
-		problems, wait, err = k.blocks.keep(ctx, store, avoid)
+		problems, wait, err = k.blocks.Keep(ctx, store, avoid)
 	}
 	if err != nil {
 		problems = append(problems, answer.OneLine(fmt.Errorf("keep the blocks of address pools: %w", err)))
