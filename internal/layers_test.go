@@ -54,8 +54,8 @@ var sideways = map[[2]string]string{
 var onlyBy = map[string][]string{
 	"github.com/vishvananda/netlink":         {"internal/kernel/link", "internal/lab/doctor"},
 	"github.com/google/nftables":             {"internal/kernel/nft", "internal/kernel/ruleset", "internal/lab/doctor"},
-	"github.com/osrg/gobgp":                  {"internal/agent/bgp"},
-	"github.com/hashicorp/memberlist":        {"internal/agent/membership"},
+	"github.com/osrg/gobgp":                  {"internal/agent/announcing/bgp"},
+	"github.com/hashicorp/memberlist":        {"internal/agent/announcing/membership"},
 	"github.com/cilium/ebpf":                 {"internal/kernel/bpf"},
 	"k8s.io/client-go/kubernetes":            {"internal/watch/kube"},
 	"k8s.io/client-go/rest":                  {"internal/watch/kube"},

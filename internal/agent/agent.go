@@ -19,6 +19,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/fathom-network/fathom/internal/agent/announcing"
 	"github.com/fathom-network/fathom/internal/agent/blocks"
 	"github.com/fathom-network/fathom/internal/agent/proxy"
 	"github.com/fathom-network/fathom/internal/cni"
@@ -84,9 +85,9 @@ type Agent struct {
 	leases   *lease.Store
 	fast     fastPath
 	metrics  *metrics
-	bgp      *announcer
+	bgp      *announcing.BGP
 	proxy    *proxy.Proxy
-	lb       *balancer
+	lb       *announcing.Balancer
 	wake     wake.Signal
 	look     wake.Signal // as wake, for the node's pods
 	state    statusBox
@@ -134,17 +135,16 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer a.node.Close()
 	a.node.SysctlsAt(o.Paths.Sysctl)
-	a.bgp = a.newAnnouncer(a.node)
-	defer a.bgp.routers.Close()
-	defer a.bgp.speaker.Leave() // without a word, so that routers keep the routes
 	a.settings = newSettings(a.node, o.Paths.Leases, a.damaged)
 	a.proxy = a.newProxy()
 	a.flows = newPodFlows(o.Log, a.metrics.ended, a.proxy.Serves)
-	a.lb = a.newBalancer(a.node)
+	a.lb = a.newBalancer()
 	if a.rules, err = ruleset.Open(link.OwnNetNS); err != nil {
 		return err
 	}
 	defer a.rules.Close()
+	a.bgp = a.newBGP()
+	defer a.bgp.Close()
 	defer a.fast.close()
 	a.metrics.registry.MustRegister(prometheus.WrapCollectorWith(prometheus.Labels{"node": o.Node}, &a.fast))
 	a.metrics.registry.MustRegister(prometheus.WrapCollectorWith(prometheus.Labels{"node": o.Node}, poolCollector{a.readPools}))
@@ -179,7 +179,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	var carrying sync.WaitGroup
 	carrying.Go(func() { a.proxy.Run(ctx) })
-	carrying.Go(func() { a.lb.run(ctx) })
+	carrying.Go(func() { a.lb.Run(ctx) })
 	carrying.Go(func() { a.keeper.Run(ctx) })
 	carrying.Go(func() { a.flows.run(ctx, link.OwnNetNS) })
 	carrying.Go(func() { a.writes.Run(ctx) })

@@ -31,7 +31,7 @@ func (a *Agent) newProxy() *proxy.Proxy {
 		Client: a.Client, Log: a.Log, Paths: proxyPaths(a.Paths), Resync: a.Resync, Loopback: loopback{a.settings},
 		Changed: func() {
 			a.Wake()
-			a.lb.kick.Set()
+			a.lb.Wake()
 		},
 	})
 	a.metrics.registry.MustRegister(p)

@@ -276,11 +276,6 @@ func (a *Agent) checkRanges(_ context.Context, p *pass) outcome {
 	return outcome{ends: true}
 }
 
-func (a *Agent) tellBalancer(_ context.Context, p *pass) outcome {
-	a.lb.set(p.facts.Own, p.interfaces)
-	return outcome{}
-}
-
 func (a *Agent) awaitServices(_ context.Context, p *pass) outcome {
 	services := a.proxy.Status()
 	if !services.Ready {
@@ -298,10 +293,6 @@ func (a *Agent) announceToRuntime(_ context.Context, p *pass) outcome {
 	err := a.writeConflist(p.plan, p.facts.Own)
 	p.status.Ready = err == nil
 	return outcome{err: err}
-}
-
-func (a *Agent) announceToRouters(ctx context.Context, p *pass) outcome {
-	return outcome{problems: a.announce(ctx, p.facts.Own, p.interfaces)}
 }
 
 // problem is the outcome of a step after whose failure the node carries pods.

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fathom-network/fathom/internal/agent/membership"
+	"github.com/fathom-network/fathom/internal/agent/announcing/membership"
 	"github.com/fathom-network/fathom/internal/facts/keyset"
 )
 

@@ -19,7 +19,7 @@ import (
 
 	"github.com/hashicorp/memberlist"
 
-	"github.com/fathom-network/fathom/internal/agent/membership"
+	"github.com/fathom-network/fathom/internal/agent/announcing/membership"
 	"github.com/fathom-network/fathom/internal/facts/keyset"
 )
 

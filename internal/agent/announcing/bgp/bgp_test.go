@@ -18,7 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fathom-network/fathom/internal/agent/bgp"
+	"github.com/fathom-network/fathom/internal/agent/announcing/bgp"
 	"github.com/fathom-network/fathom/internal/facts/bgpconf"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/routeradv"

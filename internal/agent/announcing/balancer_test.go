@@ -1,4 +1,4 @@
-package agent
+package announcing
 
 import (
 	"context"
@@ -148,7 +148,7 @@ func TestStandIn(t *testing.T) {
 			}
 		}
 	}
-	b := balancer{node: "n1", neighbour: func(device string, a netip.Addr) (net.HardwareAddr, error) {
+	b := Balancer{node: "n1", neighbour: func(device string, a netip.Addr) (net.HardwareAddr, error) {
 		if device != "eth0" || a.String() != "192.0.2.2" {
 			return nil, errors.New("asked for something else")
 		}
@@ -209,7 +209,7 @@ func TestBalancerWithoutKey(t *testing.T) {
 	}
 	source := &fakeSource{noKeys: errors.New("there is none"), pools: []*v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"192.0.2.64/26"}}}}}
 	changed := 0
-	b := &balancer{node: "n1", log: slog.New(slog.NewTextHandler(t.Output(), nil)), resync: time.Hour, source: source, changed: func() { changed++ }, kick: wake.New(),
+	b := &Balancer{node: "n1", log: slog.New(slog.NewTextHandler(t.Output(), nil)), resync: time.Hour, source: source, changed: func() { changed++ }, kick: wake.New(),
 		keys: make(chan foundKeys, 1), speaker: announce.New(here, slog.New(slog.DiscardHandler)), count: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "x"}, []string{"how"})}
 	defer b.speaker.Close()
 	says := func(step string, wantKnown bool, want string, wantChanged int) {
@@ -226,7 +226,7 @@ func TestBalancerWithoutKey(t *testing.T) {
 	b.step(t.Context())
 	says("without a place", false, "[]", 0)
 	source.nodes = []*corev1.Node{node("n1", "198.51.100.1", corev1.ConditionTrue), node("n2", "198.51.100.2", corev1.ConditionTrue)}
-	b.set(podnet.Node{Addrs: []netip.Addr{netip.MustParseAddr("198.51.100.1")}}, nil)
+	b.Set(podnet.Node{Addrs: []netip.Addr{netip.MustParseAddr("198.51.100.1")}}, nil)
 	b.step(t.Context())
 	says("before the key was asked for", false, "[]", 0)
 	for !b.isAsked {

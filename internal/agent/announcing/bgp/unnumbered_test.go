@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fathom-network/fathom/internal/agent/bgp"
+	"github.com/fathom-network/fathom/internal/agent/announcing/bgp"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
 

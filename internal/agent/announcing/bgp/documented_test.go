@@ -10,7 +10,7 @@ import (
 
 // TestDocumentedRouters runs the routers as docs/bgp.md configures them, with this test's addresses.
 func TestDocumentedRouters(t *testing.T) {
-	doc, err := os.ReadFile("../../../docs/bgp.md")
+	doc, err := os.ReadFile("../../../../docs/bgp.md")
 	testenv.Must(t, err)
 	for title, name := range map[string]string{"BIRD 2:": "BIRD", "FRR:": "FRR", "and one at swp2:": "FRR"} {
 		t.Run(title, func(t *testing.T) {

@@ -1,4 +1,4 @@
-package agent
+package announcing
 
 import (
 	"net/netip"

@@ -6,7 +6,7 @@ import (
 	"runtime"
 	"testing"
 
-	"github.com/fathom-network/fathom/internal/agent/bgp"
+	"github.com/fathom-network/fathom/internal/agent/announcing/bgp"
 	"github.com/fathom-network/fathom/internal/facts/bgpconf"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
