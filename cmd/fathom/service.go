@@ -107,7 +107,7 @@ func portsOf(s *corev1.Service) []string {
 func (a *app) serviceShow() *cobra.Command {
 	var o output
 	var t target
-	var namespace, node string
+	var namespace, node, from string
 	cmd := &cobra.Command{
 		Use:   "show NAME",
 		Short: "Tell of a Service where it is met, by whom, where it leads, and what nodes' kernels have of it",
@@ -117,15 +117,24 @@ addresses which node answers for them and which nodes routers are told of, as th
 nodes' kernels have of it: the entries of nftables, those that are used when something on the node connects, and the flows
 that connection tracking remembers. What is used depends on the node: --node chooses it.
 
+With --from it tells instead what becomes of what a pod sends there, for each address and port of the Service and each
+endpoint: at connect(), in the fast path, by the rules of Services and of masquerade; each decision with its reason, the
+object that has it so, and where to look it up in the kernel of the pod's node.
+
 ` + targetHelp,
-		Example: "fathom service show kubernetes\nfathom service show kube-dns --namespace kube-system --node east-worker1",
+		Example: "fathom service show kubernetes\nfathom service show kube-dns --namespace kube-system --node east-worker1\n" +
+			"fathom service show web --from client\nfathom service show kube-dns --namespace kube-system --from default/client",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, _, err := a.connect(cmd, t)
 			if err != nil {
 				return err
 			}
-			d, err := verify.ShowService(cmd.Context(), client, service.Name{Namespace: namespace, Name: args[0]}, node, true)
+			name := service.Name{Namespace: namespace, Name: args[0]}
+			if from != "" {
+				return a.showFrom(cmd.Context(), client, name, from, o)
+			}
+			d, err := verify.ShowService(cmd.Context(), client, name, node, true)
 			if err != nil {
 				return err
 			}
@@ -137,6 +146,8 @@ that connection tracking remembers. What is used depends on the node: --node cho
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", metav1.NamespaceDefault, "the Service's namespace")
 	cmd.Flags().StringVar(&node, "node", "", "as this node sees it (default: the first by name, and the kernels of all)")
+	cmd.Flags().StringVar(&from, "from", "", "what becomes of what this `pod` sends there: POD of the Service's namespace, or NAMESPACE/POD")
+	cmd.MarkFlagsMutuallyExclusive("node", "from")
 	o.register(cmd)
 	t.register(cmd)
 	return cmd

@@ -99,6 +99,10 @@ func (f *fastPath) state() (answer.FastPath, error) {
 		return s, nil
 	}
 	s.On = f.reason == ""
+	var err error
+	if s.Slow, err = f.path.Slow(); err != nil {
+		return s, err
+	}
 	differences, err := f.path.Check(f.plan)
 	if err != nil {
 		return s, err

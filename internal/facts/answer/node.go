@@ -49,6 +49,8 @@ type Node struct {
 type FastPath struct {
 	On     bool   `json:"on"`
 	Reason string `json:"reason,omitempty"` // why it is not
+	// Slow are pods' addresses whose packets take the stack all the same, and why.
+	Slow map[netip.Addr]string `json:"slow,omitempty"`
 	// Differences are between what the agent wants the kernel to hold for it and what it does.
 	Differences []string `json:"differences,omitempty"`
 }

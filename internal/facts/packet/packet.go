@@ -35,6 +35,10 @@ const (
 	Unconnected        // a socket that names an address each time it sends
 )
 
+func (s Sender) String() string {
+	return [...]string{"unseen", "connected", "unconnected"}[s]
+}
+
 // Packet is the first packet of a connection or flow, of which nobody knows anything yet.
 type Packet struct {
 	Origin   Origin         `json:"origin"`
@@ -70,9 +74,7 @@ func (v Verdict) MarshalText() ([]byte, error) { return []byte(v.String()), nil 
 func (o Origin) MarshalText() ([]byte, error) { return []byte(o.String()), nil }
 
 // MarshalText writes the sender's name.
-func (s Sender) MarshalText() ([]byte, error) {
-	return []byte([...]string{"unseen", "connected", "unconnected"}[s]), nil
-}
+func (s Sender) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // Hop is a decision about a packet.
 type Hop struct {

@@ -57,6 +57,8 @@ func (f FastPath) Explain(p packet.Packet) []packet.Hop {
 		return nil
 	case p.Origin == packet.Elsewhere:
 		way = f.to(from)
+	case from == to:
+		return []packet.Hop{{Part: "pod", Hook: "routing", Verdict: packet.Redirect, Why: "it stays within the pod", Device: "lo"}}
 	default:
 		if _, own := f.Pods[from]; !own {
 			hop.Why, hop.Rule = "it is not from the pod's own address", "the map fathom_pods in /sys/fs/bpf/fathom"
@@ -75,8 +77,6 @@ func (f FastPath) Explain(p packet.Packet) []packet.Hop {
 		return pass("the sender's packets take the stack: " + f.Slow[from])
 	case f.Slow[to] != "":
 		return pass("the receiver's packets take the stack: " + f.Slow[to])
-	case from == to:
-		return pass("it is from the pod to itself")
 	case p.Protocol != tcp && p.Protocol != udp:
 		return pass("it is neither TCP nor UDP")
 	case p.Translated:

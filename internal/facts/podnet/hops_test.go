@@ -37,7 +37,7 @@ func TestExplainFastPath(t *testing.T) {
 		{"the node's own", on, packet.Node, "192.0.2.10", "10.244.1.2", nil, ""},
 		{"a false source", on, packet.Pod, "10.244.2.9", "10.244.1.3", nil, "drop : it is not from the pod's own address"},
 		{"a false source without a fast path", off, packet.Pod, "10.244.2.9", "10.244.1.3", nil, "drop : it is not from the pod's own address"},
-		{"itself", on, packet.Pod, "10.244.1.2", "10.244.1.2", nil, "pass : it is from the pod to itself"},
+		{"itself", on, packet.Pod, "10.244.1.2", "10.244.1.2", nil, "redirect lo: it stays within the pod"},
 		{"shaped", on, packet.Pod, "10.244.1.4", "10.244.1.3", nil, "pass : the sender's packets take the stack: its device has a queueing discipline"},
 		{"to one that is shaped", on, packet.Pod, "10.244.1.3", "10.244.1.4", nil, "pass : the receiver's packets take the stack: its device has a queueing discipline"},
 		{"SCTP", on, packet.Pod, "10.244.1.2", "10.244.1.3", func(p *packet.Packet) { p.Protocol = 132 }, "pass : it is neither TCP nor UDP"},
