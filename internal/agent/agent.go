@@ -37,7 +37,7 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// Options are what an agent is told at its start.
+// Options configure an agent.
 type Options struct {
 	Node   string
 	Client *kube.Client
@@ -49,7 +49,7 @@ type Options struct {
 	MetricsAccess serve.Access
 	// Resync is how often everything is compared without an event to ask for it.
 	Resync time.Duration
-	// FastPath, if set, goes before the configuration: FastPathAuto or FastPathOff.
+	// FastPath, if set, overrides the configuration: FastPathAuto or FastPathOff.
 	FastPath string
 }
 
@@ -75,7 +75,7 @@ func NodePaths() Paths {
 	}
 }
 
-// Agent keeps one node.
+// Agent runs the network of one node.
 type Agent struct {
 	Options
 	view     *kube.View
@@ -100,24 +100,24 @@ type Agent struct {
 
 	// What follows belongs to the loop.
 	config   *netconf.Config // the last one that made sense
-	problems []string        // as they were told last
+	problems []string        // as last reported
 	held     podnet.Plan     // what the kernel holds since the last pass, or the zero value if that is not certain
-	// Of the last look at the node's own pods.
+	// Results of the last look at the node's own pods.
 	podMTU      int
 	podSources  []netip.Addr
 	podProblems []string
 	// refusesNothing says that the kernel was told to refuse nothing of Services.
 	refusesNothing bool
 	told           published
-	untold         atomic.Bool // that the node carries pods, by an event
-	// poolsDiffer says since when the status of a pool is not what it should be.
+	untold         atomic.Bool // that the event that the node carries pods is still to be sent
+	// poolsDiffer says since when the status of a pool has been out of date.
 	poolsDiffer map[string]time.Time
-	refused     []string                               // blocks that nobody uses, as they were logged last
-	rebuilt     map[lease.Attachment]bootclock.Instant // when leases were made again that were told of
+	refused     []string                               // unused blocks, as last logged
+	rebuilt     map[lease.Attachment]bootclock.Instant // when each lease that was reported as rebuilt was rebuilt
 }
 
-// Run keeps the node until the context ends. What is in the kernel stays: traffic does not notice that an agent
-// ends or starts.
+// Run runs the node's network until the context ends. What is in the kernel stays: traffic does not notice an agent that ends or
+// starts.
 func Run(ctx context.Context, o Options) error {
 	a := &Agent{Options: o, wake: wake.New(), look: wake.New(), metrics: newMetrics(o.Node), poolsDiffer: map[string]time.Time{}, rebuilt: map[lease.Attachment]bootclock.Instant{}}
 	a.events = o.Client.NewRecorder(ctx, kube.Reporter{Component: Component, Instance: o.Node})
@@ -151,7 +151,7 @@ func Run(ctx context.Context, o Options) error {
 	if a.leases, err = lease.Open(o.Paths.Leases, conflist.DefaultCoolDown); err != nil {
 		return err
 	}
-	// First what pods that are there have lost, or the repair would take the rest of it for what is left of pods that are gone.
+	// The leases of running pods are rebuilt first: the repair would take what is left of them for leftovers of deleted pods.
 	rebuilt, err := cni.Rebuild(a.node, a.leases, a.network())
 	a.tellRebuiltLeases(rebuilt)
 	if err != nil {
@@ -194,12 +194,12 @@ func Run(ctx context.Context, o Options) error {
 		case <-ctx.Done():
 			return nil
 		case <-a.wake:
-			pods = false // what has to be looked at on the node itself has its own event, and takes ten times as long
+			pods = false // the node's own pods have events of their own, and a look at them takes ten times as long
 		case _, open := <-changed:
 			if !open && ctx.Err() == nil {
-				return errors.New("the kernel tells of changes no more") // and the pod is started anew
+				return errors.New("the netlink subscription was closed by the kernel") // the kubelet restarts the pod
 			}
-			a.held = podnet.Plan{} // it may have been one of the plan's
+			a.held = podnet.Plan{} // the change may be to something that the plan made
 			if settled == nil {
 				settled = time.After(settling)
 			}
@@ -211,33 +211,33 @@ func Run(ctx context.Context, o Options) error {
 		}
 		if pods {
 			if err := a.openLeases(); err != nil {
-				return err // and the pod is started anew, with the directory that is there now
+				return err // the kubelet restarts the pod, with the directory that is there now
 			}
 		}
 		a.pass(ctx, pods)
 	}
 }
 
-// cutDead closes connections to the API server from addresses that the node has no more: nobody would answer there, and
-// what changes would be heard of a minute later.
+// cutDead closes connections to the API server from addresses that the node no longer has: no answer reaches them, and the
+// watches would notice a minute later.
 func (a *Agent) cutDead(local map[netip.Addr]bool) {
 	if n := a.Client.CutFrom(func(from netip.Addr) bool { return !from.IsLoopback() && !local[from] }); n > 0 {
 		a.Log.Info("cut connections to the API server from an address that is gone", "number", n)
 	}
 }
 
-// settling is how long a change of the kernel waits for others: they come in bursts, most are the plugin's or our
-// own, and of a burst only the end is of interest.
+// settling is how long a change of the kernel waits for others. Events arrive in bursts, mostly of the plugin's or the agent's own
+// making; only the state after the last one matters.
 const settling = 50 * time.Millisecond
 
-// Wake asks for a pass. It does not wait for it; asking twice is asking once.
+// Wake requests a pass without waiting for it. Requests before the pass begins are one.
 func (a *Agent) Wake() { a.wake.Set() }
 
-// lookIn asks for a look at the node's pods later, when what is too young to be judged no longer is. Asking many times
-// costs no more than the timers: those that end together are one look.
+// lookIn requests a look at the node's pods after d, when what is too young to be judged is old enough. Many requests cost no
+// more than their timers: those that fire together are one look.
 func (a *Agent) lookIn(d time.Duration) { time.AfterFunc(d, a.look.Set) }
 
-// tellProblems makes an event of each problem that is new, and a log line of each that has gone.
+// tellProblems sends an event for each new problem, and logs each that is solved.
 func (a *Agent) tellProblems(problems []string) {
 	slices.Sort(problems)
 	problems = slices.Compact(problems)
@@ -257,7 +257,7 @@ func (a *Agent) tellProblems(problems []string) {
 	a.metrics.problems.Set(float64(len(problems)))
 }
 
-// damaged tells of a file of the node's that could not be read and was replaced.
+// damaged reports a file of the node that could not be read and was replaced.
 func (a *Agent) damaged(err error) {
 	a.Log.Error("a file was damaged", "error", err)
 	a.event(true, "StateDamaged", err.Error())
@@ -269,11 +269,11 @@ func (a *Agent) tellDamagedLeases(names []string) {
 	}
 }
 
-// rebuiltNews is how old a lease that was made again may be to be told of: the plugin, too, makes leases again, and the agent
-// may have been away.
+// rebuiltNews is the age up to which a rebuilt lease is still reported: the plugin rebuilds leases as well, possibly while no
+// agent ran.
 const rebuiltNews = 10 * time.Minute
 
-// tellRebuiltLeases tells of leases that were made again, each time once.
+// tellRebuiltLeases reports each rebuilt lease once.
 func (a *Agent) tellRebuiltLeases(leases []lease.Lease) {
 	var names []string
 	for _, l := range leases {
@@ -304,7 +304,7 @@ const (
 	apiPatience = 2 * time.Second
 )
 
-// nodeAddresses are what the node is known by to its pods: one address of each family.
+// nodeAddresses returns the addresses by which pods know their node: the first of each family.
 func nodeAddresses(n podnet.Node) []netip.Addr {
 	var list []netip.Addr
 	for _, a := range n.Addrs {

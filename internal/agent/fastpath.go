@@ -22,18 +22,18 @@ const (
 	FastPathOff  = "off"
 )
 
-// fastPath is the node's fast path. The zero value is one that was not opened yet.
+// fastPath is the node's fast path. Its zero value is not opened yet.
 type fastPath struct {
 	mu     sync.Mutex // the loop sets it, others read it back
 	path   *fastpath.Path
 	plan   fastpath.Plan
-	was    error  // what came of setting the plan
-	told   string // that there is none, and why
-	reason string // why packets take the stack, if they do
+	was    error  // result of the last set
+	told   string // the last logged reason why the kernel has none
+	reason string // why packets take the stack; empty if they do not
 }
 
-// setFastPath is a pass's part: after the routes that it is a shorter way for. The kernel is compared if look says so
-// or the plan is another; what most events of the API change is neither.
+// setFastPath sets the fast path for the routes of the plan. It compares the kernel if look is set or the plan has changed; most
+// events of the API cause neither.
 func (a *Agent) setFastPath(plan podnet.Plan, underlay []podnet.Interface, look bool) error {
 	on := a.config.FastPath
 	if a.FastPath != "" {
@@ -48,7 +48,7 @@ func (a *Agent) setFastPath(plan podnet.Plan, underlay []podnet.Interface, look 
 	}
 	var unsupported *bpf.UnsupportedError
 	if errors.As(err, &unsupported) && a.FastPath != FastPathAuto {
-		if a.fast.told != unsupported.Error() { // said once: the node is as it should be
+		if a.fast.told != unsupported.Error() { // logged once: it is no fault of the node
 			a.fast.told = unsupported.Error()
 			a.Log.Info("fast path", "none", unsupported.Error())
 		}
@@ -60,7 +60,7 @@ func (a *Agent) setFastPath(plan podnet.Plan, underlay []podnet.Interface, look 
 	return nil
 }
 
-// set makes it what the plan says. Without it every packet takes the stack, so nothing here is an error of the node.
+// set makes the fast path follow the plan. Without it every packet takes the stack, so a failure does not make the node unready.
 func (f *fastPath) set(node *link.Namespace, dir string, plan fastpath.Plan, look bool) (changes fastpath.Changes, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -90,7 +90,7 @@ func (f *fastPath) set(node *link.Namespace, dir string, plan fastpath.Plan, loo
 	return f.path.Set(plan)
 }
 
-// state reads it back.
+// state reads the fast path back from the kernel.
 func (f *fastPath) state() (answer.FastPath, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

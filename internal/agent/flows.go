@@ -16,23 +16,22 @@ import (
 	"github.com/fathom-network/fathom/internal/wake"
 )
 
-// podFlows ends flows that lead to a pod and were not meant for it. A client that goes on sending keeps the entry of a host
-// port alive for longer than an address rests, and the next pod with the address would get what is not its own.
+// podFlows ends stale flows that lead to a pod's address. A client that keeps sending keeps the conntrack entry of a host port alive
+// for longer than the address cools down, and the next pod with the address would get another pod's packets.
 //
-// There are two rules for one walk of the kernel's table. What is of an address that was given back, by DEL or by the sweep,
-// ends: one walk is for all that have gone meanwhile, no pass waits for it, and an address rests for longer than that
-// takes. And what went to a host port is to lead to a pod that has the port, which holds for those that have gone while
-// no agent ran as well.
+// One walk of the kernel's table applies two rules. A flow of a released address, by DEL or by the sweep, ends: one walk
+// serves all addresses released meanwhile, no pass waits for it, and an address cools down for longer than a walk takes. A flow that
+// was sent to a host port must lead to a pod that has this port, which also finds what an absent agent missed.
 type podFlows struct {
 	log   *slog.Logger
 	ended prometheus.Counter
-	// serves says whether an address and port may be a Service's, whose flows are the proxy's.
+	// serves reports whether an address and port may be a Service's; the flows of Services belong to the proxy.
 	serves func(service.Protocol, netip.AddrPort) bool
 	kick   wake.Signal
 
 	mu      sync.Mutex
-	pending map[netip.Addr]bool // whether nobody has the address
-	// done are the releases that were heard of.
+	pending map[netip.Addr]bool // value: no pod has the address
+	// done holds the releases already seen.
 	done   map[lease.Released]bool
 	pods   podPorts
 	looked bool
@@ -59,8 +58,8 @@ func newPodFlows(log *slog.Logger, ended prometheus.Counter, serves func(service
 	return &podFlows{log: log, ended: ended, serves: serves, kick: wake.New(), pending: map[netip.Addr]bool{}, done: map[lease.Released]bool{}}
 }
 
-// set tells of all addresses that rest, and which are in use: a pod that asks for its address of before may have it again.
-// What was told before is not done again. pods are those that there are now.
+// set passes all addresses that cool down, those in use (a pod may ask for its former address again), and the present pods. A
+// release that was passed before is not handled again.
 func (f *podFlows) set(released []lease.Released, inUse map[netip.Addr]bool, p podPorts) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -77,8 +76,8 @@ func (f *podFlows) set(released []lease.Released, inUse map[netip.Addr]bool, p p
 	}
 }
 
-// look has all flows looked at, once: what Services are is known, and what an agent before this one missed shows. After that
-// there is nothing to find but after a pod has gone.
+// look requests the first walk, once Services are known: it finds what an agent before this one missed. After it, walks are only
+// needed when a pod has gone.
 func (f *podFlows) look() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -88,7 +87,7 @@ func (f *podFlows) look() {
 	}
 }
 
-// flowsAgain is how long to wait after an attempt that failed.
+// flowsAgain is the wait after a failed attempt.
 const flowsAgain = time.Second
 
 // run ends flows until the context does.
@@ -123,7 +122,7 @@ func (f *podFlows) run(ctx context.Context, netns string) {
 	}
 }
 
-// endFlows ends what connection tracking has that is to end.
+// endFlows deletes the entries of connection tracking for which ends returns true, and returns their number.
 func endFlows(ctx context.Context, netns string, ends func(conntrack.Entry) bool) (int, error) {
 	table, err := conntrack.OpenTable(netns)
 	if err != nil {
@@ -133,8 +132,8 @@ func endFlows(ctx context.Context, netns string, ends func(conntrack.Entry) bool
 	return table.Sweep(ctx, []service.Protocol{service.TCP, service.UDP, service.SCTP}, ends)
 }
 
-// hasDeparted says whether a flow is of one of the addresses, of which it is known whether they are free. Of one that a pod
-// has again TCP is left alone: the pod has connections of its own there, and resets those of the pod before it.
+// hasDeparted reports whether a flow belongs to a released address; the value says whether the address is free. TCP flows of an
+// address that a pod has again are left alone: they may be the pod's own, and it resets those of the pod before it.
 func hasDeparted(e conntrack.Entry, addrs map[netip.Addr]bool) bool {
 	for _, end := range []netip.AddrPort{e.Original.Source, e.Original.Destination, e.Reply.Source, e.Reply.Destination} {
 		if free, gone := addrs[end.Addr()]; gone && (free || e.Protocol != service.TCP) {
@@ -144,9 +143,9 @@ func hasDeparted(e conntrack.Entry, addrs map[netip.Addr]bool) bool {
 	return false
 }
 
-// isLeftOver says whether a flow was sent to a port of the node and leads to a pod that has no such port, or to an address of
-// pods that nobody has. One too many costs nothing: rules that are there lead the next packet the same way. That is true of UDP
-// alone; a pod resets what it knows nothing of by TCP, and aborts by SCTP.
+// isLeftOver reports whether a flow was sent to a port of the node and leads to a pod without this port, or to an address that no
+// pod has. Ending one too many costs nothing: the rules lead the next packet the same way. This holds for UDP alone; a pod
+// answers unknown TCP segments with RST and SCTP packets with ABORT.
 func (p podPorts) isLeftOver(e conntrack.Entry, serves func(service.Protocol, netip.AddrPort) bool) bool {
 	to, pod := e.Original.Destination, e.Reply.Source
 	if e.Protocol != service.UDP || e.Status&conntrack.DNAT == 0 || !p.node[to.Addr()] && !to.Addr().IsLoopback() {

@@ -10,7 +10,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 )
 
-// metrics are what Prometheus reads; docs/install.md lists them.
+// metrics are the agent's metrics; docs/install.md lists them.
 type metrics struct {
 	registry *prometheus.Registry
 	passes   *prometheus.CounterVec

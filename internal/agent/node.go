@@ -29,8 +29,7 @@ import (
 // networkName is the name of the network in the conflist.
 const networkName = "fathom"
 
-// writeConflist tells the runtime of the network. A runtime watches the directory, so a file that says the same
-// is not written again.
+// writeConflist announces the network to the runtime. Runtimes watch the directory, so an unchanged file is not written again.
 func (a *Agent) writeConflist(plan podnet.Plan, own podnet.Node) error {
 	data, err := conflist.Marshal(networkName, conflist.Config{
 		MTU:           plan.PodMTU,
@@ -39,7 +38,7 @@ func (a *Agent) writeConflist(plan podnet.Plan, own podnet.Node) error {
 		DataDir:       NodePaths().Leases,
 		CoolDown:      a.config.CoolDown,
 		AgentSocket:   NodePaths().Socket,
-		// Whether a pod asks for a pool the agent alone knows. Without pools, pods come and go without it.
+		// Only the agent knows whether a pod asks for a pool. Without pools, the plugin attaches pods without it.
 		AgentRequired: a.view.Pools.Len() > 0,
 	})
 	if err != nil {
@@ -57,7 +56,7 @@ func (a *Agent) writeConflist(plan podnet.Plan, own podnet.Node) error {
 	return nil
 }
 
-// readConflist reads what the plugin is told now. Of a node that carries no pods yet it is nothing.
+// readConflist reads the plugin's present configuration. It is the zero value on a node that carries no pods yet.
 func (a *Agent) readConflist() conflist.Config {
 	data, err := os.ReadFile(a.Paths.Conflist)
 	if err != nil {
@@ -76,10 +75,10 @@ func (a *Agent) readConflist() conflist.Config {
 	return c
 }
 
-// needed says whether the plugin attaches no pod without the agent.
+// needed reports whether the plugin needs the agent to attach a pod.
 func (a *Agent) needed() bool { return a.readConflist().AgentRequired }
 
-// installProgram puts the plugin where the runtime looks for plugins. One that runs goes on with the old file.
+// installProgram puts the plugin where the runtime looks for plugins. A running one keeps the old file.
 func installProgram(program, dir string) error {
 	if err := keepCopy(program, filepath.Join(dir, conflist.Plugin)); err != nil {
 		return fmt.Errorf("install the CNI plugin: %w", err)
@@ -103,12 +102,12 @@ func keepCopy(program, path string) error {
 	return durable.Write(path, source, 0o755)
 }
 
-// isCopy says whether the file at path has what the source has. It reads both in pieces: the plugin has megabytes, and most
-// agents that start find it in its place.
+// isCopy reports whether the file at path has the content of source. It reads both in pieces: the plugin has megabytes, and most
+// starting agents find it in place.
 func isCopy(source *os.File, path string) (bool, error) {
 	have, err := os.Open(path)
 	if err != nil {
-		return false, nil // and is made
+		return false, nil // it is made
 	}
 	defer have.Close()
 	is, err := source.Stat()
@@ -133,11 +132,11 @@ func isCopy(source *os.File, path string) (bool, error) {
 	}
 }
 
-// attachPatience is longer than any ADD takes: a lease that is younger may be of one that is under way.
+// attachPatience is longer than any ADD takes: a younger lease may belong to an ADD in progress.
 const attachPatience = time.Minute
 
-// openLeases opens the store of leases anew, so that what somebody removed of it is there again. If it is the directory that
-// this container has mounted, nothing but another container helps.
+// openLeases reopens the store of leases, which makes again what was removed of it. If the directory that is mounted into this
+// container was removed, only a new container helps.
 func (a *Agent) openLeases() error {
 	store, err := lease.Open(a.Paths.Leases, conflist.DefaultCoolDown)
 	var removed *lease.RemovedError
@@ -145,13 +144,13 @@ func (a *Agent) openLeases() error {
 		a.event(true, "LeasesRemoved", err.Error())
 		return err
 	}
-	if err == nil { // else who uses the one that is open says what is wrong
+	if err == nil { // otherwise the users of the open one report what is wrong
 		a.leases = store
 	}
 	return nil
 }
 
-// network is what leases that were lost are made again by.
+// network returns what lost leases are rebuilt from.
 func (a *Agent) network() cni.Network {
 	return cni.Network{Name: networkName, Namespaces: a.Paths.NetNS, Pools: func() []ipam.Pool {
 		pools := a.readConflist().Pools
@@ -171,17 +170,17 @@ func (a *Agent) network() cni.Network {
 	}}
 }
 
-// sweep takes back what pods that are gone have left, which the plugin was not asked to take back: its runtime
-// was killed, or the node lost power. It returns the leases that are left.
+// sweep takes back what deleted pods have left and the plugin was never asked to remove: the runtime was killed, or the node lost
+// power. It returns the remaining leases.
 func (a *Agent) sweep(ctx context.Context) ([]lease.Lease, error) {
 	swept, err := cni.Sweep(a.node, a.leases, a.network(), func(l lease.Lease, present bool) bool {
-		// A veth pair ends with the namespace of either end. So a device that is there proves that its pod's
-		// namespace is, whatever this process can see of the runtime's mounts.
+		// A veth pair ends with the namespace of either end. A device that exists therefore proves that its pod's
+		// namespace exists, whatever this process sees of the runtime's mounts.
 		if present || a.hasNetNS(l.Netns) {
 			return true
 		}
 		if !a.leases.OfThisBoot(l) {
-			return false // the runtime asks for nothing that it began before the boot
+			return false // the runtime continues no ADD from before the boot
 		}
 		wait := attachPatience - a.leases.Age(l)
 		if wait > 0 {
@@ -208,7 +207,7 @@ func (a *Agent) sweep(ctx context.Context) ([]lease.Lease, error) {
 	return swept.Kept, err
 }
 
-// endFlows has the flows ended of addresses that were given back since the last look.
+// endFlows has the flows of addresses that were released since the last look ended.
 func (a *Agent) endFlows(p podPorts) error {
 	released, err := a.leases.Released()
 	if err != nil {
@@ -222,21 +221,21 @@ func (a *Agent) endFlows(p podPorts) error {
 	return nil
 }
 
-// hasNetNS says whether a namespace is mounted where the runtime said.
+// hasNetNS reports whether a network namespace is mounted at the path that the runtime gave.
 func (a *Agent) hasNetNS(path string) bool {
 	var s unix.Statfs_t
 	err := unix.Statfs(filepath.Join(a.Paths.NetNS, filepath.Base(path)), &s)
 	return err == nil && s.Type == unix.NSFS_MAGIC
 }
 
-// observe reads the kernel.
+// observe reads what the kernel, the leases and the pools hold now.
 func (a *Agent) observe() (answer.Node, error) {
 	s := answer.Node{Status: a.state.get()}
 	var err error
 	if s.Kernel, err = a.node.PodNetwork(s.Plan.Sysctls); err != nil {
 		return s, err
 	}
-	rules, err := ruleset.Open(link.OwnNetNS) // the loop's is for the loop alone
+	rules, err := ruleset.Open(link.OwnNetNS) // a.rules belongs to the loop
 	if err != nil {
 		return s, err
 	}

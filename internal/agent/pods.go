@@ -13,7 +13,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
-// repairPods gives pods back what the node has lost of them, and the MTU that the network has now.
+// repairPods restores what the node has lost of its pods, and sets the present MTU.
 func (a *Agent) repairPods(leases []lease.Lease, plan podnet.Plan, sources []netip.Addr) error {
 	ends, _, err := a.node.PodEnds()
 	if err != nil {
@@ -29,7 +29,7 @@ func (a *Agent) repairPods(leases []lease.Lease, plan podnet.Plan, sources []net
 		if !found || intact(end, l, plan.PodMTU, sources) {
 			continue
 		}
-		if age := a.leases.Age(l); a.leases.OfThisBoot(l) && age < addPatience { // the plugin is about to do it
+		if age := a.leases.Age(l); a.leases.OfThisBoot(l) && age < addPatience { // an ADD in progress is about to do it
 			a.lookIn(addPatience - age)
 			continue
 		}
@@ -43,18 +43,18 @@ func (a *Agent) repairPods(leases []lease.Lease, plan podnet.Plan, sources []net
 	return errors.Join(errs...)
 }
 
-// podSources are the addresses from which the node talks to its pods: one of each family by which the API knows the node,
-// if the node has it. The kernel takes the routes away with their source; until the API knows of another, pods are
-// reached from whichever the kernel chooses.
+// podSources returns the source addresses of the node's routes to its pods: one of each family by which the API knows the node, if
+// the node has it. The kernel removes routes with their source address; until the API knows another, the kernel chooses the
+// source.
 func podSources(own podnet.Node, local map[netip.Addr]bool) []netip.Addr {
 	own.Addrs = slices.DeleteFunc(slices.Clone(own.Addrs), func(a netip.Addr) bool { return !local[a] })
 	return nodeAddresses(own)
 }
 
-// addPatience is how long an ADD may take to make the routes of a pod before they count as lost.
+// addPatience is how long an ADD may take to make a pod's routes before they count as lost.
 const addPatience = 5 * time.Second
 
-// intact says whether the node has what it takes to reach a pod, and does so from the addresses that it should.
+// intact reports whether the node has the routes and neighbours of a pod, with the right sources and MTU.
 func intact(end podnet.PodEnd, l lease.Lease, mtu int, sources []netip.Addr) bool {
 	for _, address := range l.Addresses {
 		if !slices.Contains(end.Routes, address) || !slices.Contains(end.Neighbours, address) {

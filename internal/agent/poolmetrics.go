@@ -10,8 +10,8 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 )
 
-// poolCollector tells Prometheus how full what the node gives addresses from is. It is read when it is asked for:
-// the plugin gives addresses out without the agent.
+// poolCollector collects how full the node's ranges and blocks are. It reads them at each scrape: the plugin gives addresses out
+// without the agent.
 type poolCollector struct {
 	read func() ([]ipam.Pool, []ipam.Usage, error)
 }
@@ -24,7 +24,7 @@ var (
 		"Blocks that the node has of an IPPool; fixed ones are single addresses that pods asked for.", []string{"pool", "fixed"}, nil)
 )
 
-// readPools reads the node's ranges and blocks, and who uses them.
+// readPools reads the node's ranges and blocks, and their usage.
 func (a *Agent) readPools() ([]ipam.Pool, []ipam.Usage, error) {
 	store, err := lease.Open(a.Paths.Leases, a.state.get().Config.CoolDown)
 	if err != nil {

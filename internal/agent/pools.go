@@ -22,17 +22,17 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// poolObjects are what the watches say of address pools.
+// poolObjects returns what the watches hold about address pools.
 func (a *Agent) poolObjects() ippool.Objects {
 	return ippool.Objects{Pools: a.view.Pools.All(), Blocks: a.view.Blocks.All(), Nodes: a.view.Nodes.All(),
 		Services:     a.view.ServiceCIDRs.All(),
 		AddressPools: a.view.AddressPools.All()}
 }
 
-// tellRefused counts and logs the blocks that no node uses. Events of them are the controller's: one, not one of each node.
+// tellRefused counts and logs the blocks that no node uses. The controller sends the event: one, not one per node.
 func (a *Agent) tellRefused(refused []ippool.RefusedBlock) {
 	a.metrics.refused.Set(float64(len(refused)))
-	const most = 10 // whoever writes such blocks may write many
+	const most = 10 // there may be many, and anyone who may write blocks can make them
 	var now []string
 	for _, r := range refused[:min(len(refused), most)] {
 		now = append(now, r.String())
@@ -52,7 +52,7 @@ func (a *Agent) keepBlocks(_ context.Context, p *pass) outcome {
 	return outcome{problems: a.keeper.Set(segments(p.interfaces), a.config.CoolDown)}
 }
 
-// segments are the networks that the node is on itself.
+// segments returns the networks to which the node itself is attached.
 func segments(interfaces []podnet.Interface) []netip.Prefix {
 	var list []netip.Prefix
 	for _, i := range interfaces {
@@ -63,8 +63,8 @@ func segments(interfaces []podnet.Interface) []netip.Prefix {
 	return list
 }
 
-// tellPools has the status of pools written that is not as it should be, when it is this node's turn. It returns how long
-// it is until that, if it is not yet.
+// tellPools publishes the status of pools that is out of date, when it is this node's turn. It returns the time until the next
+// turn, or 0.
 func (a *Agent) tellPools() (wait time.Duration) {
 	f, now := ippool.Read(a.poolObjects()), time.Now()
 	settle := func(name string) {
@@ -99,11 +99,11 @@ func (a *Agent) tellPools() (wait time.Duration) {
 	return wait
 }
 
-// poolWrite begins what an IPPool is called among the publisher's objects.
+// poolWrite is the prefix of IPPools' names among the publisher's objects.
 const poolWrite = "ippool/"
 
-// writePoolStatus writes the status that a pool should have at this moment, unless it has: between the pass that asked
-// for it and an attempt that succeeds another node may have written it, or blocks may have changed.
+// writePoolStatus writes the status that a pool should have at this moment, unless it has it: between the pass that asked for it
+// and an attempt that succeeds, another node may have written it, or blocks may have changed.
 func (a *Agent) writePoolStatus(ctx context.Context, name string) error {
 	f := ippool.Read(a.poolObjects())
 	p, found := f.Pool(name)
@@ -126,18 +126,18 @@ func (a *Agent) writePoolStatus(ctx context.Context, name string) error {
 }
 
 const (
-	// podPatience is how long a pod is waited for that the API server has not told of yet. All of an answer takes less
-	// than the two seconds that the plugin waits.
+	// podPatience bounds the wait for a pod that the watch has not delivered yet. A whole answer takes less than the two seconds
+	// that the plugin waits.
 	podPatience = time.Second
-	// answerPatience is how long an answer may take in all.
+	// answerPatience bounds a whole answer.
 	answerPatience = 1800 * time.Millisecond
-	// routePatience is how long the kernel is waited for when a block is new.
+	// routePatience bounds the wait for the routes of a new block.
 	routePatience = 300 * time.Millisecond
 )
 
-// answerPod tells the plugin what a pod asks for, when there is a block to give it from.
+// answerPod answers the plugin which pool and addresses a pod asks for, once the node has a block to give them from.
 func (a *Agent) answerPod(w http.ResponseWriter, r *http.Request) {
-	if a.view == nil { // it cleans the node
+	if a.view == nil { // Clean runs
 		http.Error(w, "the network is being uninstalled", http.StatusServiceUnavailable)
 		return
 	}
@@ -170,8 +170,8 @@ func (a *Agent) answerPod(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// awaitPod finds a pod in the view. A nil pod is one that kubelet runs from a file and the API server does not know:
-// kubelet's identifiers of those are digests, the API server's have hyphens.
+// awaitPod waits for a pod in the view. It returns nil for a static pod that the API server does not know: the kubelet's UIDs of
+// those are digests, the API server's have hyphens.
 func (a *Agent) awaitPod(ctx context.Context, namespace, name, uid string) (*corev1.Pod, error) {
 	static := uid != "" && !strings.Contains(uid, "-")
 	deadline := time.Now().Add(podPatience)
@@ -194,8 +194,8 @@ func (a *Agent) awaitPod(ctx context.Context, namespace, name, uid string) (*cor
 			continue
 		}
 		switch {
-		// An agent that has never seen the API server cannot tell whether there are pools. Where there were none, pods
-		// do without it.
+		// An agent that has never seen the API server cannot tell whether there are pools. If there were none before, pods need
+		// no answer.
 		case !synced && a.needed(), synced && uid != "":
 			return nil, fmt.Errorf("the API server has not told this node of pod %s/%s yet", namespace, name)
 		}
@@ -203,7 +203,7 @@ func (a *Agent) awaitPod(ctx context.Context, namespace, name, uid string) (*cor
 	}
 }
 
-// grant says what a pod gets, and waits until the kernel has the block that it is of.
+// grant returns what a pod gets, after the kernel has the routes of its block.
 func (a *Agent) grant(ctx context.Context, pod *corev1.Pod) (ippool.Grant, error) {
 	status := a.state.get()
 	store, err := lease.Open(a.Paths.Leases, status.Config.CoolDown)

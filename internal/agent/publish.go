@@ -12,7 +12,7 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// published is what was last given to the publisher for the Node.
+// published is the state of the Node last handed to the publisher.
 type published struct {
 	ready       bool
 	reason      string
@@ -22,14 +22,14 @@ type published struct {
 // nodeWrite is the Node among the publisher's objects.
 const nodeWrite = "node"
 
-// publish has the cluster told what the node's network is like, when that has changed. It comes after the kernel, so
-// whatever the API says of this node its kernel has held at that time. Of two states of which the first was not written
-// yet only the second is. A pass that failed before there was a plan is told as well: the condition would go on saying
-// that pods are routed.
+// publish hands the state of the node's network to the publisher when it has changed. It runs after the kernel was changed, so
+// whatever the API says of this node, its kernel held at that time. A state that is not written yet is replaced by the next one.
+// A pass that failed before there was a plan is published as well: the condition would otherwise go on saying that pods are
+// routed.
 func (a *Agent) publish(s answer.Status) {
 	node, found := a.view.Node(a.Node)
 	if s.Waiting || !found {
-		return // nothing is known yet, or there is no Node to write to
+		return // nothing is known yet, or there is no Node
 	}
 	now := published{ready: s.Ready, reason: s.Reason, annotations: a.told.annotations}
 	if s.Plan.Node != "" {
@@ -40,7 +40,7 @@ func (a *Agent) publish(s answer.Status) {
 		want = corev1.ConditionTrue
 	}
 	same := now.ready == a.told.ready && now.reason == a.told.reason && maps.Equal(now.annotations, a.told.annotations)
-	// Somebody else may set the condition: a cloud's route controller, or the API server of a restored backup.
+	// Others may set the condition as well: a cloud's route controller, or a restored backup of etcd.
 	if same && condition(node) == want {
 		return
 	}

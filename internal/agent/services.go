@@ -21,7 +21,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 )
 
-// proxyPaths are the proxy's, of a node with these paths.
+// proxyPaths returns the proxy's paths of a node with these.
 func proxyPaths(p Paths) proxy.Paths {
 	return proxy.Paths{BPF: filepath.Join(p.BPF, "services"), Cgroup: p.Cgroup, NetNS: p.NetNS}
 }
@@ -38,15 +38,15 @@ func (a *Agent) newProxy() *proxy.Proxy {
 	return p
 }
 
-// refuseUnserved has the node answer for Services' addresses where no Service does, as soon as it carries those that there
-// are, and no longer when it carries none.
+// refuseUnserved has the kernel reject what goes to Services' addresses that no Service serves. It does so once the node carries
+// Services, and stops when it no longer does.
 func (a *Agent) refuseUnserved(_ context.Context, p *pass) outcome {
 	return problem(a.setUnserved(p.facts.Own, p.pools))
 }
 
 func (a *Agent) setUnserved(own podnet.Node, pools vip.Pools) error {
 	if a.config.ServiceProxy == netconf.ProxyOff {
-		if a.refusesNothing { // a transaction has all tables read again
+		if a.refusesNothing { // another transaction would have all tables read again
 			return nil
 		}
 		err := a.rules.Delete(service.UnservedTable)
@@ -56,7 +56,7 @@ func (a *Agent) setUnserved(own podnet.Node, pools vip.Pools) error {
 	a.refusesNothing = false
 	balancers, known := a.proxy.LoadBalancers()
 	if !known {
-		return nil // what is there stays: it says nothing of what is not known yet
+		return nil // Services are not known yet: the present rules stay
 	}
 	count, err := a.rules.SetUnserved(vip.Unserved(vip.ServiceRanges(a.view.ServiceCIDRs.All()), pools, balancers, a.config.ExternalIPsFor, a.proxy.Others(), own.Addrs))
 	if err != nil {
@@ -73,7 +73,7 @@ func (a *Agent) poolsOfServices() vip.Objects {
 	return vip.Objects{Pools: a.view.AddressPools.All(), Nodes: a.view.Nodes.All(), Services: a.view.ServiceCIDRs.All(), PodPools: a.view.Pools.All()}
 }
 
-// servicesState is what the node's kernel does with Services.
+// servicesState reads what the node's kernel does with Services.
 func (a *Agent) servicesState(ctx context.Context) (answer.Services, error) {
 	s, err := a.proxy.State(ctx)
 	if err != nil {
@@ -81,7 +81,7 @@ func (a *Agent) servicesState(ctx context.Context) (answer.Services, error) {
 	}
 	balancers := a.lb.Account()
 	s.Balancers = &balancers
-	rules, err := ruleset.Open(link.OwnNetNS) // the loop's is for the loop alone
+	rules, err := ruleset.Open(link.OwnNetNS) // a.rules belongs to the loop
 	if err != nil {
 		return s, err
 	}
@@ -93,8 +93,7 @@ func (a *Agent) servicesState(ctx context.Context) (answer.Services, error) {
 	return s, err
 }
 
-// leaves says whether a node will soon not be there: it is being deleted, or has been, or the cluster autoscaler drains it
-// for that.
+// leaves reports whether a node is about to go: it is deleted, being deleted, or drained by the cluster autoscaler to be deleted.
 func leaves(node *corev1.Node, found bool) bool {
 	return !found || node.DeletionTimestamp != nil ||
 		slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == apinode.TaintToBeDeleted })
@@ -124,8 +123,8 @@ func (a *Agent) tellProxy(_ context.Context, p *pass) outcome {
 	return outcome{}
 }
 
-// keepNodeCache gives the node the addresses of its DNS cache, or takes them away. The cache, fathom-dns, waits for the
-// first of them, so that one comes last.
+// keepNodeCache gives the node the addresses of its DNS cache, or takes them away. fathom-dns waits for the first of them, which is
+// therefore added last.
 func (a *Agent) keepNodeCache(context.Context, *pass) outcome {
 	var addrs []netip.Addr
 	if a.config.DNS == netconf.DNSNodeCache {

@@ -19,16 +19,16 @@ import (
 // settings records the node's sysctls as they were before the first agent changed them. The record outlives agents and
 // reboots, and is what an uninstall goes by.
 //
-// Nothing else knows these values. If the file is damaged it is set aside, and what is recorded from then on is how the
-// node is now: after a power cut those are the values of its boot, but a value that an agent has set since then can no
-// longer be told from the administrator's and stays at the uninstall.
+// Nothing else knows these values. A damaged file is set aside, and the present values are recorded instead: after a power cut
+// these are the values of the boot, but a value that an agent has set since cannot be told from the administrator's, and stays
+// after an uninstall.
 type settings struct {
 	node *link.Namespace
 	path string
-	// damaged is told once of a file that was set aside.
+	// damaged is called once for a file that was set aside.
 	damaged func(error)
-	mu      sync.Mutex // the agent's loop and the proxy's are two
-	// last is what was recorded last, for the case that somebody takes the file away.
+	mu      sync.Mutex // the agent's loop and the proxy's both call
+	// last is the last record, in case the file is removed.
 	last []podnet.Sysctl
 }
 
@@ -36,13 +36,13 @@ func newSettings(node *link.Namespace, dir string, damaged func(error)) *setting
 	return &settings{node: node, path: filepath.Join(dir, "settings.json"), damaged: damaged}
 }
 
-// Reasons of recorded values, for who reads the file.
+// Reasons of recorded values, for readers of the file.
 const (
 	whyBefore  = "as it was before Fathom's network came"
 	whyRebuilt = "as it was when the record of the time before Fathom's network was found damaged"
 )
 
-// read returns what is recorded. A damaged record is set aside, and is none.
+// read returns the record. A damaged one is set aside, and counts as missing.
 func (s *settings) read() (known []podnet.Sysctl, err error) {
 	data, err := os.ReadFile(s.path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -64,7 +64,7 @@ func (s *settings) read() (known []podnet.Sysctl, err error) {
 	return nil, nil
 }
 
-// parseSettings reads a record. Its names become paths below /proc/sys/net, so none may lead out of there.
+// parseSettings parses a record. Its names become paths below /proc/sys/net, so none may lead out of it.
 func parseSettings(data []byte) ([]podnet.Sysctl, error) {
 	var known []podnet.Sysctl
 	if err := json.Unmarshal(data, &known); err != nil {
@@ -86,7 +86,7 @@ func (s *settings) write(known []podnet.Sysctl) error {
 	return durable.WriteFile(s.path, data, 0o644)
 }
 
-// remember records how settings are that are to be changed, unless that is known.
+// remember records the present values of the settings in want, but for those already recorded.
 func (s *settings) remember(want []podnet.Sysctl) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -108,7 +108,7 @@ func (s *settings) remember(want []podnet.Sysctl) error {
 	for _, c := range unknown(want, known) {
 		value, err := s.node.SysctlValue(c.Name)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // those of a device that is not there yet go with it
+			continue // the device does not exist yet; its settings go with it
 		}
 		if err != nil {
 			return err
@@ -122,7 +122,7 @@ func (s *settings) remember(want []podnet.Sysctl) error {
 	return s.write(known)
 }
 
-// restore puts a setting back, if it was changed, and forgets it: from then on it is the administrator's.
+// restore restores a setting if it was changed, and removes it from the record: from then on it is the administrator's.
 func (s *settings) restore(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -145,7 +145,7 @@ func (s *settings) restore(name string) error {
 	return s.write(known)
 }
 
-// unknown returns the settings that are not known yet, but for those of our own tunnel, which go with it.
+// unknown returns the settings in want that are not recorded yet, but for those of Fathom's own tunnel, which go with it.
 func unknown(want, known []podnet.Sysctl) []podnet.Sysctl {
 	return slices.DeleteFunc(slices.Clone(want), func(c podnet.Sysctl) bool {
 		return strings.Contains(c.Name, "/conf/"+podnet.DefaultDevice+"/") ||
@@ -156,7 +156,7 @@ func unknown(want, known []podnet.Sysctl) []podnet.Sysctl {
 // loopback is proxy.Loopback of the node.
 type loopback struct{ settings *settings }
 
-// routeLocalnet is for all devices: answers come back by pods' devices and by those to other nodes.
+// routeLocalnet applies to all devices: answers arrive by pods' devices and by those to other nodes.
 const routeLocalnet = "ipv4/conf/all/route_localnet"
 
 func (l loopback) Routed() (bool, error) {

@@ -6,7 +6,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/answer"
 )
 
-// statusBox holds the status of the last pass, for who asks while the next one runs.
+// statusBox holds the status of the last pass, so that readers see it while the next pass runs.
 type statusBox struct {
 	mu     sync.Mutex
 	status answer.Status

@@ -7,20 +7,20 @@ import (
 	"time"
 )
 
-// turning is whether the agent's loop goes round, so that one that hangs is started anew: traffic does not notice.
+// turning is the liveness of the agent's loop: the kubelet restarts an agent that hangs, which traffic does not notice.
 type turning struct {
 	patience time.Duration
 	last     atomic.Pointer[time.Time]
 }
 
-// passPatience is how old the end of the last pass may be. One is made each resync; what it takes on a node that is very
-// busy is a matter of seconds.
+// passPatience is the greatest age of the last pass's end. A pass runs at least every resync, and takes seconds even on a very busy
+// node.
 func passPatience(resync time.Duration) time.Duration { return 2*resync + 2*time.Minute }
 
 // set notes that a pass has ended, however it went.
 func (t *turning) set(now time.Time) { t.last.Store(&now) }
 
-// alive says why the agent should be started anew, if it should.
+// alive returns why the agent should be restarted, or nil.
 func (t *turning) alive(now time.Time) error {
 	if last := t.last.Load(); last != nil && now.Sub(*last) > t.patience {
 		return fmt.Errorf("the last pass over the node ended %v ago: the agent hangs", now.Sub(*last).Round(time.Second))

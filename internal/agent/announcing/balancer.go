@@ -69,12 +69,12 @@ type Balancer struct {
 	complaint string
 }
 
-// Source is what a Balancer asks.
+// Source is what a Balancer learns the cluster from.
 type Source interface {
 	Nodes() []*corev1.Node
 	AddressPools() []*v1alpha1.AddressPool
 	LoadBalancers() ([]service.LoadBalanced, bool)
-	// TellsClusterIPs says whether ClusterIPs are among what LoadBalancers tells from now on.
+	// TellsClusterIPs reports whether LoadBalancers includes ClusterIPs from now on.
 	TellsClusterIPs() bool
 	// Keys are those by which agents know each other: the one to encrypt with first.
 	Keys(context.Context) ([][]byte, error)
@@ -112,7 +112,7 @@ func NewBalancer(o Options) *Balancer {
 // Wake has it look again at what its source says. It does not wait.
 func (b *Balancer) Wake() { b.kick.Set() }
 
-// Set tells where the node is, and that something may have changed. It does not wait.
+// Set passes where the node is, and wakes the loop. It does not wait.
 func (b *Balancer) Set(own podnet.Node, interfaces []podnet.Interface) {
 	place := place{own.Addrs, podnet.Segments(interfaces)}
 	b.mu.Lock()
@@ -129,7 +129,7 @@ func (b *Balancer) Routed(clusterIPs bool) ([]bgpconf.ServiceAddress, bool) {
 	return b.routed, b.known && (b.inner || !clusterIPs)
 }
 
-// Run answers until the context ends, and then says goodbye, so that another node answers in its place at once.
+// Run answers until the context ends, and then leaves the membership, so that another node takes over at once.
 func (b *Balancer) Run(ctx context.Context) {
 	tick := time.NewTicker(joinInterval)
 	defer tick.Stop()
@@ -150,7 +150,7 @@ func (b *Balancer) Run(ctx context.Context) {
 	}
 }
 
-// step brings what the node answers for from what it was to what it should be.
+// step works out what the node answers for, and has the kernel and the speaker follow.
 func (b *Balancer) step(ctx context.Context) {
 	b.mu.Lock()
 	place := b.place
@@ -162,7 +162,7 @@ func (b *Balancer) step(ctx context.Context) {
 	pools := b.source.AddressPools()
 	nodes := b.source.Nodes()
 	if len(pools) > 0 {
-		// Who has just come and has not heard of the others would answer for all that they answer for.
+		// A node that has not yet joined the membership would answer for every address.
 		if heard := b.keepMember(ctx, place, nodes); !heard && b.answers == nil {
 			b.waits("it was not tried yet to hear of the other nodes' agents")
 			return
@@ -219,14 +219,14 @@ func (b *Balancer) step(ctx context.Context) {
 	b.mu.Unlock()
 }
 
-// waits notes why nothing is decided. What was decided before stays.
+// waits records why nothing is decided. What was decided before stays.
 func (b *Balancer) waits(why string) {
 	b.mu.Lock()
 	b.told.Waiting = why
 	b.mu.Unlock()
 }
 
-// Account is what the node does about load balancers' addresses, and what it takes others to do.
+// Account returns what the node does about load balancers' addresses, and what it expects other nodes to do.
 func (b *Balancer) Account() answer.Balancers {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -235,7 +235,7 @@ func (b *Balancer) Account() answer.Balancers {
 	return account
 }
 
-// tell logs what has come and gone.
+// tell logs which addresses are new and which are gone.
 func (b *Balancer) tell(now []netip.Addr) {
 	for _, a := range now {
 		if !slices.Contains(b.answers, a) {

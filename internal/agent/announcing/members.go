@@ -15,7 +15,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/keyset"
 )
 
-// foundKeys is what is known of the keys. Until they are asked for, nothing is.
+// foundKeys is the result of reading the keys.
 type foundKeys struct {
 	keys [][]byte
 	err  error
@@ -24,8 +24,8 @@ type foundKeys struct {
 // joinInterval is how often those who are not heard of are looked for.
 const joinInterval = 5 * time.Second
 
-// keepMember has the node known to the other agents once there is a key, and looks for those who are not heard of. It
-// says whether that was tried once: to wait for an API server or a node that does not answer is left to others.
+// keepMember makes the node a member once there is a key, and contacts agents that are not members. It reports whether an attempt
+// has ended: it does not wait for an API server or a node that does not answer.
 func (b *Balancer) keepMember(ctx context.Context, place place, nodes []*corev1.Node) (heard bool) {
 	if time.Since(b.keyAt) >= b.resync {
 		b.keyAt = time.Now()
@@ -62,7 +62,7 @@ func (b *Balancer) keepMember(ctx context.Context, place place, nodes []*corev1.
 	return joined
 }
 
-// join looks for some of those who are not heard of.
+// join contacts some of the agents that are not members.
 func (b *Balancer) join(ctx context.Context, place place, nodes []*corev1.Node) {
 	b.joinAt = time.Now()
 	var missing []netip.Addr
@@ -72,7 +72,7 @@ func (b *Balancer) join(ctx context.Context, place place, nodes []*corev1.Node) 
 			missing = append(missing, addrs[i])
 		}
 	}
-	// A few at a time: who hears of one hears of all that one knows.
+	// A few at a time: a member that is reached passes on all that it knows.
 	rand.Shuffle(len(missing), func(i, j int) { missing[i], missing[j] = missing[j], missing[i] })
 	const most = 5
 	missing = missing[:min(len(missing), most)]
@@ -95,7 +95,8 @@ func membersOf(nodes []*corev1.Node) map[string][]netip.Addr {
 	return members
 }
 
-// startMember makes the node a member, or another one if its address has changed. Other keys it takes up as it is.
+// startMember makes the node a member, or replaces the member if the node's address has changed. Changed keys are set without a
+// restart.
 func (b *Balancer) startMember(o membership.Options) {
 	if b.member != nil && b.as.Addr == o.Addr {
 		if slices.EqualFunc(b.as.Keys, o.Keys, bytes.Equal) {
@@ -123,7 +124,7 @@ func (b *Balancer) startMember(o membership.Options) {
 	b.setKeys(o.Keys)
 }
 
-// setKeys notes which keys the member has, and tells their names.
+// setKeys records the member's keys, and logs their names.
 func (b *Balancer) setKeys(keys [][]byte) {
 	b.as.Keys = keys
 	b.mu.Lock()

@@ -9,11 +9,11 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/announce"
 )
 
-// standIns are what the node answers in place of others, whose agents are away. Of a node that is on several segments
-// with the address it is not known which of its Ethernet addresses is asked for.
+// standIns returns what the node answers in place of nodes whose agents are away. If such a node has several segments with the
+// address, it is not known which of its Ethernet addresses is meant, and nothing is answered.
 func (b *Balancer) standIns(f vip.Facts) (answers []announce.Answer, err error) {
 	type place struct{ node, device string }
-	macs := map[place]net.HardwareAddr{} // a look is at all neighbours of the device, and addresses are many
+	macs := map[place]net.HardwareAddr{} // each lookup reads all neighbours of the device
 	for _, v := range b.verdicts {
 		if v.StandIn != b.node || len(v.Devices) != 1 {
 			continue
@@ -32,7 +32,7 @@ func (b *Balancer) standIns(f vip.Facts) (answers []announce.Answer, err error) 
 	return answers, err
 }
 
-// neighbourOf is the Ethernet address by which a device reaches a node, or nil. What fails is of interest without one.
+// neighbourOf returns the Ethernet address by which a device reaches a node, or nil. The error is set only if there is none.
 func (b *Balancer) neighbourOf(f vip.Facts, node, device string) (mac net.HardwareAddr, err error) {
 	i := slices.IndexFunc(f.Nodes, func(n vip.Node) bool { return n.Name == node })
 	for _, addr := range f.Nodes[i].Addrs {

@@ -13,8 +13,8 @@ import (
 	"github.com/fathom-network/fathom/internal/wake"
 )
 
-// Keeper keeps the node's blocks in a loop of its own, since to take one, to give one back and to make certain of one are
-// questions to the API server: a pass has its answer the next time.
+// Keeper keeps the node's blocks in a loop of its own: taking, returning and verifying a block are requests to the API server, and a
+// pass must not wait for them. A pass sees the result the next time.
 type Keeper struct {
 	blocks  *Blocks
 	leases  string // their directory
@@ -33,8 +33,8 @@ func NewKeeper(b *Blocks, leases string, changed func()) *Keeper {
 	return &Keeper{blocks: b, leases: leases, changed: changed, kick: wake.New()}
 }
 
-// Set tells the networks of which no block may be taken, and that anything else may have changed. It returns what was in
-// the way last time, and does not wait.
+// Set passes the networks from which no block may be taken, and wakes the loop. It returns the problems of the last round, and does
+// not wait.
 func (k *Keeper) Set(avoid []netip.Prefix, coolDown time.Duration) (problems []string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -43,8 +43,8 @@ func (k *Keeper) Set(avoid []netip.Prefix, coolDown time.Duration) (problems []s
 	return k.problems
 }
 
-// Run keeps the blocks until the context ends. After a failure it waits, each time longer, whatever happens meanwhile: a
-// server that refuses is not asked as often as something changes.
+// Run keeps the blocks until the context ends. After a failure it backs off, and events do not cut the wait short: a server that
+// refuses is not asked as often as something changes.
 func (k *Keeper) Run(ctx context.Context) {
 	failures := 0
 	var again <-chan time.Time
@@ -81,8 +81,8 @@ const apiPatience = 2 * time.Second
 // firstPause and lastPause are the waits after the first failure and after many.
 const firstPause, lastPause = 250 * time.Millisecond, 10 * time.Second
 
-// keep does it once. wait is when it should be done again if nothing else happens; not ok is when something failed, and
-// more than a pool's being exhausted or wrong.
+// keep runs one round. wait is the time until the next round if nothing else happens. ok is false if a request failed; an exhausted
+// or invalid pool is no failure.
 func (k *Keeper) keep(ctx context.Context) (wait time.Duration, ok bool) {
 	k.mu.Lock()
 	avoid, coolDown := k.avoid, k.coolDown
