@@ -17,6 +17,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/manifest"
 	"github.com/fathom-network/fathom/internal/facts/topology"
 	"github.com/fathom-network/fathom/internal/lab"
+	"github.com/fathom-network/fathom/internal/lab/networks"
 )
 
 func (a *app) up() *cobra.Command {
@@ -216,7 +217,7 @@ func (a *app) summary(l *lab.Lab, took time.Duration) {
 	fmt.Fprintf(a.out, "\nTry next:\n  %s kubectl%s --cluster %s -- get nodes -o wide\n  %s node shell%s %s\n",
 		self, nameFlag(l.Name), l.Clusters[0].Name, self, nameFlag(l.Name), l.Clusters[0].Nodes[len(l.Clusters[0].Nodes)-1].Name)
 	for _, c := range l.Clusters {
-		if c.Network.Kind == topology.NetworkNone {
+		if !networks.Of(c.Network.Kind).Ready() {
 			fmt.Fprintf(a.out, "\nCluster %s has no pod network: its nodes are NotReady until a conflist is in /etc/cni/net.d.\nSee docs/networks.md for how to bring your own.\n", c.Name)
 		}
 	}

@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"text/template"
 
 	"sigs.k8s.io/yaml"
 
@@ -23,6 +22,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/cgroup"
 	"github.com/fathom-network/fathom/internal/kernel/machine"
 	"github.com/fathom-network/fathom/internal/lab/image"
+	"github.com/fathom-network/fathom/internal/lab/networks"
 )
 
 // The services of a node's init.
@@ -74,11 +74,11 @@ func (l *Lab) writeDisk(c *topology.Cluster, n *topology.Node, store image.Store
 		return err
 	}
 	files["/var/lib/kubelet/config.yaml"] = kubelet
-	if c.Network.Kind == topology.NetworkBridge {
-		if files["/etc/cni/net.d/10-bridge.conflist"], err = bridgeConflist(n); err != nil {
-			return err
-		}
+	network, err := networks.Of(c.Network.Kind).Disk(n)
+	if err != nil {
+		return err
 	}
+	maps.Copy(files, network)
 	for path, data := range files {
 		if err := writeFile(l.diskFile(n.Name, path), data, 0o644); err != nil {
 			return err
@@ -295,36 +295,4 @@ func dnsAddr(services netip.Prefix) netip.Addr {
 		a = a.Next()
 	}
 	return a
-}
-
-// The plugin's own ipMasq would hide a pod behind its node from the pods of other nodes as well: plug has the
-// masquerading that Kubernetes asks for.
-var bridgeTemplate = template.Must(template.New("bridge").Parse(`{
-  "cniVersion": "1.0.0",
-  "name": "bridge",
-  "plugins": [
-    {
-      "type": "bridge",
-      "bridge": "cni0",
-      "isGateway": true,
-      "hairpinMode": true,
-      "ipam": {
-        "type": "host-local",
-        "ranges": [{{range $i, $p := .}}{{if $i}}, {{end}}[{"subnet": "{{$p}}"}]{{end}}],
-        "routes": [{{range $i, $p := .}}{{if $i}}, {{end}}{"dst": "{{if $p.Addr.Is4}}0.0.0.0/0{{else}}::/0{{end}}"}{{end}}]
-      }
-    },
-    {
-      "type": "portmap",
-      "capabilities": {"portMappings": true}
-    }
-  ]
-}
-`))
-
-// bridgeConflist is the network of the reference plugins.
-func bridgeConflist(n *topology.Node) ([]byte, error) {
-	var b bytes.Buffer
-	err := bridgeTemplate.Execute(&b, n.PodCIDRs)
-	return b.Bytes(), err
 }

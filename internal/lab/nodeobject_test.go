@@ -11,12 +11,12 @@ import (
 )
 
 func TestSetNode(t *testing.T) {
-	want := node("a", corev1.ConditionUnknown, epoch)
+	want := apiNode("a", corev1.ConditionUnknown, epoch)
 	want.Labels = map[string]string{"disk": "fast"}
 	want.Spec = corev1.NodeSpec{PodCIDR: "10.244.1.0/24", PodCIDRs: []string{"10.244.1.0/24"},
 		Taints: []corev1.Taint{{Key: "dedicated", Value: "x", Effect: corev1.TaintEffectNoSchedule}}}
 
-	registered := node("a", corev1.ConditionTrue, epoch) // by a kubelet that was faster
+	registered := apiNode("a", corev1.ConditionTrue, epoch) // by a kubelet that was faster
 	registered.Labels = map[string]string{"kubernetes.io/hostname": "a"}
 	registered.Spec.Taints = []corev1.Taint{{Key: "node.kubernetes.io/not-ready", Effect: corev1.TaintEffectNoSchedule}, want.Spec.Taints[0]}
 	other := registered.DeepCopy()

@@ -20,7 +20,7 @@ import (
 
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 600_000_000, time.UTC)
 
-func node(name string, ready corev1.ConditionStatus, heartbeat time.Time) *corev1.Node {
+func apiNode(name string, ready corev1.ConditionStatus, heartbeat time.Time) *corev1.Node {
 	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{
 		{Type: corev1.NodeReady, Status: ready, LastHeartbeatTime: metav1.NewTime(heartbeat)}}}}
 }
@@ -56,25 +56,25 @@ func waits(t *testing.T, should bool, f func(context.Context) error) bool {
 func TestWaitNodes(t *testing.T) {
 	since := since{"b": epoch}
 	sameSecond, before := epoch.Truncate(time.Second), epoch.Add(-time.Second)
-	tainted := node("b", corev1.ConditionTrue, epoch.Add(time.Hour))
+	tainted := apiNode("b", corev1.ConditionTrue, epoch.Add(time.Hour))
 	tainted.Spec.Taints = []corev1.Taint{{Key: corev1.TaintNodeNotReady, Effect: corev1.TaintEffectNoSchedule}}
-	evicting := node("b", corev1.ConditionTrue, epoch.Add(time.Hour))
+	evicting := apiNode("b", corev1.ConditionTrue, epoch.Add(time.Hour))
 	evicting.Spec.Taints = []corev1.Taint{{Key: corev1.TaintNodeNotReady, Effect: corev1.TaintEffectNoExecute}}
 	for _, tc := range []struct {
 		name  string
 		b     *corev1.Node
 		waits bool
 	}{
-		{"ready", node("b", corev1.ConditionTrue, epoch.Add(time.Hour)), false},
-		{"ready in the second in which it booted", node("b", corev1.ConditionTrue, sameSecond), false},
-		{"was ready before it booted", node("b", corev1.ConditionTrue, before), true},
-		{"not ready", node("b", corev1.ConditionFalse, epoch.Add(time.Hour)), true},
-		{"unknown", node("b", corev1.ConditionUnknown, epoch.Add(time.Hour)), true},
+		{"ready", apiNode("b", corev1.ConditionTrue, epoch.Add(time.Hour)), false},
+		{"ready in the second in which it booted", apiNode("b", corev1.ConditionTrue, sameSecond), false},
+		{"was ready before it booted", apiNode("b", corev1.ConditionTrue, before), true},
+		{"not ready", apiNode("b", corev1.ConditionFalse, epoch.Add(time.Hour)), true},
+		{"unknown", apiNode("b", corev1.ConditionUnknown, epoch.Add(time.Hour)), true},
 		{"ready, and nothing may be scheduled yet", tainted, true},
 		{"ready, and pods may be evicted", evicting, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := &kube.Client{Interface: fake.NewClientset(node("a", corev1.ConditionTrue, before), tc.b)}
+			c := &kube.Client{Interface: fake.NewClientset(apiNode("a", corev1.ConditionTrue, before), tc.b)}
 			got := waits(t, tc.waits, func(ctx context.Context) error { return waitNodes(ctx, c, []string{"a", "b"}, 2, since) })
 			if got != tc.waits {
 				t.Errorf("waits %v, want %v", got, tc.waits)
@@ -113,12 +113,12 @@ func TestWaitPods(t *testing.T) {
 }
 
 func TestWaitFollowsChanges(t *testing.T) {
-	set := fake.NewClientset(node("a", corev1.ConditionFalse, epoch))
+	set := fake.NewClientset(apiNode("a", corev1.ConditionFalse, epoch))
 	c := &kube.Client{Interface: set}
 	done := make(chan error, 1)
 	go func() { done <- waitNodes(t.Context(), c, []string{"a"}, 1, nil) }()
 	// Whether the change comes before the list, between list and watch, or after, it is seen.
-	if _, err := set.CoreV1().Nodes().Update(t.Context(), node("a", corev1.ConditionTrue, epoch), metav1.UpdateOptions{}); err != nil {
+	if _, err := set.CoreV1().Nodes().Update(t.Context(), apiNode("a", corev1.ConditionTrue, epoch), metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	select {
@@ -128,7 +128,7 @@ func TestWaitFollowsChanges(t *testing.T) {
 		}
 	case <-time.After(5 * time.Second):
 		// The fake's watch tells nothing of what came before it, unlike an API server's: a further change does.
-		if _, err := set.CoreV1().Nodes().Update(t.Context(), node("a", corev1.ConditionTrue, epoch), metav1.UpdateOptions{}); err != nil {
+		if _, err := set.CoreV1().Nodes().Update(t.Context(), apiNode("a", corev1.ConditionTrue, epoch), metav1.UpdateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		if err := <-done; err != nil {

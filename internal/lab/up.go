@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -19,7 +18,6 @@ import (
 	"github.com/fathom-network/fathom/internal/kit"
 	"github.com/fathom-network/fathom/internal/lab/doctor"
 	"github.com/fathom-network/fathom/internal/lab/image"
-	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 // ErrDiffers says that a lab of the name is there and is not the one that was asked for.
@@ -240,9 +238,9 @@ func (l *Lab) up(ctx context.Context, m *manifests, t *timeline) error {
 		g.Go(func() error {
 			var err error
 			if l.built(c) {
-				err = l.resume(gctx, c, m, t)
+				err = l.assemble(c, m, t).resume(gctx)
 			} else {
-				err = l.build(gctx, c, store, m, t)
+				err = l.assemble(c, m, t).build(gctx, store)
 			}
 			if err != nil {
 				return fmt.Errorf("cluster %s: %w", c.Name, err)
@@ -267,150 +265,4 @@ func (l *Lab) wipe(ctx context.Context, c *topology.Cluster) error {
 		}
 	}
 	return nil
-}
-
-// bootLimit bounds how many nodes boot at once: each is a burst of processor time, and more at once than
-// there are processors only makes the first ones late.
-const bootLimit = 4
-
-// build makes a cluster from nothing.
-func (l *Lab) build(ctx context.Context, c *topology.Cluster, store image.Store, m *manifests, t *timeline) error {
-	planes := c.ControlPlanes()
-	machines := make([]*machine.Machine, len(c.Nodes))
-	boot := func(nodes []topology.Node) error {
-		g, gctx := errgroup.WithContext(ctx)
-		g.SetLimit(bootLimit)
-		for i := range nodes {
-			n := &nodes[i]
-			g.Go(func() error {
-				if err := l.writeDisk(c, n, store); err != nil {
-					return err
-				}
-				m, err := l.boot(gctx, c, n)
-				machines[n.Index] = m
-				return err
-			})
-		}
-		return g.Wait()
-	}
-	err := t.step(c.Name, "boot the control-plane node"+plural(len(planes)), func() error { return boot(planes) })
-	if err != nil {
-		return err
-	}
-	if err := l.startBalancer(ctx, c); err != nil {
-		return err
-	}
-	if err := t.step(c.Name, "kubeadm: certificates and manifests", func() error { return l.initPlanes(ctx, c, machines) }); err != nil {
-		return err
-	}
-
-	if err := t.step(c.Name, "start kubelet on the control plane", func() error { return l.startPlanes(ctx, c, machines) }); err != nil {
-		return err
-	}
-
-	// The API server takes a second of processor time to start; the rest is made ready beside it.
-	client, err := kube.Connect(l.diskFile(planes[0].Name, "/etc/kubernetes/super-admin.conf"))
-	if err != nil {
-		return err
-	}
-	var add addOns
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		return t.step(c.Name, "start the API server", func() error {
-			err := withTimeout(gctx, apiTimeout, client.WaitServing)
-			if err != nil {
-				return l.planeHint(c, err)
-			}
-			return release(machines[:len(planes)])
-		})
-	})
-	g.Go(func() error {
-		workers := c.Workers()
-		if len(workers) == 0 {
-			return nil
-		}
-		return t.step(c.Name, fmt.Sprintf("boot %d worker%s", len(workers), plural(len(workers))), func() error {
-			if err := boot(workers); err != nil {
-				return err
-			}
-			return l.writeCredentials(c, workers, machines)
-		})
-	})
-	g.Go(func() error {
-		return t.step(c.Name, "kubeadm: manifests of the add-ons", func() error {
-			var err error
-			add, err = l.printAddOns(gctx, c, machines[0])
-			return err
-		})
-	})
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	nodes := make(chan struct{})
-	m.apply(c, client, nodes)
-	if err := l.join(ctx, c, client, machines, add, func() { close(nodes) }, t); err != nil {
-		return err
-	}
-	return l.setBuilt(c)
-}
-
-func plural(n int) string {
-	if n == 1 {
-		return ""
-	}
-	return "s"
-}
-
-// What a step may take before it is given up, on a slow and loaded machine.
-const (
-	apiTimeout  = 4 * time.Minute // kubeadm's own: seconds as a rule, minutes where the machine is busy with something else
-	nodeTimeout = 4 * time.Minute
-)
-
-func withTimeout(ctx context.Context, d time.Duration, f func(context.Context) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, d, fmt.Errorf("not within %v", d))
-	defer cancel()
-	return f(ctx)
-}
-
-// resume brings a cluster that was once built back up: nodes that are off are booted.
-func (l *Lab) resume(ctx context.Context, c *topology.Cluster, m *manifests, t *timeline) error {
-	if err := l.startBalancer(ctx, c); err != nil {
-		return err
-	}
-	var names []string
-	since := since{}
-	for i := range c.Nodes {
-		name := c.Nodes[i].Name
-		names = append(names, name)
-		if _, err := machine.Open(l.cgroup(name)); errors.Is(err, machine.ErrNotRunning) {
-			since[name] = time.Now()
-		}
-	}
-	err := t.step(c.Name, "start the nodes", func() error {
-		g, gctx := errgroup.WithContext(ctx)
-		g.SetLimit(bootLimit)
-		for i := range c.Nodes {
-			g.Go(func() error { return l.startNode(gctx, c, &c.Nodes[i]) })
-		}
-		return g.Wait()
-	})
-	if err != nil {
-		return err
-	}
-	client, err := kube.Connect(l.AdminKubeconfig(c))
-	if err != nil {
-		return err
-	}
-	err = t.step(c.Name, "wait for the API server", func() error { return withTimeout(ctx, apiTimeout, client.WaitReady) })
-	if err != nil {
-		return err
-	}
-	m.apply(c, client, nil)
-	if l.proxied(c) {
-		if err := l.waitProxy(ctx, c, t); err != nil {
-			return err
-		}
-	}
-	return l.waitUsable(ctx, c, client, names, since, t)
 }

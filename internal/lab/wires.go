@@ -15,6 +15,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/machine"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
+	"github.com/fathom-network/fathom/internal/lab/networks"
 )
 
 // The wires of a lab: every node has a device eth0, whose other end is a port of its cluster's switch, a
@@ -265,10 +266,10 @@ func (l *Lab) plug(c *topology.Cluster, n *topology.Node, m *machine.Machine) er
 	for _, gw := range c.Gateways(&l.Lab) {
 		routes = append(routes, link.Route{To: defaultRoute(gw), Via: gw})
 	}
-	if c.Network.Kind == topology.NetworkBridge {
-		routes = append(routes, l.podRoutes(c, n)...)
-		if err := setUplink(node, ruleset.Uplink{Table: "fathom", From: n.PodCIDRs, To: c.PodCIDRs, Inside: "cni0",
-			Comment: "pods leave the cluster with the address of their node"}); err != nil {
+	network := networks.Of(c.Network.Kind).Wire(l.networkOf(c), n)
+	routes = append(routes, network.Routes...)
+	if network.Uplink != nil {
+		if err := setUplink(node, *network.Uplink); err != nil {
 			return err
 		}
 	}
@@ -294,21 +295,6 @@ func macOf(c *topology.Cluster, n *topology.Node) net.HardwareAddr {
 	mac := net.HardwareAddr{0x02, 0xfa, 0, byte(c.Index + 1), 0, 0}
 	binary.BigEndian.PutUint16(mac[4:], uint16(n.Index+2))
 	return mac
-}
-
-// podRoutes are the routes to the other nodes' pods by way of those nodes.
-func (l *Lab) podRoutes(c *topology.Cluster, n *topology.Node) []link.Route {
-	var routes []link.Route
-	for i := range c.Nodes {
-		other := &c.Nodes[i]
-		if other.Index == n.Index {
-			continue
-		}
-		for f, p := range other.PodCIDRs {
-			routes = append(routes, link.Route{To: p, Via: l.NodeAddrs(c, other)[f]})
-		}
-	}
-	return routes
 }
 
 func shapeOf(w topology.Wire) (link.Shape, error) {
