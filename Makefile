@@ -173,18 +173,12 @@ bin/tools/conformance:
 
 .PHONY: bench
 bench: build ## measure start-up, memory and disk, into docs/benchmarks.md (4 minutes, as root, on an idle machine)
-	CGO_ENABLED=0 go run ./test/bench $(BENCHFLAGS)
-
-# A text in the place of the one between the marks of that name in docs/benchmarks.md. Whose build a kernel is is left out.
-bench_section = sed -E 's/(Linux [0-9.]+)-[^, ]*/\1/' $(2) | awk -v table=/dev/stdin '/<!-- end: $(1) -->/ { inside = 0 } !inside { print } \
-	/<!-- bench: $(1) -->/ { inside = 1; print "```"; while ((getline line <table) > 0) print line; print "```" }' \
-	docs/benchmarks.md >bin/benchmarks.md && cat bin/benchmarks.md >docs/benchmarks.md
+	CGO_ENABLED=0 go run ./bench/labs $(BENCHFLAGS)
 
 .PHONY: bench-pods
 bench-pods: build ## measure the pod network beside flannel, bridge and ptp, into docs/benchmarks.md (5 minutes, as root, idle; BENCHFLAGS)
-	CGO_ENABLED=0 go run ./test/podbench $(BENCHFLAGS) >bin/bench-pods.txt
-	@cat bin/bench-pods.txt
-	@$(call bench_section,pods,bin/bench-pods.txt)
+	CGO_ENABLED=0 go run ./bench/pods $(BENCHFLAGS) >bin/bench-pods.txt
+	@go run ./bench/section pods bin/bench-pods.txt
 
 .PHONY: bench-nodes
 bench-nodes: build ## measure an agent in a cluster of 1,000 nodes: its start, and one node that changes (as root, idle)
@@ -193,14 +187,12 @@ bench-nodes: build ## measure an agent in a cluster of 1,000 nodes: its start, a
 .PHONY: bench-services
 bench-services: build ## measure Services beside kube-proxy, into docs/benchmarks.md (5 minutes, as root, idle; BENCHFLAGS)
 	bin/fathom bench services $(BENCHFLAGS) >bin/bench-services.txt
-	@cat bin/bench-services.txt
-	@$(call bench_section,services,bin/bench-services.txt)
+	@go run ./bench/section services bin/bench-services.txt
 
 .PHONY: bench-dns
 bench-dns: build ## measure the node's DNS cache beside CoreDNS, into docs/benchmarks.md (2 minutes, as root, idle; needs dnsperf)
-	sh kit/addons/dns/bench.sh bin/kit/programs/fathom-dns bin/kit/programs/coredns >bin/bench-dns.txt
-	@cat bin/bench-dns.txt
-	@$(call bench_section,dns,bin/bench-dns.txt)
+	sh bench/dns/bench.sh bin/kit/programs/fathom-dns bin/kit/programs/coredns >bin/bench-dns.txt
+	@go run ./bench/section dns bin/bench-dns.txt
 
 .PHONY: lint
 lint: bin/tools/golangci-lint ## static checks of all modules of ours

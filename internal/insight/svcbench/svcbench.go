@@ -2,6 +2,10 @@
 // there are a real API server, and for each proxy a node, a pod that connects and one that answers for all endpoints.
 // Fathom's ways and kube-proxy's, all fed by that API server, take turns in one run, and what counts are ratios
 // to connections without a Service, measured in between: a busy machine weighs on both sides.
+//
+// It is part of the program fathom, and not of the measurements in bench, because users have it: what Services cost on their own
+// machine, `fathom bench services` tells them without a checkout. A measurement's nodes and pods are this same program, run
+// again in namespaces.
 package svcbench
 
 import (

@@ -98,7 +98,7 @@ func (b *bench) measureWays(ctx context.Context) error {
 	}
 	for round := range b.rounds {
 		if round%10 == 0 {
-			fmt.Fprintf(os.Stderr, "podbench: round %d of %d\n", round+1, b.rounds)
+			fmt.Fprintf(os.Stderr, "pods: round %d of %d\n", round+1, b.rounds)
 		}
 		for j := range b.ways {
 			if err := ctx.Err(); err != nil {
@@ -290,7 +290,7 @@ func serve(n *link.Namespace) error {
 		for range at.threads {
 			go func() {
 				if err := accept(l, at.processor, at.echo); err != nil {
-					fmt.Fprintln(os.Stderr, "podbench:", err)
+					fmt.Fprintln(os.Stderr, "pods:", err)
 				}
 			}()
 		}

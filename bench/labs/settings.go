@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os/exec"
 	"time"
+
+	"github.com/fathom-network/fathom/bench/report"
 )
 
 // A variant is a change of a node's settings: a shell script that runs on the node before its containerd and
@@ -69,7 +71,7 @@ until ctr version && curl -sf http://127.0.0.1:10248/healthz; do sleep 0.2; done
 )
 
 // settings measures 30 pods with and without each of the variants, in turn, in one lab.
-func (b *bench) settings(ctx context.Context, rounds int, about string) ([]section, error) {
+func (b *bench) settings(ctx context.Context, rounds int, about string) ([]report.Section, error) {
 	l, _, err := b.up(ctx, oneLab, "--clusters", "1")
 	if err != nil {
 		return nil, err
@@ -117,7 +119,7 @@ func (b *bench) settings(ctx context.Context, rounds int, about string) ([]secti
 	header := []string{"setting (the lab's own)", "", "time, multiple of the lab's", "processor time, multiple"}
 	pods := append([]string{header[0], "30 pods"}, header[2:]...)
 	start := append([]string{header[0], "bare start"}, header[2:]...)
-	return []section{{"settings", about + "\n" + table(pods, rows) + "\n" + table(start, bare)}}, nil
+	return []report.Section{{Name: "settings", Text: about + "\n" + report.Table(pods, rows) + "\n" + report.Table(start, bare)}}, nil
 }
 
 func settingRow(name string, with, without, cpuWith, cpuWithout sample) []string {

@@ -127,7 +127,7 @@ run() { # run NAME ADDRESS FILE ARGUMENT...
 		/Average Latency/ { avg = $4; max = $8; sub(/\)/, "", max) }
 		END {
 			for (i = 0; i <= most; i++) { sum += count[i]; if (sum >= 0.99 * all) break }
-			printf "%-34s %7d/s  mean %7.3f ms  p99 %7.2f ms  max %8.2f ms  sent %d lost %d  %s\n", name, qps, avg * 1e3, (i + 1) / 100, max * 1e3, sent, lost, codes
+			printf "%s\t%d/s\t%.3f ms\t%.2f ms\t%.2f ms\t%d\t%d\t%s\n", name, qps, avg * 1e3, (i + 1) / 100, max * 1e3, sent, lost, codes
 		}' "$work/out"
 }
 speed() {
@@ -177,6 +177,7 @@ flood() {
 	echo "$flood_name: $(awk '/Queries sent/ { print $3 }' "$work/flood") questions in $((2 * seconds + 3)) s; the cache had at most $(cat "$work/most"), $(awk '/VmHWM/ { print int($2 / 1024) }' "/proc/$cache_pid/status") MiB of memory"
 }
 
+printf 'questions\trate\tmean\tp99\tmax\tsent\tlost\tanswers\n'
 if [ -z "${FLOOD:-}" ]; then
 	speed
 else

@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"slices"
+
+	"github.com/fathom-network/fathom/bench/report"
 )
 
 // A sample is what the rounds gave for one figure.
@@ -90,5 +92,5 @@ func figureTable(figures []figure) string {
 			rows = append(rows, f.row())
 		}
 	}
-	return table(figureHeader, rows)
+	return report.Table(figureHeader, rows)
 }

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/fathom-network/fathom/bench/report"
 )
 
 func main() {
@@ -97,12 +99,12 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	for _, s := range sections {
-		fmt.Printf("\n%s\n", strings.TrimRight(s.text, "\n"))
+		fmt.Printf("\n%s\n", strings.TrimRight(s.Text, "\n"))
 	}
 	if o.doc == "" {
 		return nil
 	}
-	return writeSections(o.doc, sections)
+	return report.Write(o.doc, sections)
 }
 
 // say tells of progress on standard error; the tables go to standard output.
@@ -126,7 +128,7 @@ type results map[string]sample
 func (r results) add(name string, value float64) { r[name] = append(r[name], value) }
 
 // startUp measures what `make bench` is about.
-func (b *bench) startUp(ctx context.Context, rounds int, about string) ([]section, error) {
+func (b *bench) startUp(ctx context.Context, rounds int, about string) ([]report.Section, error) {
 	say("once before, unmeasured: the images are prepared, and the programs read from the disk")
 	if _, _, err := b.up(ctx, oneLab, "--clusters", "1"); err != nil {
 		return nil, err
@@ -199,13 +201,13 @@ func (b *bench) startUp(ctx context.Context, rounds int, about string) ([]sectio
 		{"a worker's directory, after its start", "MB", 0, r["disk"]},
 		{"… without the CNI plugin that the agent's pod installs", "MB", 5, r["diskOwn"]},
 	}
-	return []section{
-		{"machine", about},
-		{"time", figureTable(times)},
-		{"processor", figureTable(cpu)},
-		{"memory", figureTable(cost)},
-		{"disk", figureTable(disk)},
-		{"timeline", "```\n" + timelines[r["up"].nearest()] + "\n```"},
+	return []report.Section{
+		{Name: "machine", Text: about},
+		{Name: "time", Text: figureTable(times)},
+		{Name: "processor", Text: figureTable(cpu)},
+		{Name: "memory", Text: figureTable(cost)},
+		{Name: "disk", Text: figureTable(disk)},
+		{Name: "timeline", Text: "```\n" + timelines[r["up"].nearest()] + "\n```"},
 	}, nil
 }
 
@@ -377,7 +379,7 @@ func (b *bench) twoClusters(ctx context.Context, r results) error {
 }
 
 // manyNodes measures a cluster of 20 workers, once.
-func (b *bench) manyNodes(ctx context.Context, _ int, about string) ([]section, error) {
+func (b *bench) manyNodes(ctx context.Context, _ int, about string) ([]report.Section, error) {
 	r := results{}
 	start := time.Now()
 	l, _, err := b.up(ctx, manyLab, "--clusters", "1", "--workers", "20")
@@ -416,5 +418,5 @@ func (b *bench) manyNodes(ctx context.Context, _ int, about string) ([]section, 
 	} {
 		rows = append(rows, []string{f.what, f.format(f.sample[0])})
 	}
-	return []section{{"many", about + "\n" + table([]string{"one run", ""}, rows)}}, nil
+	return []report.Section{{Name: "many", Text: about + "\n" + report.Table([]string{"one run", ""}, rows)}}, nil
 }

@@ -53,40 +53,6 @@ func TestFigureTable(t *testing.T) {
 	}
 }
 
-func TestReplaceSection(t *testing.T) {
-	doc := "# Title\n" + beginMark("a") + "\nold\n" + endMark("a") + "\nbetween\n" + beginMark("b") + "\n" + endMark("b") + "\n"
-	got, err := replaceSection(doc, "a", "new\n\n")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := strings.Replace(doc, "old", "new", 1); got != want {
-		t.Errorf("got %q, want %q", got, want)
-	}
-	if again, err := replaceSection(got, "a", "new"); err != nil || again != got {
-		t.Errorf("not the same when it is repeated: %q, %v", again, err)
-	}
-	for name, doc := range map[string]string{
-		"missing": "", "no end": beginMark("a"), "twice": doc + doc, "reversed": endMark("a") + beginMark("a"),
-	} {
-		if _, err := replaceSection(doc, "a", "new"); err == nil {
-			t.Errorf("%s: no error", name)
-		}
-	}
-}
-
-// Every section that a run writes has its place in the document.
-func TestDocumentHasTheMarks(t *testing.T) {
-	data, err := os.ReadFile("../../docs/benchmarks.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"machine", "time", "processor", "memory", "disk", "timeline", "settings", "many"} {
-		if _, err := replaceSection(string(data), name, ""); err != nil {
-			t.Error(err)
-		}
-	}
-}
-
 func TestTimelineOf(t *testing.T) {
 	out := "  0.1s check this machine\n\nstep    begins   takes\nx  0.0s 0.1s |=|\n\nLab x is up\n"
 	if got, want := timelineOf(out), "step    begins   takes\nx  0.0s 0.1s |=|"; got != want {

@@ -1,10 +1,10 @@
-// Command podbench measures the pod network beside others, in one run: in namespaces that it makes there are for each
+// Command pods measures the pod network beside others, in one run: in namespaces that it makes there are for each
 // way one node with two pods, and two nodes with a pod each. Fathom's ways, the reference plugins' and flannel's take
 // turns of some milliseconds, and what counts are ratios to a plain pair of devices between two namespaces, measured
 // in between. The peers are the real programs of the kit, with the same rules on every node as a small kube-proxy has.
 //
-//	go run ./test/podbench                           # all, some minutes
-//	go run ./test/podbench -rounds 3 -adds 10        # a look
+//	go run ./bench/pods                           # all, some minutes
+//	go run ./bench/pods -rounds 3 -adds 10        # a look
 //
 // Nothing stays: all is in mount, network and PID namespaces that end with the program.
 package main
@@ -25,6 +25,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/bench/report"
 )
 
 // options are what to measure.
@@ -59,7 +61,7 @@ func main() {
 		run = measure
 	}
 	if err := run(ctx, o); err != nil {
-		fmt.Fprintln(os.Stderr, "podbench:", err)
+		fmt.Fprintln(os.Stderr, "pods:", err)
 		os.Exit(1)
 	}
 }
@@ -110,7 +112,7 @@ func measure(ctx context.Context, o options) error {
 	for _, m := range measures {
 		header = append(header, m.name)
 	}
-	print(header, rows)
+	fmt.Print(report.Table(header, rows))
 	if o.adds > 0 {
 		fmt.Println()
 		kinds, err := b.measureAdds(ctx)
@@ -119,7 +121,7 @@ func measure(ctx context.Context, o options) error {
 		}
 		rows, more := addRows(kinds)
 		missed = append(missed, more...)
-		print([]string{"PLUGIN", "ADD-P50", "ADD-P99", "DEL-P50", "DEL-P99", "ADD-CPU"}, rows)
+		fmt.Print(report.Table([]string{"PLUGIN", "ADD-P50", "ADD-P99", "DEL-P50", "DEL-P99", "ADD-CPU"}, rows))
 	}
 	var name unix.Utsname
 	_ = unix.Uname(&name)
@@ -129,23 +131,6 @@ func measure(ctx context.Context, o options) error {
 		fmt.Println("missed:", m)
 	}
 	return nil
-}
-
-// print writes a table as the other commands do.
-func print(header []string, rows [][]string) {
-	width := make([]int, len(header))
-	for _, row := range append([][]string{header}, rows...) {
-		for i, cell := range row {
-			width[i] = max(width[i], len(cell))
-		}
-	}
-	for _, row := range append([][]string{header}, rows...) {
-		var line strings.Builder
-		for i, cell := range row {
-			fmt.Fprintf(&line, "%-*s   ", width[i], cell)
-		}
-		fmt.Println(strings.TrimRight(line.String(), " "))
-	}
 }
 
 // percentile is that of what was measured, the nearest that was.

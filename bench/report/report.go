@@ -1,4 +1,5 @@
-package main
+// Package report is how all measurements are told: as Markdown tables, between marks in docs/benchmarks.md.
+package report
 
 import (
 	"fmt"
@@ -7,8 +8,8 @@ import (
 	"unicode/utf8"
 )
 
-// table writes a Markdown table with its columns aligned, so that it can be read as it stands.
-func table(header []string, rows [][]string) string {
+// Table writes a Markdown table with its columns aligned, so that it can be read as it stands.
+func Table(header []string, rows [][]string) string {
 	width := make([]int, len(header))
 	for _, row := range append([][]string{header}, rows...) {
 		for i, cell := range row {
@@ -51,18 +52,18 @@ func replaceSection(doc, name, text string) (string, error) {
 	return before + begin + "\n" + strings.TrimRight(text, "\n") + "\n" + end + after, nil
 }
 
-// A section is a result by the name of its marks.
-type section struct{ name, text string }
+// Section is a result by the name of its marks in the document.
+type Section struct{ Name, Text string }
 
-// writeSections puts results into the document. Sections that were not measured stay as they are.
-func writeSections(path string, sections []section) error {
+// Write puts results into the document. Sections that were not measured stay as they are.
+func Write(path string, sections []Section) error {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
 	doc := string(data)
 	for _, s := range sections {
-		if doc, err = replaceSection(doc, s.name, s.text); err != nil {
+		if doc, err = replaceSection(doc, s.Name, s.Text); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
 	}

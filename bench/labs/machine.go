@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/bench/report"
 )
 
 // describe tells what figures were taken with, and on what machine: what matters of it to whoever compares,
@@ -26,7 +28,7 @@ func describe(version string, rounds int, now time.Time) string {
 		{"load when it began", loadavg() + " processes (1 min mean)"},
 		{"date", now.UTC().Format(time.DateOnly)},
 	}
-	return table([]string{"the machine", ""}, rows)
+	return report.Table([]string{"the machine", ""}, rows)
 }
 
 // fathomVersion picks fathom's own line of what `fathom version` lists.
