@@ -44,22 +44,33 @@ notices: kit fathom images ## say what was built from what: SBOM, licences, dige
 images: kit fathom
 	@bin/fathom image build
 
+go_build = CGO_ENABLED=0 go build -tags grpcnotrace -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+
 .PHONY: fathom
 fathom: ## build Fathom alone: bin/fathom
 	# grpcnotrace: gRPC's pages of traces are made with html/template, with which the linker keeps every method of
 	# everything. Without the tag fathom-agent, which has gRPC with GoBGP and uses none of it, is 20 MB larger.
-	CGO_ENABLED=0 go build -tags grpcnotrace -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/...
+	$(go_build) -o bin/ ./cmd/...
 
 .PHONY: install
 install: build ## install to PREFIX (/usr/local): bin/fathom, lib/fathom and share
 	kit/dist tree bin $(DESTDIR)$(PREFIX)
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/fathom-,agent cni controller init) # where they once were
 
+# What nodes of other clusters may be. Go alone builds the network's programs, for any of them.
+NETWORK_ARCHS := amd64 arm64
+
 # The date of the source, which packages have in the place of that of their making.
 dist: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 .PHONY: dist
-dist: build ## make packages into bin/dist: a .deb for Debian and Ubuntu, a .tar.xz for others (docs/packages.md)
-	@rm -rf bin/dist
+dist: build ## make packages into bin/dist: a .deb for Debian and Ubuntu, a .tar.xz for others, the network's images (docs/packages.md)
+	@rm -rf bin/dist bin/network
+	@for arch in $(NETWORK_ARCHS); do to=bin/network/$$arch; \
+		echo "dist: the network's programs for $$arch ..." && mkdir -p $$to && \
+		GOARCH=$$arch $(go_build) -o $$to/ ./cmd/fathom-agent ./cmd/fathom-cni ./cmd/fathom-controller && \
+		GOARCH=$$arch kit/build fathom-dns $$to/kit && mv $$to/kit/programs/fathom-dns $$to/ || exit 1; done
+	@bin/fathom image network bin/dist/images $(foreach arch,$(NETWORK_ARCHS),--programs $(arch)=bin/network/$(arch))
+	@kit/dist images bin/dist/images $(VERSION) bin/dist
 	@bin/tools/bom -strict -kit $(KIT) -out bin/notices bin/fathom bin/fathom-*
 	@kit/dist packages bin $(VERSION) bin/dist
 	@cd bin/dist && sha256sum *.deb *.tar* >SHA256SUMS && ls -lh

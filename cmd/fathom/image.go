@@ -14,7 +14,7 @@ import (
 
 func (a *app) image() *cobra.Command {
 	cmd := &cobra.Command{Use: "image", Short: "List images and load them into nodes"}
-	cmd.AddCommand(a.imageLs(), a.imageLoad(), a.imageBuild())
+	cmd.AddCommand(a.imageLs(), a.imageLoad(), a.imageBuild(), a.imageNetwork())
 	return cmd
 }
 
@@ -140,4 +140,32 @@ func (a *app) imageBuild() *cobra.Command {
 			return image.Build(cmd.Context(), k, func(s string) { fmt.Fprintln(a.err, s) })
 		},
 	}
+}
+
+// imageNetwork is part of `make dist`.
+func (a *app) imageNetwork() *cobra.Command {
+	var programs []string
+	cmd := &cobra.Command{
+		Use:    "network DIRECTORY",
+		Short:  "Write the network's images as an OCI image layout, and their digests into the kit",
+		Hidden: true,
+		Args:   cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			of, err := parsePairs("--programs", programs)
+			if err != nil {
+				return err
+			}
+			k, err := kit.Find()
+			if err != nil {
+				return err
+			}
+			n, err := image.WriteNetwork(args[0], version, of)
+			if err != nil {
+				return err
+			}
+			return n.Record(k)
+		},
+	}
+	cmd.Flags().StringArrayVar(&programs, "programs", nil, "a directory of programs for an architecture, `ARCH=DIRECTORY`; may be repeated")
+	return cmd
 }

@@ -13,12 +13,15 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/insight/verify"
 	"github.com/fathom-network/fathom/internal/install"
+	"github.com/fathom-network/fathom/internal/kit"
+	"github.com/fathom-network/fathom/internal/lab/image"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 func (a *app) install() *cobra.Command {
 	var t target
 	var o install.Options
+	var registry string
 	var dryRun, noWait, replaceKubeProxy bool
 	var set, nodes []string
 	var timeout time.Duration
@@ -35,6 +38,7 @@ its rules away and is deleted. Connections that are established live on.
 ` + targetHelp,
 		Example: `  fathom install
   fathom install --set mode=vxlan --set mtu=1400
+  fathom install --registry registry.example/net
   fathom install --replace-kube-proxy
   fathom install --dry-run > fathom.yaml`,
 		Args: cobra.NoArgs,
@@ -51,6 +55,11 @@ its rules away and is deleted. Connections that are established live on.
 			}
 			if replaceKubeProxy && o.Config["serviceProxy"] == string(netconf.ProxyOff) {
 				return errors.New("--replace-kube-proxy with --set serviceProxy=off: nothing would carry Services")
+			}
+			if registry != "" {
+				if o.Image, o.DNSImage, err = imagesIn(registry); err != nil {
+					return fmt.Errorf("--registry: %w", err)
+				}
 			}
 			if dryRun && o.APIServer != "" {
 				return a.printManifests(o)
@@ -95,6 +104,7 @@ its rules away and is deleted. Connections that are established live on.
 	f := cmd.Flags()
 	f.StringVar(&o.Image, "image", "", "the agent's `image` (default: that of the manifests)")
 	f.StringVar(&o.DNSImage, "dns-image", "", "the `image` of nodes' DNS cache, for --set dns=node-cache (default: that of the manifests)")
+	f.StringVar(&registry, "registry", "", "take the images from this `REGISTRY/PATH`, by the digests of those that were made with this fathom")
 	f.StringVar(&o.DNSConfig, "dns-config", "", "the `ConfigMap` of kube-system with CoreDNS's Corefile, which nodes' DNS cache has to know (default: coredns)")
 	f.StringVar(&o.APIServer, "api-server", "", "`HOST:PORT` at which nodes reach the API server without a Service proxy (default: as the cluster says)")
 	f.BoolVar(&o.AuthenticatedMetrics, "authenticated-metrics", false, "agents and controller answer scrapes by TLS, and only to tokens of the cluster whose user may get /metrics")
@@ -104,9 +114,24 @@ its rules away and is deleted. Connections that are established live on.
 	f.BoolVar(&dryRun, "dry-run", false, "print the manifests and do nothing")
 	f.BoolVar(&noWait, "no-wait", false, "do not wait until every node carries pods")
 	f.DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait")
+	cmd.MarkFlagsMutuallyExclusive("registry", "image")
+	cmd.MarkFlagsMutuallyExclusive("registry", "dns-image")
 	cmd.MarkFlagsMutuallyExclusive("replace-kube-proxy", "no-wait")
 	cmd.MarkFlagsMutuallyExclusive("replace-kube-proxy", "nodes")
 	return cmd
+}
+
+// imagesIn are the network's images in a registry.
+func imagesIn(registry string) (agent, dns string, err error) {
+	k, err := kit.Find()
+	if err != nil {
+		return "", "", err
+	}
+	n, err := image.ReadNetwork(k, version)
+	if err != nil {
+		return "", "", err
+	}
+	return n.In(registry)
 }
 
 // replaceKubeProxy takes kube-proxy away once every node's kernel is proved to carry all Services.

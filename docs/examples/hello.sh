@@ -3,7 +3,8 @@
 # usage: hello.sh [CLUSTER]
 set -eu
 cd "$(dirname "$0")"
-fathom=${FATHOM:-../../bin/fathom}
+[ -x ../../bin/fathom ] && fathom=../../bin/fathom || fathom=fathom # in a source tree, or installed
+fathom=${FATHOM:-$fathom}
 cluster=${1:-east}
 k() { "$fathom" kubectl --cluster "$cluster" -- "$@"; }
 show() { echo "\$ $*"; }

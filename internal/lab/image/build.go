@@ -139,8 +139,7 @@ func writeLayout(ctx context.Context, dir string, list []recipe, trees map[strin
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		image := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
-		var history []mutate.Addendum
+		var of []namedLayer
 		for _, name := range recipe.layers {
 			l := layers[name]
 			if l == nil {
@@ -152,25 +151,10 @@ func writeLayout(ctx context.Context, dir string, list []recipe, trees map[strin
 				l = written
 				layers[name] = l
 			}
-			history = append(history, mutate.Addendum{
-				Layer:   l,
-				History: v1.History{CreatedBy: "fathom: " + name, Created: v1.Time{Time: time.Unix(0, 0).UTC()}},
-			})
+			of = append(of, namedLayer{name, l})
 		}
-		image, err := mutate.Append(image, history...)
+		image, err := assemble(recipe.config, runtime.GOARCH, of)
 		if err != nil {
-			return err
-		}
-		config, err := image.ConfigFile()
-		if err != nil {
-			return err
-		}
-		config = config.DeepCopy()
-		config.Created = v1.Time{Time: time.Unix(0, 0).UTC()}
-		config.OS, config.Architecture = "linux", runtime.GOARCH
-		config.Config = recipe.config
-		config.Config.Labels = map[string]string{originLabel: "built by Fathom; not the bytes of the project whose name it bears"}
-		if image, err = mutate.ConfigFile(image, config); err != nil {
 			return err
 		}
 		for _, name := range recipe.names {
@@ -182,6 +166,35 @@ func writeLayout(ctx context.Context, dir string, list []recipe, trees map[strin
 		}
 	}
 	return nil
+}
+
+// namedLayer is a layer, and what it is called in the history of an image.
+type namedLayer struct {
+	name string
+	v1.Layer
+}
+
+// assemble makes an image of layers. Equal layers and configurations give equal images.
+func assemble(config v1.Config, arch string, layers []namedLayer) (v1.Image, error) {
+	epoch := v1.Time{Time: time.Unix(0, 0).UTC()}
+	var history []mutate.Addendum
+	for _, l := range layers {
+		history = append(history, mutate.Addendum{Layer: l.Layer, History: v1.History{CreatedBy: "fathom: " + l.name, Created: epoch}})
+	}
+	image, err := mutate.Append(mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON), history...)
+	if err != nil {
+		return nil, err
+	}
+	file, err := image.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	file = file.DeepCopy()
+	file.Created = epoch
+	file.OS, file.Architecture = "linux", arch
+	file.Config = config
+	file.Config.Labels = map[string]string{originLabel: "built by Fathom; not the bytes of the project whose name it bears"}
+	return mutate.ConfigFile(image, file)
 }
 
 // distribution lists the files that the trees have of this machine, and not of the kit or of Fathom.

@@ -55,6 +55,35 @@ var kubePrograms = []string{"etcd", "kube-apiserver", "kube-controller-manager",
 // ownPrograms are what the agent's image holds: the agent, the plugin that it puts on the node, and the controller.
 var ownPrograms = []string{"fathom-agent", "fathom-cni", "fathom-controller"}
 
+// What the network is made of, also outside of a lab: WriteNetwork. The DNS cache's has port 53 by the file's capability, as
+// CoreDNS's image.
+var (
+	agentRecipe = recipe{
+		names:  []string{deploy.Image},
+		layers: []string{layerAgent},
+		config: v1.Config{Env: []string{searchPath}, Entrypoint: []string{"/fathom-agent"}, WorkingDir: "/"},
+	}
+	dnsRecipe = recipe{
+		names:  []string{deploy.DNSImage},
+		layers: []string{layerDNS},
+		config: v1.Config{Env: []string{searchPath}, Entrypoint: []string{"/fathom-dns"}, WorkingDir: "/", User: "65532:65532"},
+	}
+)
+
+// agentTree is the layer of the agent's image, of the programs in a directory.
+func agentTree(dir string) tree {
+	t := tree{}
+	for _, name := range ownPrograms {
+		t.copy("/"+name, filepath.Join(dir, name), 0o755)
+	}
+	return t
+}
+
+// dnsTree is the layer of the DNS cache's image.
+func dnsTree(program string) tree {
+	return tree{"/fathom-dns": file{Source: program, Mode: 0o755, Xattrs: map[string]string{"security.capability": capNetBindService}}}
+}
+
 // recipes returns all images, for the versions of the kit and the machine's busybox.
 func recipes(k kit.Kit, b busybox) []recipe {
 	base := []string{layerBusybox, layerTools}
@@ -111,17 +140,8 @@ func recipes(k kit.Kit, b busybox) []recipe {
 				return c
 			}(),
 		},
-		recipe{
-			names:  []string{deploy.Image},
-			layers: []string{layerAgent},
-			config: run("/fathom-agent"),
-		},
-		recipe{
-			// As CoreDNS's: port 53 by the file's capability.
-			names:  []string{deploy.DNSImage},
-			layers: []string{layerDNS},
-			config: as("65532:65532", run("/fathom-dns")),
-		},
+		agentRecipe,
+		dnsRecipe,
 		recipe{
 			names:  []string{"ghcr.io/flannel-io/flannel:" + k.Flannel},
 			layers: on(layerFlannel),
@@ -242,15 +262,8 @@ func trees(k kit.Kit, b busybox) (map[string]tree, error) {
 	toolbox.write("/usr/bin/webserver", webserver, 0o755)
 	all[layerToolbox] = toolbox
 
-	agent := tree{}
-	for _, name := range ownPrograms {
-		agent.copy("/"+name, k.Own(name), 0o755)
-	}
-	all[layerAgent] = agent
-
-	nodeDNS := tree{}
-	nodeDNS["/fathom-dns"] = file{Source: k.Program("fathom-dns"), Mode: 0o755, Xattrs: map[string]string{"security.capability": capNetBindService}}
-	all[layerDNS] = nodeDNS
+	all[layerAgent] = agentTree(k.OwnDir)
+	all[layerDNS] = dnsTree(k.Program("fathom-dns"))
 
 	flanneld := tree{}
 	flanneld.copy("/opt/bin/flanneld", k.Program("flanneld"), 0o755)
