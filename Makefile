@@ -100,14 +100,15 @@ module = kit/$(1)/go.mod kit/$(1)/go.sum $(wildcard kit/$(1)/*.go kit/$(1)/*/*.g
 
 KIT_BIN      := $(addprefix $(KIT)/bin/,kube containerd containerd-shim-runc-v2 ctr runc cnitool)
 KIT_CNI      := $(addprefix $(KIT)/cni/,$(shell sed -n 's|.*containernetworking/plugins/plugins/.*/||p' kit/containerd/go.mod))
-KIT_PROGRAMS := $(addprefix $(KIT)/programs/,coredns fathom-dns agnhost pause flanneld flannel)
+KIT_PROGRAMS := $(addprefix $(KIT)/programs/,coredns fathom-dns pause agnhost flannel flanneld)
+# In this order: what the default lab runs first.
 KIT_FILES    := $(KIT_BIN) $(KIT_CNI) $(KIT_PROGRAMS) $(KIT)/kit.json
 
 .PHONY: kit
 kit: ## build the real Kubernetes, etcd, containerd, runc, CNI plugins, CoreDNS ... (about 10 minutes, once)
 	@missing=; for f in $(KIT_FILES); do [ -e $$f ] || missing="$$missing $${f##*/}"; done; \
-		[ -z "$$missing" ] || { echo "kit: to be built, which takes minutes the first time:$$missing"; $(MAKE) --no-print-directory deps; }
-	@$(MAKE) -s --no-print-directory $(KIT_FILES)
+		[ -z "$$missing" ] || { echo "kit: to be built, which takes minutes the first time; Ctrl-C loses nothing that is done:$$missing"; $(MAKE) --no-print-directory deps; }
+	@KIT_FILES="$(KIT_FILES)" $(MAKE) -s --no-print-directory $(KIT_FILES)
 
 .PHONY: kit-e2e
 kit-e2e: $(KIT)/test/e2e.test ## build Kubernetes' own e2e tests (about 5 minutes, once)
