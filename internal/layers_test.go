@@ -52,7 +52,7 @@ var sideways = map[[2]string]string{
 // onlyBy says which packages may import what is in these modules or directories; a name that ends in / stands
 // for all commands. Tests may import anything.
 var onlyBy = map[string][]string{
-	"github.com/vishvananda/netlink":         {"internal/kernel/link", "internal/lab/doctor"},
+	"github.com/vishvananda/netlink":         {"internal/kernel/rtnl", "internal/kernel/link", "internal/kernel/podlink", "internal/kernel/podroute", "internal/lab/doctor"},
 	"github.com/google/nftables":             {"internal/kernel/nft", "internal/kernel/ruleset", "internal/lab/doctor"},
 	"github.com/osrg/gobgp":                  {"internal/agent/announcing/bgp"},
 	"github.com/hashicorp/memberlist":        {"internal/agent/announcing/membership"},

@@ -19,6 +19,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/fastpath"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podroute"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 )
 
@@ -216,7 +217,7 @@ func fathom(mode podnet.Mode, fast bool) func(context.Context, *bench, []*node) 
 			list = append(list, podnet.Node{Name: fmt.Sprint(n.i), Addrs: []netip.Addr{nodeAddr(n.i)}, PodCIDRs: []netip.Prefix{podRange(n.i)}})
 		}
 		for _, n := range nodes {
-			underlay, err := n.PodUnderlay()
+			underlay, err := podroute.Underlay(n.Namespace)
 			if err != nil {
 				return err
 			}
@@ -227,7 +228,7 @@ func fathom(mode podnet.Mode, fast bool) func(context.Context, *bench, []*node) 
 			if err := guard(n.path, plan.Guard); err != nil {
 				return err
 			}
-			if _, err := n.SetPodNetwork(plan); err != nil {
+			if _, err := podroute.Set(n.Namespace, plan); err != nil {
 				return err
 			}
 			n.conf = map[string]any{"cniVersion": "1.1.0", "name": "fathom", "type": "fathom-cni", "mtu": plan.PodMTU,

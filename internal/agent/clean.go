@@ -15,6 +15,8 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/fastpath"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
+	"github.com/fathom-network/fathom/internal/kernel/podroute"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/wake"
 )
@@ -61,13 +63,13 @@ func (a *Agent) clean() error {
 	if err := fastpath.Remove(node, a.Paths.BPF); err != nil {
 		return err
 	}
-	devices, err := node.PodDevices()
+	devices, err := podlink.Devices(node)
 	if err != nil {
 		return err
 	}
 	for _, d := range devices {
 		a.Log.Info("a pod is cut off", "device", d.Name, "alias", d.Alias)
-		if err := node.DeletePod(d.Name, d.Alias); err != nil {
+		if err := podlink.Delete(node, d.Name, d.Alias); err != nil {
 			return err
 		}
 	}
@@ -80,7 +82,7 @@ func (a *Agent) clean() error {
 		_, err := node.SysctlValue(c.Name)
 		return err != nil // those of devices that are gone went with them
 	})
-	if _, err := node.SetPodNetwork(podnet.Plan{Node: a.Node, State: podnet.State{Sysctls: before}}); err != nil {
+	if _, err := podroute.Set(node, podnet.Plan{Node: a.Node, State: podnet.State{Sysctls: before}}); err != nil {
 		return err
 	}
 	rules, err := ruleset.Open(link.OwnNetNS)

@@ -25,6 +25,7 @@ import (
 	"github.com/fathom-network/fathom/internal/install"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
@@ -225,7 +226,7 @@ func lost(t *testing.T, run func(check func()), ready func(), dir, leases string
 	testenv.Must(t, err)
 	defer pod.Close()
 	address := netip.MustParseAddr("10.244.1.7")
-	testenv.Must(t, node.AddPod(pod, link.Pod{Device: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 1, 7}, HostDevice: "web-abcde", HostMAC: net.HardwareAddr{2, 0, 0, 0, 2, 7},
+	testenv.Must(t, podlink.Add(node, pod, podlink.Pod{Device: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 1, 7}, HostDevice: "web-abcde", HostMAC: net.HardwareAddr{2, 0, 0, 0, 2, 7},
 		Alias: "fathom pod default/web eth0", MTU: 1500, Addrs: []netip.Addr{address}}))
 	held := func() {
 		t.Helper()

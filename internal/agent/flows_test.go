@@ -17,6 +17,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/conntrack"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
@@ -129,7 +130,7 @@ func newHostPort(t *testing.T, family, client, at, pod string) (h *hostPort, fir
 func (h *hostPort) attach(t *testing.T, name string) net.PacketConn {
 	t.Helper()
 	pod := linktest.Namespace(t)
-	testenv.Must(t, h.node.AddPod(pod, link.Pod{Device: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 1, 2}, HostDevice: name, HostMAC: net.HardwareAddr{2, 0, 0, 0, 2, 2},
+	testenv.Must(t, podlink.Add(h.node, pod, podlink.Pod{Device: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 1, 2}, HostDevice: name, HostMAC: net.HardwareAddr{2, 0, 0, 0, 2, 2},
 		Alias: name, Addrs: []netip.Addr{h.to.Addr()}}))
 	var conn net.PacketConn
 	testenv.Must(t, pod.Do(func() (err error) {
@@ -154,7 +155,7 @@ func (h *hostPort) hears(t *testing.T, in net.PacketConn) bool {
 // replace deletes the first pod, as DEL does with its port, and gives its address to another, which has none.
 func (h *hostPort) replace(t *testing.T) (next net.PacketConn) {
 	t.Helper()
-	testenv.Must(t, h.node.DeletePod("first", "first"))
+	testenv.Must(t, podlink.Delete(h.node, "first", "first"))
 	// A port of another pod is still there: the kernel translates nothing while no rule at all does.
 	linktest.Run(t, h.node, "nft", "flush chain inet hostports prerouting; add rule inet hostports prerouting udp dport 6000 dnat "+h.family+" to "+h.to.String())
 	if n := len(h.remembered(t)); n != 1 {

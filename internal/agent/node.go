@@ -23,6 +23,8 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
+	"github.com/fathom-network/fathom/internal/kernel/podroute"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 )
 
@@ -232,7 +234,7 @@ func (a *Agent) hasNetNS(path string) bool {
 func (a *Agent) observe() (answer.Node, error) {
 	s := answer.Node{Status: a.state.get()}
 	var err error
-	if s.Kernel, err = a.node.PodNetwork(s.Plan.Sysctls); err != nil {
+	if s.Kernel, err = podroute.Read(a.node, s.Plan.Sysctls); err != nil {
 		return s, err
 	}
 	rules, err := ruleset.Open(link.OwnNetNS) // a.rules belongs to the loop
@@ -246,7 +248,7 @@ func (a *Agent) observe() (answer.Node, error) {
 	if s.Kernel.Guard, err = rules.Guard(s.Plan.Guard); err != nil {
 		return s, err
 	}
-	if s.Pods, s.Strays, err = a.node.PodEnds(); err != nil {
+	if s.Pods, s.Strays, err = podlink.Ends(a.node); err != nil {
 		return s, err
 	}
 	if s.FastPath, err = a.fast.state(); err != nil {

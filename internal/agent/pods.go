@@ -11,11 +11,12 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 )
 
 // repairPods restores what the node has lost of its pods, and sets the present MTU.
 func (a *Agent) repairPods(leases []lease.Lease, plan podnet.Plan, sources []netip.Addr) error {
-	ends, _, err := a.node.PodEnds()
+	ends, _, err := podlink.Ends(a.node)
 	if err != nil {
 		return err
 	}
@@ -77,5 +78,5 @@ func (a *Agent) repairPod(l lease.Lease, plan podnet.Plan, sources []netip.Addr)
 		return err
 	}
 	defer pod.Close()
-	return a.node.RepairPod(pod, link.Pod{Device: l.IfName, HostDevice: l.HostDevice, MTU: plan.PodMTU, Addrs: l.Addresses, Sources: sources})
+	return podlink.Repair(a.node, pod, podlink.Pod{Device: l.IfName, HostDevice: l.HostDevice, MTU: plan.PodMTU, Addrs: l.Addresses, Sources: sources})
 }

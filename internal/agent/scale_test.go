@@ -24,6 +24,8 @@ import (
 	"github.com/fathom-network/fathom/internal/install"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
+	"github.com/fathom-network/fathom/internal/kernel/podroute"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 	"github.com/fathom-network/fathom/internal/watch/kube"
@@ -137,7 +139,7 @@ func scale(b *testing.B) {
 	})
 	const all = 2 * scaleNodes // both families, and the unreachable ones of its own
 	for {
-		have, err := node.PodNetwork(nil)
+		have, err := podroute.Read(node, nil)
 		testenv.Must(b, err)
 		if len(have.Routes) == all {
 			break
@@ -240,7 +242,7 @@ func addPods(b *testing.B, c *kube.Client, leases, netns string) {
 		b.Cleanup(func() { _ = link.Delete(path) })
 		pod, err := link.Open(path)
 		testenv.Must(b, err)
-		testenv.Must(b, node.AddPod(pod, link.Pod{Device: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, byte(i)}, HostDevice: name, HostMAC: net.HardwareAddr{2, 0, 0, 0, 1, byte(i)}, MTU: 1500, Alias: "fathom pod default/" + name + " eth0", Addrs: []netip.Addr{address}}))
+		testenv.Must(b, podlink.Add(node, pod, podlink.Pod{Device: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, byte(i)}, HostDevice: name, HostMAC: net.HardwareAddr{2, 0, 0, 0, 1, byte(i)}, MTU: 1500, Alias: "fathom pod default/" + name + " eth0", Addrs: []netip.Addr{address}}))
 		pod.Close()
 		_, err = store.Acquire(lease.Lease{Attachment: lease.Attachment{ContainerID: name, IfName: "eth0"}, Network: "fathom", PodNamespace: "default",
 			PodName: name, Netns: path, HostDevice: name}, func(ipam.State) (ipam.Choice, error) {

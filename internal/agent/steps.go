@@ -13,7 +13,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netfacts"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/facts/vip"
-	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podroute"
 )
 
 // steps is what a pass does, in this order. docs/design/agent.md has the same table, with what each step does; why one comes
@@ -170,7 +170,7 @@ func (a *Agent) readConfiguration(context.Context, *pass) outcome {
 
 func (a *Agent) readDevices(_ context.Context, p *pass) outcome {
 	var err error
-	if p.interfaces, err = a.node.PodUnderlay(); err != nil {
+	if p.interfaces, err = podroute.Underlay(a.node); err != nil {
 		return outcome{err: fmt.Errorf("read the node's devices: %w", err), ends: true}
 	}
 	return outcome{err: p.localErr, ends: p.localErr != nil}
@@ -218,17 +218,17 @@ func (a *Agent) recordSettings(_ context.Context, p *pass) outcome {
 
 // setRoutes sets tunnel, routes, neighbours and settings: first what differs from the plan before this one, then all of it.
 func (a *Agent) setRoutes(_ context.Context, p *pass) outcome {
-	atOnce, err := a.node.FollowPodNetwork(a.held, p.plan)
+	atOnce, err := podroute.Follow(a.node, a.held, p.plan)
 	if err != nil {
 		return outcome{err: err, ends: true}
 	}
 	a.held = podnet.Plan{}
-	changes, err := a.node.SetPodNetwork(p.plan)
+	changes, err := podroute.Set(a.node, p.plan)
 	changes.Routes.Added += atOnce.Routes.Added
 	changes.Routes.Corrected += atOnce.Routes.Corrected
 	changes.Masquerade, changes.Guard = p.changes.Masquerade, p.changes.Guard
 	a.metrics.changed(changes)
-	foreign, err := link.ForeignRoutes(err)
+	foreign, err := podroute.ForeignRoutes(err)
 	o := outcome{err: err}
 	for _, f := range foreign {
 		// Packets have a way, if not ours. While a network is replaced that is as it should be.

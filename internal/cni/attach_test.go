@@ -27,6 +27,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
@@ -210,7 +211,7 @@ func (n *node) network() cni.Network {
 // clean fails if anything is left of any pod.
 func (n *node) clean(t testing.TB) {
 	t.Helper()
-	devices, err := n.PodDevices()
+	devices, err := podlink.Devices(n.Namespace)
 	if err != nil || len(devices) > 0 {
 		t.Errorf("left devices %v, %v", devices, err)
 	}
@@ -306,7 +307,7 @@ func validate(t *testing.T, n *node, p pod, version, out string) []netip.Addr {
 		a, _ := netip.AddrFromSlice(ip.Address.IP)
 		a = a.Unmap()
 		ones, bits := ip.Address.Mask.Size()
-		if ones != bits || !ip.Gateway.Equal(link.PodGateway(a).AsSlice()) {
+		if ones != bits || !ip.Gateway.Equal(podlink.Gateway(a).AsSlice()) {
 			t.Errorf("address %v", ip)
 		}
 		addresses = append(addresses, a)
@@ -343,9 +344,9 @@ func validate(t *testing.T, n *node, p pod, version, out string) []netip.Addr {
 // breaks takes one thing away at a time; CHECK says which.
 func breaks(t *testing.T, n *node, p pod, addresses []netip.Addr, version string) {
 	t.Helper()
-	devices, err := n.PodDevices()
+	devices, err := podlink.Devices(n.Namespace)
 	testenv.Must(t, err)
-	host := devices[slices.IndexFunc(devices, func(d link.PodDevice) bool { return strings.Contains(d.Alias, p.name) })].Name
+	host := devices[slices.IndexFunc(devices, func(d podlink.Device) bool { return strings.Contains(d.Alias, p.name) })].Name
 	a4, a6 := addresses[0].String(), addresses[1].String()
 	for _, test := range []struct {
 		in            *link.Namespace
@@ -503,7 +504,7 @@ func TestStatusAndGC(t *testing.T) {
 	if err != nil || len(l) != 1 || l[0].PodName != "stays" {
 		t.Errorf("after GC: %v, %v", l, err)
 	}
-	devices, err := n.PodDevices()
+	devices, err := podlink.Devices(n.Namespace)
 	testenv.Must(t, err)
 	names := map[string]bool{}
 	for _, d := range devices {

@@ -23,6 +23,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 )
 
 // call is what the runtime asks for: everything in it is checked.
@@ -253,8 +254,8 @@ func (c *call) read(store *lease.Store) (l lease.Lease, found bool, err error) {
 func (c *call) hasDevice(node *link.Namespace) (bool, error) {
 	want := alias(lease.Lease{Attachment: c.attachment, Network: c.Name, PodNamespace: c.pod.namespace, PodName: c.pod.name})
 	for attempt := range attempts {
-		_, found, err := node.FindPod(hostDevice(c.pod.name, c.attachment, attempt), want)
-		var foreign *link.ForeignDeviceError
+		_, found, err := podlink.Find(node, hostDevice(c.pod.name, c.attachment, attempt), want)
+		var foreign *podlink.ForeignDeviceError
 		if found || err != nil && !errors.As(err, &foreign) {
 			return found, err
 		}
@@ -263,8 +264,8 @@ func (c *call) hasDevice(node *link.Namespace) (bool, error) {
 }
 
 // device is the pod's device as the lease has it.
-func (c *call) device(l lease.Lease) link.Pod {
-	d := link.Pod{
+func (c *call) device(l lease.Lease) podlink.Pod {
+	d := podlink.Pod{
 		Device: l.IfName, MAC: c.mac, HostDevice: l.HostDevice, HostMAC: mac(l.Attachment, "node"),
 		Alias: alias(l), MTU: c.MTU, Addrs: l.Addresses, Sources: c.NodeAddresses,
 	}

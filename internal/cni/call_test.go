@@ -19,7 +19,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
-	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 )
 
 const config = `{"cniVersion":"1.1.0","name":"fathom","type":"fathom-cni","mtu":1450,"nodeAddresses":["10.201.1.3","fd00::3"],` +
@@ -49,7 +49,7 @@ func TestNames(t *testing.T) {
 		t.Errorf("%s is not a unicast address of our own making", m)
 	}
 	l := lease.Lease{Attachment: a, Network: "fathom", PodNamespace: strings.Repeat("n", 63), PodName: strings.Repeat("p", 253)}
-	if s := alias(l); len(s) != 255 || !isOf("fathom", link.PodDevice{Alias: s}) || isOf("fath", link.PodDevice{Alias: s}) {
+	if s := alias(l); len(s) != 255 || !isOf("fathom", podlink.Device{Alias: s}) || isOf("fath", podlink.Device{Alias: s}) {
 		t.Errorf("alias %q", s)
 	}
 }
@@ -72,7 +72,7 @@ func TestParse(t *testing.T) {
 			check: func(c *call) bool { return c.addresses[0].String() == "10.8.8.8" }},
 		{name: "an earlier result", stdin: config + `,"prevResult":{"cniVersion":"1.1.0","interfaces":[{"name":"x0"}],"ips":[{"address":"10.1.1.1/24","interface":0}]}}`,
 			check: func(c *call) bool {
-				r := c.result(lease.Lease{Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.5")}}, link.Pod{Device: "eth0"})
+				r := c.result(lease.Lease{Addresses: []netip.Addr{netip.MustParseAddr("10.244.1.5")}}, podlink.Pod{Device: "eth0"})
 				return len(r.Interfaces) == 3 && len(r.IPs) == 2 && *r.IPs[1].Interface == 2 && r.Interfaces[0].Name == "x0"
 			}},
 		{name: "host ports", stdin: config + `,"capabilities":{"portMappings":true},"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"UDP","hostIP":"192.0.2.1"},{"hostPort":0,"containerPort":1},{"hostPort":1,"containerPort":2}]}}`,

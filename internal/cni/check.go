@@ -12,6 +12,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 )
 
 // errBroken is the code of an attachment that is not as ADD made it. Codes from 100 are a plugin's own.
@@ -44,7 +45,7 @@ func (p plugin) check(args *skel.CmdArgs) error {
 		return types.NewError(errBroken, "check "+c.pod.String(), "it has no lease in "+c.DataDir)
 	}
 	want, routes, wrong := c.expected(l)
-	more, err := node.CheckPod(pod, want, routes)
+	more, err := podlink.Check(node, pod, want, routes)
 	if err != nil {
 		return asError("check "+c.pod.String(), err)
 	}
@@ -56,8 +57,8 @@ func (p plugin) check(args *skel.CmdArgs) error {
 
 // expected takes from the prevResult what is ours: plugins behind us may have added to it, and changed the MTU or
 // the MAC address.
-func (c *call) expected(l lease.Lease) (want link.Pod, routes []link.Route, wrong []string) {
-	want = link.Pod{Device: l.IfName, HostDevice: l.HostDevice, Alias: alias(l)}
+func (c *call) expected(l lease.Lease) (want podlink.Pod, routes []link.Route, wrong []string) {
+	want = podlink.Pod{Device: l.IfName, HostDevice: l.HostDevice, Alias: alias(l)}
 	index, host := -1, false
 	for i, d := range c.prev.Interfaces {
 		switch {
@@ -96,7 +97,7 @@ func (c *call) expected(l lease.Lease) (want link.Pod, routes []link.Route, wron
 			continue
 		}
 		via, _ := netip.AddrFromSlice(r.GW)
-		gateway := link.PodGateway(to.Addr())
+		gateway := podlink.Gateway(to.Addr())
 		if via = via.Unmap(); via == gateway || !via.IsValid() && to.Addr() == gateway {
 			routes = append(routes, link.Route{To: to, Via: via})
 		}

@@ -20,6 +20,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 )
 
 // Main runs the command that the environment names, as CNI's specification has it, and writes results to out.
@@ -65,25 +66,25 @@ func (p plugin) add(args *skel.CmdArgs) error {
 		err = result.PrintTo(p.out)
 	}
 	if err != nil { // the runtime knows nothing of the attachment
-		return asError("tell the result", errors.Join(err, detach(node.DeletePod, store, l)))
+		return asError("tell the result", errors.Join(err, detach(node, podlink.Delete, store, l)))
 	}
 	return nil
 }
 
 // attach takes a lease, then makes the device that it names. In this order, whatever is interrupted is found.
-func (c *call) attach(node, pod *link.Namespace, store *lease.Store, r ipam.Request) (lease.Lease, link.Pod, error) {
+func (c *call) attach(node, pod *link.Namespace, store *lease.Store, r ipam.Request) (lease.Lease, podlink.Pod, error) {
 	name, taken := 0, 0 // how many names, and addresses, turned out to be others'
 	for {
 		l, err := c.acquire(node, store, r, name)
 		if err != nil {
-			return l, link.Pod{}, err
+			return l, podlink.Pod{}, err
 		}
 		d := c.device(l)
-		if err = node.AddPod(pod, d); err == nil {
+		if err = podlink.Add(node, pod, d); err == nil {
 			return l, d, nil
 		}
-		// What is in the way is not ours to take away; what AddPod began it has taken away itself.
-		var living *link.AddressTakenError
+		// What is in the way is not ours to take away; what Add began it has taken away itself.
+		var living *podlink.AddressTakenError
 		again := false
 		switch {
 		case isInNode(err):
@@ -126,7 +127,7 @@ func (c *call) acquire(node *link.Namespace, store *lease.Store, r ipam.Request,
 		if !errors.Is(err, errNoLeases) {
 			return l, err
 		}
-		devices, err := node.PodDevices()
+		devices, err := podlink.Devices(node)
 		if err == nil && len(devices) > 0 {
 			_, err = Rebuild(node, store, c.network(store))
 		}
@@ -138,7 +139,7 @@ func (c *call) acquire(node *link.Namespace, store *lease.Store, r ipam.Request,
 }
 
 func isInNode(err error) bool {
-	var exists *link.DeviceExistsError
+	var exists *podlink.DeviceExistsError
 	return errors.As(err, &exists) && !exists.InPod
 }
 
@@ -160,7 +161,7 @@ func (p plugin) del(args *skel.CmdArgs) error {
 	l, found, err := c.find(node, store)
 	switch {
 	case err == nil && found:
-		err = detach(func(device, alias string) error { return deletePod(node, device, alias) }, store, l)
+		err = detach(node, deletePod, store, l)
 	case err == nil: // a second DEL, or the lease was damaged and the device has gone
 		err = store.Release(c.attachment)
 	}
@@ -168,9 +169,9 @@ func (p plugin) del(args *skel.CmdArgs) error {
 }
 
 // detach takes the device away, then the lease: as long as an address is on a device, nobody else gets it.
-func detach(deletePod func(device, alias string) error, store lease.Leases, l lease.Lease) error {
-	err := deletePod(l.HostDevice, alias(l))
-	var foreign *link.ForeignDeviceError
+func detach(node *link.Namespace, deletePod func(node *link.Namespace, hostDevice, alias string) error, store lease.Leases, l lease.Lease) error {
+	err := deletePod(node, l.HostDevice, alias(l))
+	var foreign *podlink.ForeignDeviceError
 	if err != nil && !errors.As(err, &foreign) { // a foreign one has the name because ours is gone, or never was
 		return err
 	}
@@ -201,7 +202,7 @@ func (p plugin) status(args *skel.CmdArgs) error {
 }
 
 // result is what the runtime and the plugins behind us get to know.
-func (c *call) result(l lease.Lease, d link.Pod) *types100.Result {
+func (c *call) result(l lease.Lease, d podlink.Pod) *types100.Result {
 	r := &types100.Result{CNIVersion: types100.ImplementedSpecVersion}
 	if c.prev != nil { // some plugin made another device before us
 		*r = *c.prev
@@ -210,7 +211,7 @@ func (c *call) result(l lease.Lease, d link.Pod) *types100.Result {
 		&types100.Interface{Name: d.HostDevice, Mac: d.HostMAC.String(), Mtu: d.MTU},
 		&types100.Interface{Name: d.Device, Mac: d.MAC.String(), Mtu: d.MTU, Sandbox: c.netns})
 	for _, a := range l.Addresses {
-		gateway := link.PodGateway(a)
+		gateway := podlink.Gateway(a)
 		r.IPs = append(r.IPs, &types100.IPConfig{
 			Interface: types100.Int(len(r.Interfaces) - 1), Address: ipNet(a, a.BitLen()), Gateway: gateway.AsSlice(),
 		})
@@ -251,8 +252,8 @@ func asError(doing string, err error) error {
 		done    *types.Error
 		invalid *conflist.InvalidError
 		leased  *lease.ExistsError
-		device  *link.DeviceExistsError
-		taken   *link.AddressTakenError
+		device  *podlink.DeviceExistsError
+		taken   *podlink.AddressTakenError
 		agent   *agentError
 	)
 	code := types.ErrInternal

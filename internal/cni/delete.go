@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 )
 
 // deleteDevice is the argument with which DEL runs the program itself, for DeleteDevice. A runtime gives none.
@@ -22,13 +23,13 @@ const deletePatience = 2 * time.Second
 // of the time, in the context of the process that asks (netdev_run_todo). So another process asks, and this one waits
 // until the device has gone, which the kernel announces.
 func deletePod(node *link.Namespace, device, alias string) error {
-	d, found, err := node.FindPod(device, alias)
+	d, found, err := podlink.Find(node, device, alias)
 	if err != nil || !found {
 		return err
 	}
 	elsewhere := deleteElsewhere(node, d)
 	// This finds that the device has gone, which is when the lock of all devices is free again, or takes it away.
-	if err := node.DeletePod(device, alias); err != nil {
+	if err := podlink.Delete(node, device, alias); err != nil {
 		return errors.Join(err, elsewhere)
 	}
 	return nil
@@ -36,7 +37,7 @@ func deletePod(node *link.Namespace, device, alias string) error {
 
 // deleteElsewhere has a process delete the device, which goes on when this one ends, and has nothing of what the runtime
 // may be waiting for the end of.
-func deleteElsewhere(node *link.Namespace, d link.PodDevice) error {
+func deleteElsewhere(node *link.Namespace, d podlink.Device) error {
 	ctx, cancel := context.WithTimeout(context.Background(), deletePatience)
 	defer cancel()
 	gone, err := node.WatchGone(ctx, d.Index)
@@ -83,5 +84,5 @@ func DeleteDevice(args []string) error {
 		return err
 	}
 	defer node.Close()
-	return node.DeletePodDevice(link.PodDevice{Index: index, Name: args[2], Alias: args[3]})
+	return podlink.DeleteDevice(node, podlink.Device{Index: index, Name: args[2], Alias: args[3]})
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/cni"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
@@ -119,7 +120,7 @@ func TestDelete(t *testing.T) {
 			}
 		})
 	}
-	if devices, err := n.PodDevices(); err != nil || len(devices) != 1 || devices[0].Name != r.Interfaces[0].Name {
+	if devices, err := podlink.Devices(n.Namespace); err != nil || len(devices) != 1 || devices[0].Name != r.Interfaces[0].Name {
 		t.Errorf("left devices %v, %v", devices, err)
 	}
 	if _, e := n.call(t, "DEL", bystander, nil); e != nil {
@@ -131,7 +132,7 @@ func TestDelete(t *testing.T) {
 // gone fails if anything of the pod's device is there, on the node or in the pod.
 func gone(t *testing.T, n *node, p pod) {
 	t.Helper()
-	devices, err := n.PodDevices()
+	devices, err := podlink.Devices(n.Namespace)
 	for _, d := range devices {
 		if strings.Contains(d.Alias, "/"+p.name+" ") {
 			t.Errorf("the node has device %s", d.Name)
@@ -184,7 +185,7 @@ func TestDeleteDevice(t *testing.T) {
 	if _, e := n.call(t, "ADD", newPod(t, "web-0"), nil); e != nil {
 		t.Fatal(e)
 	}
-	devices, err := n.PodDevices()
+	devices, err := podlink.Devices(n.Namespace)
 	testenv.Must(t, err)
 	d := devices[0]
 	index := fmt.Sprint(d.Index)
@@ -213,7 +214,7 @@ func TestDeleteDevice(t *testing.T) {
 		cmd.Env, cmd.Stdout, cmd.Stderr = []string{}, &out, &out
 		testenv.Must(t, n.Start(cmd))
 		err := cmd.Wait()
-		devices, listErr := n.PodDevices()
+		devices, listErr := podlink.Devices(n.Namespace)
 		testenv.Must(t, listErr)
 		if (err == nil) != (c.says == "") || !strings.Contains(out.String(), c.says) || len(devices) != c.left {
 			t.Errorf("%q: %v, %s, and %v stay", c.args, err, out.String(), devices)

@@ -3,12 +3,13 @@ package cni
 import (
 	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 )
 
 // stopFalseSources has the kernel drop what the pod sends from addresses that are not its own, before it sends
 // anything. It is no error of ADD if that cannot be: there may be no agent yet, or a kernel that lacks something. The
 // agent sees every device, and says what is missing.
-func (c *call) stopFalseSources(node *link.Namespace, p link.Pod) {
+func (c *call) stopFalseSources(node *link.Namespace, p podlink.Pod) {
 	index, _, err := node.Index(p.HostDevice)
 	if err != nil {
 		return

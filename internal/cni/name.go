@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"github.com/fathom-network/fathom/internal/kernel/lease"
-	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 )
 
 // hostDevice names the node's end of a pod's pair: the start of the pod's name for people, and five characters of a
@@ -43,7 +43,7 @@ func alias(l lease.Lease) string {
 }
 
 // isOf says whether the device is one of this network's.
-func isOf(network string, d link.PodDevice) bool {
+func isOf(network string, d podlink.Device) bool {
 	return strings.HasPrefix(d.Alias, network+" pod ") || strings.HasPrefix(d.Alias, network+" container ")
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 )
 
 // Network is what is known of a network to who makes leases of it again that were lost.
@@ -25,13 +26,13 @@ type Network struct {
 func Rebuild(node *link.Namespace, store *lease.Store, n Network) ([]lease.Lease, error) {
 	pools := n.Pools() // not under the store's lock, for which who has another may be waiting
 	return store.Rebuild(func() ([]lease.Lease, error) {
-		pods, err := node.LivingPods(n.Namespaces)
+		pods, err := podlink.LivingPods(node, n.Namespaces)
 		if err != nil {
 			return nil, err
 		}
 		var leases []lease.Lease
 		for _, p := range pods {
-			if isOf(n.Name, p.PodDevice) {
+			if isOf(n.Name, p.Device) {
 				leases = append(leases, n.leaseOf(p, pools))
 			}
 		}
@@ -40,12 +41,12 @@ func Rebuild(node *link.Namespace, store *lease.Store, n Network) ([]lease.Lease
 }
 
 // leaseOf is what a device tells of its lease.
-func (n Network) leaseOf(p link.LivingPod, pools []ipam.Pool) lease.Lease {
+func (n Network) leaseOf(p podlink.LivingPod, pools []ipam.Pool) lease.Lease {
 	l := lease.Lease{Network: n.Name, Netns: p.Netns, HostDevice: p.Name, Alias: p.Alias, Addresses: p.Addrs, Pool: poolOf(p.Addrs, pools)}
 	// The last word is missing where the alias was too long.
 	kind, rest, _ := strings.Cut(strings.TrimPrefix(p.Alias, n.Name+" "), " ")
 	who, device, _ := strings.Cut(rest, " ")
-	l.IfName = cmp.Or(p.Device, device, "eth0")
+	l.IfName = cmp.Or(p.PodEnd, device, "eth0")
 	if kind == "pod" {
 		l.PodNamespace, l.PodName, _ = strings.Cut(who, "/")
 		l.Attachment = lease.StandIn(p.Name, l.IfName)
@@ -88,7 +89,7 @@ func Release(node *link.Namespace, store *lease.Store, address netip.Addr) error
 		return err
 	}
 	if found {
-		if err := detach(node.DeletePod, store, l); err != nil {
+		if err := detach(node, podlink.Delete, store, l); err != nil {
 			return err
 		}
 	}

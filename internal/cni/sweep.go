@@ -8,6 +8,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 )
 
 // Swept is what Sweep took away.
@@ -28,7 +29,7 @@ func Sweep(node *link.Namespace, store *lease.Store, network Network, valid func
 	var swept Swept
 	// Devices before leases: a device comes after its lease and goes before it, so that one which is there now and
 	// whose lease is not there then, has none.
-	devices, err := node.PodDevices()
+	devices, err := podlink.Devices(node)
 	if err != nil {
 		return swept, err
 	}
@@ -56,7 +57,7 @@ func Sweep(node *link.Namespace, store *lease.Store, network Network, valid func
 			swept.Kept = append(swept.Kept, l)
 			continue
 		}
-		if err := detach(node.DeletePod, store, l); err != nil {
+		if err := detach(node, podlink.Delete, store, l); err != nil {
 			errs, swept.Kept = append(errs, err), append(swept.Kept, l)
 			continue
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
@@ -257,7 +258,7 @@ func TestConnectedUDPOfPod(t *testing.T) {
 	defer self.Close()
 	testenv.Must(t, self.Sysctl("ipv4/ip_forward", "1"))
 	pod := linktest.Namespace(t)
-	testenv.Must(t, self.AddPod(pod, link.Pod{Device: "eth0", HostDevice: "pod", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, HostMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2},
+	testenv.Must(t, podlink.Add(self, pod, podlink.Pod{Device: "eth0", HostDevice: "pod", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, HostMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2},
 		MTU: 1500, Alias: "test", Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.1")}}))
 	serve(t, "10.0.0.1", "10.0.0.2")
 	n := newNode(t, paths, netconf.ProxyAuto)

@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
 // RouteProtocol marks the routes that are ours; `ip route` shows it as "proto 250".
@@ -44,7 +46,7 @@ type State struct {
 // node that knows its gateway for instance, then sends into the void until the entry ages.
 func (n *Namespace) SetBridge(d Device) error {
 	if l, err := n.nl.LinkByName(d.Name); err == nil && l.Type() == "bridge" {
-		return n.configure(l, d)
+		return n.Configure(l, d)
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = d.Name
@@ -62,7 +64,7 @@ func (n *Namespace) SetBridge(d Device) error {
 	if err := n.nl.LinkSetHardwareAddr(l, mac); err != nil {
 		return fmt.Errorf("fix the MAC address of bridge %s: %w", d.Name, err)
 	}
-	return n.configure(l, d)
+	return n.Configure(l, d)
 }
 
 // SetPair makes a veth pair with one end here and one in the namespace of the peer, both up. A pair that
@@ -86,7 +88,7 @@ func (n *Namespace) SetPair(here Device, in *Namespace, there Device) error {
 			if end.l.Attrs().Alias != end.want.Alias {
 				return fmt.Errorf("make device %s: there is one of that name that is not ours", end.want.Name)
 			}
-			if err := end.n.nl.LinkDel(end.l); err != nil && !isGone(err) {
+			if err := end.n.nl.LinkDel(end.l); err != nil && !rtnl.IsGone(err) {
 				return fmt.Errorf("replace device %s: %w", end.want.Name, err)
 			}
 		}
@@ -109,18 +111,14 @@ func (n *Namespace) SetPair(here Device, in *Namespace, there Device) error {
 			return err
 		}
 	}
-	if err := n.configure(local, here); err != nil {
+	if err := n.Configure(local, here); err != nil {
 		return err
 	}
-	return in.configure(remote, there)
+	return in.Configure(remote, there)
 }
 
-func isGone(err error) bool {
-	var missing netlink.LinkNotFoundError
-	return errors.As(err, &missing) || errors.Is(err, unix.ENODEV)
-}
-
-func (n *Namespace) configure(l netlink.Link, d Device) error {
+// Configure gives a device that is there the properties of d, and brings it up.
+func (n *Namespace) Configure(l netlink.Link, d Device) error {
 	a := l.Attrs()
 	if a.Alias != d.Alias {
 		if err := n.nl.LinkSetAlias(l, d.Alias); err != nil {
@@ -165,16 +163,16 @@ func (n *Namespace) SetAddrs(device string, want []netip.Prefix) error {
 		wanted[p] = true
 	}
 	for {
-		have, err := dump(func() ([]netlink.Addr, error) { return n.nl.AddrList(l, netlink.FAMILY_ALL) })
+		have, err := rtnl.List(func() ([]netlink.Addr, error) { return n.nl.AddrList(l, netlink.FAMILY_ALL) })
 		if err != nil {
 			return fmt.Errorf("list the addresses of %s: %w", device, err)
 		}
-		if err := n.addAddrs(l, want, have); err != nil {
+		if err := n.AddAddrs(l, want, have); err != nil {
 			return err
 		}
 		removed := false
 		for i, a := range have {
-			p := prefixOf(a.IPNet)
+			p := rtnl.Prefix(a.IPNet)
 			if wanted[p] || p.Addr().IsLinkLocalUnicast() || p.Addr().IsLoopback() {
 				continue
 			}
@@ -190,23 +188,24 @@ func (n *Namespace) SetAddrs(device string, want []netip.Prefix) error {
 	}
 }
 
-func (n *Namespace) addAddrs(l netlink.Link, want []netip.Prefix, have []netlink.Addr) error {
+// AddAddrs gives the device the addresses that are wanted and that it does not have, and waits until they are of use.
+func (n *Namespace) AddAddrs(l netlink.Link, want []netip.Prefix, have []netlink.Addr) error {
 	present := map[netip.Prefix]bool{}
 	for _, a := range have {
-		present[prefixOf(a.IPNet)] = true
+		present[rtnl.Prefix(a.IPNet)] = true
 	}
 	for _, p := range want {
 		if present[p] {
 			continue
 		}
-		addr := &netlink.Addr{IPNet: ipNet(p)}
+		addr := &netlink.Addr{IPNet: rtnl.IPNet(p)}
 		if p.Addr().Is6() {
 			addr.Flags = unix.IFA_F_NODAD // nobody else can have it: the plan gives each address once
 		}
 		if err := n.nl.AddrAdd(l, addr); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("add address %s to %s: %w", p, l.Attrs().Name, err)
 		}
-		if err := n.awaitLocal(l, p.Addr()); err != nil {
+		if err := n.AwaitLocal(l, p.Addr()); err != nil {
 			return fmt.Errorf("add address %s to %s: %w", p, l.Attrs().Name, err)
 		}
 	}
@@ -216,10 +215,10 @@ func (n *Namespace) addAddrs(l netlink.Link, want []netip.Prefix, have []netlink
 // settlePatience is how long a kernel may take that is busy with devices.
 const settlePatience = 10 * time.Second
 
-// awaitLocal waits until packets to an address of a device that is up are taken in. To an IPv4 one they are as soon as
+// AwaitLocal waits until packets to an address of a device that is up are taken in. To an IPv4 one they are as soon as
 // it is added; the kernel makes the route of an IPv6 one later, from a queue (addrconf_dad_work), also where there is
 // no duplicate to be looked for, and throws away what comes before.
-func (n *Namespace) awaitLocal(l netlink.Link, a netip.Addr) error {
+func (n *Namespace) AwaitLocal(l netlink.Link, a netip.Addr) error {
 	if l.Attrs().Flags&net.FlagUp == 0 || a.Is4() || a.IsLinkLocalUnicast() {
 		return nil
 	}
@@ -251,7 +250,7 @@ func (n *Namespace) setRoutes(device int, want []Route) error {
 	if device != 0 {
 		filter.LinkIndex, mask = device, mask|netlink.RT_FILTER_OIF
 	}
-	have, err := dump(func() ([]netlink.Route, error) {
+	have, err := rtnl.List(func() ([]netlink.Route, error) {
 		return n.nl.RouteListFiltered(netlink.FAMILY_ALL, filter, mask)
 	})
 	if err != nil {
@@ -260,13 +259,13 @@ func (n *Namespace) setRoutes(device int, want []Route) error {
 	wanted := map[netip.Prefix]bool{}
 	for _, r := range want {
 		wanted[r.To] = true
-		route := &netlink.Route{Dst: ipNet(r.To), Gw: r.Via.AsSlice(), Protocol: RouteProtocol, LinkIndex: device}
+		route := &netlink.Route{Dst: rtnl.IPNet(r.To), Gw: r.Via.AsSlice(), Protocol: RouteProtocol, LinkIndex: device}
 		if err := n.nl.RouteReplace(route); err != nil {
 			return fmt.Errorf("route %s via %s: %w", r.To, r.Via, err)
 		}
 	}
 	for i, r := range have {
-		if r.Dst == nil || wanted[prefixOf(r.Dst)] {
+		if r.Dst == nil || wanted[rtnl.Prefix(r.Dst)] {
 			continue
 		}
 		if err := n.nl.RouteDel(&have[i]); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -278,14 +277,14 @@ func (n *Namespace) setRoutes(device int, want []Route) error {
 
 // Routed returns the destinations of every route of the namespace, whoever made them.
 func (n *Namespace) Routed() ([]netip.Prefix, error) {
-	routes, err := dump(func() ([]netlink.Route, error) { return n.nl.RouteList(nil, netlink.FAMILY_ALL) })
+	routes, err := rtnl.List(func() ([]netlink.Route, error) { return n.nl.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
 	var all []netip.Prefix
 	for _, r := range routes {
 		if r.Dst != nil {
-			all = append(all, prefixOf(r.Dst))
+			all = append(all, rtnl.Prefix(r.Dst))
 		}
 	}
 	return all, nil
@@ -324,29 +323,43 @@ func (n *Namespace) DeleteDevice(name, alias string) error {
 	if err == nil {
 		err = n.nl.LinkDel(l)
 	}
-	if err != nil && !isGone(err) {
+	if err != nil && !rtnl.IsGone(err) {
 		return fmt.Errorf("delete device %s: %w", name, err)
 	}
 	return nil
 }
 
-// dump repeats a netlink dump that a concurrent change interrupted: it is never taken as the truth.
-func dump[T any](list func() ([]T, error)) ([]T, error) {
-	for {
-		all, err := list()
-		if errors.Is(err, netlink.ErrDumpInterrupted) || errors.Is(err, unix.EINTR) {
-			continue
-		}
-		return all, err
+// Index returns the index of a device, and whether its frames are Ethernet's.
+func (n *Namespace) Index(name string) (index int, ethernet bool, err error) {
+	l, err := n.nl.LinkByName(name)
+	if err != nil {
+		return 0, false, fmt.Errorf("look up device %s: %w", name, err)
 	}
+	return l.Attrs().Index, l.Attrs().EncapType == "ether", nil
 }
 
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+// Names returns the names of all devices, by index.
+func (n *Namespace) Names() (map[int]string, error) {
+	links, err := rtnl.List(n.nl.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	return names, nil
 }
 
-func prefixOf(n *net.IPNet) netip.Prefix {
-	addr, _ := netip.AddrFromSlice(n.IP)
-	ones, _ := n.Mask.Size()
-	return netip.PrefixFrom(addr.Unmap(), ones)
+// LocalAddrs are the addresses of all devices.
+func (n *Namespace) LocalAddrs() (map[netip.Addr]bool, error) {
+	all, err := rtnl.List(func() ([]netlink.Addr, error) { return n.nl.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	local := make(map[netip.Addr]bool, len(all))
+	for _, a := range all {
+		local[rtnl.Prefix(a.IPNet).Addr()] = true
+	}
+	return local, nil
 }

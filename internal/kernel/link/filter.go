@@ -6,6 +6,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
 // filterPriority is that of our filters among those of others; the name of the program tells whose they are.
@@ -37,7 +39,7 @@ type Filter struct {
 
 // Filters returns the tc filters of all devices that may have any, by the devices' indexes.
 func (n *Namespace) Filters() (map[int][]Filter, error) {
-	qdiscs, err := dump(func() ([]netlink.Qdisc, error) { return n.nl.QdiscList(nil) })
+	qdiscs, err := rtnl.List(func() ([]netlink.Qdisc, error) { return n.nl.QdiscList(nil) })
 	if err != nil {
 		return nil, fmt.Errorf("list queueing disciplines: %w", err)
 	}
@@ -75,8 +77,8 @@ func (n *Namespace) FiltersOf(index int) ([]Filter, error) {
 
 func (n *Namespace) filters(index int, parent uint32) ([]netlink.Filter, error) {
 	device := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}
-	all, err := dump(func() ([]netlink.Filter, error) { return n.nl.FilterList(device, parent) })
-	if err != nil && !isGone(err) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+	all, err := rtnl.List(func() ([]netlink.Filter, error) { return n.nl.FilterList(device, parent) })
+	if err != nil && !rtnl.IsGone(err) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return nil, fmt.Errorf("list the filters of device %d: %w", index, err)
 	}
 	return all, nil
@@ -92,7 +94,7 @@ func (n *Namespace) DeleteFilter(index int, name string) error {
 	for _, f := range in {
 		if b, is := f.(*netlink.BpfFilter); !is || b.Name != name {
 			left++
-		} else if err := n.nl.FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) && !isGone(err) {
+		} else if err := n.nl.FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) && !rtnl.IsGone(err) {
 			return fmt.Errorf("delete the filter of device %d: %w", index, err)
 		}
 	}
@@ -101,7 +103,7 @@ func (n *Namespace) DeleteFilter(index int, name string) error {
 		return err
 	}
 	if err := n.nl.QdiscDel(&netlink.GenericQdisc{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Parent: netlink.HANDLE_CLSACT}, QdiscType: "clsact"}); err != nil &&
-		!errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) && !isGone(err) {
+		!errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) && !rtnl.IsGone(err) {
 		return fmt.Errorf("delete clsact of device %d: %w", index, err)
 	}
 	return nil

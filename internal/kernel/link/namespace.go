@@ -1,6 +1,6 @@
 // Package link makes wires: network namespaces, veth pairs, bridges, addresses, routes and rate limits. Every function
 // takes the whole desired state and may be repeated. Each device carries an alias, and each route a protocol number, that
-// says that it is ours.
+// says that it is ours. Pods' devices are package podlink's, and what leads to other nodes' pods is podroute's.
 package link
 
 import (
@@ -34,7 +34,7 @@ func init() { runtime.LockOSThread() }
 // Create makes a network namespace that lives as long as the file at path, which it is mounted on. A
 // namespace that is there already is kept.
 func Create(path string) error {
-	if isNamespace(path) {
+	if IsNamespace(path) {
 		return nil
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -61,7 +61,8 @@ func Create(path string) error {
 	return nil
 }
 
-func isNamespace(path string) bool {
+// IsNamespace says whether a namespace is mounted at path.
+func IsNamespace(path string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
 }
@@ -69,7 +70,7 @@ func isNamespace(path string) bool {
 // Delete takes a namespace of Create away. One that is not there is not an error. Devices in it go with
 // it, unless a process lives in it.
 func Delete(path string) error {
-	if isNamespace(path) {
+	if IsNamespace(path) {
 		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
 			return fmt.Errorf("delete network namespace %s: %w", path, err)
 		}
@@ -86,13 +87,13 @@ func Open(path string) (*Namespace, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
-	if !isNamespace(path) {
+	if !IsNamespace(path) {
 		f.Close()
 		return nil, fmt.Errorf("open network namespace %s: it is no namespace", path)
 	}
 	n := &Namespace{path: path, file: f}
 	// Not netlink.NewHandleAt: it reads the thread's namespace through /proc/self, the main thread's.
-	if err := n.do(func() error {
+	if err := n.Do(func() error {
 		var err error
 		n.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 		return err
@@ -109,6 +110,12 @@ func (n *Namespace) Path() string { return fmt.Sprintf("/proc/self/fd/%d", n.fil
 // OwnNetNS is the path of the namespace that the process is in. It is that of its main thread, whichever thread asks: one that
 // entered another namespace does not change it.
 const OwnNetNS = "/proc/self/ns/net"
+
+// Fd is the file descriptor of the namespace, for as long as it is open.
+func (n *Namespace) Fd() int { return int(n.file.Fd()) }
+
+// Netlink is the netlink library's socket in the namespace, for the packages beside this one that make devices and routes.
+func (n *Namespace) Netlink() *netlink.Handle { return n.nl }
 
 // Here opens the namespace that the process is in.
 func Here() (*Namespace, error) {
@@ -144,12 +151,9 @@ func (n *Namespace) Close() {
 	n.file.Close()
 }
 
-// Do runs f on a thread in the namespace, for sockets that are to be there. f must start no goroutine, and enter no
+// Do runs f on a thread in the namespace. Sockets that f opens stay there. f must start no goroutine, and enter no
 // other namespace.
-func (n *Namespace) Do(f func() error) error { return n.do(f) }
-
-// do runs f on a thread in the namespace. f must start no goroutine. Sockets that it opens stay there.
-func (n *Namespace) do(f func() error) error {
+func (n *Namespace) Do(f func() error) error {
 	if n.here { // every thread that runs Go code is in it, but those that do starts, which run nothing else
 		return f()
 	}
@@ -169,7 +173,8 @@ func (n *Namespace) do(f func() error) error {
 // read-only, and what a mount of it shows is all the same that of the namespace that asks.
 func (n *Namespace) SysctlsAt(dir string) { n.sysctls = dir }
 
-func (n *Namespace) sysctl(name string) string {
+// SysctlPath is the file of a setting, in the namespace of the thread that opens it.
+func (n *Namespace) SysctlPath(name string) string {
 	if n.sysctls == "" {
 		return filepath.Join("/proc/sys/net", name)
 	}
@@ -179,8 +184,8 @@ func (n *Namespace) sysctl(name string) string {
 // SysctlValue reads a setting below /proc/sys/net. One that the kernel does not have is an error that errors.Is says is
 // fs.ErrNotExist.
 func (n *Namespace) SysctlValue(name string) (value string, err error) {
-	err = n.do(func() error {
-		data, err := os.ReadFile(n.sysctl(name))
+	err = n.Do(func() error {
+		data, err := os.ReadFile(n.SysctlPath(name))
 		if err != nil {
 			return fmt.Errorf("read sysctl net/%s: %w", name, err)
 		}
@@ -192,9 +197,9 @@ func (n *Namespace) SysctlValue(name string) (value string, err error) {
 
 // Sysctl sets a setting below /proc/sys/net, such as "ipv4/ip_forward".
 func (n *Namespace) Sysctl(name, value string) error {
-	return n.do(func() error {
+	return n.Do(func() error {
 		// /proc/sys/net shows the namespace of the thread that opens the file.
-		if err := os.WriteFile(n.sysctl(name), []byte(value), 0o644); err != nil {
+		if err := os.WriteFile(n.SysctlPath(name), []byte(value), 0o644); err != nil {
 			return fmt.Errorf("set sysctl net/%s to %s: %w", name, value, err)
 		}
 		return nil
@@ -202,4 +207,4 @@ func (n *Namespace) Sysctl(name, value string) error {
 }
 
 // Start starts a command in the namespace. The caller waits for it.
-func (n *Namespace) Start(cmd *exec.Cmd) error { return n.do(cmd.Start) }
+func (n *Namespace) Start(cmd *exec.Cmd) error { return n.Do(cmd.Start) }

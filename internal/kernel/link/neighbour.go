@@ -6,6 +6,8 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
 // NeighbourMAC returns the Ethernet address that the kernel knows of a neighbour on a device, and nil if it knows none.
@@ -14,11 +16,7 @@ func (n *Namespace) NeighbourMAC(device string, addr netip.Addr) (net.HardwareAd
 	if err != nil {
 		return nil, fmt.Errorf("look up device %s: %w", device, err)
 	}
-	family := netlink.FAMILY_V4
-	if addr.Is6() {
-		family = netlink.FAMILY_V6
-	}
-	all, err := dump(func() ([]netlink.Neigh, error) { return n.nl.NeighList(l.Attrs().Index, family) })
+	all, err := rtnl.List(func() ([]netlink.Neigh, error) { return n.nl.NeighList(l.Attrs().Index, rtnl.Family(addr)) })
 	if err != nil {
 		return nil, fmt.Errorf("list neighbours on %s: %w", device, err)
 	}

@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
 // nodeCacheLabel marks IPv4 addresses of the loopback device as ours; `ip address` shows it. IPv6 addresses have no
@@ -24,15 +26,15 @@ func (n *Namespace) SetNodeCacheAddrs(want []netip.Addr) (changed int, err error
 	if err != nil {
 		return 0, fmt.Errorf("give the node the addresses of its DNS cache: find lo: %w", err)
 	}
-	have, err := dump(func() ([]netlink.Addr, error) { return n.nl.AddrList(l, netlink.FAMILY_ALL) })
+	have, err := rtnl.List(func() ([]netlink.Addr, error) { return n.nl.AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
 		return 0, fmt.Errorf("list the addresses of lo: %w", err)
 	}
 	for _, addr := range want {
-		if slices.ContainsFunc(have, func(a netlink.Addr) bool { return prefixOf(a.IPNet).Addr() == addr }) {
+		if slices.ContainsFunc(have, func(a netlink.Addr) bool { return rtnl.Prefix(a.IPNet).Addr() == addr }) {
 			continue
 		}
-		a := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, addr.BitLen())), Scope: unix.RT_SCOPE_HOST}
+		a := &netlink.Addr{IPNet: rtnl.IPNet(rtnl.Whole(addr)), Scope: unix.RT_SCOPE_HOST}
 		if addr.Is4() {
 			a.Label = nodeCacheLabel
 		} else {
@@ -47,12 +49,12 @@ func (n *Namespace) SetNodeCacheAddrs(want []netip.Addr) (changed int, err error
 			return changed, fmt.Errorf("add address %s to lo: %w", addr, err)
 		}
 		changed++
-		if err := n.awaitLocal(l, addr); err != nil {
+		if err := n.AwaitLocal(l, addr); err != nil {
 			return changed, fmt.Errorf("add address %s to lo: %w", addr, err)
 		}
 	}
 	for i, a := range have {
-		addr := prefixOf(a.IPNet).Addr()
+		addr := rtnl.Prefix(a.IPNet).Addr()
 		if ours := a.Label == nodeCacheLabel || nodeCacheRange.Contains(addr); !ours || slices.Contains(want, addr) {
 			continue
 		}

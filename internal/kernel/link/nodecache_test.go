@@ -1,20 +1,34 @@
 package link_test
 
 import (
+	"net"
+	"net/netip"
 	"strings"
 	"testing"
 
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
+
+func addrs(list ...string) []netip.Addr {
+	var all []netip.Addr
+	for _, s := range list {
+		all = append(all, netip.MustParseAddr(s))
+	}
+	return all
+}
 
 func TestSetNodeCacheAddrs(t *testing.T) {
 	node, pod := linktest.Namespace(t), linktest.Namespace(t)
 	testenv.Must(t, node.SetUp("lo", true))
 	linktest.Run(t, node, "ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
 	linktest.Run(t, node, "ip", "addr", "add", "2001:db8::1/128", "dev", "lo", "nodad")
-	p := testPod("a-1", 1, "10.1.0.2", "fd00::2")
-	testenv.Must(t, node.AddPod(pod, p))
+	p := podlink.Pod{
+		Device: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 1, 1}, HostDevice: "a-1", HostMAC: net.HardwareAddr{2, 0, 0, 0, 2, 1},
+		Alias: "fathom pod default/a-1 eth0", MTU: 1400, Addrs: addrs("10.1.0.2", "fd00::2"), Sources: addrs("192.0.2.1", "2001:db8::1"),
+	}
+	testenv.Must(t, podlink.Add(node, pod, p))
 	set := func(want int, list ...string) {
 		t.Helper()
 		if changed, err := node.SetNodeCacheAddrs(addrs(list...)); err != nil || changed != want {

@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
 // Shape is how a wire is made worse than it is. The zero value is an unimpaired wire.
@@ -76,7 +78,7 @@ func (n *Namespace) Shape(device string) (Shape, error) {
 	if err != nil {
 		return s, fmt.Errorf("read the shape of %s: %w", device, err)
 	}
-	all, err := dump(func() ([]netlink.Qdisc, error) { return n.nl.QdiscList(l) })
+	all, err := rtnl.List(func() ([]netlink.Qdisc, error) { return n.nl.QdiscList(l) })
 	if err != nil {
 		return s, fmt.Errorf("read the shape of %s: %w", device, err)
 	}

@@ -2,9 +2,11 @@ package link
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,7 +45,7 @@ func (n *Namespace) WatchChanges(ctx context.Context) (<-chan struct{}, error) {
 // listen opens a route netlink socket that hears what the kernel tells these groups.
 func (n *Namespace) listen(groups uint32) (*os.File, error) {
 	var fd int
-	err := n.do(func() error {
+	err := n.Do(func() error {
 		var err error
 		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 		return err
@@ -57,4 +59,47 @@ func (n *Namespace) listen(groups uint32) (*os.File, error) {
 		return nil, err
 	}
 	return socket, nil
+}
+
+// WatchGone tells, until the context ends, that the device of an index has gone. Who hears it looks: it is told, too,
+// when so much happens that the kernel does not tell of all of it.
+func (n *Namespace) WatchGone(ctx context.Context, index int) (<-chan struct{}, error) {
+	socket, err := n.listen(unix.RTMGRP_LINK)
+	if err != nil {
+		return nil, fmt.Errorf("watch device %d of %s: %w", index, n.path, err)
+	}
+	gone := make(chan struct{}, 1)
+	stop := context.AfterFunc(ctx, func() { socket.Close() })
+	go func() {
+		defer stop()
+		defer socket.Close()
+		b := make([]byte, 64<<10)
+		for {
+			size, err := socket.Read(b)
+			if ctx.Err() != nil {
+				return
+			}
+			if err != nil || tellsGone(b[:size], index) {
+				gone <- struct{}{}
+				return
+			}
+		}
+	}()
+	return gone, nil
+}
+
+// tellsGone says whether one of the messages is that the device is deleted.
+func tellsGone(b []byte, index int) bool {
+	messages, err := syscall.ParseNetlinkMessage(b)
+	if err != nil {
+		return true // it may have been
+	}
+	for _, m := range messages {
+		// Of another family it is that the device has left a bridge.
+		if m.Header.Type == unix.RTM_DELLINK && len(m.Data) >= unix.SizeofIfInfomsg && m.Data[0] == unix.AF_UNSPEC &&
+			int(int32(binary.NativeEndian.Uint32(m.Data[4:]))) == index {
+			return true
+		}
+	}
+	return false
 }

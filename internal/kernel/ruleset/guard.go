@@ -32,7 +32,7 @@ const (
 	guardOpen      = "link_local_open"
 )
 
-// PodGroup is the group of pods' devices. It is link.PodGroup, which a test compares: link is not imported here.
+// PodGroup is the group of pods' devices. It is podlink.Group, which a test compares: link is not imported here.
 const PodGroup = 252
 
 // senders are those of one outer family that send from ranges of one length.

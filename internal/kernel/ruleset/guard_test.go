@@ -9,7 +9,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
-	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
@@ -32,8 +32,8 @@ func guarded(t testing.TB, nodes int, config podnet.Config) podnet.Guard {
 }
 
 func TestGuard(t *testing.T) {
-	if link.PodGroup != ruleset.PodGroup {
-		t.Errorf("pods' devices are of group %d, and the rules are for %d", link.PodGroup, ruleset.PodGroup)
+	if podlink.Group != ruleset.PodGroup {
+		t.Errorf("pods' devices are of group %d, and the rules are for %d", podlink.Group, ruleset.PodGroup)
 	}
 	n, r := space(t)
 	nft(t, n, "add", "table", "inet", "other", "{ chain c { type filter hook forward priority 0; } ; }")

@@ -23,6 +23,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/fastpath"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podroute"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
@@ -226,7 +227,7 @@ func (s *segment) guard(config podnet.Config) {
 	s.Helper()
 	config.Mode, config.Underlay = podnet.VXLAN, s.underlay
 	for _, n := range []*node{s.a, s.b, s.c} {
-		devices, err := n.PodUnderlay()
+		devices, err := podroute.Underlay(n.Namespace)
 		testenv.Must(s, err)
 		plan, problems := podnet.NewPlan(n.name, devices, s.nodes, config)
 		if len(problems) > 0 {
@@ -238,7 +239,7 @@ func (s *segment) guard(config podnet.Config) {
 			_, err = s.rules[n].SetGuard(plan.Guard)
 			testenv.Must(s, err)
 		}
-		_, err = n.SetPodNetwork(plan)
+		_, err = podroute.Set(n.Namespace, plan)
 		testenv.Must(s, err)
 		n.plan = fastpath.Plan{Fast: true, Ways: plan.Ways(devices)}
 	}

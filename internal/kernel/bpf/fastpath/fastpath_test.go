@@ -22,6 +22,8 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/bpf/fastpath"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
+	"github.com/fathom-network/fathom/internal/kernel/podroute"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
@@ -143,7 +145,7 @@ func (n *node) pod(t testing.TB, block, i int) pod {
 	p := pod{Namespace: linktest.Namespace(t), host: fmt.Sprintf("pod-%d-%d", block, i),
 		addrs: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("10.244.%d.%d", block, i)), netip.MustParseAddr(fmt.Sprintf("fd00:10:244:%d::%d", block, i))},
 		mac:   net.HardwareAddr{2, 0, 0, 1, byte(block), byte(i)}, hostMAC: net.HardwareAddr{2, 0, 0, 2, byte(block), byte(i)}}
-	testenv.Must(t, n.AddPod(p.Namespace, link.Pod{Device: "eth0", MAC: p.mac, HostDevice: p.host, HostMAC: p.hostMAC, Alias: "test", MTU: 1500, Addrs: p.addrs}))
+	testenv.Must(t, podlink.Add(n.Namespace, p.Namespace, podlink.Pod{Device: "eth0", MAC: p.mac, HostDevice: p.host, HostMAC: p.hostMAC, Alias: "test", MTU: 1500, Addrs: p.addrs}))
 	var err error
 	p.index, _, err = n.Index(p.host)
 	testenv.Must(t, err)
@@ -164,13 +166,13 @@ func twoNodes(t testing.TB, mode podnet.Mode, opts fastpath.Options) (a, b *node
 			PodCIDRs: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", i+1)), netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%d::/64", i+1))}})
 	}
 	for i, n := range []*node{a, b} {
-		underlay, err := n.PodUnderlay()
+		underlay, err := podroute.Underlay(n.Namespace)
 		testenv.Must(t, err)
 		plan, problems := podnet.NewPlan(n.name, underlay, nodes, podnet.Config{Mode: mode})
 		if len(problems) > 0 {
 			t.Fatal(problems)
 		}
-		_, err = n.SetPodNetwork(plan)
+		_, err = podroute.Set(n.Namespace, plan)
 		testenv.Must(t, err)
 		n.plan = fastpath.Plan{Fast: true, Ways: plan.Ways(underlay)}
 		for j := range 2 {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/kernel/bpf/fastpath"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
@@ -52,7 +53,7 @@ func TestPlugin(t *testing.T) {
 		pods[i].Namespace, paths[i] = linktest.NamespaceAt(t)
 		call("ADD", i, rates[i], paths[i])
 	}
-	ports, err := n.PodPorts()
+	ports, err := podlink.Ports(n.Namespace)
 	testenv.Must(t, err)
 	for _, port := range ports {
 		for i := range pods {

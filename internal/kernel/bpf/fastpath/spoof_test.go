@@ -12,6 +12,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/kernel/bpf/fastpath"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
 
@@ -167,7 +168,7 @@ func testAttach(t *testing.T, put func(n *node, index, program int) error) {
 		has(t, "with an agent", c, "redirected to_pod")
 	}
 	// The address goes to another pod, while no agent is there to sweep.
-	testenv.Must(t, n.DeletePod(b.host, "test"))
+	testenv.Must(t, podlink.Delete(n.Namespace, b.host, "test"))
 	again := n.pod(t, 1, 3)
 	serve(t, again)
 	for _, to := range again.addrs {
@@ -175,7 +176,7 @@ func testAttach(t *testing.T, put func(n *node, index, program int) error) {
 	}
 	attach(again)
 	testenv.Must(t, echo(a.Namespace, "tcp", again.addrs[0], 8080, 10000))
-	testenv.Must(t, n.DeletePod(a.host, "test"))
+	testenv.Must(t, podlink.Delete(n.Namespace, a.host, "test"))
 	if c := n.set(t); c.Pods.Removed != 2 {
 		t.Errorf("swept %v", c)
 	}

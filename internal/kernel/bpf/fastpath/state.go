@@ -12,6 +12,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 )
 
 // prefixKey and remoteValue are what the map Remotes holds.
@@ -58,7 +59,7 @@ func (p *Path) wanted(plan Plan, filters map[int][]link.Filter) (state, error) {
 	var errs []error
 	possible, _ := p.Fast()
 	fast := plan.Fast && possible
-	ports, err := p.node.PodPorts()
+	ports, err := podlink.Ports(p.node)
 	if err != nil {
 		return w, err
 	}
@@ -120,7 +121,7 @@ func remote(r podnet.Remote, index int) (prefixKey, remoteValue) {
 
 // isShaped says whether a pod's device does more than hand packets on, as the reference plugin "bandwidth" has it:
 // a packet that is redirected goes past what does that.
-func isShaped(port link.PodPort, filters []link.Filter) bool {
+func isShaped(port podlink.Port, filters []link.Filter) bool {
 	return slices.ContainsFunc(port.Qdiscs, func(kind string) bool { return kind != "clsact" }) ||
 		slices.ContainsFunc(filters, func(f link.Filter) bool { return f.Egress || f.Name != pin.FromPod })
 }

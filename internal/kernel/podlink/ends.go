@@ -1,4 +1,4 @@
-package link
+package podlink
 
 import (
 	"fmt"
@@ -9,31 +9,33 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
-// PodEnds returns the node's end of each pod's pair of devices with what the node has to reach the pod by it, and
+// Ends returns the node's end of each pod's pair of devices with what the node has to reach the pod by it, and
 // the destinations of routes to pods that lead to no such device.
-func (n *Namespace) PodEnds() (ends []podnet.PodEnd, strays []netip.Addr, err error) {
-	links, err := dump(n.nl.LinkList)
+func Ends(n *link.Namespace) (ends []podnet.PodEnd, strays []netip.Addr, err error) {
+	links, err := rtnl.List(n.Netlink().LinkList)
 	if err != nil {
 		return nil, nil, fmt.Errorf("list devices: %w", err)
 	}
 	at := map[int]int{} // index of the device to place in ends
 	for _, l := range links {
-		if a := l.Attrs(); a.Group == PodGroup && l.Type() == "veth" {
+		if a := l.Attrs(); a.Group == Group && l.Type() == "veth" {
 			at[a.Index] = len(ends)
 			ends = append(ends, podnet.PodEnd{Device: a.Name, Alias: a.Alias, MTU: a.MTU})
 		}
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := dump(func() ([]netlink.Route, error) {
-			return n.nl.RouteListFiltered(family, &netlink.Route{Protocol: PodRouteProtocol, Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+		routes, err := rtnl.List(func() ([]netlink.Route, error) {
+			return n.Netlink().RouteListFiltered(family, &netlink.Route{Protocol: RouteProtocol, Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 		})
 		if err != nil {
 			return nil, nil, fmt.Errorf("list routes to pods: %w", err)
 		}
 		for _, r := range routes {
-			to := prefixOf(r.Dst).Addr()
+			to := rtnl.Prefix(r.Dst).Addr()
 			if i, found := at[r.LinkIndex]; found {
 				ends[i].Routes = append(ends[i].Routes, to)
 				if from, ok := netip.AddrFromSlice(r.Src); ok {
@@ -46,7 +48,7 @@ func (n *Namespace) PodEnds() (ends []podnet.PodEnd, strays []netip.Addr, err er
 				strays = append(strays, to)
 			}
 		}
-		neighbours, err := dump(func() ([]netlink.Neigh, error) { return n.nl.NeighList(0, family) })
+		neighbours, err := rtnl.List(func() ([]netlink.Neigh, error) { return n.Netlink().NeighList(0, family) })
 		if err != nil {
 			return nil, nil, fmt.Errorf("list neighbours: %w", err)
 		}
@@ -64,39 +66,39 @@ func (n *Namespace) PodEnds() (ends []podnet.PodEnd, strays []netip.Addr, err er
 	return ends, strays, nil
 }
 
-// RepairPod makes what the node has for a pod what AddPod made of it, and the MTU of both ends what it should be
+// Repair makes what the node has for a pod what Add made of it, and the MTU of both ends what it should be
 // now. Devices are not made again: a pod that has lost its own is the runtime's to make anew. What goes while it is
 // looked at is not an error.
-func (n *Namespace) RepairPod(in *Namespace, p Pod) error {
-	err := n.repairPod(in, p)
-	if isGone(err) {
+func Repair(n, in *link.Namespace, p Pod) error {
+	err := repair(n, in, p)
+	if rtnl.IsGone(err) {
 		return nil
 	}
 	return err
 }
 
-func (n *Namespace) repairPod(in *Namespace, p Pod) error {
-	host, err := n.nl.LinkByName(p.HostDevice)
+func repair(n, in *link.Namespace, p Pod) error {
+	host, err := n.Netlink().LinkByName(p.HostDevice)
 	if err != nil {
 		return fmt.Errorf("look up device %s: %w", p.HostDevice, err)
 	}
-	pod, err := in.nl.LinkByName(p.Device)
+	pod, err := in.Netlink().LinkByName(p.Device)
 	if err != nil {
 		return fmt.Errorf("look up device %s in a pod: %w", p.Device, err)
 	}
 	// The node's end first where it grows and last where it shrinks would be no better: neither end fragments.
 	if p.MTU != 0 && host.Attrs().MTU != p.MTU {
-		for ns, l := range map[*Namespace]netlink.Link{n: host, in: pod} {
-			if err := ns.nl.LinkSetMTU(l, p.MTU); err != nil {
+		for ns, l := range map[*link.Namespace]netlink.Link{n: host, in: pod} {
+			if err := ns.Netlink().LinkSetMTU(l, p.MTU); err != nil {
 				return fmt.Errorf("set the MTU of %s to %d: %w", l.Attrs().Name, p.MTU, err)
 			}
 		}
 	}
 	for _, a := range p.Addrs {
-		if err := n.setNeighbour(host, a, pod.Attrs().HardwareAddr); err != nil {
+		if err := setNeighbour(n, host, a, pod.Attrs().HardwareAddr); err != nil {
 			return err
 		}
-		if err := n.setPodRoute(podRoute(host, a, p.Sources)); err != nil {
+		if err := setRoute(n, routeTo(host, a, p.Sources)); err != nil {
 			return err
 		}
 	}

@@ -1,4 +1,4 @@
-package link_test
+package podlink_test
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podlink"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
@@ -24,8 +25,8 @@ func addrs(list ...string) []netip.Addr {
 	return all
 }
 
-func testPod(host string, last byte, list ...string) link.Pod {
-	return link.Pod{
+func testPod(host string, last byte, list ...string) podlink.Pod {
+	return podlink.Pod{
 		Device: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 1, last}, HostDevice: host, HostMAC: net.HardwareAddr{2, 0, 0, 0, 2, last},
 		Alias: "fathom pod default/" + host + " eth0", MTU: 1400, Addrs: addrs(list...), Sources: addrs("192.0.2.1", "2001:db8::1"),
 	}
@@ -37,8 +38,8 @@ func TestPod(t *testing.T) {
 	testenv.Must(t, node.SetAddrs("lo", []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("2001:db8::1/128")}))
 	podA := testPod("a-1", 1, "10.1.0.2", "fd00::2")
 	podB := testPod("b-1", 2, "10.1.0.3", "fd00::3")
-	testenv.Must(t, node.AddPod(a, podA))
-	testenv.Must(t, node.AddPod(b, podB))
+	testenv.Must(t, podlink.Add(node, a, podA))
+	testenv.Must(t, podlink.Add(node, b, podB))
 	for _, to := range []string{"10.1.0.3", "fd00::3", "192.0.2.1", "2001:db8::1", "fe80::1%eth0"} {
 		linktest.Run(t, a, "ping", "-c1", "-W5", to)
 	}
@@ -53,28 +54,28 @@ func TestPod(t *testing.T) {
 	linktest.Run(t, a, "ip", "addr", "add", "10.1.0.99/32", "dev", "eth0")
 	linktest.Run(t, a, "sh", "-c", "! ping -c1 -W1 -I 10.1.0.99 10.1.0.3")
 
-	if wrong, err := node.CheckPod(a, podA, nil); err != nil || len(wrong) > 0 {
-		t.Errorf("CheckPod finds %q, %v", wrong, err)
+	if wrong, err := podlink.Check(node, a, podA, nil); err != nil || len(wrong) > 0 {
+		t.Errorf("Check finds %q, %v", wrong, err)
 	}
-	if wrong, err := node.CheckPod(b, podA, nil); err != nil || len(wrong) < 3 {
-		t.Errorf("of another pod CheckPod finds only %q, %v", wrong, err)
+	if wrong, err := podlink.Check(node, b, podA, nil); err != nil || len(wrong) < 3 {
+		t.Errorf("of another pod Check finds only %q, %v", wrong, err)
 	}
-	devices, err := node.PodDevices()
+	devices, err := podlink.Devices(node)
 	if err != nil || len(devices) != 2 || devices[0].Alias != podA.Alias {
 		t.Errorf("%v, %v", devices, err)
 	}
 	for range 2 {
-		testenv.Must(t, node.DeletePod("a-1", podA.Alias))
+		testenv.Must(t, podlink.Delete(node, "a-1", podA.Alias))
 	}
 	if got := linktest.Run(t, node, "ip", "route") + linktest.Run(t, node, "ip", "-6", "route"); strings.Contains(got, "a-1") {
 		t.Errorf("routes stay:\n%s", got)
 	}
 	linktest.Run(t, node, "ip", "link", "add", "a-1", "type", "veth", "peer", "name", "x")
-	var foreign *link.ForeignDeviceError
-	if err := node.DeletePod("a-1", podA.Alias); !errors.As(err, &foreign) {
+	var foreign *podlink.ForeignDeviceError
+	if err := podlink.Delete(node, "a-1", podA.Alias); !errors.As(err, &foreign) {
 		t.Errorf("a foreign device: %v", err)
 	}
-	if err := node.DeletePod("b-1", podA.Alias); !errors.As(err, &foreign) || foreign.Alias != podB.Alias {
+	if err := podlink.Delete(node, "b-1", podA.Alias); !errors.As(err, &foreign) || foreign.Alias != podB.Alias {
 		t.Errorf("the device of another pod: %v", err)
 	}
 }
@@ -85,23 +86,23 @@ func TestDeletePodDevice(t *testing.T) {
 	testenv.Must(t, node.SetUp("lo", true))
 	p := testPod("a-1", 1, "10.1.0.2")
 	p.Sources = nil
-	testenv.Must(t, node.AddPod(pod, p))
-	d, found, err := node.FindPod(p.HostDevice, p.Alias)
+	testenv.Must(t, podlink.Add(node, pod, p))
+	d, found, err := podlink.Find(node, p.HostDevice, p.Alias)
 	if err != nil || !found || d.Name != p.HostDevice || d.Alias != p.Alias {
 		t.Fatalf("%+v, %v, %v", d, found, err)
 	}
-	var foreign *link.ForeignDeviceError
-	if _, found, err := node.FindPod(p.HostDevice, "another"); found || !errors.As(err, &foreign) {
+	var foreign *podlink.ForeignDeviceError
+	if _, found, err := podlink.Find(node, p.HostDevice, "another"); found || !errors.As(err, &foreign) {
 		t.Errorf("a foreign device: %v, %v", found, err)
 	}
-	if _, found, err := node.FindPod("a-2", p.Alias); found || err != nil {
+	if _, found, err := podlink.Find(node, "a-2", p.Alias); found || err != nil {
 		t.Errorf("no device: %v, %v", found, err)
 	}
-	for _, other := range []link.PodDevice{{d.Name, d.Alias, d.Index + 1}, {"a-2", d.Alias, d.Index}} {
-		testenv.Must(t, node.DeletePodDevice(other))
+	for _, other := range []podlink.Device{{d.Name, d.Alias, d.Index + 1}, {"a-2", d.Alias, d.Index}} {
+		testenv.Must(t, podlink.DeleteDevice(node, other))
 	}
-	for _, other := range []link.PodDevice{{d.Name, "another", d.Index}, {d.Name, "", d.Index}} {
-		if err := node.DeletePodDevice(other); !errors.As(err, &foreign) {
+	for _, other := range []podlink.Device{{d.Name, "another", d.Index}, {d.Name, "", d.Index}} {
+		if err := podlink.DeleteDevice(node, other); !errors.As(err, &foreign) {
 			t.Errorf("%+v: %v", other, err)
 		}
 	}
@@ -119,7 +120,7 @@ func TestDeletePodDevice(t *testing.T) {
 	case <-time.After(100 * time.Millisecond):
 	}
 	for range 2 {
-		testenv.Must(t, node.DeletePodDevice(d))
+		testenv.Must(t, podlink.DeleteDevice(node, d))
 	}
 	select {
 	case <-gone:
@@ -163,7 +164,7 @@ func TestPodFirstPacket(t *testing.T) {
 	for i := range 40 {
 		pod := linktest.Namespace(t)
 		p := testPod(fmt.Sprintf("a-%d", i), byte(i), fmt.Sprintf("10.1.0.%d", i+2), fmt.Sprintf("fd00::%x", i+2))
-		testenv.Must(t, node.AddPod(pod, p))
+		testenv.Must(t, podlink.Add(node, pod, p))
 		ways := []way{{node, listen(pod, p.Addrs[0].String())}, {node, listen(pod, p.Addrs[1].String())}, {pod, servers[0]}, {pod, servers[1]}}
 		for _, w := range ways {
 			testenv.Must(t, w.from.Do(func() error {
@@ -188,26 +189,26 @@ func TestPodFirstPacket(t *testing.T) {
 func TestPodInTheWay(t *testing.T) {
 	node, pod := linktest.Namespace(t), linktest.Namespace(t)
 	p := testPod("a-1", 1, "10.1.0.2")
-	var exists *link.DeviceExistsError
+	var exists *podlink.DeviceExistsError
 	linktest.Run(t, node, "ip", "link", "add", "a-1", "type", "veth", "peer", "name", "x")
-	if err := node.AddPod(pod, p); !errors.As(err, &exists) || exists.InPod || exists.Name != "a-1" {
+	if err := podlink.Add(node, pod, p); !errors.As(err, &exists) || exists.InPod || exists.Name != "a-1" {
 		t.Errorf("a device on the node: %v", err)
 	}
 	linktest.Run(t, node, "ip", "link", "del", "a-1")
 	linktest.Run(t, pod, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "x")
-	if err := node.AddPod(pod, p); !errors.As(err, &exists) || !exists.InPod || exists.Name != "eth0" {
+	if err := podlink.Add(node, pod, p); !errors.As(err, &exists) || !exists.InPod || exists.Name != "eth0" {
 		t.Errorf("a device in the pod: %v", err)
 	}
 	linktest.Run(t, pod, "ip", "link", "del", "eth0")
 	// 192.0.2.1 is not the node's: what was made before the route is taken away again.
-	if err := node.AddPod(pod, p); err == nil || !strings.Contains(err.Error(), "is 192.0.2.1 an address of this node?") {
+	if err := podlink.Add(node, pod, p); err == nil || !strings.Contains(err.Error(), "is 192.0.2.1 an address of this node?") {
 		t.Errorf("a source that is not the node's: %v", err)
 	}
-	if devices, err := node.PodDevices(); err != nil || len(devices) > 0 {
+	if devices, err := podlink.Devices(node); err != nil || len(devices) > 0 {
 		t.Errorf("%v stay, %v", devices, err)
 	}
 	p.Sources = nil
-	testenv.Must(t, node.AddPod(pod, p))
+	testenv.Must(t, podlink.Add(node, pod, p))
 	if got := linktest.Run(t, node, "ip", "-6", "addr", "show", "a-1"); got != "" {
 		t.Errorf("for a pod without IPv6 the node's end has some: %s", got)
 	}
@@ -221,7 +222,7 @@ func TestForwarding(t *testing.T) {
 	}
 	p := testPod("a-1", 1, "10.1.0.2", "fd00::2")
 	p.Sources = nil
-	testenv.Must(t, node.AddPod(pod, p))
+	testenv.Must(t, podlink.Add(node, pod, p))
 	got := linktest.Run(t, node, "cat", "/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding", "/proc/sys/net/ipv6/conf/up0/accept_ra", "/proc/sys/net/ipv6/conf/a-1/accept_ra")
 	if got != "1\n1\n2\n0\n" {
 		t.Errorf("IPv4 and IPv6 forwarding, accept_ra of the uplink and of the pod's device: %q", got)

@@ -1,4 +1,4 @@
-package link_test
+package podroute_test
 
 import (
 	"fmt"
@@ -8,6 +8,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podroute"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
@@ -28,11 +29,11 @@ func TestWatchChangesInAFlood(t *testing.T) {
 		}
 		done := make(chan error)
 		go func() {
-			_, err := n.SetPodNetwork(plan)
+			_, err := podroute.Set(n, plan)
 			done <- err
 		}()
 		for heard := false; !heard; {
-			have, err := n.PodNetwork(nil)
+			have, err := podroute.Read(n, nil)
 			testenv.Must(t, err)
 			if len(have.Routes) == len(plan.Routes) {
 				break
@@ -43,7 +44,7 @@ func TestWatchChangesInAFlood(t *testing.T) {
 					t.Fatal("closed")
 				}
 			case <-time.After(time.Minute):
-				have, _ := n.PodNetwork(nil)
+				have, _ := podroute.Read(n, nil)
 				t.Fatalf("round %d: not heard of the last; %d of %d", round, len(have.Routes), len(plan.Routes))
 			}
 		}

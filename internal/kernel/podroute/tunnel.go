@@ -1,4 +1,4 @@
-package link
+package podroute
 
 import (
 	"errors"
@@ -11,20 +11,22 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
 // tunnels lists the names of the vxlan devices with our mark.
-func (s *podSetter) tunnels() ([]string, error) {
-	kind := request(nil).attr(unix.IFLA_INFO_KIND, []byte("vxlan"))
+func (s *setter) tunnels() ([]string, error) {
+	kind := rtnl.Request(nil).Attr(unix.IFLA_INFO_KIND, []byte("vxlan"))
 	var names []string
-	err := s.rtnl.dump(newRequest(unix.RTM_GETLINK, 0, make([]byte, unix.SizeofIfInfomsg)).attr(unix.IFLA_LINKINFO|unix.NLA_F_NESTED, kind),
+	err := s.conn.Dump(rtnl.New(unix.RTM_GETLINK, 0, make([]byte, unix.SizeofIfInfomsg)).Attr(unix.IFLA_LINKINFO|unix.NLA_F_NESTED, kind),
 		func(restart bool, b []byte) {
 			if restart {
 				names = nil
 				return
 			}
 			var name, alias string
-			attrs(b[min(len(b), unix.SizeofIfInfomsg):], func(kind uint16, data []byte) {
+			rtnl.Attrs(b[min(len(b), unix.SizeofIfInfomsg):], func(kind uint16, data []byte) {
 				switch kind {
 				case unix.IFLA_IFNAME:
 					name = unix.ByteSliceToString(data)
@@ -43,7 +45,7 @@ func (s *podSetter) tunnels() ([]string, error) {
 	return names, nil
 }
 
-func (s *podSetter) deleteTunnels(names []string) error {
+func (s *setter) deleteTunnels(names []string) error {
 	for _, name := range names {
 		if err := s.n.DeleteDevice(name, podnet.TunnelAlias); err != nil {
 			return err
@@ -53,8 +55,8 @@ func (s *podSetter) deleteTunnels(names []string) error {
 	return nil
 }
 
-func (s *podSetter) vxlan(name string) (*netlink.Vxlan, error) {
-	l, err := s.n.nl.LinkByName(name)
+func (s *setter) vxlan(name string) (*netlink.Vxlan, error) {
+	l, err := s.n.Netlink().LinkByName(name)
 	if err != nil {
 		return nil, fmt.Errorf("look up device %s: %w", name, err)
 	}
@@ -76,10 +78,10 @@ func tunnelOf(v *netlink.Vxlan) *podnet.Tunnel {
 }
 
 // makeTunnel makes the vxlan device, or finds it. What cannot be changed of one that is there has it made anew.
-func (s *podSetter) makeTunnel(t podnet.Tunnel) (*netlink.Vxlan, error) {
-	l, err := s.n.nl.LinkByName(t.Name)
+func (s *setter) makeTunnel(t podnet.Tunnel) (*netlink.Vxlan, error) {
+	l, err := s.n.Netlink().LinkByName(t.Name)
 	switch {
-	case isGone(err):
+	case rtnl.IsGone(err):
 		s.changes.Tunnel.Added++
 	case err != nil:
 		return nil, fmt.Errorf("look up device %s: %w", t.Name, err)
@@ -95,7 +97,7 @@ func (s *podSetter) makeTunnel(t podnet.Tunnel) (*netlink.Vxlan, error) {
 			}
 			return v, nil
 		}
-		if err := s.n.nl.LinkDel(v); err != nil && !isGone(err) {
+		if err := s.n.Netlink().LinkDel(v); err != nil && !rtnl.IsGone(err) {
 			return nil, fmt.Errorf("make device %s anew: %w", t.Name, err)
 		}
 		s.changes.Tunnel.Corrected++
@@ -106,7 +108,7 @@ func (s *podSetter) makeTunnel(t podnet.Tunnel) (*netlink.Vxlan, error) {
 	// does cannot share its port with others.
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = t.Name, t.MTU, net.HardwareAddr(t.MAC[:])
-	if err := s.n.nl.LinkAdd(&netlink.Vxlan{
+	if err := s.n.Netlink().LinkAdd(&netlink.Vxlan{
 		LinkAttrs: attrs, VxlanId: int(t.VNI), Port: int(t.Port), SrcAddr: t.Local.AsSlice(),
 	}); err != nil {
 		if errors.Is(err, unix.EEXIST) {
@@ -117,24 +119,28 @@ func (s *podSetter) makeTunnel(t podnet.Tunnel) (*netlink.Vxlan, error) {
 	return s.vxlan(t.Name)
 }
 
-// bringUp changes what can be changed of the tunnel, and brings it up.
-func (s *podSetter) bringUp(v *netlink.Vxlan, t podnet.Tunnel) error {
+// bringUp changes what can be changed of the tunnel, brings it up, and adds the addresses that it lacks. It returns those that
+// are not wanted: routes may still have them as their source.
+func (s *setter) bringUp(v *netlink.Vxlan, t podnet.Tunnel) (stale []netlink.Addr, err error) {
 	s.index[v.Name] = v.Index
-	return s.n.configure(v, Device{Name: t.Name, Alias: podnet.TunnelAlias, MTU: t.MTU, MAC: t.MAC[:]})
+	if err := s.n.Configure(v, link.Device{Name: t.Name, Alias: podnet.TunnelAlias, MTU: t.MTU, MAC: t.MAC[:]}); err != nil {
+		return nil, err
+	}
+	return s.addAddrs(v, t.Addrs)
 }
 
 // addrs lists the addresses of the tunnel that are not the kernel's own.
-func (s *podSetter) addrs(v *netlink.Vxlan) ([]netlink.Addr, error) {
-	all, err := dump(func() ([]netlink.Addr, error) { return s.n.nl.AddrList(v, netlink.FAMILY_ALL) })
+func (s *setter) addrs(v *netlink.Vxlan) ([]netlink.Addr, error) {
+	all, err := rtnl.List(func() ([]netlink.Addr, error) { return s.n.Netlink().AddrList(v, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list the addresses of %s: %w", v.Name, err)
 	}
-	return slices.DeleteFunc(all, func(a netlink.Addr) bool { return prefixOf(a.IPNet).Addr().IsLinkLocalUnicast() }), nil
+	return slices.DeleteFunc(all, func(a netlink.Addr) bool { return rtnl.Prefix(a.IPNet).Addr().IsLinkLocalUnicast() }), nil
 }
 
 // addAddrs adds the addresses that the tunnel lacks. It returns those that are not wanted: routes may still have
 // them as their source.
-func (s *podSetter) addAddrs(v *netlink.Vxlan, want []netip.Addr) ([]netlink.Addr, error) {
+func (s *setter) addAddrs(v *netlink.Vxlan, want []netip.Addr) ([]netlink.Addr, error) {
 	have, err := s.addrs(v)
 	if err != nil {
 		return nil, err
@@ -146,19 +152,19 @@ func (s *podSetter) addAddrs(v *netlink.Vxlan, want []netip.Addr) ([]netlink.Add
 	missing := len(wanted)
 	var stale []netlink.Addr
 	for _, a := range have {
-		if slices.Contains(wanted, prefixOf(a.IPNet)) {
+		if slices.Contains(wanted, rtnl.Prefix(a.IPNet)) {
 			missing--
 		} else {
 			stale = append(stale, a)
 		}
 	}
 	s.changes.Addrs.Added += missing
-	return stale, s.n.addAddrs(v, wanted, have)
+	return stale, s.n.AddAddrs(v, wanted, have)
 }
 
-func (s *podSetter) removeAddrs(v *netlink.Vxlan, stale []netlink.Addr) error {
+func (s *setter) removeAddrs(v *netlink.Vxlan, stale []netlink.Addr) error {
 	for i := range stale {
-		if err := s.n.nl.AddrDel(v, &stale[i]); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		if err := s.n.Netlink().AddrDel(v, &stale[i]); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return fmt.Errorf("remove address %s from %s: %w", stale[i].IPNet, v.Name, err)
 		}
 		s.changes.Addrs.Removed++

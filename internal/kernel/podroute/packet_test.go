@@ -1,4 +1,4 @@
-package link_test
+package podroute_test
 
 import (
 	"bufio"
@@ -18,6 +18,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podroute"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
@@ -142,7 +143,7 @@ func (f *fabric) applyEach(t *testing.T, configs ...podnet.Config) []podnet.Plan
 	}
 	var plans []podnet.Plan
 	for i, n := range f.nodes {
-		underlay, err := n.ns.PodUnderlay()
+		underlay, err := podroute.Underlay(n.ns)
 		testenv.Must(t, err)
 		plan, problems := podnet.NewPlan(n.Name, underlay, nodes, configs[i])
 		for _, p := range problems {
@@ -164,7 +165,7 @@ func (f *fabric) applyEach(t *testing.T, configs ...podnet.Config) []podnet.Plan
 func (f *fabric) agree(t *testing.T, plans []podnet.Plan) {
 	t.Helper()
 	for i, n := range f.nodes {
-		have, err := n.ns.PodNetwork(plans[i].Sysctls)
+		have, err := podroute.Read(n.ns, plans[i].Sysctls)
 		testenv.Must(t, err)
 		have.Masquerade, err = n.rules.Masquerade()
 		testenv.Must(t, err)

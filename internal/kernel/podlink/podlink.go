@@ -1,4 +1,6 @@
-package link
+// Package podlink makes pods' devices: a veth pair between the node's namespace and the pod's, with addresses, routes and
+// neighbours at both ends. The node's ends are found again by the marks that the kernel has of them.
+package podlink
 
 import (
 	"errors"
@@ -13,31 +15,34 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
 const (
-	// PodGroup is the group of the node's ends of pods' veth pairs. The kernel sets it in the moment in which it makes
+	// Group is the group of the node's ends of pods' veth pairs. The kernel sets it in the moment in which it makes
 	// the device, an alias only afterwards: no device is ever without a mark. `ip link show group 252` lists them,
 	// and a rule may match all at once (`iifgroup 252`).
-	PodGroup = 252
-	// PodRouteProtocol marks the node's routes to its own pods; `ip route` shows it as "proto 252". It is not that
+	Group = 252
+	// RouteProtocol marks the node's routes to its own pods; `ip route` shows it as "proto 252". It is not that
 	// of other routes, so that who puts those in order leaves these alone.
-	PodRouteProtocol = 252
+	RouteProtocol = 252
 )
 
 // The addresses of the node as pods see it, the same in every pod. Nobody has the first: pods have a permanent
 // neighbour entry for it. The second is on each of the node's ends.
 var (
-	podGateway4 = netip.MustParseAddr("169.254.1.1")
-	podGateway6 = netip.MustParseAddr("fe80::1")
+	gateway4 = netip.MustParseAddr("169.254.1.1")
+	gateway6 = netip.MustParseAddr("fe80::1")
 )
 
-// PodGateway is the next hop of a pod with this address.
-func PodGateway(a netip.Addr) netip.Addr {
+// Gateway is the next hop of a pod with this address.
+func Gateway(a netip.Addr) netip.Addr {
 	if a.Is4() {
-		return podGateway4
+		return gateway4
 	}
-	return podGateway6
+	return gateway6
 }
 
 // Pod describes a pod's device, and the node's end of it.
@@ -53,21 +58,21 @@ type Pod struct {
 	Sources []netip.Addr
 }
 
-// AddPod makes the veth pair between the node's namespace, which is n, and the pod's: addresses, routes both ways,
+// Add makes the veth pair between the node's namespace, which is n, and the pod's: addresses, routes both ways,
 // and neighbours that need not be asked for. Of what failed half-way nothing stays. If there is a device of one of
 // the names, the error is DeviceExistsError; if another pod that is there has one of the addresses, AddressTakenError.
-func (n *Namespace) AddPod(in *Namespace, p Pod) (err error) {
-	if err := n.setForwarding(p.Addrs); err != nil {
+func Add(n, in *link.Namespace, p Pod) (err error) {
+	if err := setForwarding(n, p.Addrs); err != nil {
 		return err
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.Group, attrs.HardwareAddr, attrs.MTU = p.HostDevice, PodGroup, p.HostMAC, p.MTU
+	attrs.Name, attrs.Group, attrs.HardwareAddr, attrs.MTU = p.HostDevice, Group, p.HostMAC, p.MTU
 	host := &netlink.Veth{
-		LinkAttrs: attrs, PeerName: p.Device, PeerHardwareAddr: p.MAC, PeerNamespace: netlink.NsFd(int(in.file.Fd())),
+		LinkAttrs: attrs, PeerName: p.Device, PeerHardwareAddr: p.MAC, PeerNamespace: netlink.NsFd(in.Fd()),
 	}
-	if err := n.nl.LinkAdd(host); err != nil {
+	if err := n.Netlink().LinkAdd(host); err != nil {
 		if errors.Is(err, unix.EEXIST) {
-			if _, there := in.nl.LinkByName(p.Device); there == nil {
+			if _, there := in.Netlink().LinkByName(p.Device); there == nil {
 				return &DeviceExistsError{Name: p.Device, InPod: true}
 			}
 			return &DeviceExistsError{Name: p.HostDevice}
@@ -76,27 +81,27 @@ func (n *Namespace) AddPod(in *Namespace, p Pod) (err error) {
 	}
 	defer func() {
 		if err != nil { // takes the pod's end and all routes with it
-			err = errors.Join(err, n.deleteLink(host))
+			err = errors.Join(err, deleteLink(n, host))
 		}
 	}()
-	if err := n.nl.LinkSetAlias(host, p.Alias); err != nil {
+	if err := n.Netlink().LinkSetAlias(host, p.Alias); err != nil {
 		return fmt.Errorf("set the alias of %s: %w", p.HostDevice, err)
 	}
-	if err := in.setPodEnd(p); err != nil {
+	if err := setPodEnd(in, p); err != nil {
 		return fmt.Errorf("in the pod: %w", err)
 	}
-	if err := n.setHostEnd(host, p); err != nil {
+	if err := setHostEnd(n, host, p); err != nil {
 		return err
 	}
 	// The end that came up first, the pod's, has a carrier only now, and throws packets away until the kernel's queue of
 	// such events has come to it: a pod's first packet would be lost on a busy node, and TCP repeats that after a second.
 	// Who asks for one device has its event handled first (rtnl_getlink; a dump does not).
-	end, err := in.nl.LinkByName(p.Device)
+	end, err := in.Netlink().LinkByName(p.Device)
 	if err != nil {
 		return fmt.Errorf("in the pod: look up device %s: %w", p.Device, err)
 	}
 	for _, a := range p.Addrs {
-		if err := in.awaitLocal(end, a); err != nil {
+		if err := in.AwaitLocal(end, a); err != nil {
 			return fmt.Errorf("in the pod: %w", err)
 		}
 	}
@@ -106,8 +111,8 @@ func (n *Namespace) AddPod(in *Namespace, p Pod) (err error) {
 // setting is a file below /proc/sys/net.
 type setting struct{ name, value string }
 
-func (n *Namespace) setSysctls(device string, all []setting) error {
-	return n.do(func() error {
+func setSysctls(n *link.Namespace, device string, all []setting) error {
+	return n.Do(func() error {
 		for _, s := range all {
 			family, name, _ := strings.Cut(s.name, "/")
 			path := filepath.Join("/proc/sys/net", family, "conf", device, name)
@@ -125,17 +130,17 @@ func (n *Namespace) setSysctls(device string, all []setting) error {
 }
 
 // setPodEnd configures the device in the pod's namespace, which is n.
-func (n *Namespace) setPodEnd(p Pod) error {
+func setPodEnd(n *link.Namespace, p Pod) error {
 	// containerd runs the plugin "loopback" before us, and other runtimes may not.
-	if err := n.nl.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: 1}}); err != nil {
+	if err := n.Netlink().LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: 1}}); err != nil {
 		return fmt.Errorf("bring up lo: %w", err)
 	}
-	l, err := n.nl.LinkByName(p.Device)
+	l, err := n.Netlink().LinkByName(p.Device)
 	if err != nil {
 		return fmt.Errorf("look up device %s: %w", p.Device, err)
 	}
 	if slices.ContainsFunc(p.Addrs, netip.Addr.Is6) {
-		if err := n.setSysctls(p.Device, []setting{
+		if err := setSysctls(n, p.Device, []setting{
 			{"ipv6/disable_ipv6", "0"}, // some runtimes switch IPv6 off in each new namespace
 			{"ipv6/accept_ra", "0"},    // the routes are ours, whatever another pod may advertise
 			{"ipv6/accept_dad", "0"},   // the link-local address is of use at once, too
@@ -143,27 +148,27 @@ func (n *Namespace) setPodEnd(p Pod) error {
 			return err
 		}
 	}
-	if err := n.nl.LinkSetUp(l); err != nil {
+	if err := n.Netlink().LinkSetUp(l); err != nil {
 		return fmt.Errorf("bring up %s: %w", p.Device, err)
 	}
 	for _, a := range p.Addrs {
-		addr := &netlink.Addr{IPNet: ipNet(whole(a))}
+		addr := &netlink.Addr{IPNet: rtnl.IPNet(rtnl.Whole(a))}
 		if a.Is6() {
 			addr.Flags = unix.IFA_F_NODAD // the lease says that nobody else has it
 		}
-		if err := n.nl.AddrAdd(l, addr); err != nil {
+		if err := n.Netlink().AddrAdd(l, addr); err != nil {
 			return fmt.Errorf("add address %s to %s: %w", a, p.Device, err)
 		}
-		gateway := PodGateway(a)
-		if err := n.setNeighbour(l, gateway, p.HostMAC); err != nil {
+		gateway := Gateway(a)
+		if err := setNeighbour(n, l, gateway, p.HostMAC); err != nil {
 			return err
 		}
 		for _, r := range []*netlink.Route{
-			{Dst: ipNet(whole(gateway)), Scope: netlink.SCOPE_LINK},
+			{Dst: rtnl.IPNet(rtnl.Whole(gateway)), Scope: netlink.SCOPE_LINK},
 			{Gw: gateway.AsSlice()},
 		} {
-			r.LinkIndex, r.Family = l.Attrs().Index, family(a)
-			if err := n.nl.RouteAdd(r); err != nil {
+			r.LinkIndex, r.Family = l.Attrs().Index, rtnl.Family(a)
+			if err := n.Netlink().RouteAdd(r); err != nil {
 				return fmt.Errorf("add route %s: %w", routeString(*r), err)
 			}
 		}
@@ -172,7 +177,7 @@ func (n *Namespace) setPodEnd(p Pod) error {
 }
 
 // setHostEnd configures the node's end in the node's namespace, which is n.
-func (n *Namespace) setHostEnd(l *netlink.Veth, p Pod) error {
+func setHostEnd(n *link.Namespace, l *netlink.Veth, p Pod) error {
 	var settings []setting
 	if slices.ContainsFunc(p.Addrs, netip.Addr.Is4) {
 		settings = append(settings,
@@ -189,24 +194,24 @@ func (n *Namespace) setHostEnd(l *netlink.Veth, p Pod) error {
 		// A pod without IPv6 might still advertise itself to the node as a router.
 		settings = append(settings, setting{"ipv6/disable_ipv6", "1"})
 	}
-	if err := n.setSysctls(p.HostDevice, settings); err != nil {
+	if err := setSysctls(n, p.HostDevice, settings); err != nil {
 		return err
 	}
-	if err := n.nl.LinkSetUp(l); err != nil {
+	if err := n.Netlink().LinkSetUp(l); err != nil {
 		return fmt.Errorf("bring up %s: %w", p.HostDevice, err)
 	}
 	for _, a := range p.Addrs {
 		if a.Is6() {
-			gateway := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(podGateway6, 64)), Flags: unix.IFA_F_NODAD}
-			if err := n.nl.AddrAdd(l, gateway); err != nil {
-				return fmt.Errorf("add address %s to %s: %w", podGateway6, p.HostDevice, err)
+			gateway := &netlink.Addr{IPNet: rtnl.IPNet(netip.PrefixFrom(gateway6, 64)), Flags: unix.IFA_F_NODAD}
+			if err := n.Netlink().AddrAdd(l, gateway); err != nil {
+				return fmt.Errorf("add address %s to %s: %w", gateway6, p.HostDevice, err)
 			}
 		}
-		if err := n.setNeighbour(l, a, p.MAC); err != nil {
+		if err := setNeighbour(n, l, a, p.MAC); err != nil {
 			return err
 		}
-		r := podRoute(l, a, p.Sources)
-		if err := n.setPodRoute(r); err != nil {
+		r := routeTo(l, a, p.Sources)
+		if err := setRoute(n, r); err != nil {
 			if errors.Is(err, unix.EINVAL) && r.Src != nil {
 				return fmt.Errorf("%w; is %s an address of this node?", err, r.Src)
 			}
@@ -217,8 +222,8 @@ func (n *Namespace) setHostEnd(l *netlink.Veth, p Pod) error {
 }
 
 // setForwarding switches forwarding on where it is off, for the families of the addresses. Usually it is on.
-func (n *Namespace) setForwarding(addrs []netip.Addr) error {
-	return n.do(func() error {
+func setForwarding(n *link.Namespace, addrs []netip.Addr) error {
+	return n.Do(func() error {
 		const ip4, ip6 = "/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"
 		if slices.ContainsFunc(addrs, netip.Addr.Is4) {
 			if on, err := isOn(ip4); err != nil || !on {
@@ -267,16 +272,16 @@ func isOn(path string) (bool, error) {
 	return strings.TrimSpace(string(value)) == "1", err
 }
 
-func (n *Namespace) setNeighbour(l netlink.Link, a netip.Addr, mac net.HardwareAddr) error {
-	if err := n.nl.NeighSet(&netlink.Neigh{
-		LinkIndex: l.Attrs().Index, Family: family(a), State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: mac,
+func setNeighbour(n *link.Namespace, l netlink.Link, a netip.Addr, mac net.HardwareAddr) error {
+	if err := n.Netlink().NeighSet(&netlink.Neigh{
+		LinkIndex: l.Attrs().Index, Family: rtnl.Family(a), State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: mac,
 	}); err != nil {
 		return fmt.Errorf("add neighbour %s on %s: %w", a, l.Attrs().Name, err)
 	}
 	return nil
 }
 
-// DeviceExistsError says that there is a device of a name that AddPod was to use.
+// DeviceExistsError says that there is a device of a name that Add was to use.
 type DeviceExistsError struct {
 	Name  string
 	InPod bool
@@ -287,15 +292,6 @@ func (e *DeviceExistsError) Error() string {
 		return fmt.Sprintf("the pod has a device %s already", e.Name)
 	}
 	return fmt.Sprintf("the node has a device %s already", e.Name)
-}
-
-func whole(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
-
-func family(a netip.Addr) int {
-	if a.Is4() {
-		return netlink.FAMILY_V4
-	}
-	return netlink.FAMILY_V6
 }
 
 func sourceFor(to netip.Addr, sources []netip.Addr) net.IP {

@@ -1,4 +1,4 @@
-package link
+package podlink
 
 import (
 	"bytes"
@@ -7,22 +7,25 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
-// CheckPod compares the kernel with what AddPod would have made of p, and returns what is not so. Routes that the
+// Check compares the kernel with what Add would have made of p, and returns what is not so. Routes that the
 // pod has beyond its own are somebody else's, and fine. Its MTU and MAC may be unset in p: then any will do.
-func (n *Namespace) CheckPod(in *Namespace, p Pod, routes []Route) ([]string, error) {
+func Check(n, in *link.Namespace, p Pod, routes []link.Route) ([]string, error) {
 	var c check
-	host, err := n.nl.LinkByName(p.HostDevice)
+	host, err := n.Netlink().LinkByName(p.HostDevice)
 	if err != nil {
-		if !isGone(err) {
+		if !rtnl.IsGone(err) {
 			return nil, fmt.Errorf("look up device %s: %w", p.HostDevice, err)
 		}
 		c.wrong("the node has no device %s", p.HostDevice)
 	}
-	pod, err := in.nl.LinkByName(p.Device)
+	pod, err := in.Netlink().LinkByName(p.Device)
 	if err != nil {
-		if !isGone(err) {
+		if !rtnl.IsGone(err) {
 			return nil, fmt.Errorf("look up device %s: %w", p.Device, err)
 		}
 		c.wrong("the pod has no device %s", p.Device)
@@ -36,8 +39,8 @@ func (n *Namespace) CheckPod(in *Namespace, p Pod, routes []Route) ([]string, er
 	}
 	c.device(h, p.HostMAC, 0)
 	c.device(d, p.MAC, p.MTU)
-	if h.Group != PodGroup || h.Alias != p.Alias {
-		c.wrong("%s has group %d and alias %q, want %d and %q", h.Name, h.Group, h.Alias, PodGroup, p.Alias)
+	if h.Group != Group || h.Alias != p.Alias {
+		c.wrong("%s has group %d and alias %q, want %d and %q", h.Name, h.Group, h.Alias, Group, p.Alias)
 	}
 	if err := c.addresses(in, pod, p.Addrs); err != nil {
 		return nil, err
@@ -48,13 +51,13 @@ func (n *Namespace) CheckPod(in *Namespace, p Pod, routes []Route) ([]string, er
 		}
 	}
 	for _, a := range p.Addrs {
-		if err := c.route(n, host, Route{To: whole(a)}); err != nil {
+		if err := c.route(n, host, link.Route{To: rtnl.Whole(a)}); err != nil {
 			return nil, err
 		}
 		if err := c.neighbour(n, host, a, d.HardwareAddr); err != nil {
 			return nil, err
 		}
-		if err := c.neighbour(in, pod, PodGateway(a), h.HardwareAddr); err != nil {
+		if err := c.neighbour(in, pod, Gateway(a), h.HardwareAddr); err != nil {
 			return nil, err
 		}
 	}
@@ -78,26 +81,26 @@ func (c *check) device(a *netlink.LinkAttrs, mac net.HardwareAddr, mtu int) {
 	}
 }
 
-func (c *check) addresses(n *Namespace, l netlink.Link, want []netip.Addr) error {
-	have, err := dump(func() ([]netlink.Addr, error) { return n.nl.AddrList(l, netlink.FAMILY_ALL) })
+func (c *check) addresses(n *link.Namespace, l netlink.Link, want []netip.Addr) error {
+	have, err := rtnl.List(func() ([]netlink.Addr, error) { return n.Netlink().AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list the addresses of %s: %w", l.Attrs().Name, err)
 	}
 	there := map[netip.Prefix]bool{}
 	for _, a := range have {
-		there[prefixOf(a.IPNet)] = true
+		there[rtnl.Prefix(a.IPNet)] = true
 	}
 	for _, a := range want {
-		if !there[whole(a)] {
-			c.wrong("%s has not the address %s", l.Attrs().Name, whole(a))
+		if !there[rtnl.Whole(a)] {
+			c.wrong("%s has not the address %s", l.Attrs().Name, rtnl.Whole(a))
 		}
 	}
 	return nil
 }
 
-func (c *check) route(n *Namespace, l netlink.Link, want Route) error {
-	have, err := dump(func() ([]netlink.Route, error) {
-		return n.nl.RouteListFiltered(family(want.To.Addr()), &netlink.Route{LinkIndex: l.Attrs().Index}, netlink.RT_FILTER_OIF)
+func (c *check) route(n *link.Namespace, l netlink.Link, want link.Route) error {
+	have, err := rtnl.List(func() ([]netlink.Route, error) {
+		return n.Netlink().RouteListFiltered(rtnl.Family(want.To.Addr()), &netlink.Route{LinkIndex: l.Attrs().Index}, netlink.RT_FILTER_OIF)
 	})
 	if err != nil {
 		return fmt.Errorf("list the routes of %s: %w", l.Attrs().Name, err)
@@ -108,7 +111,7 @@ func (c *check) route(n *Namespace, l netlink.Link, want Route) error {
 			to = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 		}
 		if r.Dst != nil {
-			to = prefixOf(r.Dst)
+			to = rtnl.Prefix(r.Dst)
 		}
 		via, _ := netip.AddrFromSlice(r.Gw)
 		if to == want.To && (!want.Via.IsValid() || via.Unmap() == want.Via) {
@@ -123,8 +126,8 @@ func (c *check) route(n *Namespace, l netlink.Link, want Route) error {
 	return nil
 }
 
-func (c *check) neighbour(n *Namespace, l netlink.Link, a netip.Addr, mac net.HardwareAddr) error {
-	have, err := dump(func() ([]netlink.Neigh, error) { return n.nl.NeighList(l.Attrs().Index, family(a)) })
+func (c *check) neighbour(n *link.Namespace, l netlink.Link, a netip.Addr, mac net.HardwareAddr) error {
+	have, err := rtnl.List(func() ([]netlink.Neigh, error) { return n.Netlink().NeighList(l.Attrs().Index, rtnl.Family(a)) })
 	if err != nil {
 		return fmt.Errorf("list the neighbours of %s: %w", l.Attrs().Name, err)
 	}

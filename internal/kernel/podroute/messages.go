@@ -1,4 +1,4 @@
-package link
+package podroute
 
 import (
 	"cmp"
@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
 // defaultMetric6 is what the kernel gives to an IPv6 route that comes without a metric.
@@ -18,13 +19,11 @@ const defaultMetric6 = 1024
 // ndaProtocol is NDA_PROTOCOL of linux/neighbour.h, which x/sys does not have: who made the entry.
 const ndaProtocol = 12
 
-func (r request) kind() uint16 { return binary.NativeEndian.Uint16(r[4:]) }
-
 // routeRequest makes or removes a route. To remove it, type and scope are left open: our mark and the rest tell
 // which one is meant.
-func routeRequest(kind, flags uint16, device int, r podnet.Route) request {
+func routeRequest(kind, flags uint16, device int, r podnet.Route) rtnl.Request {
 	body := make([]byte, unix.SizeofRtMsg)
-	body[0], body[1] = byte(family(r.To.Addr())), byte(r.To.Bits())
+	body[0], body[1] = byte(rtnl.Family(r.To.Addr())), byte(r.To.Bits())
 	body[4], body[5] = unix.RT_TABLE_MAIN, podnet.RouteProtocol
 	body[6], body[7] = unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST
 	switch {
@@ -36,28 +35,28 @@ func routeRequest(kind, flags uint16, device int, r podnet.Route) request {
 	if r.Onlink && kind == unix.RTM_NEWROUTE {
 		binary.NativeEndian.PutUint32(body[8:], unix.RTNH_F_ONLINK)
 	}
-	m := newRequest(kind, flags, body).attr(unix.RTA_DST, r.To.Addr().AsSlice())
+	m := rtnl.New(kind, flags, body).Attr(unix.RTA_DST, r.To.Addr().AsSlice())
 	if r.Via.IsValid() {
-		m = m.attr(unix.RTA_GATEWAY, r.Via.AsSlice())
+		m = m.Attr(unix.RTA_GATEWAY, r.Via.AsSlice())
 	}
 	if device != 0 {
-		m = m.uint32(unix.RTA_OIF, uint32(device))
+		m = m.Uint32(unix.RTA_OIF, uint32(device))
 	}
 	if r.Source.IsValid() {
-		m = m.attr(unix.RTA_PREFSRC, r.Source.AsSlice())
+		m = m.Attr(unix.RTA_PREFSRC, r.Source.AsSlice())
 	}
 	metric := r.Metric
 	if metric == 0 && r.To.Addr().Is6() {
 		metric = defaultMetric6
 	}
 	if metric != 0 {
-		m = m.uint32(unix.RTA_PRIORITY, metric)
+		m = m.Uint32(unix.RTA_PRIORITY, metric)
 	}
 	return m
 }
 
 // neighbourMessage begins a request about an entry of a device's neighbour table or forwarding database.
-func neighbourMessage(kind uint16, family byte, device int, flags byte) request {
+func neighbourMessage(kind uint16, family byte, device int, flags byte) rtnl.Request {
 	body := make([]byte, unix.SizeofNdMsg)
 	body[0] = family
 	binary.NativeEndian.PutUint32(body[4:], uint32(device))
@@ -67,25 +66,25 @@ func neighbourMessage(kind uint16, family byte, device int, flags byte) request 
 	if kind == unix.RTM_NEWNEIGH {
 		how = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 	}
-	return newRequest(kind, how, body)
+	return rtnl.New(kind, how, body)
 }
 
-func neighbourRequest(kind uint16, device int, x podnet.Neighbour) request {
-	return neighbourMessage(kind, byte(family(x.Addr)), device, 0).
-		attr(unix.NDA_DST, x.Addr.AsSlice()).attr(unix.NDA_LLADDR, x.MAC[:]).
-		attr(ndaProtocol, []byte{podnet.RouteProtocol})
+func neighbourRequest(kind uint16, device int, x podnet.Neighbour) rtnl.Request {
+	return neighbourMessage(kind, byte(rtnl.Family(x.Addr)), device, 0).
+		Attr(unix.NDA_DST, x.Addr.AsSlice()).Attr(unix.NDA_LLADDR, x.MAC[:]).
+		Attr(ndaProtocol, []byte{podnet.RouteProtocol})
 }
 
-func forwardRequest(kind uint16, device int, f podnet.Forward) request {
-	m := neighbourMessage(kind, unix.AF_BRIDGE, device, unix.NTF_SELF).attr(unix.NDA_LLADDR, f.MAC[:])
+func forwardRequest(kind uint16, device int, f podnet.Forward) rtnl.Request {
+	m := neighbourMessage(kind, unix.AF_BRIDGE, device, unix.NTF_SELF).Attr(unix.NDA_LLADDR, f.MAC[:])
 	if f.To.IsValid() {
-		m = m.attr(unix.NDA_DST, f.To.AsSlice())
+		m = m.Attr(unix.NDA_DST, f.To.AsSlice())
 	}
 	return m
 }
 
 // read fills in the routes with our mark, and what the tunnel of that index, if it is not 0, knows of others.
-func (s *podSetter) read(state *podnet.State, tunnel int) error {
+func (s *setter) read(state *podnet.State, tunnel int) error {
 	if err := s.readRoutes(state); err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
@@ -121,7 +120,7 @@ func parseRoute(family byte, b []byte) (r routeFound, ok bool) {
 	if family == unix.AF_INET {
 		to = netip.IPv4Unspecified()
 	}
-	attrs(b[unix.SizeofRtMsg:], func(kind uint16, data []byte) {
+	rtnl.Attrs(b[unix.SizeofRtMsg:], func(kind uint16, data []byte) {
 		switch {
 		case kind == unix.RTA_DST:
 			to, _ = netip.AddrFromSlice(data)
@@ -145,13 +144,13 @@ func parseRoute(family byte, b []byte) (r routeFound, ok bool) {
 	return r, true
 }
 
-func (s *podSetter) readRoutes(state *podnet.State) error {
+func (s *setter) readRoutes(state *podnet.State) error {
 	var all []routeFound
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		body := make([]byte, unix.SizeofRtMsg)
 		body[0], body[4], body[5] = family, unix.RT_TABLE_MAIN, podnet.RouteProtocol
 		before := len(all)
-		if err := s.rtnl.dump(newRequest(unix.RTM_GETROUTE, 0, body), func(restart bool, b []byte) {
+		if err := s.conn.Dump(rtnl.New(unix.RTM_GETROUTE, 0, body), func(restart bool, b []byte) {
 			if restart {
 				all = all[:before]
 				return
@@ -169,8 +168,8 @@ func (s *podSetter) readRoutes(state *podnet.State) error {
 	state.Routes = make([]podnet.Route, 0, len(all))
 	for _, r := range all {
 		if r.device != 0 && names[r.device] == "" {
-			l, err := s.n.nl.LinkByIndex(int(r.device))
-			if isGone(err) {
+			l, err := s.n.Netlink().LinkByIndex(int(r.device))
+			if rtnl.IsGone(err) {
 				continue // and the route with it
 			}
 			if err != nil {
@@ -191,9 +190,9 @@ func (s *podSetter) readRoutes(state *podnet.State) error {
 	return nil
 }
 
-func (s *podSetter) readNeighbours(state *podnet.State, device int) error {
-	request := newRequest(unix.RTM_GETNEIGH, 0, make([]byte, unix.SizeofNdMsg)).uint32(unix.NDA_IFINDEX, uint32(device))
-	err := s.rtnl.dump(request, func(restart bool, b []byte) {
+func (s *setter) readNeighbours(state *podnet.State, device int) error {
+	request := rtnl.New(unix.RTM_GETNEIGH, 0, make([]byte, unix.SizeofNdMsg)).Uint32(unix.NDA_IFINDEX, uint32(device))
+	err := s.conn.Dump(request, func(restart bool, b []byte) {
 		if restart {
 			state.Neighbours = nil
 			return
@@ -209,11 +208,11 @@ func (s *podSetter) readNeighbours(state *podnet.State, device int) error {
 	return err
 }
 
-func (s *podSetter) readForwards(state *podnet.State, device int) error {
+func (s *setter) readForwards(state *podnet.State, device int) error {
 	body := make([]byte, unix.SizeofNdMsg)
 	body[0] = unix.AF_BRIDGE
-	request := newRequest(unix.RTM_GETNEIGH, 0, body).uint32(unix.NDA_IFINDEX, uint32(device))
-	err := s.rtnl.dump(request, func(restart bool, b []byte) {
+	request := rtnl.New(unix.RTM_GETNEIGH, 0, body).Uint32(unix.NDA_IFINDEX, uint32(device))
+	err := s.conn.Dump(request, func(restart bool, b []byte) {
 		if restart {
 			state.Forwards = nil
 			return
@@ -232,7 +231,7 @@ func (s *podSetter) readForwards(state *podnet.State, device int) error {
 
 // parseNeighbour reads a neighbour, or a forwarding entry, which has the same form: struct ndmsg and attributes.
 func parseNeighbour(b []byte) (addr netip.Addr, mac podnet.MAC) {
-	attrs(b[unix.SizeofNdMsg:], func(kind uint16, data []byte) {
+	rtnl.Attrs(b[unix.SizeofNdMsg:], func(kind uint16, data []byte) {
 		switch {
 		case kind == unix.NDA_DST:
 			addr, _ = netip.AddrFromSlice(data)

@@ -1,4 +1,6 @@
-package link
+// Package podroute makes the kernel hold the network between nodes that package podnet plans: routes to other nodes' pods, the
+// tunnel that they may lead by, what the tunnel knows of other nodes, and settings.
+package podroute
 
 import (
 	"errors"
@@ -13,34 +15,33 @@ import (
 
 	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
-// SetPodNetwork makes the kernel hold what a plan of the network between nodes says, but for masquerade, which
+// Set makes the kernel hold what a plan of the network between nodes says, but for masquerade, which
 // internal/kernel/ruleset does. What is wanted is there before what is not is taken away, and a route changes in one step,
 // so that packets always have a way. It returns what it changed; an error of one thing does not keep it from
 // the others.
-func (n *Namespace) SetPodNetwork(plan podnet.Plan) (podnet.Changes, error) {
-	s := &podSetter{n: n, index: map[string]int{}}
+func Set(n *link.Namespace, plan podnet.Plan) (podnet.Changes, error) {
+	s := newSetter(n)
 	if plan.Node == "" {
 		// That of a machine whose Node was not found: taken as it is, it would take away every route.
 		return s.changes, errors.New("set the pod network: the plan is of no node")
 	}
-	var err error
-	if s.rtnl, err = n.rtnl(); err != nil {
+	if err := s.open(); err != nil {
 		return s.changes, err
 	}
-	defer s.rtnl.close()
-	if err := s.set(plan); err != nil {
-		s.errs = append(s.errs, err)
-	}
+	defer s.conn.Close()
+	s.note(s.set(plan))
 	return s.changes, errors.Join(s.errs...)
 }
 
-// FollowPodNetwork does at once what differs between the routes of two plans, of which the kernel holds the first one as
+// Follow does at once what differs between the routes of two plans, of which the kernel holds the first one as
 // far as is known. In a cluster of a thousand nodes one of them changes often, and to read all routes back takes as long
-// as everything before it. It promises nothing: SetPodNetwork is to come after it, which compares, and tells what failed.
-func (n *Namespace) FollowPodNetwork(from, to podnet.Plan) (podnet.Changes, error) {
-	s := &podSetter{n: n, index: map[string]int{}}
+// as everything before it. It promises nothing: Set is to come after it, which compares, and tells what failed.
+func Follow(n *link.Namespace, from, to podnet.Plan) (podnet.Changes, error) {
+	s := newSetter(n)
 	// What is behind a route by the tunnel has to be there before it.
 	if from.Node == "" || from.Node != to.Node || !slices.Equal(from.Neighbours, to.Neighbours) || !slices.Equal(from.Forwards, to.Forwards) {
 		return s.changes, nil
@@ -49,11 +50,10 @@ func (n *Namespace) FollowPodNetwork(from, to podnet.Plan) (podnet.Changes, erro
 	if delta.IsEmpty() {
 		return s.changes, nil
 	}
-	var err error
-	if s.rtnl, err = n.rtnl(); err != nil {
+	if err := s.open(); err != nil {
 		return s.changes, err
 	}
-	defer s.rtnl.close()
+	defer s.conn.Close()
 	var b batch
 	for _, r := range delta.Correct {
 		s.changes.Routes.Corrected++
@@ -63,7 +63,7 @@ func (n *Namespace) FollowPodNetwork(from, to podnet.Plan) (podnet.Changes, erro
 		s.changes.Routes.Added++
 		s.route(&b, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, r, &s.changes.Routes.Added, "add route %s")
 	}
-	return s.changes, s.rtnl.execute(b.requests, func(i int, _ error) { *b.counters[i]-- })
+	return s.changes, s.conn.Execute(b.requests, func(i int, _ error) { *b.counters[i]-- })
 }
 
 // ForeignRouteError says that a route was not made because somebody else's leads to the same range: that of a network
@@ -74,7 +74,7 @@ func (e *ForeignRouteError) Error() string {
 	return e.Wanted + ": there is one to this range that is not ours"
 }
 
-// ForeignRoutes takes the errors of type ForeignRouteError out of what SetPodNetwork returns.
+// ForeignRoutes takes the errors of type ForeignRouteError out of what Set returns.
 func ForeignRoutes(err error) (foreign []*ForeignRouteError, rest error) {
 	joined, ok := err.(interface{ Unwrap() []error }) // what errors.Join makes
 	if !ok {
@@ -92,14 +92,13 @@ func ForeignRoutes(err error) (foreign []*ForeignRouteError, rest error) {
 	return foreign, errors.Join(others...)
 }
 
-// PodNetwork reads back what SetPodNetwork sets, by our marks. Of the settings it reads those that are asked for.
-func (n *Namespace) PodNetwork(sysctls []podnet.Sysctl) (podnet.State, error) {
-	s := &podSetter{n: n, index: map[string]int{}}
-	var err error
-	if s.rtnl, err = n.rtnl(); err != nil {
+// Read reads back what Set sets, by our marks. Of the settings it reads those that are asked for.
+func Read(n *link.Namespace, sysctls []podnet.Sysctl) (podnet.State, error) {
+	s := newSetter(n)
+	if err := s.open(); err != nil {
 		return podnet.State{}, err
 	}
-	defer s.rtnl.close()
+	defer s.conn.Close()
 	var state podnet.State
 	names, err := s.tunnels()
 	if err != nil {
@@ -117,7 +116,7 @@ func (n *Namespace) PodNetwork(sysctls []podnet.Sysctl) (podnet.State, error) {
 			return state, err
 		}
 		for _, a := range have {
-			state.Tunnel.Addrs = append(state.Tunnel.Addrs, prefixOf(a.IPNet).Addr())
+			state.Tunnel.Addrs = append(state.Tunnel.Addrs, rtnl.Prefix(a.IPNet).Addr())
 		}
 		slices.SortFunc(state.Tunnel.Addrs, netip.Addr.Compare)
 	}
@@ -133,24 +132,24 @@ func (n *Namespace) PodNetwork(sysctls []podnet.Sysctl) (podnet.State, error) {
 	return state, nil
 }
 
-// PodUnderlay lists the devices by which a node may reach others: those that are up and have addresses, but for
+// Underlay lists the devices by which a node may reach others: those that are up and have addresses, but for
 // our tunnel. A cable that is pulled out changes nothing, or a node would change its way to others with it.
-func (n *Namespace) PodUnderlay() ([]podnet.Interface, error) {
-	all, err := dump(func() ([]netlink.Addr, error) { return n.nl.AddrList(nil, netlink.FAMILY_ALL) })
+func Underlay(n *link.Namespace) ([]podnet.Interface, error) {
+	all, err := rtnl.List(func() ([]netlink.Addr, error) { return n.Netlink().AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	addrs := map[int][]netip.Prefix{}
 	for _, a := range all {
-		p := prefixOf(a.IPNet)
+		p := rtnl.Prefix(a.IPNet)
 		if a.Flags&unix.IFA_F_DEPRECATED == 0 && !p.Addr().IsLoopback() && !p.Addr().IsLinkLocalUnicast() {
 			addrs[a.LinkIndex] = append(addrs[a.LinkIndex], p)
 		}
 	}
 	var list []podnet.Interface
 	for index, prefixes := range addrs {
-		l, err := n.nl.LinkByIndex(index)
-		if isGone(err) {
+		l, err := n.Netlink().LinkByIndex(index)
+		if rtnl.IsGone(err) {
 			continue
 		}
 		if err != nil {
@@ -167,29 +166,32 @@ func (n *Namespace) PodUnderlay() ([]podnet.Interface, error) {
 	return list, nil
 }
 
-// LocalAddrs are the addresses of all devices.
-func (n *Namespace) LocalAddrs() (map[netip.Addr]bool, error) {
-	all, err := dump(func() ([]netlink.Addr, error) { return n.nl.AddrList(nil, netlink.FAMILY_ALL) })
-	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
-	}
-	local := make(map[netip.Addr]bool, len(all))
-	for _, a := range all {
-		local[prefixOf(a.IPNet).Addr()] = true
-	}
-	return local, nil
-}
-
-// podSetter is one run of SetPodNetwork.
-type podSetter struct {
-	n       *Namespace
-	rtnl    *rtnl
+// setter is one run of Set.
+type setter struct {
+	n       *link.Namespace
+	conn    *rtnl.Conn
 	index   map[string]int // of devices, by name
 	changes podnet.Changes
 	errs    []error
 }
 
-func (s *podSetter) set(plan podnet.Plan) error {
+func newSetter(n *link.Namespace) *setter { return &setter{n: n, index: map[string]int{}} }
+
+func (s *setter) open() error {
+	return s.n.Do(func() (err error) {
+		s.conn, err = rtnl.Open()
+		return err
+	})
+}
+
+// note keeps an error, if there is one, which does not keep the plan's other parts from the kernel.
+func (s *setter) note(err error) {
+	if err != nil {
+		s.errs = append(s.errs, err)
+	}
+}
+
+func (s *setter) set(plan podnet.Plan) error {
 	stale, err := s.tunnels()
 	if err != nil {
 		return err
@@ -201,81 +203,25 @@ func (s *podSetter) set(plan podnet.Plan) error {
 			return err
 		}
 		stale = nil
-		if tunnel, err = s.makeTunnel(*t); err != nil {
-			s.errs = append(s.errs, err)
-		}
+		tunnel, err = s.makeTunnel(*t)
+		s.note(err)
 	}
-	if err := s.setSysctls(plan.Sysctls); err != nil {
-		s.errs = append(s.errs, err) // such as on a kernel without IPv6
-	}
-	device := 0
+	s.note(s.setSysctls(plan.Sysctls)) // which fails on a kernel without IPv6
 	var staleAddrs []netlink.Addr
 	if tunnel != nil {
-		device = tunnel.Index
-		err := s.bringUp(tunnel, *plan.Tunnel)
-		if err == nil {
-			staleAddrs, err = s.addAddrs(tunnel, plan.Tunnel.Addrs)
-		}
-		if err != nil {
-			s.errs = append(s.errs, err)
+		if staleAddrs, err = s.bringUp(tunnel, *plan.Tunnel); err != nil {
+			s.note(err)
 			tunnel = nil
 		}
 	}
-	if tunnel == nil && plan.Tunnel != nil { // the others are reached all the same
+	if tunnel == nil && plan.Tunnel != nil { // the nodes that are not behind the tunnel are reached all the same
 		plan.Routes = slices.DeleteFunc(slices.Clone(plan.Routes), func(r podnet.Route) bool { return r.Device == plan.Tunnel.Name })
-		device = 0
 	}
-	var have podnet.State
-	if err := s.read(&have, device); err != nil {
+	b, err := s.difference(plan, tunnel)
+	if err != nil {
 		return err
 	}
-	routes := diff.Compare(plan.Routes, have.Routes, podnet.Route.Key)
-	neighbours := diff.Compare(plan.Neighbours, have.Neighbours, podnet.Neighbour.Key)
-	forwards := diff.Compare(plan.Forwards, have.Forwards, podnet.Forward.Key)
-	if tunnel == nil { // they go with the device
-		neighbours, forwards = diff.Delta[podnet.Neighbour]{}, diff.Delta[podnet.Forward]{}
-	}
-	s.changes.Routes, s.changes.Neighbours, s.changes.Forwards = routes.Counted(), neighbours.Counted(), forwards.Counted()
-
-	var b batch
-	for _, f := range forwards.Add {
-		b.add(forwardRequest(unix.RTM_NEWNEIGH, device, f), &s.changes.Forwards.Added, "add forwarding entry %s", f)
-	}
-	for _, f := range forwards.Correct {
-		b.add(forwardRequest(unix.RTM_NEWNEIGH, device, f.Want), &s.changes.Forwards.Corrected, "correct forwarding entry %s", f.Want)
-	}
-	for _, x := range neighbours.Add {
-		b.add(neighbourRequest(unix.RTM_NEWNEIGH, device, x), &s.changes.Neighbours.Added, "add neighbour %s", x)
-	}
-	for _, x := range neighbours.Correct {
-		b.add(neighbourRequest(unix.RTM_NEWNEIGH, device, x.Want), &s.changes.Neighbours.Corrected, "correct neighbour %s", x.Want)
-	}
-	for _, r := range routes.Add {
-		s.route(&b, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, r, &s.changes.Routes.Added, "add route %s")
-	}
-	for _, r := range routes.Correct {
-		s.route(&b, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, r.Want, &s.changes.Routes.Corrected, "correct route %s")
-	}
-	for _, r := range routes.Remove {
-		s.route(&b, unix.RTM_DELROUTE, 0, r, &s.changes.Routes.Removed, "remove route %s")
-	}
-	for _, x := range neighbours.Remove {
-		b.add(neighbourRequest(unix.RTM_DELNEIGH, device, x), &s.changes.Neighbours.Removed, "remove neighbour %s", x)
-	}
-	for _, f := range forwards.Remove {
-		b.add(forwardRequest(unix.RTM_DELNEIGH, device, f), &s.changes.Forwards.Removed, "remove forwarding entry %s", f)
-	}
-	if err := s.rtnl.execute(b.requests, func(i int, err error) {
-		if b.isRemoval(i) && (errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT)) {
-			return // somebody else was faster
-		}
-		*b.counters[i]--
-		if errors.Is(err, unix.EEXIST) {
-			s.errs = append(s.errs, &ForeignRouteError{Wanted: b.what[i]()})
-			return
-		}
-		s.errs = append(s.errs, fmt.Errorf("%s: %w", b.what[i](), err))
-	}); err != nil {
+	if err := s.execute(b); err != nil {
 		return err
 	}
 	if tunnel != nil {
@@ -286,33 +232,106 @@ func (s *podSetter) set(plan podnet.Plan) error {
 	return s.deleteTunnels(stale)
 }
 
+// difference reads what the kernel has and returns the requests that make it what the plan says, and counts them. What a
+// route needs comes before it, and goes after it. Without a tunnel there is nothing to ask of it: what it knows of other
+// nodes goes with the device.
+func (s *setter) difference(plan podnet.Plan, tunnel *netlink.Vxlan) (*batch, error) {
+	device := 0
+	if tunnel != nil {
+		device = tunnel.Index
+	}
+	var have podnet.State
+	if err := s.read(&have, device); err != nil {
+		return nil, err
+	}
+	routes := diff.Compare(plan.Routes, have.Routes, podnet.Route.Key)
+	var neighbours diff.Delta[podnet.Neighbour]
+	var forwards diff.Delta[podnet.Forward]
+	if tunnel != nil {
+		neighbours = diff.Compare(plan.Neighbours, have.Neighbours, podnet.Neighbour.Key)
+		forwards = diff.Compare(plan.Forwards, have.Forwards, podnet.Forward.Key)
+	}
+	c := &s.changes
+	c.Routes, c.Neighbours, c.Forwards = routes.Counted(), neighbours.Counted(), forwards.Counted()
+
+	var b batch
+	for _, f := range forwards.Add {
+		b.add(forwardRequest(unix.RTM_NEWNEIGH, device, f), &c.Forwards.Added, "add forwarding entry %s", f)
+	}
+	for _, f := range forwards.Correct {
+		b.add(forwardRequest(unix.RTM_NEWNEIGH, device, f.Want), &c.Forwards.Corrected, "correct forwarding entry %s", f.Want)
+	}
+	for _, x := range neighbours.Add {
+		b.add(neighbourRequest(unix.RTM_NEWNEIGH, device, x), &c.Neighbours.Added, "add neighbour %s", x)
+	}
+	for _, x := range neighbours.Correct {
+		b.add(neighbourRequest(unix.RTM_NEWNEIGH, device, x.Want), &c.Neighbours.Corrected, "correct neighbour %s", x.Want)
+	}
+	s.routes(&b, routes)
+	for _, x := range neighbours.Remove {
+		b.add(neighbourRequest(unix.RTM_DELNEIGH, device, x), &c.Neighbours.Removed, "remove neighbour %s", x)
+	}
+	for _, f := range forwards.Remove {
+		b.add(forwardRequest(unix.RTM_DELNEIGH, device, f), &c.Forwards.Removed, "remove forwarding entry %s", f)
+	}
+	return &b, nil
+}
+
+func (s *setter) routes(b *batch, routes diff.Delta[podnet.Route]) {
+	c := &s.changes.Routes
+	for _, r := range routes.Add {
+		s.route(b, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, r, &c.Added, "add route %s")
+	}
+	for _, r := range routes.Correct {
+		s.route(b, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, r.Want, &c.Corrected, "correct route %s")
+	}
+	for _, r := range routes.Remove {
+		s.route(b, unix.RTM_DELROUTE, 0, r, &c.Removed, "remove route %s")
+	}
+}
+
+// execute sends the requests, and takes those that fail from what is counted.
+func (s *setter) execute(b *batch) error {
+	return s.conn.Execute(b.requests, func(i int, err error) {
+		if b.isRemoval(i) && (errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT)) {
+			return // another process removed it first
+		}
+		*b.counters[i]--
+		if errors.Is(err, unix.EEXIST) {
+			s.note(&ForeignRouteError{Wanted: b.what[i]()})
+			return
+		}
+		s.note(fmt.Errorf("%s: %w", b.what[i](), err))
+	})
+}
+
 // batch is a list of requests, with what is said of those that fail.
 type batch struct {
-	requests []request
+	requests []rtnl.Request
 	counters []*int
 	what     []func() string
 }
 
-func (b *batch) add(r request, counter *int, format string, x fmt.Stringer) {
+func (b *batch) add(r rtnl.Request, counter *int, format string, x fmt.Stringer) {
 	b.requests = append(b.requests, r)
 	b.counters = append(b.counters, counter)
 	b.what = append(b.what, func() string { return fmt.Sprintf(format, x) })
 }
 
 func (b *batch) isRemoval(i int) bool {
-	kind := b.requests[i].kind()
+	kind := b.requests[i].Kind()
 	return kind == unix.RTM_DELROUTE || kind == unix.RTM_DELNEIGH
 }
 
 // route adds a request about a route to the batch.
-func (s *podSetter) route(b *batch, kind, flags uint16, r podnet.Route, counter *int, format string) {
+func (s *setter) route(b *batch, kind, flags uint16, r podnet.Route, counter *int, format string) {
 	index := 0
 	if r.Device != "" {
 		var err error
 		if index, err = s.indexOf(r.Device); err != nil {
 			*counter--
 			if kind == unix.RTM_NEWROUTE { // a route by a device that is gone went with it
-				s.errs = append(s.errs, fmt.Errorf(format+": %w", r, err))
+				s.note(fmt.Errorf(format+": %w", r, err))
 			}
 			return
 		}
@@ -320,11 +339,11 @@ func (s *podSetter) route(b *batch, kind, flags uint16, r podnet.Route, counter 
 	b.add(routeRequest(kind, flags, index, r), counter, format, r)
 }
 
-func (s *podSetter) indexOf(device string) (int, error) {
+func (s *setter) indexOf(device string) (int, error) {
 	if index, known := s.index[device]; known {
 		return index, nil
 	}
-	l, err := s.n.nl.LinkByName(device)
+	l, err := s.n.Netlink().LinkByName(device)
 	if err != nil {
 		return 0, fmt.Errorf("look up device %s: %w", device, err)
 	}
@@ -333,11 +352,11 @@ func (s *podSetter) indexOf(device string) (int, error) {
 }
 
 // setSysctls writes the settings that do not hold.
-func (s *podSetter) setSysctls(want []podnet.Sysctl) error {
-	return s.n.do(func() error {
+func (s *setter) setSysctls(want []podnet.Sysctl) error {
+	return s.n.Do(func() error {
 		var errs []error
 		for _, c := range want {
-			path := s.n.sysctl(c.Name)
+			path := s.n.SysctlPath(c.Name)
 			value, err := os.ReadFile(path)
 			if err == nil {
 				if c.Holds(strings.TrimSpace(string(value))) {

@@ -1,4 +1,6 @@
-package link
+// Package rtnl is route netlink for the packages that make devices, addresses and routes: what the netlink library does not
+// do, or does slowly with a thousand nodes, and what its callers all need beside it.
+package rtnl
 
 import (
 	"encoding/binary"
@@ -9,9 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rtnl is a route netlink socket for what the netlink library cannot do, and what takes the time with a thousand
-// nodes: many requests in one system call, and dumps that the kernel filters.
-type rtnl struct {
+// Conn is a route netlink socket that takes many requests in one system call, and dumps that the kernel filters.
+type Conn struct {
 	fd  int
 	seq uint32
 	buf []byte
@@ -27,16 +28,14 @@ const (
 // receiveBuffers are as large as the kernel makes the datagrams of a dump, or larger.
 var receiveBuffers = sync.Pool{New: func() any { return make([]byte, 256<<10) }}
 
-func (n *Namespace) rtnl() (*rtnl, error) {
-	c := &rtnl{fd: -1, buf: receiveBuffers.Get().([]byte)}
-	err := n.do(func() error {
-		var err error
-		c.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
-		return err
-	})
-	if err == nil {
-		err = unix.Bind(c.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+// Open opens a socket in the network namespace of the calling thread.
+func Open() (*Conn, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open a route netlink socket: %w", err)
 	}
+	c := &Conn{fd: fd, buf: receiveBuffers.Get().([]byte)}
+	err = unix.Bind(c.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 	if err == nil {
 		// Without strict checking, since Linux 4.20, the kernel would ignore what filters a dump.
 		err = unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
@@ -49,30 +48,33 @@ func (n *Namespace) rtnl() (*rtnl, error) {
 		_ = unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBytes)
 		return c, nil
 	}
-	if c.fd >= 0 {
-		unix.Close(c.fd)
-	}
+	c.Close()
 	return nil, fmt.Errorf("open a route netlink socket: %w", err)
 }
 
-func (c *rtnl) close() {
+// Close closes the socket.
+func (c *Conn) Close() {
 	unix.Close(c.fd)
 	receiveBuffers.Put(c.buf) //nolint:staticcheck // a slice's header is nothing beside what it spares
 	c.buf = nil
 }
 
-// request is a netlink message, without its sequence number.
-type request []byte
+// Request is a netlink message, without its sequence number.
+type Request []byte
 
-// newRequest begins a message of a kind; body is the fixed part that the kind has.
-func newRequest(kind, flags uint16, body []byte) request {
-	r := make(request, unix.NLMSG_HDRLEN, 128)
+// Kind is the kind of message, such as RTM_NEWROUTE.
+func (r Request) Kind() uint16 { return binary.NativeEndian.Uint16(r[4:]) }
+
+// New begins a message of a kind; body is the fixed part that the kind has.
+func New(kind, flags uint16, body []byte) Request {
+	r := make(Request, unix.NLMSG_HDRLEN, 128)
 	binary.NativeEndian.PutUint16(r[4:], kind)
 	binary.NativeEndian.PutUint16(r[6:], flags|unix.NLM_F_REQUEST)
 	return append(r, body...)
 }
 
-func (r request) attr(kind uint16, data []byte) request {
+// Attr appends an attribute.
+func (r Request) Attr(kind uint16, data []byte) Request {
 	r = binary.NativeEndian.AppendUint16(r, uint16(unix.SizeofRtAttr+len(data)))
 	r = binary.NativeEndian.AppendUint16(r, kind)
 	r = append(r, data...)
@@ -82,13 +84,14 @@ func (r request) attr(kind uint16, data []byte) request {
 	return r
 }
 
-func (r request) uint32(kind uint16, v uint32) request {
-	return r.attr(kind, binary.NativeEndian.AppendUint32(nil, v))
+// Uint32 appends an attribute that is a number.
+func (r Request) Uint32(kind uint16, v uint32) Request {
+	return r.Attr(kind, binary.NativeEndian.AppendUint32(nil, v))
 }
 
-// execute does all requests, in their order. failed is called for each that the kernel refuses; the others are
+// Execute does all requests, in their order. failed is called for each that the kernel refuses; the others are
 // done all the same.
-func (c *rtnl) execute(requests []request, failed func(i int, err error)) error {
+func (c *Conn) Execute(requests []Request, failed func(i int, err error)) error {
 	for done := 0; done < len(requests); {
 		first, last := c.seq+1, done
 		var batch []byte
@@ -123,9 +126,9 @@ func (c *rtnl) execute(requests []request, failed func(i int, err error)) error 
 	return nil
 }
 
-// dump calls each with the body of every message of a dump. A dump that a change interrupted is begun again: each
+// Dump calls each with the body of every message of a dump. A dump that a change interrupted is begun again: each
 // sees true first, for what it has kept to be dropped.
-func (c *rtnl) dump(r request, each func(restart bool, body []byte)) error {
+func (c *Conn) Dump(r Request, each func(restart bool, body []byte)) error {
 	for {
 		c.seq++
 		binary.NativeEndian.PutUint32(r[0:], uint32(len(r)))
@@ -169,7 +172,7 @@ func (c *rtnl) dump(r request, each func(restart bool, body []byte)) error {
 }
 
 // receive waits for one datagram and calls each for the messages in it.
-func (c *rtnl) receive(each func(kind, flags uint16, seq uint32, body []byte)) error {
+func (c *Conn) receive(each func(kind, flags uint16, seq uint32, body []byte)) error {
 	var size int
 	for {
 		var err error
@@ -197,8 +200,8 @@ func messages(rest []byte, each func(kind, flags uint16, seq uint32, body []byte
 	return nil
 }
 
-// attrs calls each for the attributes of a message.
-func attrs(b []byte, each func(kind uint16, data []byte)) {
+// Attrs calls each for the attributes of a message.
+func Attrs(b []byte, each func(kind uint16, data []byte)) {
 	for len(b) >= unix.SizeofRtAttr {
 		length := int(binary.NativeEndian.Uint16(b))
 		if length < unix.SizeofRtAttr || length > len(b) {

@@ -1,4 +1,4 @@
-package link_test
+package podroute_test
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package link_test
+package podroute_test
 
 import (
 	"fmt"
@@ -13,6 +13,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/podroute"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
@@ -53,7 +54,7 @@ func manyNodes(count int) []podnet.Node {
 // planOf plans node n0 from what the kernel says of its devices.
 func planOf(t testing.TB, n *link.Namespace, nodes []podnet.Node, config podnet.Config) podnet.Plan {
 	t.Helper()
-	underlay, err := n.PodUnderlay()
+	underlay, err := podroute.Underlay(n)
 	testenv.Must(t, err)
 	plan, problems := podnet.NewPlan("n0", underlay, nodes, config)
 	for _, p := range problems {
@@ -67,7 +68,7 @@ func planOf(t testing.TB, n *link.Namespace, nodes []podnet.Node, config podnet.
 // holds fails the test unless the kernel holds the plan.
 func holds(t testing.TB, n *link.Namespace, plan podnet.Plan) {
 	t.Helper()
-	have, err := n.PodNetwork(plan.Sysctls)
+	have, err := podroute.Read(n, plan.Sysctls)
 	testenv.Must(t, err)
 	have.Masquerade, have.Guard = plan.Masquerade, plan.Guard // is internal/kernel/ruleset's
 	for _, d := range podnet.Diff(plan, have) {
@@ -77,12 +78,12 @@ func holds(t testing.TB, n *link.Namespace, plan podnet.Plan) {
 
 func set(t testing.TB, n *link.Namespace, plan podnet.Plan) podnet.Changes {
 	t.Helper()
-	changes, err := n.SetPodNetwork(plan)
+	changes, err := podroute.Set(n, plan)
 	testenv.Must(t, err)
 	return changes
 }
 
-func TestPodNetwork(t *testing.T) {
+func TestSet(t *testing.T) {
 	n := loneNode(t)
 	nodes := manyNodes(20)
 	foreign := [][]string{
@@ -146,7 +147,7 @@ func TestPodNetwork(t *testing.T) {
 		} {
 			linktest.Run(t, n, args...)
 		}
-		have, err := n.PodNetwork(plan.Sysctls)
+		have, err := podroute.Read(n, plan.Sysctls)
 		testenv.Must(t, err)
 		have.Masquerade, have.Guard = plan.Masquerade, plan.Guard
 		differences := podnet.Diff(plan, have)
@@ -186,7 +187,7 @@ func TestPodNetwork(t *testing.T) {
 		holds(t, n, changed)
 	})
 	t.Run("no node", func(t *testing.T) {
-		if _, err := n.SetPodNetwork(podnet.Plan{}); err == nil {
+		if _, err := podroute.Set(n, podnet.Plan{}); err == nil {
 			t.Error("an empty plan is taken for one that wants nothing")
 		}
 	})
@@ -194,11 +195,11 @@ func TestPodNetwork(t *testing.T) {
 		set(t, n, planOf(t, n, nodes, podnet.Config{Mode: podnet.Direct}))
 		linktest.Run(t, n, "ip", "route", "del", plan.Routes[2].To.String())
 		linktest.Run(t, n, "ip", "route", "add", plan.Routes[2].To.String(), "via", "10.200.0.9")
-		_, err := n.SetPodNetwork(plan)
+		_, err := podroute.Set(n, plan)
 		if err == nil || !strings.Contains(err.Error(), plan.Routes[2].To.String()) || !strings.Contains(err.Error(), "not ours") {
 			t.Errorf("a foreign route in the way gives %v", err)
 		}
-		if foreign, rest := link.ForeignRoutes(err); len(foreign) != 1 || rest != nil {
+		if foreign, rest := podroute.ForeignRoutes(err); len(foreign) != 1 || rest != nil {
 			t.Errorf("of a foreign route in the way, %v is foreign and %v the rest", foreign, rest)
 		}
 		if got := linktest.Run(t, n, "ip", "route", "show", plan.Routes[2].To.String()); !strings.Contains(got, "10.200.0.9") {
@@ -210,25 +211,25 @@ func TestPodNetwork(t *testing.T) {
 
 		linktest.Run(t, n, "ip", "link", "del", "fathom.vxlan")
 		linktest.Run(t, n, "ip", "link", "add", "fathom.vxlan", "type", "vxlan", "id", "9", "dstport", "4787")
-		if _, err := n.SetPodNetwork(plan); err == nil || !strings.Contains(err.Error(), "not ours") {
+		if _, err := podroute.Set(n, plan); err == nil || !strings.Contains(err.Error(), "not ours") {
 			t.Errorf("a foreign device in the way gives %v", err)
-		} else if foreign, rest := link.ForeignRoutes(err); len(foreign) > 0 || rest == nil {
+		} else if foreign, rest := podroute.ForeignRoutes(err); len(foreign) > 0 || rest == nil {
 			t.Errorf("of a foreign device in the way, %v are foreign routes", foreign)
 		}
-		have, err := n.PodNetwork(nil)
+		have, err := podroute.Read(n, nil)
 		testenv.Must(t, err)
 		if len(have.Routes) != 20 { // its own two, and two of each of nine on the segment
 			t.Errorf("with a foreign device in the way there are %d routes, want all direct ones:\n%s", len(have.Routes), have)
 		}
 		linktest.Run(t, n, "ip", "link", "del", "fathom.vxlan")
 		linktest.Run(t, n, "ip", "link", "add", "another", "type", "vxlan", "id", "4242", "dstport", "4789")
-		if _, err := n.SetPodNetwork(plan); err == nil || !strings.Contains(err.Error(), "VNI 4242") {
+		if _, err := podroute.Set(n, plan); err == nil || !strings.Contains(err.Error(), "VNI 4242") {
 			t.Errorf("a foreign device of our VNI gives %v", err)
 		}
 	})
 }
 
-func TestPodNetworkOfOneFamily(t *testing.T) {
+func TestOneFamily(t *testing.T) {
 	n := loneNode(t)
 	for _, is4 := range []bool{true, false, true} {
 		nodes := manyNodes(10)
@@ -283,7 +284,7 @@ func TestForeignChanges(t *testing.T) {
 	_ = cmd.Wait()
 }
 
-func BenchmarkPodNetwork(b *testing.B) {
+func BenchmarkSet(b *testing.B) {
 	n := loneNode(b)
 	nodes := manyNodes(1000)
 	full, fewer := planOf(b, n, nodes, podnet.Config{}), planOf(b, n, nodes[:999], podnet.Config{})
@@ -317,16 +318,16 @@ func BenchmarkPodNetwork(b *testing.B) {
 	})
 	b.Run("read", func(b *testing.B) {
 		for b.Loop() {
-			if _, err := n.PodNetwork(full.Sysctls); err != nil {
+			if _, err := podroute.Read(n, full.Sysctls); err != nil {
 				b.Fatal(err)
 			}
 		}
 	})
 }
 
-// TestFollowPodNetwork moves a node and adds one: the routes are there before anything is compared, and what is left of
-// the ways that are not wanted any more is for SetPodNetwork.
-func TestFollowPodNetwork(t *testing.T) {
+// TestFollow moves a node and adds one: the routes are there before anything is compared, and what is left of
+// the ways that are not wanted any more is for Set.
+func TestFollow(t *testing.T) {
 	n := loneNode(t)
 	config := podnet.Config{Mode: podnet.Direct}
 	nodes := manyNodes(8)
@@ -335,12 +336,12 @@ func TestFollowPodNetwork(t *testing.T) {
 	nodes[2].Addrs[0] = netip.MustParseAddr("10.200.9.9")
 	nodes = append(nodes[:4], nodes[6:]...) // n4 goes, n6 comes
 	to := planOf(t, n, nodes, config)
-	changes, err := n.FollowPodNetwork(from, to)
+	changes, err := podroute.Follow(n, from, to)
 	testenv.Must(t, err)
 	if want := (diff.Count{Added: 2, Corrected: 1}); changes.Routes != want {
 		t.Errorf("followed %v, want %v", changes.Routes, want)
 	}
-	have, err := n.PodNetwork(nil)
+	have, err := podroute.Read(n, nil)
 	testenv.Must(t, err)
 	for _, r := range to.Routes {
 		if !slices.Contains(have.Routes, r) {
@@ -352,9 +353,9 @@ func TestFollowPodNetwork(t *testing.T) {
 	}
 	holds(t, n, to)
 
-	// A plan of which nothing is known to hold, and one whose tunnel changes, are SetPodNetwork's alone.
+	// A plan of which nothing is known to hold, and one whose tunnel changes, are Set's alone.
 	for what, from := range map[string]podnet.Plan{"nothing": {}, "another tunnel": planOf(t, n, nodes, podnet.Config{Mode: podnet.VXLAN})} {
-		if changes, err := n.FollowPodNetwork(from, to); err != nil || changes.Total() != 0 {
+		if changes, err := podroute.Follow(n, from, to); err != nil || changes.Total() != 0 {
 			t.Errorf("from %s: %v, %v", what, changes, err)
 		}
 	}
@@ -362,7 +363,7 @@ func TestFollowPodNetwork(t *testing.T) {
 	linktest.Run(t, n, "ip", "route", "add", "10.100.50.0/24", "via", "10.200.7.7", "proto", "99")
 	more := to
 	more.Routes = append(slices.Clone(to.Routes), podnet.Route{To: netip.MustParsePrefix("10.100.50.0/24"), Via: netip.MustParseAddr("10.200.9.9"), Device: "eth0"})
-	if changes, err := n.FollowPodNetwork(to, more); err != nil || changes.Total() != 0 {
+	if changes, err := podroute.Follow(n, to, more); err != nil || changes.Total() != 0 {
 		t.Errorf("followed %v, %v", changes, err)
 	}
 	if out := linktest.Run(t, n, "ip", "route", "show", "10.100.50.0/24"); !strings.Contains(out, "via 10.200.7.7") || strings.Contains(out, "9.9") {
