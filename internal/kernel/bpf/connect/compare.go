@@ -12,9 +12,9 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
 )
 
-// Holds says whether the kernel holds what Set and Change left there. Unlike them it may be called beside them, by one
-// goroutine, and makes them wait for a moment at most: it reads the maps in portions, and what seems to differ because
-// it changed meanwhile is looked up again by its key, while changes wait.
+// Holds reports whether the kernel still holds what Set and Change left there. One goroutine may call it concurrently with them,
+// and it delays them only briefly: it reads the maps in portions without a lock, then looks up again under the lock each entry
+// that differed, since a concurrent change may be the reason.
 func (t *Translator) Holds(ctx context.Context) (bool, error) {
 	attached, err := t.attached()
 	if err != nil {
@@ -31,7 +31,7 @@ func (t *Translator) Holds(ctx context.Context) (bool, error) {
 	}
 	var have, last uint64
 	if err := t.objects.FathomNode.Lookup(nodeNetns, &have); err != nil || have != cookie {
-		return false, nil // Set says why
+		return false, nil // Set returns the error
 	}
 	if !t.held(func(s *state) {
 		if err = t.objects.FathomNode.Lookup(nodeLastSet, &last); err == nil && uint32(last) != s.written {
@@ -52,10 +52,10 @@ func (t *Translator) Holds(ctx context.Context) (bool, error) {
 	return err == nil, err
 }
 
-// errDiffers says that the kernel does not hold what it should.
+// errDiffers says that the maps differ from the state.
 var errDiffers = errors.New("the maps are not as they should be")
 
-// held calls f with what is known, while changes wait, and says whether something is.
+// held calls f with the state under the lock. It returns false if the state is unknown.
 func (t *Translator) held(f func(*state)) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -93,14 +93,14 @@ func (t *Translator) compareBackends(ctx context.Context) error {
 		})
 }
 
-// comparePortion is how many entries are looked at while changes wait.
+// comparePortion is how many entries are compared under one lock.
 const comparePortion = 1024
 
-// compare compares a map with what it should hold, which is known as groups of keys: want is the value of one. The error
-// is errDiffers if the map differs.
+// compare compares a map with the state, whose keys come in groups; want returns the value of a key. The error is errDiffers
+// if the map differs or the state is unknown.
 func compare[K, V, G comparable, T any](ctx context.Context, t *Translator, m *ebpf.Map, name string,
 	groups func(*state) map[G]T, each func(G, T, func(K)), want func(*state, K) (V, bool)) error {
-	var doubts []K
+	var doubts []K // keys that differed at the first look
 	seen := make(map[K]struct{}, m.MaxEntries()/16)
 	known := true
 	err := readPortions(m, comparePortion, func(keys []K, values []V) error {
@@ -153,7 +153,7 @@ func compare[K, V, G comparable, T any](ctx context.Context, t *Translator, m *e
 		}
 	}
 	if !known {
-		return errDiffers // or it is not known: then all has to be set as well
+		return errDiffers // or the state is unknown: either way the next call is Set
 	}
 	return nil
 }

@@ -1,6 +1,5 @@
-// Package connect is the balancing of Services at connect(), before there is a packet: programs that the kernel runs when a
-// process connects a socket, or sends by one, put an endpoint's address in the place of a Service's. docs/design/connect.md
-// says how.
+// Package connect balances Services at connect(), before there is a packet. The kernel runs its programs when a process
+// connects a socket or sends by one, and they replace a Service's address by an endpoint's: docs/design/connect.md.
 //
 // Programs and maps stay in the kernel when the process ends.
 package connect
@@ -27,27 +26,27 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
-// Options are how a node balances Services at connect(). Cgroup must be given.
+// Options says where a node balances Services at connect(). Cgroup is required.
 type Options struct {
 	Dir string // where it is pinned; pin.ServicesDir if empty
-	// Cgroup is the directory of the node's cgroup v2: sockets that processes in and below it make meet Services.
+	// Cgroup is the directory of the node's cgroup v2. Sockets of the processes in and below it are translated.
 	Cgroup string
 	// Node is the node's network namespace, in which node ports answer at loopback addresses; the caller's if nil.
 	Node *link.Namespace
 }
 
-// Translator is the balancing of Services at connect() on one node: docs/design/connect.md. Set and Change are for one
-// goroutine at a time, and Holds for another; what else reads may be called by any.
+// Translator balances Services at connect() on one node. Only one goroutine at a time may call Set, SetAfter and Change, and
+// only one Holds; the two may differ. Any goroutine may call the other methods, which read.
 type Translator struct {
 	Options
 	cgroup  uint64 // its id
 	objects bpfObjects
-	mu      sync.Mutex // of state, and held while what it says of the maps may not be so
-	state   *state     // what the maps hold; nil if that is not certain
+	mu      sync.Mutex // guards state, and is held while the maps may differ from it
+	state   *state     // what the maps hold; nil if that is unknown
 }
 
-// Open loads the programs and finds the maps that are pinned already. Nothing changes for sockets until Set. A
-// kernel that lacks what cannot be done without is an *bpf.UnsupportedError.
+// Open loads the programs and reuses the maps that are pinned. Nothing changes for sockets until Set. If the kernel lacks
+// something that is required, the error is a *bpf.UnsupportedError.
 func Open(o Options) (*Translator, error) {
 	t := &Translator{Options: o}
 	t.Dir = cmp.Or(t.Dir, pin.ServicesDir)
@@ -67,11 +66,11 @@ func Open(o Options) (*Translator, error) {
 		return nil, fmt.Errorf("read the programs of connect(): %w", err)
 	}
 	if features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) != nil {
-		without(spec, asm.FnSetRetval) // refused sockets see EPERM: what the kernel says for a program that says no
+		without(spec, asm.FnSetRetval) // refused sockets get EPERM, the kernel's default
 	}
 	types, err := kernelSockets()
 	if err != nil || features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSkcToTcpSock) != nil {
-		without(spec, asm.FnSkcToTcpSock) // no socket is taken for the kernel's own
+		without(spec, asm.FnSkcToTcpSock) // then no socket counts as the kernel's own
 	}
 	load := func() error {
 		return spec.LoadAndAssign(&t.objects, &ebpf.CollectionOptions{
@@ -80,14 +79,14 @@ func Open(o Options) (*Translator, error) {
 	}
 	err = load()
 	if errors.Is(err, unix.EPERM) {
-		// Before Linux 5.11 maps count as locked memory of the process, of which there is little.
+		// Before Linux 5.11 maps count against the process's limit of locked memory, which is low by default.
 		all := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
 		if unix.Setrlimit(unix.RLIMIT_MEMLOCK, &all) == nil {
 			err = load()
 		}
 	}
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
-		// Of another version. Its programs go on with their maps until Set replaces them.
+		// The maps are another version's. Its programs keep using them until Set replaces the programs.
 		if err = unpinOthers(spec, t.Dir); err == nil {
 			err = load()
 		}
@@ -105,10 +104,10 @@ func Open(o Options) (*Translator, error) {
 	return nil, fmt.Errorf("load the programs of connect(): %w", err)
 }
 
-// Close lets go of programs and maps. They stay where they are, and go on.
+// Close closes programs and maps. They stay pinned and keep working.
 func (t *Translator) Close() { _ = t.objects.Close() }
 
-// Remove takes away all that balances at connect() on a node. Sockets that are connected stay so.
+// Remove detaches the programs and removes all pins. Connected sockets stay connected.
 func Remove(dir string) error {
 	dir = cmp.Or(dir, pin.ServicesDir)
 	for _, h := range slices.Backward(hooks) {
@@ -133,22 +132,22 @@ func kernelSockets() (*btf.Spec, error) {
 	return types, nil
 }
 
-// without has the programs go on as if a function of the kernel's had returned 0, and reads nothing of the kernel's types.
+// without replaces calls of a kernel function by the result 0, and drops relocations that read what it would have returned.
 func without(spec *ebpf.CollectionSpec, fn asm.BuiltinFunc) {
 	for _, p := range spec.Programs {
 		for i, ins := range p.Instructions {
 			switch {
 			case ins.IsBuiltinCall() && asm.BuiltinFunc(ins.Constant) == fn:
 				p.Instructions[i] = asm.Mov.Imm(asm.R0, 0).WithMetadata(ins.Metadata)
-			case fn == asm.FnSkcToTcpSock && btf.CORERelocationMetadata(&ins) != nil: // of what it returned
+			case fn == asm.FnSkcToTcpSock && btf.CORERelocationMetadata(&ins) != nil: // reads the result
 				p.Instructions[i] = btf.WithCORERelocationMetadata(ins, nil)
 			}
 		}
 	}
 }
 
-// unpinOthers has the maps give way that are not of the shape that the programs want. Others stay, so that sockets which
-// were connected before are known; but those that tell of one another go together.
+// unpinOthers unpins the maps whose layout differs from what the programs expect. The other maps stay, so that sockets which
+// were connected earlier are still known. Maps that refer to each other are unpinned together.
 func unpinOthers(spec *ebpf.CollectionSpec, dir string) error {
 	var others []string
 	for name, want := range spec.Maps {
@@ -173,7 +172,7 @@ func unpinOthers(spec *ebpf.CollectionSpec, dir string) error {
 	return nil
 }
 
-// unpinFormer lets go of what earlier versions had, and nothing uses any more.
+// unpinFormer removes maps of earlier versions that this one does not use.
 func (t *Translator) unpinFormer() error {
 	for _, name := range []string{"fathom_sends", "fathom_replies"} {
 		if err := os.RemoveAll(filepath.Join(t.Dir, name)); err != nil {
@@ -183,7 +182,7 @@ func (t *Translator) unpinFormer() error {
 	return nil
 }
 
-// Supported says in one line what the kernel lacks to balance at connect(), or nothing.
+// Supported returns one line that says what the kernel lacks to balance at connect(), or "" if it lacks nothing.
 func Supported() string {
 	if lacks := missing(); len(lacks) > 0 {
 		return unsupported(lacks...).Error()
@@ -200,7 +199,7 @@ func isCgroup(path string) bool {
 	return unix.Statfs(path, &s) == nil && s.Type == unix.CGROUP2_SUPER_MAGIC
 }
 
-// missing lists what there is no doing without, and the kernel lacks.
+// missing lists what is required and the kernel lacks.
 func missing() []string {
 	var missing []string
 	for _, h := range hooks {

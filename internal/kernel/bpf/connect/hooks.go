@@ -17,8 +17,8 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
-// hook is where one of the programs is attached. Its link is pinned, by the program's name: what is attached to
-// a cgroup by itself would outlive the cgroup's agent as well, but could be found by its name alone.
+// hook is where one of the programs is attached. Its link is pinned under the program's name. Rejected: attachment without
+// a link, which also outlives the agent, but can only be found by the program's name.
 type hook struct {
 	name    string
 	attach  ebpf.AttachType
@@ -26,8 +26,8 @@ type hook struct {
 	needs   string
 }
 
-// hooks are in the order in which they are attached, so that no socket is translated whose peer would not be
-// translated back; they are removed the other way round.
+// hooks lists the programs in the order of attachment: a program that translates back comes before the one that translates.
+// They are detached in reverse order.
 var hooks = []hook{
 	{pin.Release, ebpf.AttachCgroupInetSockRelease, func(o *bpfObjects) *ebpf.Program { return o.FathomRelease }, "cgroup/sock_release (Linux 5.9)"},
 	{pin.Getpeer4, ebpf.AttachCgroupInet4GetPeername, func(o *bpfObjects) *ebpf.Program { return o.FathomGetpeer4 }, "cgroup/getpeername (Linux 5.8)"},
@@ -40,7 +40,7 @@ var hooks = []hook{
 	{pin.Connect6, ebpf.AttachCGroupInet6Connect, func(o *bpfObjects) *ebpf.Program { return o.FathomConnect6 }, "cgroup/connect (Linux 4.17 with CONFIG_CGROUP_BPF)"},
 }
 
-// attach has all programs on the cgroup, each once, and says how many were not.
+// attach attaches every program to the cgroup exactly once, and counts those that were missing or another version's.
 func (t *Translator) attach() (diff.Count, error) {
 	var count diff.Count
 	var errs []error
@@ -55,7 +55,7 @@ func (t *Translator) attach() (diff.Count, error) {
 func (t *Translator) attachOne(h hook, count *diff.Count) error {
 	path := filepath.Join(t.Dir, h.name)
 	next := path + "_next"
-	// Of an agent that was ended in between; two would translate twice.
+	// Left by an agent that was killed before the rename. Two links would translate twice.
 	if err := detachPinned(next); err != nil {
 		return err
 	}
@@ -65,7 +65,7 @@ func (t *Translator) attachOne(h hook, count *diff.Count) error {
 		next = path
 		count.Added++
 	} else {
-		count.Corrected++ // or else see below
+		count.Corrected++ // undone below if the link is right
 	}
 	if err == nil {
 		defer there.Close()
@@ -78,7 +78,7 @@ func (t *Translator) attachOne(h hook, count *diff.Count) error {
 			return there.Update(program)
 		}
 	}
-	// The one that is there is on another cgroup, or on one that is gone.
+	// The pinned link is on another cgroup, or on a deleted one.
 	l, err := ebpflink.AttachCgroup(ebpflink.CgroupOptions{Path: t.Cgroup, Attach: h.attach, Program: program})
 	if err != nil {
 		return err
@@ -92,7 +92,7 @@ func (t *Translator) attachOne(h hook, count *diff.Count) error {
 
 const thisVersion = "this version"
 
-// detachPinned ends a link. Without its pin it would end as well, but some time later.
+// detachPinned detaches a link and removes its pin. Unpinning alone detaches too, but only some time later.
 func detachPinned(path string) error {
 	l, err := ebpflink.LoadPinnedLink(path, nil)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -108,7 +108,7 @@ func detachPinned(path string) error {
 	return os.Remove(path)
 }
 
-// attached says of each program that is attached whether it is the one of this version.
+// attached returns the state of each program that is attached, by name: thisVersion, or what is wrong.
 func (t *Translator) attached() (map[string]string, error) {
 	all := map[string]string{}
 	for _, h := range hooks {
@@ -133,7 +133,7 @@ func (t *Translator) attached() (map[string]string, error) {
 	return all, nil
 }
 
-// isAttached says whether a link is on the cgroup, and whether its program is the same.
+// isAttached reports whether a link is on the cgroup (here), and whether its program is the given one (same).
 func (t *Translator) isAttached(l ebpflink.Link, program *ebpf.Program) (here, same bool) {
 	info, err := l.Info()
 	if err != nil || info.Cgroup() == nil || info.Cgroup().CgroupId != t.cgroup {
@@ -148,8 +148,8 @@ func (t *Translator) isAttached(l ebpflink.Link, program *ebpf.Program) (here, s
 	return true, err == nil && same
 }
 
-// setNode tells the programs which network namespace is the node's own. Before Linux 5.14 it cannot be asked for, and
-// node ports do not answer at loopback addresses.
+// setNode writes into the map pin.Node which network namespace is the node's own. Before Linux 5.14 its cookie cannot be read,
+// and NodePorts do not answer at loopback addresses.
 func (t *Translator) setNode() (changed bool, err error) {
 	cookie, err := t.nodeCookie()
 	if err != nil {
@@ -165,11 +165,11 @@ func (t *Translator) setNode() (changed bool, err error) {
 	return true, nil
 }
 
-// nodeCookie asks for the node's network namespace; 0 if it cannot be asked for.
+// nodeCookie returns the cookie of the node's network namespace, or 0 if the kernel does not tell it.
 func (t *Translator) nodeCookie() (uint64, error) { return NetnsCookie(t.Node) }
 
-// NetnsCookie is the number by which the programs know a network namespace, or the caller's own if it is nil; 0 if the
-// kernel does not tell, before Linux 5.14.
+// NetnsCookie returns the number by which the programs know a network namespace, or the caller's own if n is nil. It is 0
+// before Linux 5.14, whose kernels do not tell it.
 func NetnsCookie(n *link.Namespace) (cookie uint64, err error) {
 	ask := func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)

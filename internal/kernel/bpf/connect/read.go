@@ -14,8 +14,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
 )
 
-// Frontends reads what the kernel balances, sorted by key. A frontend some of whose endpoints are missing has those
-// that are there.
+// Frontends reads the frontends that the kernel holds, sorted by key. If a set lacks endpoints, the frontend has the others.
 func (t *Translator) Frontends() ([]service.Balanced, error) {
 	s, err := t.read()
 	if err != nil {
@@ -34,9 +33,9 @@ func (t *Translator) Frontends() ([]service.Balanced, error) {
 	return all, nil
 }
 
-// Translation is a socket that is connected to an endpoint where its process asked for a Service.
+// Translation is a socket whose process connected to a Service, and which is connected to an endpoint.
 type Translation struct {
-	Cookie            uint64 // the socket's, as sock_diag tells it
+	Cookie            uint64 // of the socket, as sock_diag reports it
 	Protocol          service.Protocol
 	Frontend, Backend netip.AddrPort
 }
@@ -46,8 +45,7 @@ func (v peerValue) translation(cookie uint64) Translation {
 	return Translation{Cookie: cookie, Protocol: as.Protocol, Frontend: netip.AddrPortFrom(as.Addr, as.Port), Backend: v.To.addrPort()}
 }
 
-// Translations lists the sockets that are connected to an endpoint in a Service's place. A connection that failed may
-// be among them until its socket is closed.
+// Translations lists the translated sockets. A socket whose connection failed may be among them until it is closed.
 func (t *Translator) Translations() ([]Translation, error) {
 	var all []Translation
 	if err := readAll(t.objects.FathomPeers, func(cookie uint64, v peerValue) { all = append(all, v.translation(cookie)) }); err != nil {
@@ -56,8 +54,8 @@ func (t *Translator) Translations() ([]Translation, error) {
 	return all, nil
 }
 
-// Translated says what a socket's process asked for, if it was translated. A socket that is connected to another address
-// than Backend has connected anew since.
+// Translated returns the translation of a socket, if it has one. If the socket is connected to another address than Backend,
+// it has connected again since.
 func (t *Translator) Translated(cookie uint64) (Translation, bool, error) {
 	var v peerValue
 	err := t.objects.FathomPeers.Lookup(cookie, &v)
@@ -70,13 +68,13 @@ func (t *Translator) Translated(cookie uint64) (Translation, bool, error) {
 	return v.translation(cookie), true, nil
 }
 
-// Limits of what is noted of connected sockets. What is beyond them is left to rules for packets.
+// Limits of how many connected sockets are recorded. Sockets beyond them are balanced by nftables.
 const (
 	MaxPeers    = 131072 // on the node
 	ClientShare = 16384  // of one network namespace, PEERS_OF_ONE in connect.c
 )
 
-// Crowded says which network namespaces have used up their share of connected sockets, by their cookies, sorted.
+// Crowded returns the cookies of the network namespaces that have used up their share of connected sockets, sorted.
 func (t *Translator) Crowded() ([]uint64, error) {
 	var all []uint64
 	if err := readAll(t.objects.FathomClients, func(netns uint64, sockets int64) {
@@ -90,19 +88,19 @@ func (t *Translator) Crowded() ([]uint64, error) {
 	return all, nil
 }
 
-// fates are what becomes of a socket's wish to talk to a Service, in the order of `enum fate` in connect.c.
+// fates are the outcomes of a socket's attempt to reach a Service, in the order of `enum fate` in connect.c.
 var fates = []string{"", "connected", "sent", "refused", "changing", FateFull, "share", "socket", "kernel"}
 
-// FateFull is the Fate of sockets that there was no room for.
+// FateFull is the fate of sockets for which the map of peers had no room.
 const FateFull = "full"
 
-// Fate is how often something became of a socket's wish to talk to a Service.
+// Fate counts one outcome of sockets' attempts to reach a Service.
 type Fate struct {
 	Name  string
 	Times uint64
 }
 
-// Fates reads what became of sockets' wishes to talk to a Service, since the maps were made.
+// Fates reads how often each outcome occurred since the maps were made.
 func (t *Translator) Fates() ([]Fate, error) {
 	var all []Fate
 	for i, name := range fates {
@@ -122,7 +120,7 @@ func (t *Translator) Fates() ([]Fate, error) {
 	return all, nil
 }
 
-// Detached returns the names of the programs of which none of this version is attached to the cgroup.
+// Detached returns the names of the programs that are not attached to the cgroup in this version.
 func (t *Translator) Detached() ([]string, error) {
 	attached, err := t.attached()
 	if err != nil {
@@ -137,7 +135,7 @@ func (t *Translator) Detached() ([]string, error) {
 	return names, nil
 }
 
-// Check says how what the kernel holds differs from what the plan says.
+// Check returns how the kernel differs from the plan, and changes nothing.
 func (t *Translator) Check(p service.Plan) ([]bpf.Difference, error) {
 	have, err := t.Frontends()
 	if err != nil {

@@ -20,10 +20,10 @@ type state struct {
 	services  map[frontendKey]serviceValue
 	sets      map[uint32]*endpointSet
 	byContent map[string]uint32
-	unused    map[uint32]bool // sets that have lost their last user, or have none yet
-	last      uint32          // the number that was given to a set last, also if that one is gone
-	written   uint32          // what the map pin.Node says of that
-	// What was wanted when they were written.
+	unused    map[uint32]bool // sets without a frontend: it was removed, or is not added yet
+	last      uint32          // the number of the newest set, even if that one is deleted
+	written   uint32          // the same, as the map pin.Node has it
+	// The plan that the maps were written for.
 	frontends map[service.Key]service.Frontend
 	nodePorts []netip.Addr
 }
@@ -31,18 +31,18 @@ type state struct {
 // endpointSet is one set of endpoints.
 type endpointSet struct {
 	content string
-	slots   uint32 // there may be one below this
-	users   int    // frontends
+	slots   uint32 // all slots are below this number
+	users   int    // number of frontends that have this set
 }
 
-// Set makes the kernel hold what the plan says, attaches the programs, and may be repeated. It reads what is there and
-// says how much of it was changed.
+// Set makes the maps hold the plan and attaches the programs. It reads what the kernel holds, corrects it, and returns the
+// number of corrections. It is idempotent.
 func (t *Translator) Set(p service.Plan) (changed int, err error) {
 	return t.SetAfter(p, func() error { return nil })
 }
 
-// SetAfter is Set beside somebody who does his part meanwhile: before sockets meet anything else than now, it calls done,
-// which waits for him. If that returns an error, they do not. Most of the work comes before.
+// SetAfter runs Set concurrently with another writer. It calls done before any frontend changes; done waits for the other
+// writer. If done fails, no frontend changes. Most of the work is done before that call.
 func (t *Translator) SetAfter(p service.Plan, done func() error) (changed int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -73,7 +73,7 @@ func (t *Translator) SetAfter(p service.Plan, done func() error) (changed int, e
 		s.frontends, s.nodePorts = service.ByKey(p.Frontends), slices.Clone(p.NodePortAddrs)
 		t.state = s
 	}
-	// Programs come last: then the first socket that meets them meets all Services.
+	// The programs are attached last, so that the first socket they see can reach every Service.
 	count, attachErr := t.attach()
 	if attachErr == nil {
 		attachErr = t.unpinFormer()
@@ -81,14 +81,14 @@ func (t *Translator) SetAfter(p service.Plan, done func() error) (changed int, e
 	return changed + count.Added + count.Corrected, errors.Join(err, attachErr)
 }
 
-// notDoneError is what keeps sockets from meeting anything else.
+// notDoneError is the error of the function done, after which no frontend was changed.
 type notDoneError struct{ error }
 
-// errUncertain says that what the maps hold is not known.
+// errUncertain says that the content of the maps is unknown.
 var errUncertain = errors.New("what the kernel balances at connect() is not certain: set all of it")
 
-// Change makes the kernel hold what has changed of Services since the last Set or Change, and does not look at others.
-// After an error all has to be Set.
+// Change applies what changed of Services since the last Set or Change, and does not touch other Services. After an error the
+// next call must be Set.
 func (t *Translator) Change(changes []service.Change) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -117,7 +117,7 @@ func (t *Translator) Change(changes []service.Change) error {
 						continue
 					}
 					seen[k] = true
-					// Asked of all, not of the change: keys of two Services may meet at a node's address.
+					// All frontends are asked, not only the changed ones: two Services may have the same key at a node's address.
 					if b, found := service.BalancedAt(s.frontends, s.nodePorts, k); found {
 						want = append(want, b)
 					} else if _, there := s.services[keyOf(k)]; there {
@@ -135,9 +135,9 @@ func (t *Translator) Change(changes []service.Change) error {
 	return nil
 }
 
-// apply changes the maps, and what is known of them. A frontend gets new endpoints in one write, after these are there
-// under a number that no frontend has had; what no frontend has any more is deleted after that. The programs look whether
-// their frontend still has the same number when they have read its endpoint. done is called before any frontend changes.
+// apply changes the maps and updates the state. It first writes new sets of endpoints, under numbers that were never used, then
+// switches each frontend to its set in one write, then deletes the sets that no frontend has. The programs check after they
+// have read an endpoint that the frontend still has the same set. apply calls done before it changes any frontend.
 func (t *Translator) apply(s *state, want []service.Balanced, gone []frontendKey, done func() error) (changed int, err error) {
 	var slots []slotKey
 	var endpoints []endpoint
@@ -168,7 +168,7 @@ func (t *Translator) apply(s *state, want []service.Balanced, gone []frontendKey
 		keys, values = append(keys, key), append(values, value)
 	}
 	if len(slots) > 0 {
-		// First, so that no number is ever given twice: a UDP socket may come with one that it had long ago.
+		// The number is written first, so that none is ever used twice: a UDP socket may still refer to a set from long ago.
 		if err := t.objects.FathomNode.Update(nodeLastSet, uint64(s.last), ebpf.UpdateAny); err != nil {
 			return 0, fmt.Errorf("write the map %s: %w", pin.Node, err)
 		}
@@ -194,7 +194,7 @@ func (t *Translator) apply(s *state, want []service.Balanced, gone []frontendKey
 	return len(keys) + len(gone) + swept, err
 }
 
-// sweep deletes the sets that no frontend has.
+// sweep deletes the sets that no frontend has, and returns how many there were.
 func (t *Translator) sweep(s *state) (int, error) {
 	var slots []slotKey
 	n := 0
@@ -219,7 +219,7 @@ func (t *Translator) sweep(s *state) (int, error) {
 	return n, nil
 }
 
-// holds says whether a frontend has these endpoints.
+// holds reports whether a frontend has exactly these endpoints.
 func (s *state) holds(v serviceValue, inSet string) bool {
 	if int(v.Count) != len(inSet)/20 {
 		return false
@@ -228,7 +228,7 @@ func (s *state) holds(v serviceValue, inSet string) bool {
 	return v.Count == 0 || there && set.content == inSet
 }
 
-// add gives a number to a set that is about to be written.
+// add assigns an unused number to a set that is about to be written.
 func (s *state) add(inSet string, slots uint32) uint32 {
 	for {
 		s.last++
@@ -243,7 +243,7 @@ func (s *state) add(inSet string, slots uint32) uint32 {
 
 func (s *state) use(number uint32, n int) {
 	set, there := s.sets[number]
-	if !there { // the one without endpoints, or one that somebody took away
+	if !there { // the empty set, or one that another process deleted
 		return
 	}
 	set.users += n
@@ -252,7 +252,7 @@ func (s *state) use(number uint32, n int) {
 	}
 }
 
-// read reads the maps.
+// read reads all maps into a new state.
 func (t *Translator) read() (*state, error) {
 	s := &state{services: map[frontendKey]serviceValue{}, sets: map[uint32]*endpointSet{}, byContent: map[string]uint32{}, unused: map[uint32]bool{}}
 	if err := readAll(t.objects.FathomServices, func(k frontendKey, v serviceValue) { s.services[k] = v }); err != nil {
@@ -276,7 +276,7 @@ func (t *Translator) read() (*state, error) {
 			n++
 		}
 		set := &endpointSet{slots: backends[n-1].Number + 1}
-		if set.slots == uint32(n) { // else something is missing, and it has the content of no set
+		if set.slots == uint32(n) { // otherwise slots are missing, and the set matches no content
 			b := make([]byte, 0, 20*n)
 			for _, e := range backends[:n] {
 				b = e.appendTo(b)
@@ -296,19 +296,19 @@ func (t *Translator) read() (*state, error) {
 	s.last, s.written = max(s.last, uint32(last)), uint32(last)
 	for _, v := range s.services {
 		s.use(v.Set, 1)
-		s.last = max(s.last, v.Set) // somebody may have taken the set away
+		s.last = max(s.last, v.Set) // another process may have deleted the set
 	}
 	return s, nil
 }
 
-// updateAll writes many entries with one system call, where the kernel has that.
+// updateAll writes many entries with one system call, if the kernel supports batches.
 func updateAll[K, V any](m *ebpf.Map, keys []K, values []V) error {
 	for len(keys) > 0 {
 		n, err := m.BatchUpdate(keys, values, nil)
 		if errors.Is(err, ebpf.ErrNotSupported) {
 			n, err = 1, m.Update(keys[0], values[0], ebpf.UpdateAny)
 		}
-		if err != nil && n == 0 { // else it went some way: memory comes in portions
+		if err != nil && n == 0 { // a batch may fail half-way, since memory is allocated in portions
 			return err
 		}
 		keys, values = keys[n:], values[n:]
@@ -316,7 +316,7 @@ func updateAll[K, V any](m *ebpf.Map, keys []K, values []V) error {
 	return nil
 }
 
-// deleteAll deletes many entries with one system call; those that are not there are no error.
+// deleteAll deletes many entries with one system call, if the kernel supports batches. Missing entries are not an error.
 func deleteAll[K any](m *ebpf.Map, keys []K) error {
 	for len(keys) > 0 {
 		n, err := m.BatchDelete(keys, nil)
@@ -324,7 +324,7 @@ func deleteAll[K any](m *ebpf.Map, keys []K) error {
 		case errors.Is(err, ebpf.ErrNotSupported):
 			n, err = 1, bpf.IgnoreMissing(m.Delete(keys[0]))
 		case errors.Is(err, ebpf.ErrKeyNotExist):
-			n, err = n+1, nil // the kernel stops there
+			n, err = n+1, nil // the kernel stops at the missing entry
 		}
 		if err != nil && n == 0 {
 			return err
@@ -334,7 +334,7 @@ func deleteAll[K any](m *ebpf.Map, keys []K) error {
 	return nil
 }
 
-// readAll reads all entries of a map, many with one system call.
+// readAll calls each for every entry of a map. It reads many with one system call.
 func readAll[K, V any](m *ebpf.Map, each func(K, V)) error {
 	return readPortions(m, 8192, func(keys []K, values []V) error {
 		for i := range keys {
@@ -344,7 +344,7 @@ func readAll[K, V any](m *ebpf.Map, each func(K, V)) error {
 	})
 }
 
-// readPortions does so, and hands over what one system call gave.
+// readPortions calls each with the entries that one system call returned.
 func readPortions[K, V any](m *ebpf.Map, portion int, each func([]K, []V) error) error {
 	keys, values := make([]K, portion), make([]V, portion)
 	var at ebpf.MapBatchCursor

@@ -9,7 +9,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
 )
 
-// These are what the maps of connect.c hold.
+// Keys and values of the maps in connect.c.
 type (
 	frontendKey struct {
 		Address  pin.Key
@@ -30,7 +30,7 @@ type (
 	}
 )
 
-// Places in the map pin.Node.
+// Indexes of the map pin.Node.
 const (
 	nodeNetns   = uint32(0)
 	nodeLastSet = uint32(1)
@@ -56,7 +56,7 @@ func (e endpoint) addrPort() netip.AddrPort {
 	return netip.AddrPortFrom(e.Address.Addr(), binary.BigEndian.Uint16(e.Port[:]))
 }
 
-// content is a set of endpoints as it is in the map: sets of the same content are one.
+// content encodes a set of endpoints as the map holds it. Frontends with the same content share one set.
 func content(endpoints []netip.AddrPort) string {
 	b := make([]byte, 0, 20*len(endpoints))
 	for _, a := range endpoints {
