@@ -82,9 +82,9 @@ func TestManifests(t *testing.T) {
 		t.Errorf("the configuration is in %s/%s", c.GetNamespace(), c.GetName())
 	}
 	selector, _, _ := unstructured.NestedStringMap(find(t, objects, "DaemonSet").Object, "spec", "selector", "matchLabels")
-	key, value, _ := strings.Cut(kube.AgentSelector, "=")
+	key, value, _ := strings.Cut(netconf.AgentSelector, "=")
 	if selector[key] != value {
-		t.Errorf("the agents have %v, and are looked for by %s", selector, kube.AgentSelector)
+		t.Errorf("the agents have %v, and are looked for by %s", selector, netconf.AgentSelector)
 	}
 	for _, o := range objects {
 		if strings.HasPrefix(o.GetKind(), "Cluster") || strings.HasPrefix(o.GetKind(), "ValidatingAdmission") || o.GetKind() == "Namespace" || o.GetKind() == "CustomResourceDefinition" {

@@ -120,7 +120,7 @@ func (a *assembly) build(ctx context.Context, store image.Store) error {
 	if a.client, err = kube.Connect(a.diskFile(planes[0].Name, "/etc/kubernetes/super-admin.conf")); err != nil {
 		return err
 	}
-	// The API server takes a second of processor time to start; the rest is made ready beside it.
+	// The API server takes a second of processor time to start. The workers and the add-ons' manifests are prepared in that time.
 	err = concurrently(ctx, a.startAPIServer, a.printAddOns, func(ctx context.Context) error {
 		workers := a.workers()
 		if len(workers) == 0 {
@@ -243,8 +243,8 @@ func (a *assembly) startAPIServer(ctx context.Context) error {
 	})
 }
 
-// join makes the nodes known to an API server that has only begun to serve, starts their kubelets, and installs the add-ons
-// and the network meanwhile.
+// join creates the Nodes in an API server that has only begun to serve. Then it starts their kubelets, and at the same time
+// installs the network and the add-ons.
 func (a *assembly) join(ctx context.Context) error {
 	podsBegin := make(chan struct{})
 	a.manifests.apply(a.c, a.client, podsBegin)
@@ -378,8 +378,8 @@ func (a *assembly) waitProxy(ctx context.Context) error {
 	})
 }
 
-// waitUsable returns when the nodes are Ready and CoreDNS is, on top of kube-proxy. Without a network there is nothing to
-// wait for: nodes stay NotReady until somebody brings one.
+// waitUsable returns when the nodes and CoreDNS are Ready. Without a network there is nothing to wait for: nodes stay NotReady
+// until the user installs one.
 func (a *assembly) waitUsable(ctx context.Context, since since) error {
 	if !a.network.Ready() {
 		return nil

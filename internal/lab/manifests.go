@@ -14,7 +14,7 @@ import (
 // manifestOwner is the field manager of users' manifests.
 const manifestOwner = "fathom-up"
 
-// manifests applies the users' manifests of a lab's clusters beside the other steps, none of which needs them. What has pods
+// manifests applies the users' manifests of a lab's clusters at the same time as the other steps, none of which needs them. What has pods
 // waits for nodes: the scheduler would put all of them on the first that is Ready. One that cannot be applied ends no other
 // step: the clusters would have to be made anew, where they only lack the object.
 type manifests struct {

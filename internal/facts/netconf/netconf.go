@@ -25,6 +25,13 @@ const (
 	ConfigMap = "fathom-config"
 )
 
+// How the agents are found and asked, as deploy/fathom.yaml has them.
+const (
+	AgentSelector  = "app.kubernetes.io/name=fathom-agent"
+	AgentContainer = "agent"
+	AgentProgram   = "/fathom-agent"
+)
+
 // DefaultPool is the pool of a node's own podCIDRs.
 const DefaultPool = "default"
 

@@ -18,6 +18,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
@@ -196,7 +197,7 @@ func Release(ctx context.Context, client *kube.Client, address netip.Addr, force
 		return l, fmt.Errorf("no agent runs on node %s, which holds %s", l.Node, address)
 	}
 	var out, stderr bytes.Buffer
-	if err := client.Exec(ctx, agent, kube.AgentContainer, nil, &out, &stderr, kube.AgentProgram, "release", address.String()); err != nil {
+	if err := client.Exec(ctx, agent, netconf.AgentContainer, nil, &out, &stderr, netconf.AgentProgram, "release", address.String()); err != nil {
 		return l, fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
 	}
 	return l, nil

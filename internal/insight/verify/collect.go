@@ -166,7 +166,7 @@ var errNoAgents = errors.New("no agent of Fathom's network runs in namespace " +
 
 // findAgents returns the agents' pods by their nodes; that there are none is an error.
 func findAgents(ctx context.Context, client *kube.Client) (map[string]*corev1.Pod, error) {
-	agents, err := client.PodsOf(ctx, netconf.Namespace, kube.AgentSelector)
+	agents, err := client.PodsOf(ctx, netconf.Namespace, netconf.AgentSelector)
 	if err == nil && len(agents) == 0 {
 		err = errNoAgents
 	}
@@ -218,7 +218,7 @@ func ask[S any](ctx context.Context, client *kube.Client, agents map[string]*cor
 			out, stderr := bounded{most: maxAnswer}, bounded{most: maxWords}
 			ctx, cancel := context.WithTimeoutCause(ctx, agentPatience, fmt.Errorf("no answer within %v", agentPatience))
 			defer cancel()
-			if a.err = client.Exec(ctx, pod, kube.AgentContainer, nil, &out, &stderr, kube.AgentProgram, verb); a.err != nil {
+			if a.err = client.Exec(ctx, pod, netconf.AgentContainer, nil, &out, &stderr, netconf.AgentProgram, verb); a.err != nil {
 				a.err = fmt.Errorf("%w: %s", a.err, strings.TrimSpace(stderr.String()))
 			} else if out.over {
 				a.err = fmt.Errorf("read the answer of the agent on node %s: it has more than %d bytes", node, out.most)

@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/fathom-network/fathom/internal/facts/answer"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/ping"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/watch/kube"
@@ -226,8 +227,8 @@ func open(ctx context.Context, client *kube.Client, agent *corev1.Pod, addrs []n
 	s := &session{in: inWriter, enc: json.NewEncoder(inWriter), dec: json.NewDecoder(out), out: out, done: make(chan struct{})}
 	go func() {
 		var stderr strings.Builder
-		err := client.Exec(ctx, agent, kube.AgentContainer, inReader, outWriter, &stderr,
-			kube.AgentProgram, "probe", "--address", join(addrs))
+		err := client.Exec(ctx, agent, netconf.AgentContainer, inReader, outWriter, &stderr,
+			netconf.AgentProgram, "probe", "--address", join(addrs))
 		if err != nil && stderr.Len() > 0 {
 			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
 		}

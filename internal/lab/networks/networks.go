@@ -1,5 +1,5 @@
-// Package networks has the kinds of pod network that a cluster of a lab may have, one a file, behind one interface: what differs
-// between them is here and nowhere else in lab. The lab itself only says when each part is done.
+// Package networks has the kinds of pod network that a lab's cluster may have, one in each file, behind one interface. Package lab
+// decides when each part is done; what is done is decided here.
 package networks
 
 import (
@@ -17,14 +17,14 @@ import (
 type Network interface {
 	// Disk returns the files that a node has for the network before it boots, by their paths on the node.
 	Disk(n *topology.Node) (map[string][]byte, error)
-	// Wire returns what a node's network namespace has for the network beside the node's own addresses and routes.
+	// Wire returns the routes and rules that a node's network namespace needs in addition to its own addresses and routes.
 	Wire(c Cluster, n *topology.Node) Wire
-	// Step says what Install does, for a user who looks on; empty if there is nothing to install.
+	// Step is the name of Install among the steps that `fathom up` shows; empty if there is nothing to install.
 	Step() string
 	// Install makes the network's objects. The API server may have only begun to serve; controllers is closed when the
 	// cluster's controllers begin their work.
 	Install(ctx context.Context, c Cluster, client *kube.Client, controllers <-chan struct{}) error
-	// Ready says whether nodes become Ready by it, and pods of theirs run. Without it there is nothing to wait for.
+	// Ready reports whether the network makes nodes Ready. If it does not, the lab does not wait for them.
 	Ready() bool
 }
 
@@ -44,8 +44,8 @@ type Wire struct {
 	Uplink *ruleset.Uplink
 }
 
-// Of returns the network of a kind. A kind that there is not is one that a lab of another version had: nothing is known of
-// it, and nothing done for it.
+// Of returns the network of a kind. A kind that this version does not know, of a lab that another version made, is like none:
+// the lab does nothing for it.
 func Of(kind topology.NetworkKind) Network {
 	switch kind {
 	case topology.NetworkFathom:

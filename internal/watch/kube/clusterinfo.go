@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"strconv"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -13,7 +12,7 @@ import (
 )
 
 // ClusterInfo returns the API server's address, HOST:PORT, that kubeadm publishes for nodes which are to join, or
-// nothing if the cluster is none of kubeadm's.
+// nothing if kubeadm did not make the cluster.
 // https://kubernetes.io/docs/reference/setup-tools/kubeadm/implementation-details/
 func (c *Client) ClusterInfo(ctx context.Context) (string, error) {
 	m, err := c.CoreV1().ConfigMaps(metav1.NamespacePublic).Get(ctx, "cluster-info", metav1.GetOptions{})
@@ -40,6 +39,3 @@ func (c *Client) ClusterInfo(ctx context.Context) (string, error) {
 	}
 	return "", nil
 }
-
-// HostPort joins an address and a port.
-func HostPort(host string, port int32) string { return net.JoinHostPort(host, strconv.Itoa(int(port))) }

@@ -73,7 +73,7 @@ func (c *Client) create(ctx context.Context, object runtime.Object) error {
 // or ctx ends.
 func WhenStarted(ctx context.Context, do func() error) error { return again(ctx, do, startsYet) }
 
-// again does something until what it says is no reason to wait, or ctx ends.
+// again calls do until it succeeds, it fails with an error that is not worth waiting for, or ctx ends.
 func again(ctx context.Context, do func() error, wait func(error) bool) error {
 	for {
 		err := do()

@@ -47,8 +47,8 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// CutFrom closes the connections to the API server that were made from addresses that are gone, and returns how many. Who
-// waits for an answer by one, as a watch does, begins anew from another address.
+// CutFrom closes the connections to the API server whose local address is gone, and returns how many. Requests that wait on
+// such a connection, as watches do, fail and are made again from another address.
 func (c *Client) CutFrom(gone func(netip.Addr) bool) int {
 	c.dialer.mu.Lock()
 	var dead []*conn

@@ -54,10 +54,3 @@ func (c *Client) Exec(ctx context.Context, pod *corev1.Pod, container string, st
 	}
 	return nil
 }
-
-// How the agents of the network are found and asked, as deploy/fathom.yaml has them.
-const (
-	AgentSelector  = "app.kubernetes.io/name=fathom-agent"
-	AgentContainer = "agent"
-	AgentProgram   = "/fathom-agent"
-)

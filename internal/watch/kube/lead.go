@@ -10,8 +10,8 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
-// Lead waits until the process is the one that leads, of all that ask for the Lease of the name, and runs lead, until the
-// context ends. If the Lease is lost meanwhile, lead's context ends, and then so does Lead, with an error.
+// Lead waits until this process holds the Lease of that name, and then runs lead until the context ends. If the Lease is lost,
+// lead's context is cancelled and Lead returns an error.
 func (c *Client) Lead(ctx context.Context, namespace, name, identity string, lead func(context.Context) error) error {
 	lock, err := resourcelock.New(resourcelock.LeasesResourceLock, namespace, name, c.CoreV1(), c.CoordinationV1(), resourcelock.ResourceLockConfig{Identity: identity})
 	if err != nil {

@@ -22,7 +22,7 @@ type Event struct {
 	Message string // cut at 1,024 bytes, the API's limit
 }
 
-// Reporter is who tells of an event.
+// Reporter is the program that reports an event.
 type Reporter struct {
 	Component string // fathom-agent
 	// Instance is which of them: the Node of an agent, the pod of the controller. Admission policies compare an agent's

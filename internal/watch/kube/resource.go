@@ -95,8 +95,8 @@ func (s Selection) apply(o *metav1.ListOptions) {
 	o.LabelSelector, o.FieldSelector = s.Labels, s.Fields
 }
 
-// List reads the objects of a resource as they are now: what was made before the call is among them, whoever made it. A
-// cluster that does not know the kind has none.
+// List reads the current objects of a resource: the result includes everything that was created before the call. It is empty
+// where the cluster does not know the kind.
 func List[T Object](ctx context.Context, c *Client, r Resource[T], s Selection) ([]T, error) {
 	// Without a resource version the answer is at least as new as the request.
 	// https://kubernetes.io/docs/reference/using-api/api-concepts/#semantics-for-get-and-list
@@ -120,12 +120,12 @@ func List[T Object](ctx context.Context, c *Client, r Resource[T], s Selection) 
 	return all, nil
 }
 
-// isAbsent says that the API server does not know a kind, or not in this version. One that is starting says
-// something else.
+// isAbsent reports whether the API server does not serve a kind, or not in this version. A server that is starting returns
+// another error.
 func isAbsent(err error) bool { return apierrors.IsNotFound(err) }
 
-// DeleteAll deletes all objects of one of Fathom's own kinds. Those with finalizers stay until these are removed. A cluster
-// that does not know the kind has none.
+// DeleteAll deletes all objects of one of Fathom's own kinds. Objects with finalizers remain until the finalizers are removed. A
+// cluster that does not know the kind is not an error.
 func DeleteAll[T interface {
 	Object
 	*v1alpha1.IPPool | *v1alpha1.IPBlock | *v1alpha1.AddressPool | *v1alpha1.BGPPeer

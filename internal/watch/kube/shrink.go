@@ -12,10 +12,10 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 )
 
-// Each shrinkX keeps of an object what its readers look at, and bears to be given what it has returned.
+// Each of these functions keeps the fields of an object that its readers use. They are idempotent.
 
-// shrinkNode leaves out what a Node is large by: one is 10 KiB and more, most of it the list of its images, and every agent
-// holds all nodes.
+// shrinkNode drops what makes a Node large: it has 10 KiB and more, most of it the list of images, and every agent holds all
+// nodes.
 func shrinkNode(o *corev1.Node) *corev1.Node {
 	small := &corev1.Node{ObjectMeta: shrinkMeta(&o.ObjectMeta)}
 	small.Labels = o.Labels
@@ -95,7 +95,7 @@ func shrinkMeta(m *metav1.ObjectMeta) metav1.ObjectMeta {
 	return small
 }
 
-// shrinkService keeps of a Service what says whose addresses it has and asks for, and what the field manager owner wrote.
+// shrinkService keeps the addresses that a Service has and asks for, and the managed fields of owner.
 func shrinkService(s *corev1.Service, owner string) *corev1.Service {
 	small := &corev1.Service{ObjectMeta: shrinkMeta(&s.ObjectMeta)}
 	small.Labels, small.Finalizers, small.Spec, small.Status.LoadBalancer = s.Labels, s.Finalizers, s.Spec, s.Status.LoadBalancer
@@ -114,7 +114,7 @@ func shrinkService(s *corev1.Service, owner string) *corev1.Service {
 	return small
 }
 
-// shrinkPeer keeps of the status what the node wrote itself, and who else wrote.
+// shrinkPeer keeps of the status the session of one node, and the names of the other nodes.
 func shrinkPeer(p *v1alpha1.BGPPeer, node string) *v1alpha1.BGPPeer {
 	small := &v1alpha1.BGPPeer{ObjectMeta: shrinkMeta(&p.ObjectMeta), Spec: p.Spec}
 	small.Generation = p.Generation

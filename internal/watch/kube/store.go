@@ -16,11 +16,11 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
-// Store is a live picture of the objects of a resource. What it says may be late, and is never half of an object. Its
-// objects are shared: nobody changes them.
+// Store is a live picture of the objects of a resource. It may lag behind the API server; it never has half of an object.
+// Callers share its objects and must not change them.
 //
-// client-go's reflector writes into it directly. Rejected: client-go's shared informers, whose queue and whose buffers
-// for several readers hold objects a second time, and which tell nobody when a list without objects has come.
+// client-go's reflector writes into it directly. Rejected: client-go's shared informers. Their queue and their buffers
+// for several readers hold objects a second time, and they send no event for an empty list.
 type Store[T Object] struct {
 	options        Options[T]
 	asked          func(error) // if not nil, is told how each request ended
@@ -34,27 +34,25 @@ type Store[T Object] struct {
 // store, and must not block.
 type Options[T Object] struct {
 	Selection
-	// Optional says that a cluster may lack the kind. The store is then Synced without it. The kind is looked for again
-	// and again, so that one that is installed later is found.
+	// Optional says that a cluster may lack the kind; the store is then Synced without it. The watch keeps trying, so it
+	// finds a kind that is installed later.
 	Optional bool
-	// Shrink returns what the store keeps of an object, which may be a copy or the object itself. Nil keeps all of it. What
-	// was shrunk may be shrunk again.
+	// Shrink returns the part of an object that the store keeps: a copy, or the object itself. It must be idempotent. Nil
+	// keeps the whole object.
 	Shrink func(T) T
-	// Changed is called when the store has changed, when it has been listed for the first time, be it empty, and when an
-	// optional kind is missing.
+	// Changed is called after every change, after every complete list (also an empty one), and when an optional kind turns
+	// out to be missing.
 	Changed func()
-	// Same says of what was kept and what is kept of an object that its reader cannot tell them apart, so that Changed
-	// need not be called.
+	// Same reports whether an update makes no difference to the caller; Changed is not called for it. Nil means that every
+	// update makes one.
 	Same func(was, is T) bool
-	// Refused is called with the reason when a list or a watch fails. Nil logs it as client-go does.
+	// Refused is called with the error when a list or a watch fails. Nil logs the error as client-go does.
 	Refused func(error)
-	// Set, if not nil, is given every object that is new or has changed, whole, and Deleted the name of every one that is
-	// gone. The store then keeps nothing but names: there may be tens of thousands of objects, of which the
-	// caller needs little.
+	// Set, if not nil, receives every new or changed object, whole, and Deleted the name of every deleted one. The store
+	// then keeps only names: there may be tens of thousands of objects, and the caller needs little of each.
 	Set     func(T)
 	Deleted func(service.Name)
-	// Retry is the time between two attempts after a failure; 0 is that of client-go's reflectors, 0.8 s and longer each
-	// time up to half a minute.
+	// Retry is the delay after a failure; 0 means the backoff of client-go's reflectors, from 0.8 s up to 30 s.
 	Retry time.Duration
 }
 
@@ -95,8 +93,7 @@ func (s *Store[T]) run(ctx context.Context, c *Client, r Resource[T]) {
 	}
 	var kind T
 	reflector := cache.NewReflectorWithOptions(source, kind, sink[T]{s}, cache.ReflectorOptions{Name: r.name, Backoff: &backoff})
-	// What Reflector.RunWithContext does, which tells of failures to nobody but the log, where an optional kind's
-	// absence does not belong.
+	// This is Reflector.RunWithContext, which only logs errors; a missing optional kind does not belong in the log.
 	_ = backoff.DelayWithReset(clock.RealClock{}, delayForgotten).Until(ctx, true, true, func(ctx context.Context) (bool, error) {
 		if err := reflector.ListAndWatchWithContext(ctx); err != nil && ctx.Err() == nil {
 			s.refused(ctx, reflector, err)
@@ -123,7 +120,7 @@ func (s *Store[T]) Len() int {
 	return len(s.objects)
 }
 
-// Get returns an object, or false if there is none of the name. Objects that are in no namespace have an empty one.
+// Get returns an object, or false if there is none of that name. The namespace of cluster-scoped objects is empty.
 func (s *Store[T]) Get(namespace, name string) (T, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -131,10 +128,10 @@ func (s *Store[T]) Get(namespace, name string) (T, bool) {
 	return o, found
 }
 
-// Synced says whether the store has been complete at least once, or the cluster lacks an optional kind.
+// Synced reports whether the store has been complete at least once, or the cluster lacks an optional kind.
 func (s *Store[T]) Synced() bool { return s.listed.Load() || s.absent.Load() }
 
-// Listed says whether the store has been complete at least once: it has not where the kind is not installed.
+// Listed reports whether the store has been complete at least once. It never is where the kind is not installed.
 func (s *Store[T]) Listed() bool { return s.listed.Load() }
 
 func (s *Store[T]) tell(ctx context.Context, err error) {
@@ -219,7 +216,7 @@ func (s sink[T]) Delete(o any) error {
 	return nil
 }
 
-// Replace implements cache.ReflectorStore: at first, and when the watch had to begin anew.
+// Replace implements cache.ReflectorStore: it takes the first list, and another whenever the watch cannot be resumed.
 func (s sink[T]) Replace(list []any, _ string) error {
 	now := make(map[service.Name]T, len(list))
 	for _, o := range list {
@@ -249,8 +246,8 @@ func (s sink[T]) Replace(list []any, _ string) error {
 // Resync implements cache.ReflectorStore.
 func (s sink[T]) Resync() error { return nil }
 
-// Transformer implements cache.TransformingStore: a list that the API server streams is shrunk while it comes, object by
-// object, and is at no moment whole in memory.
+// Transformer implements cache.TransformingStore: objects of a streamed list are shrunk one by one as they arrive, so that the
+// list is never whole in memory.
 func (s sink[T]) Transformer() cache.TransformFunc {
 	if s.options.Set != nil || s.options.Shrink == nil {
 		return nil

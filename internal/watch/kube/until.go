@@ -12,9 +12,9 @@ import (
 // untilRetry is the time between two attempts of Until: what is waited for may come with an API server that is starting.
 const untilRetry = 100 * time.Millisecond
 
-// Until returns when done says so of one of the objects: it is given each as it is, and again whenever it changes. The API
-// server may be starting or away for a moment: what fails is tried again, and is told when ctx ends. done is called by one
-// goroutine, and not after Until has returned.
+// Until watches a resource until done returns true. It calls done with every object, and again whenever one changes, from one
+// goroutine and never after it has returned. The API server may be starting or unreachable for a moment: failed requests are
+// retried, and the last error is returned if ctx ends first.
 func Until[T Object](ctx context.Context, c *Client, r Resource[T], selected Selection, done func(T) bool) error {
 	watching, stop := context.WithCancel(klog.NewContext(ctx, klog.Logger{})) // the error says what failed last
 	defer stop()
@@ -30,7 +30,7 @@ func Until[T Object](ctx context.Context, c *Client, r Resource[T], selected Sel
 			},
 			Refused: func(error) {},
 		},
-		// client-go's reflector tries some requests again without a word, those of a server that refuses connections.
+		// client-go's reflector retries some requests silently, such as those that meet a refused connection.
 		asked: func(err error) { last.Store(&err) },
 	}
 	if s.run(watching, c, r); found {

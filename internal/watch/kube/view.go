@@ -25,8 +25,7 @@ type View struct {
 	Blocks       *Store[*v1alpha1.IPBlock] // of all nodes
 	ServiceCIDRs *Store[*networkingv1.ServiceCIDR]
 	AddressPools *Store[*v1alpha1.AddressPool]
-	// BGPPeers have of the sessions in their status the node's own whole, and of others the nodes' names. The View is Synced
-	// without them.
+	// BGPPeers has of each status the node's own session, and the names of the other nodes. The View is Synced without it.
 	BGPPeers *Store[*v1alpha1.BGPPeer]
 
 	config  *Store[*corev1.ConfigMap]
@@ -61,7 +60,7 @@ func (c *Client) View(ctx context.Context, o ViewOptions) *View {
 	v.BGPPeers = Watch(ctx, c, BGPPeers, Options[*v1alpha1.BGPPeer]{
 		Optional: true, Changed: o.Changed,
 		Shrink: func(p *v1alpha1.BGPPeer) *v1alpha1.BGPPeer { return shrinkPeer(p, o.Node) },
-		// Each node writes into the object's status: what others write is not for this node to act on.
+		// Every node writes its session into the status. Other nodes' sessions do not concern this node.
 		Same: func(was, is *v1alpha1.BGPPeer) bool {
 			return was.Generation == is.Generation && reflect.DeepEqual(bgpconf.SessionOf(was, o.Node), bgpconf.SessionOf(is, o.Node))
 		},
@@ -75,7 +74,7 @@ func (v *View) Synced() bool {
 		v.ServiceCIDRs.Synced() && v.AddressPools.Synced() && v.config.Synced()
 }
 
-// Problem returns what the last watch that failed said, or nil. It is of interest while the view is not Synced.
+// Problem returns the error of the last watch that failed, or nil. It matters while the view is not Synced.
 func (v *View) Problem() error {
 	if p := v.problem.Load(); p != nil {
 		return *p
@@ -83,7 +82,7 @@ func (v *View) Problem() error {
 	return nil
 }
 
-// Node returns a node, or an empty one and false if there is none of the name.
+// Node returns a node, or an empty one and false if there is none of that name.
 func (v *View) Node(name string) (*corev1.Node, bool) {
 	if n, found := v.Nodes.Get("", name); found {
 		return n, true
@@ -107,15 +106,15 @@ type BalancerView struct {
 	Blocks       *Store[*v1alpha1.IPBlock]
 	// APIServers has the EndpointSlice in which API servers write down where they are.
 	APIServers *Store[*discoveryv1.EndpointSlice]
-	// BGPPeers have of the sessions in their status the nodes' names. Their changes are not told, and the view is Synced without
-	// them: there may be many, and agents say much in them when a router ends.
+	// BGPPeers has of each status the names of the nodes. Its changes are not reported, and the view is Synced without it:
+	// agents write many sessions when a router ends.
 	BGPPeers *Store[*v1alpha1.BGPPeer]
 
 	config *Store[*corev1.ConfigMap]
 }
 
-// BalancerView begins to watch. The view is empty until Synced. owner is the field manager of statuses that are kept an
-// eye on whatever has become of their Service.
+// BalancerView begins to watch. The view is empty until Synced. Services keep the managed fields of owner, the field manager
+// that writes their status.
 func (c *Client) BalancerView(ctx context.Context, owner string, changed func()) *BalancerView {
 	k := kept{changed: changed}
 	apiServers := options[*discoveryv1.EndpointSlice](k, nil)
@@ -144,7 +143,7 @@ func (v *BalancerView) Synced() bool {
 // Config returns the configuration's data, or nil if there is none.
 func (v *BalancerView) Config() map[string]string { return dataOf(v.config) }
 
-// kept is what all stores of a view are told to do.
+// kept has what all stores of a view have in common.
 type kept struct {
 	changed func()
 	refused func(error)
