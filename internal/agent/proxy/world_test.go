@@ -8,12 +8,10 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -27,68 +25,34 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
-	"github.com/fathom-network/fathom/internal/kernel/cgroup"
+	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
 
-// inside runs the test once more, in a process that is a node: it has a network namespace, a cgroup and a bpffs of its
-// own. All of 10.0.0.0/8 and fd01::/16 is local to it, so that any address can be an endpoint's, and 172.16.0.0/12 and
-// fd02::/16 are Services'. In the first process it says no, after the second one has ended.
+// inside runs the test once more, in a process that is a node. All of 10.0.0.0/8 and fd01::/16 is local to it, so that any
+// address can be an endpoint's, and 172.16.0.0/12 and fd02::/16 are Services'. In the first process it says no, after the
+// second one has ended.
 func inside(t testing.TB) (Paths, bool) {
 	t.Helper()
-	if dir := os.Getenv("FATHOM_TEST_BPFFS"); dir != "" {
-		return Paths{BPF: filepath.Join(dir, "services"), Cgroup: os.Getenv("FATHOM_TEST_CGROUP"), NetNS: t.TempDir()}, true
-	}
-	testenv.NeedRoot(t)
 	if testing.Short() && strings.HasSuffix(t.Name(), "API") {
 		t.Skip("starts an API server")
 	}
-	group := fmt.Sprintf("fathom-test-proxy-%d-%s", os.Getpid(), t.Name())
-	testenv.Must(t, cgroup.Create(group))
-	t.Cleanup(func() { testenv.Must(t, cgroup.Remove(group)) })
-	dir, err := cgroup.Open(group)
-	testenv.Must(t, err)
-	if dir == nil {
-		t.Skip("needs a cgroup v2 hierarchy")
-	}
-	defer dir.Close()
-	n := linktest.Namespace(t)
-	testenv.Must(t, n.SetUp("lo", true))
-	testenv.Must(t, n.Sysctl("ipv6/ip_nonlocal_bind", "1"))
-	for _, c := range []string{
-		"address add 10.1.0.1/32 dev lo", "route add local 10.0.0.0/8 dev lo", "route add 172.16.0.0/12 dev lo src 10.1.0.1",
-		"-6 address add fd01::1:1/128 dev lo nodad", "-6 route add local fd01::/16 dev lo", "-6 route add fd02::/16 dev lo src fd01::1:1",
-	} {
-		linktest.Run(t, n, append([]string{"ip"}, strings.Fields(c)...)...)
-	}
-	bpffs := t.TempDir()
-	testenv.Must(t, unix.Mount("bpf", bpffs, "bpf", 0, ""))
-	t.Cleanup(func() { testenv.Must(t, unix.Unmount(bpffs, unix.MNT_DETACH)) })
-	args := []string{"-test.v", "-test.run=^" + t.Name() + "$"}
-	_, bench := t.(*testing.B)
-	if bench {
-		args = []string{"-test.run=^$", "-test.bench=^" + t.Name() + "$", "-test.benchtime=1x"}
-		if profile := os.Getenv("FATHOM_BENCH_PROFILE"); profile != "" {
-			args = append(args, "-test.cpuprofile="+profile)
+	s, ok := linktest.Inside(t, func(t testing.TB, n *link.Namespace) {
+		testenv.Must(t, n.SetUp("lo", true))
+		testenv.Must(t, n.Sysctl("ipv6/ip_nonlocal_bind", "1"))
+		for _, c := range []string{
+			"address add 10.1.0.1/32 dev lo", "route add local 10.0.0.0/8 dev lo", "route add 172.16.0.0/12 dev lo src 10.1.0.1",
+			"-6 address add fd01::1:1/128 dev lo nodad", "-6 route add local fd01::/16 dev lo", "-6 route add fd02::/16 dev lo src fd01::1:1",
+		} {
+			linktest.Run(t, n, append([]string{"ip"}, strings.Fields(c)...)...)
 		}
+	})
+	if !ok {
+		return Paths{}, false
 	}
-	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), "FATHOM_TEST_BPFFS="+bpffs, "FATHOM_TEST_CGROUP="+dir.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-	var out strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &out
-	testenv.Must(t, n.Start(cmd))
-	switch err := cmd.Wait(); {
-	case err != nil:
-		t.Errorf("%v\n%s", err, out.String())
-	case strings.Contains(out.String(), "--- SKIP"):
-		t.Skip(out.String())
-	case bench:
-		fmt.Print(out.String()) // what a benchmark logs is cut
-	}
-	return Paths{}, false
+	return Paths{BPF: filepath.Join(s.BPFFS, "services"), Cgroup: s.Cgroup, NetNS: t.TempDir()}, true
 }
 
 // node is a proxy and the cluster that it follows. Its loop does not run: step is one round of it, sweep one of the

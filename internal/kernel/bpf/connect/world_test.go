@@ -2,14 +2,11 @@ package connect_test
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +14,6 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/bpf"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/connect"
-	"github.com/fathom-network/fathom/internal/kernel/cgroup"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
@@ -35,56 +31,30 @@ type balancer struct {
 // process it returns nil, after the second one has ended.
 func inside(t testing.TB) *balancer {
 	t.Helper()
-	if dir := os.Getenv("FATHOM_TEST_BPFFS"); dir != "" {
-		b := &balancer{opts: connect.Options{Dir: filepath.Join(dir, "services"), Cgroup: os.Getenv("FATHOM_TEST_CGROUP")}}
-		b.open(t)
-		return b
+	s, ok := linktest.Inside(t, makeLocal)
+	if !ok {
+		return nil
 	}
-	testenv.NeedRoot(t)
-	name, _, _ := strings.Cut(t.Name(), "/")
-	group := fmt.Sprintf("fathom-test-connect-%d-%s", os.Getpid(), name)
-	testenv.Must(t, cgroup.Create(group))
-	t.Cleanup(func() { testenv.Must(t, cgroup.Remove(group)) })
-	dir, err := cgroup.Open(group)
-	testenv.Must(t, err)
-	if dir == nil {
-		t.Skip("needs a cgroup v2 hierarchy")
-	}
-	defer dir.Close()
-	n := local(t)
-	bpffs := t.TempDir()
-	testenv.Must(t, unix.Mount("bpf", bpffs, "bpf", 0, ""))
-	t.Cleanup(func() { testenv.Must(t, unix.Unmount(bpffs, unix.MNT_DETACH)) })
-	args := []string{"-test.v", "-test.run=^" + name + "$"}
-	if _, bench := t.(*testing.B); bench {
-		args = []string{"-test.run=^$", "-test.bench=^" + name + "$", "-test.benchtime=1x"}
-	}
-	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), "FATHOM_TEST_BPFFS="+bpffs, "FATHOM_TEST_CGROUP="+dir.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-	var out strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &out
-	testenv.Must(t, n.Start(cmd))
-	switch err := cmd.Wait(); {
-	case err != nil:
-		t.Errorf("%v\n%s", err, out.String())
-	case strings.Contains(out.String(), "--- SKIP"):
-		t.Skip(out.String())
-	default:
-		fmt.Print(out.String()) // what a benchmark logs is cut
-	}
-	return nil
+	b := &balancer{opts: connect.Options{Dir: filepath.Join(s.BPFFS, "services"), Cgroup: s.Cgroup}}
+	b.open(t)
+	return b
 }
 
 // local is a namespace to which the endpoints' addresses are local.
 func local(t testing.TB) *link.Namespace {
 	t.Helper()
 	n := linktest.Namespace(t)
+	makeLocal(t, n)
+	return n
+}
+
+// makeLocal makes the endpoints' addresses local to a namespace.
+func makeLocal(t testing.TB, n *link.Namespace) {
+	t.Helper()
 	testenv.Must(t, n.SetUp("lo", true))
 	linktest.Run(t, n, "ip", "route", "add", "local", "10.0.0.0/8", "dev", "lo")
 	linktest.Run(t, n, "ip", "-6", "route", "add", "local", "fd01::/16", "dev", "lo")
 	testenv.Must(t, n.Sysctl("ipv6/ip_nonlocal_bind", "1"))
-	return n
 }
 
 func (b *balancer) open(t testing.TB) {
