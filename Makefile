@@ -95,14 +95,14 @@ dist-check: dist ## build the packages again from nothing and compare them, byte
 # Real programs from pinned sources. A program is built again when its module's versions or its main change, or
 # kit/build, which says how.
 
-modules := kubernetes containerd addons/coredns addons/dns addons/flannel addons/flannel-cni
+modules := kubernetes containerd addons/coredns addons/dns addons/flannel addons/flannel-cni addons/http-echo
 module = kit/$(1)/go.mod kit/$(1)/go.sum $(wildcard kit/$(1)/*.go kit/$(1)/*/*.go) kit/build
 
 KIT_BIN      := $(addprefix $(KIT)/bin/,kube containerd containerd-shim-runc-v2 ctr runc cnitool)
 KIT_CNI      := $(addprefix $(KIT)/cni/,$(shell sed -n 's|.*containernetworking/plugins/plugins/.*/||p' kit/containerd/go.mod))
-KIT_PROGRAMS := $(addprefix $(KIT)/programs/,coredns fathom-dns pause agnhost flannel flanneld)
+KIT_PROGRAMS := $(addprefix $(KIT)/programs/,coredns fathom-dns pause agnhost flannel flanneld http-echo)
 # In this order: what the default lab runs first.
-KIT_FILES    := $(KIT_BIN) $(KIT_CNI) $(KIT_PROGRAMS) $(KIT)/kit.json
+KIT_FILES    := $(KIT_BIN) $(KIT_CNI) $(KIT_PROGRAMS) $(KIT)/kit.json $(KIT)/debian/packages
 
 .PHONY: kit
 kit: ## build the real Kubernetes, etcd, containerd, runc, CNI plugins, CoreDNS ... (about 10 minutes, once)
@@ -121,6 +121,7 @@ $(KIT)/programs/coredns: $(call module,addons/coredns)
 $(KIT)/programs/fathom-dns: $(call module,addons/dns)
 $(KIT)/programs/flanneld: $(call module,addons/flannel)
 $(KIT)/programs/flannel: $(call module,addons/flannel-cni)
+$(KIT)/programs/http-echo: $(call module,addons/http-echo)
 $(KIT)/kit.json: $(foreach m,$(modules),$(call module,$(m)))
 
 $(KIT_BIN) $(KIT_PROGRAMS):
@@ -129,6 +130,9 @@ $(KIT_CNI) &:
 	@kit/build cni $(KIT)
 $(KIT)/kit.json:
 	@kit/build json $(KIT)
+# Packages of the distribution that stand-ins are made of (docs/design/images.md): unpacked, not installed.
+$(KIT)/debian/packages: kit/debian
+	@kit/debian $(KIT)/debian
 $(KIT)/test/e2e.test:
 	@kit/build e2e $(KIT)
 

@@ -19,7 +19,7 @@ type Kit struct {
 	// Dir is the kit's directory, absolute.
 	Dir string
 	// OwnDir is where the programs are that fathom starts or puts into images, and no user does: fathom-init, fathom-agent,
-	// fathom-cni and fathom-controller. It is the kit's parent, unless $FATHOM_KIT names the kit.
+	// fathom-cni, fathom-controller and fathom-mirror. It is the kit's parent, unless $FATHOM_KIT names the kit.
 	OwnDir string
 	Versions
 }
@@ -43,6 +43,7 @@ type Versions struct {
 	Agnhost           string `json:"agnhost"`
 	Flannel           string `json:"flannel"`
 	FlannelCNI        string `json:"flannelCNI"`
+	HTTPEcho          string `json:"httpEcho"`
 }
 
 // Env names the environment variable that overrides where the kit is.
