@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fathom-network/fathom/internal/facts/standin"
 	"github.com/fathom-network/fathom/internal/kit"
 	"github.com/fathom-network/fathom/internal/lab"
 	"github.com/fathom-network/fathom/internal/lab/image"
@@ -95,6 +96,8 @@ func (a *app) imageLs() *cobra.Command {
 				ID    string   `json:"id"`
 				Size  uint64   `json:"size"`
 				Nodes []string `json:"nodes"`
+				// StandIn says that the image is the lab's and not the one whose name it bears.
+				StandIn bool `json:"standIn"`
 			}
 			index := map[string]int{}
 			lines := []line{}
@@ -109,7 +112,7 @@ func (a *app) imageLs() *cobra.Command {
 						if !seen {
 							i = len(lines)
 							index[name+img.ID] = i
-							lines = append(lines, line{Name: name, ID: img.ID, Size: img.Size})
+							lines = append(lines, line{Name: name, ID: img.ID, Size: img.Size, StandIn: standin.Of(img.Names) && !standin.IsLocal(standin.Repository(name))})
 						}
 						lines[i].Nodes = append(lines[i].Nodes, t.Name)
 					}
@@ -117,9 +120,13 @@ func (a *app) imageLs() *cobra.Command {
 			}
 			var rows [][]string
 			for _, l := range lines {
-				rows = append(rows, []string{l.Name, short(strings.TrimPrefix(l.ID, "sha256:")), fmt.Sprintf("%.1fMB", float64(l.Size)/1e6), fmt.Sprintf("%d/%d", len(l.Nodes), len(targets))})
+				is := ""
+				if l.StandIn {
+					is = "yes"
+				}
+				rows = append(rows, []string{l.Name, short(strings.TrimPrefix(l.ID, "sha256:")), fmt.Sprintf("%.1fMB", float64(l.Size)/1e6), is, fmt.Sprintf("%d/%d", len(l.Nodes), len(targets))})
 			}
-			return o.print(a, lines, "IMAGE ID SIZE NODES", rows)
+			return o.print(a, lines, "IMAGE ID SIZE STAND-IN NODES", rows)
 		},
 	}
 	o.register(cmd)

@@ -247,7 +247,7 @@ func (a *app) nodeLogs() *cobra.Command {
 		Args: cobra.RangeArgs(1, 2), PreRunE: requireRoot,
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, s string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 1 {
-				return []string{"containerd", "kubelet", "init"}, cobra.ShellCompDirectiveNoFileComp
+				return []string{"containerd", "kubelet", "mirror", "init"}, cobra.ShellCompDirectiveNoFileComp
 			}
 			return a.completeNodes(cmd, args, s)
 		},

@@ -22,6 +22,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/cgroup"
 	"github.com/fathom-network/fathom/internal/kernel/machine"
 	"github.com/fathom-network/fathom/internal/lab/image"
+	"github.com/fathom-network/fathom/internal/lab/mirror"
 	"github.com/fathom-network/fathom/internal/lab/networks"
 )
 
@@ -29,12 +30,21 @@ import (
 const (
 	containerdService = "containerd"
 	kubeletService    = "kubelet"
+	mirrorService     = "mirror"
 )
 
 // containerdConfig is the same on every node: what differs from containerd's defaults, and why.
 //
 //go:embed containerd.toml
 var containerdConfig string
+
+// allRegistries has containerd ask the node's mirror for every registry that has no directory of its own in certs.d. It is
+// the server, and not a host before the server: after a host that has no image, containerd would go on to the registry,
+// and wait for that one's time-outs where there is no network.
+const allRegistries = "server = \"http://" + mirror.Address + "\"\n"
+
+// mirrorProgram is where a node has the mirror's program.
+const mirrorProgram = "/usr/local/bin/fathom-mirror"
 
 // writeDisk makes the disk of a node that has none: the images, and the files that differ from node to
 // node. It is done while the node is off.
@@ -67,7 +77,8 @@ func (l *Lab) writeDisk(c *topology.Cluster, n *topology.Node, store image.Store
 		"/etc/hosts":                  l.hostsFile(c),
 		"/etc/resolv.conf":            l.resolvConf(c),
 		"/etc/containerd/config.toml": fmt.Appendf(nil, containerdConfig, l.Kit.PauseImage),
-		"/etc/profile.d/fathom.sh":    []byte(profile(n)),
+		"/etc/containerd/certs.d/_default/hosts.toml": []byte(allRegistries),
+		"/etc/profile.d/fathom.sh":                    []byte(profile(n)),
 	}
 	kubelet, err := yaml.Marshal(kubeletConfig(c, n))
 	if err != nil {
@@ -180,6 +191,7 @@ func (l *Lab) spec(c *topology.Cluster, n *topology.Node, layer string) machine.
 			// kubelet waits until it has its certificates, and an API server to talk to: one that starts
 			// earlier meets refusals and then waits, twice as long each time.
 			{Name: kubeletService, Args: args, Log: "/var/log/kubelet.log", Manual: true, After: containerdService},
+			{Name: mirrorService, Args: []string{mirrorProgram}, Log: "/var/log/mirror.log"},
 		},
 	}
 	if n.Role == topology.ControlPlane {
@@ -204,7 +216,7 @@ func (l *Lab) boot(ctx context.Context, c *topology.Cluster, n *topology.Node) (
 			return nil, err
 		}
 		init := l.Kit.Own("fathom-init")
-		if err := l.Kit.Require(init); err != nil {
+		if err := l.Kit.Require(init, l.Kit.Own("fathom-mirror")); err != nil {
 			return nil, err
 		}
 		// What a machine's end leaves: containers' cgroups, which the next containerd does not know.
@@ -214,7 +226,9 @@ func (l *Lab) boot(ctx context.Context, c *topology.Cluster, n *topology.Node) (
 		if err := cgroup.Remove(l.cgroup(n.Name)); err != nil {
 			return nil, err
 		}
-		m, err = machine.Start(ctx, init, l.spec(c, n, layer))
+		spec := l.spec(c, n, layer)
+		spec.Binds = append(spec.Binds, machine.Bind{Source: l.Kit.Own("fathom-mirror"), Target: mirrorProgram, ReadOnly: true})
+		m, err = machine.Start(ctx, init, spec)
 	}
 	if err != nil {
 		return nil, err

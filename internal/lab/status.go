@@ -151,7 +151,7 @@ func (l *Lab) askCluster(ctx context.Context, c *topology.Cluster, s *ClusterSta
 	return nil
 }
 
-// LogFile returns the file that a program of a node logs to: containerd, kubelet, init, or the newest
+// LogFile returns the file that a program of a node logs to: containerd, kubelet, mirror, init, or the newest
 // container of that name. Logs can be read while the node is off.
 func (l *Lab) LogFile(node, program string) (string, error) {
 	if _, _, err := l.Node(node); err != nil {
@@ -162,7 +162,7 @@ func (l *Lab) LogFile(node, program string) (string, error) {
 	}
 	logs := l.diskFile(node, "/var/log")
 	have := []string{"init"}
-	for _, name := range []string{containerdService, kubeletService} {
+	for _, name := range []string{containerdService, kubeletService, mirrorService} {
 		path := filepath.Join(logs, name+".log")
 		if _, err := os.Stat(path); err != nil {
 			continue

@@ -26,7 +26,7 @@ func built(t *testing.T, umask os.FileMode, when time.Time) string {
 	t.Helper()
 	bin := t.TempDir()
 	for path, mode := range map[string]os.FileMode{
-		"fathom": 0o755, "fathom-agent": 0o755, "fathom-cni": 0o755, "fathom-controller": 0o755, "fathom-init": 0o755,
+		"fathom": 0o755, "fathom-agent": 0o755, "fathom-cni": 0o755, "fathom-controller": 0o755, "fathom-init": 0o755, "fathom-mirror": 0o755,
 		"kit/bin/kube": 0o755, "kit/cni/bridge": 0o755, "kit/kit.json": 0o644, "kit/programs/pause": 0o755, "kit/test/e2e.test": 0o755,
 		"kit/images/index.json": 0o644, "kit/images/inputs": 0o644, "kit/images/blobs/sha256/abc": 0o444,
 		"notices/THIRD_PARTY_NOTICES.txt": 0o644, "notices/sbom.spdx.json": 0o644,
@@ -130,7 +130,7 @@ func TestPackageContents(t *testing.T) {
 	run(t, "tar", "-C", root, "-xf", tarball)
 	top := "fathom_1.2.3_linux_" + arch
 	for _, path := range []string{
-		"bin/fathom", "lib/fathom/fathom-init", "lib/fathom/fathom-agent", "lib/fathom/fathom-cni", "lib/fathom/fathom-controller",
+		"bin/fathom", "lib/fathom/fathom-init", "lib/fathom/fathom-mirror", "lib/fathom/fathom-agent", "lib/fathom/fathom-cni", "lib/fathom/fathom-controller",
 		"lib/fathom/kit/bin/kube", "lib/fathom/kit/bin/etcd", "lib/fathom/kit/cni/bridge", "lib/fathom/kit/kit.json",
 		"lib/fathom/kit/images/index.json", "lib/fathom/kit/images/blobs/sha256/abc",
 		"share/man/man1/fathom.1.gz", "share/man/man1/fathom-up.1.gz", "share/bash-completion/completions/fathom",

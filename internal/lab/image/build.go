@@ -29,6 +29,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/internal/facts/standin"
 	"github.com/fathom-network/fathom/internal/kit"
 )
 
@@ -67,11 +68,15 @@ func Build(ctx context.Context, k kit.Kit, progress func(string)) error {
 	if err != nil {
 		return err
 	}
-	layers, err := trees(k, box)
+	s, err := findServers(k)
 	if err != nil {
 		return err
 	}
-	list := recipes(k, box)
+	layers, err := trees(k, box, s)
+	if err != nil {
+		return err
+	}
+	list := recipes(k, box, s)
 	key, err := buildKey(list, layers)
 	if err != nil {
 		return fmt.Errorf("build images: %w", err)
@@ -99,6 +104,9 @@ func Build(ctx context.Context, k kit.Kit, progress func(string)) error {
 		os.RemoveAll(path) // of a build that was killed: we hold the lock
 	}
 
+	if s == nil {
+		progress("no stand-ins for nginx, httpd, redis, python and echo servers: the kit has no packages for them")
+	}
 	started := time.Now()
 	temp, err := os.MkdirTemp(k.Dir, ".images-")
 	if err != nil {
@@ -153,9 +161,16 @@ func writeLayout(ctx context.Context, dir string, list []recipe, trees map[strin
 			}
 			of = append(of, namedLayer{name, l})
 		}
-		image, err := assemble(recipe.config, runtime.GOARCH, of)
+		config := recipe.config
+		if recipe.standIn != "" {
+			config.Labels = map[string]string{standin.Label: recipe.standIn}
+		}
+		image, err := assemble(config, runtime.GOARCH, of)
 		if err != nil {
 			return err
+		}
+		if recipe.standIn != "" {
+			image = mutate.Annotations(image, config.Labels).(v1.Image)
 		}
 		for _, name := range recipe.names {
 			annotations := map[string]string{refNameAnnotation: name, imageNameAnnotation: name}
@@ -194,6 +209,7 @@ func assemble(config v1.Config, arch string, layers []namedLayer) (v1.Image, err
 	file.OS, file.Architecture = "linux", arch
 	file.Config = config
 	file.Config.Labels = map[string]string{originLabel: "built by Fathom; not the bytes of the project whose name it bears"}
+	maps.Copy(file.Config.Labels, config.Labels)
 	return mutate.ConfigFile(image, file)
 }
 
@@ -231,7 +247,7 @@ func buildKey(list []recipe, trees map[string]tree) (string, error) {
 			ports = append(ports, port)
 		}
 		sort.Strings(ports)
-		fmt.Fprintf(digest, "%q %q %q %q %q %q %q\n", recipe.names, recipe.layers, c.Env, c.Entrypoint, c.Cmd, c.User, ports)
+		fmt.Fprintf(digest, "%q %q %q %q %q %q %q %q\n", recipe.names, recipe.standIn, recipe.layers, c.Env, c.Entrypoint, c.Cmd, c.User, ports)
 	}
 	names := make([]string, 0, len(trees))
 	for name := range trees {

@@ -29,7 +29,7 @@ func standIn(t *testing.T) kit.Kit {
 		Kubernetes: "v1.2.3", EtcdImageTag: "3.0-0", CoreDNSImageTag: "v1.0", PauseImage: "registry.k8s.io/pause:3",
 		Agnhost: "2.0", Flannel: "v0.1", FlannelCNI: "v1.0",
 	}}
-	for _, path := range []string{k.Bin("kube"), k.Program("agnhost"), k.Program("coredns"), k.Program("fathom-dns"), k.Program("flannel"), k.Program("flanneld"), k.Program("pause"), k.Program("localhost.crt"), k.Program("localhost.key"), k.Own("fathom-agent"), k.Own("fathom-cni"), k.Own("fathom-controller")} {
+	for _, path := range []string{k.Bin("kube"), k.Program("agnhost"), k.Program("coredns"), k.Program("fathom-dns"), k.Program("flannel"), k.Program("flanneld"), k.Program("http-echo"), k.Program("pause"), k.Program("localhost.crt"), k.Program("localhost.key"), k.Own("fathom-agent"), k.Own("fathom-cni"), k.Own("fathom-controller")} {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
 		}

@@ -2,6 +2,7 @@ package image
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"sort"
@@ -10,6 +11,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/fathom-network/fathom/deploy"
+	"github.com/fathom-network/fathom/internal/facts/standin"
 	"github.com/fathom-network/fathom/internal/kit"
 )
 
@@ -31,6 +33,15 @@ const (
 	layerDNS     = "fathom-dns"
 )
 
+// The layers of stand-ins: standins.go.
+const (
+	layerPackages = "packages" // what answers to the names of package managers
+	layerAlpine   = "alpine"
+	layerDebian   = "debian"
+	layerCurl     = "curl"
+	layerHTTPEcho = "http-echo"
+)
+
 // Tags of Kubernetes' end-to-end tests that the kit does not know, from test/utils/image/manifest.go
 // of Kubernetes 1.36. A test that asks for another one fails with ErrImageNeverPull or a pull error
 // that shows the name.
@@ -45,6 +56,8 @@ type recipe struct {
 	names  []string // full names with tags; all of one recipe are the same image
 	layers []string
 	config v1.Config
+	// standIn says what an image is that stands in for another one, for a label; empty for the rest.
+	standIn string
 }
 
 const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -84,8 +97,8 @@ func dnsTree(program string) tree {
 	return tree{"/fathom-dns": file{Source: program, Mode: 0o755, Xattrs: map[string]string{"security.capability": capNetBindService}}}
 }
 
-// recipes returns all images, for the versions of the kit and the machine's busybox.
-func recipes(k kit.Kit, b busybox) []recipe {
+// recipes returns all images, for the versions of the kit, the machine's busybox and the packages of servers.
+func recipes(k kit.Kit, b busybox, s *servers) []recipe {
 	base := []string{layerBusybox, layerTools}
 	on := func(layers ...string) []string { return append(append([]string(nil), base...), layers...) }
 	run := func(command ...string) v1.Config {
@@ -112,6 +125,19 @@ func recipes(k kit.Kit, b busybox) []recipe {
 	if k.KubeadmPauseImage != "" && k.KubeadmPauseImage != k.PauseImage {
 		pause = append(pause, k.KubeadmPauseImage)
 	}
+	all = append(all, s.recipes()...)
+	if hasHTTPEcho(k) {
+		all = append(all, recipe{
+			names:   []string{standin.Image("http-echo")},
+			standIn: "http-echo " + k.HTTPEcho,
+			layers:  []string{layerHTTPEcho},
+			config: func() v1.Config {
+				c := run("/http-echo")
+				c.ExposedPorts = map[string]struct{}{"5678/tcp": {}}
+				return c
+			}(),
+		})
+	}
 	return append(all,
 		recipe{
 			names:  []string{"registry.k8s.io/etcd:" + k.EtcdImageTag},
@@ -131,8 +157,9 @@ func recipes(k kit.Kit, b busybox) []recipe {
 		},
 		recipe{
 			// CoreDNS is below agnhost because upstream's tests run /coredns in agnhost's image.
-			names:  []string{"registry.k8s.io/e2e-test-images/agnhost:" + k.Agnhost},
-			layers: on(layerCoreDNS, layerAgnhost),
+			names:   []string{"registry.k8s.io/e2e-test-images/agnhost:" + k.Agnhost, standin.Image("agnhost")},
+			standIn: "agnhost " + k.Agnhost,
+			layers:  on(layerCoreDNS, layerAgnhost),
 			config: func() v1.Config {
 				c := run("/agnhost")
 				c.Cmd = []string{"pause"}
@@ -159,25 +186,58 @@ func recipes(k kit.Kit, b busybox) []recipe {
 			names: []string{
 				"docker.io/library/toolbox:1", "docker.io/library/toolbox:latest",
 				"fathom.network/toolbox:1", "fathom.network/toolbox:latest",
+				standin.Image("toolbox"),
 			},
-			layers: on(layerCoreDNS, layerAgnhost, layerToolbox),
-			config: call("/pause"),
+			standIn: "the lab's toolbox",
+			layers:  on(layerCoreDNS, layerAgnhost, layerToolbox),
+			config:  call("/pause"),
 		},
 		recipe{
-			// Tagged as what it is. Tutorials ask for busybox:1.28, whose nslookup is another one.
+			// Tagged as what it is; other tags get it as a stand-in.
 			names: []string{
 				"docker.io/library/busybox:" + b.version, "docker.io/library/busybox:" + minor,
 				"docker.io/library/busybox:1", "docker.io/library/busybox:latest",
-				e2eBusybox,
+				e2eBusybox, standin.Prefix + "busybox:" + b.version,
 			},
-			layers: []string{layerBusybox},
-			config: call("sh"),
+			standIn: "busybox " + b.version,
+			layers:  []string{layerBusybox},
+			config:  call("sh"),
 		},
 		recipe{
 			// Both hold no more than programs of a glibc system: iptables, and dig and getent.
 			names:  []string{e2eIptables, e2eGlibcDNS},
 			layers: base,
 			config: call("sh"),
+		},
+		recipe{
+			// Courses ask for busybox:1.28 by its tag, since its nslookup goes through the search list of resolv.conf
+			// and later ones' does not. BIND's does.
+			names:   []string{standin.Image("busybox")},
+			standIn: "busybox " + b.version + " and the lab's tools",
+			layers:  base,
+			config:  call("sh"),
+		},
+		recipe{
+			names:   []string{standin.Image("alpine")},
+			standIn: "busybox " + b.version + " and the lab's tools; apk installs nothing",
+			layers:  on(layerPackages, layerAlpine),
+			config:  call("/bin/sh"),
+		},
+		recipe{
+			names:   []string{standin.Image("debian")},
+			standIn: "the programs of this machine's Debian or Ubuntu that the toolbox has; apt installs nothing",
+			layers:  on(layerPackages, layerDebian),
+			config:  call("/bin/bash"),
+		},
+		recipe{
+			names:   []string{standin.Image("curl")},
+			standIn: "this machine's curl",
+			layers:  on(layerCurl),
+			config: func() v1.Config {
+				c := run("/entrypoint.sh")
+				c.Cmd = []string{"curl"}
+				return c
+			}(),
 		},
 	)
 }
@@ -188,8 +248,12 @@ func Names(k kit.Kit) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	s, err := findServers(k)
+	if err != nil {
+		return nil, err
+	}
 	var names []string
-	for _, r := range recipes(k, b) {
+	for _, r := range recipes(k, b, s) {
 		names = append(names, r.names...)
 	}
 	sort.Strings(names)
@@ -197,7 +261,7 @@ func Names(k kit.Kit) ([]string, error) {
 }
 
 // trees returns what each layer holds.
-func trees(k kit.Kit, b busybox) (map[string]tree, error) {
+func trees(k kit.Kit, b busybox, s *servers) (map[string]tree, error) {
 	needed := []string{k.Bin("kube")}
 	for _, name := range []string{"agnhost", "coredns", "fathom-dns", "flannel", "flanneld", "pause"} {
 		needed = append(needed, k.Program(name))
@@ -276,6 +340,18 @@ func trees(k kit.Kit, b busybox) (map[string]tree, error) {
 	pause := tree{}
 	pause.copy("/pause", k.Program("pause"), 0o755)
 	all[layerPause] = pause
+	if hasHTTPEcho(k) {
+		t := tree{}
+		t.copy("/http-echo", k.Program("http-echo"), 0o755)
+		all[layerHTTPEcho] = t
+	}
+
+	maps.Copy(all, standInTrees())
+	more, err := s.trees(all[layerTools])
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(all, more)
 	return all, nil
 }
 
