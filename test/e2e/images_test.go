@@ -158,11 +158,11 @@ func writeLayout(w io.Writer, img v1.Image, ref string) error {
 	return tw.Close()
 }
 
-// cmdRegistry serves a registry with one image on an address of the host until the scenario ends. It sets
-// $REGISTRY to where.
+// cmdRegistry serves a registry with one image, or with those of an OCI image layout below a path, on an address of the host until
+// the scenario ends. It sets $REGISTRY to where.
 func cmdRegistry(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 2 {
-		ts.Fatalf("usage: registry ADDRESS IMAGE")
+	if neg || len(args) < 2 || len(args) > 3 {
+		ts.Fatalf("usage: registry ADDRESS IMAGE | registry ADDRESS PATH LAYOUT")
 	}
 	l, err := net.Listen("tcp", net.JoinHostPort(args[0], "0"))
 	ts.Check(err)
@@ -170,10 +170,41 @@ func cmdRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	go func() { _ = server.Serve(l) }()
 	s := sessionOf(ts)
 	s.closer = append(s.closer, func() { _ = server.Close() })
-	ref, err := name.ParseReference(l.Addr().String()+"/"+args[1], name.Insecure)
-	ts.Check(err)
-	img, err := makeImage(args[1])
-	ts.Check(err)
-	ts.Check(remote.Write(ref, img))
+	at := l.Addr().String() + "/" + args[1]
+	if len(args) == 3 {
+		ts.Check(pushLayout(at, ts.MkAbs(args[2])))
+	} else {
+		ref, err := name.ParseReference(at, name.Insecure)
+		ts.Check(err)
+		img, err := makeImage(args[1])
+		ts.Check(err)
+		ts.Check(remote.Write(ref, img))
+	}
 	ts.Setenv("REGISTRY", l.Addr().String())
+}
+
+// pushLayout pushes each image of a layout, an index of architectures, to a registry as PATH/NAME:pushed.
+func pushLayout(path, dir string) error {
+	root, err := layout.ImageIndexFromPath(dir)
+	if err != nil {
+		return err
+	}
+	manifest, err := root.IndexManifest()
+	if err != nil {
+		return err
+	}
+	for _, m := range manifest.Manifests {
+		index, err := root.ImageIndex(m.Digest)
+		if err != nil {
+			return err
+		}
+		ref, err := name.NewTag(path+"/"+m.Annotations["org.opencontainers.image.ref.name"]+":pushed", name.Insecure)
+		if err != nil {
+			return err
+		}
+		if err := remote.WriteIndex(ref, index); err != nil {
+			return err
+		}
+	}
+	return nil
 }
