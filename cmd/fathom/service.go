@@ -124,7 +124,7 @@ object that has it so, and where to look it up in the kernel of the pod's node.
 ` + targetHelp,
 		Example: "fathom service show kubernetes\nfathom service show kube-dns --namespace kube-system --node east-worker1\n" +
 			"fathom service show web --from client\nfathom service show kube-dns --namespace kube-system --from default/client",
-		Args:    cobra.ExactArgs(1),
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, _, err := a.connect(cmd, t)
 			if err != nil {
