@@ -124,26 +124,20 @@ func ReadNetwork(k kit.Kit, version string) (Network, error) {
 
 // In returns the names of the agent's image and the DNS cache's in a registry, HOST/PATH, by digest.
 func (n Network) In(registry string) (agent, dns string, err error) {
+	// registry.example is one, and so is localhost:5000; team/net would be Docker Hub's.
+	if host, _, _ := strings.Cut(registry, "/"); !strings.ContainsAny(host, ".:") && host != "localhost" {
+		return "", "", fmt.Errorf("registry %q: the first part is no host: write docker.io/%[1]s for Docker Hub's", registry)
+	}
 	names := []string{agentName, dnsName}
 	for i, image := range names {
 		names[i] = registry + "/" + image + "@" + n.Images[image]
-		ref, err := name.NewDigest(names[i], name.StrictValidation)
+		_, err := name.NewDigest(names[i], name.StrictValidation)
 		if err == nil && strings.Contains(names[i], "//") { // which the library takes
 			err = errors.New("it is a URL, or ends with a slash")
 		}
 		if err != nil {
 			return "", "", fmt.Errorf("registry %q: want HOST[:PORT][/PATH]: %w", registry, err)
 		}
-		// registry.example is one, and so is localhost:5000; team/net would be Docker Hub's.
-		if ref.Context().RegistryStr() == name.DefaultRegistry && !slices.Contains([]string{name.DefaultRegistry, "docker.io"}, registryHost(registry)) {
-			return "", "", fmt.Errorf("registry %q: the first part is no host: write docker.io/%[1]s for Docker Hub's", registry)
-		}
 	}
 	return names[0], names[1], nil
-}
-
-// registryHost is the part of a repository's name up to the first slash.
-func registryHost(repository string) string {
-	host, _, _ := strings.Cut(repository, "/")
-	return host
 }
