@@ -187,6 +187,11 @@ conformance-short: build kit-e2e bin/tools/conformance ## a few of them that tel
 bin/tools/conformance:
 	@go build -trimpath -o $@ ./test/conformance
 
+.PHONY: picture
+picture: build ## draw docs/pictures/terminal.svg, of a lab that starts and ends with it (a minute, as root)
+	PATH="$(CURDIR)/bin:$$PATH" go run ./docs/pictures/record 'fathom up' 'fathom kubectl --cluster east -- apply -f docs/examples/hello.yaml' \
+		'fathom kubectl --cluster east -- wait pod --all --for=condition=Ready' 'fathom service show hello --from toolbox' 'fathom ping --all' 'fathom down'
+
 .PHONY: bench
 bench: build ## measure start-up, memory and disk, into docs/benchmarks.md (4 minutes, as root, on an idle machine)
 	CGO_ENABLED=0 go run ./bench/labs $(BENCHFLAGS)
