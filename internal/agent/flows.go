@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/conntrack"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
@@ -153,7 +154,7 @@ func (p podPorts) isLeftOver(e conntrack.Entry, serves func(service.Protocol, ne
 	}
 	l, leased := p.leases[pod.Addr()]
 	if !leased {
-		return slices.ContainsFunc(p.ranges, func(r netip.Prefix) bool { return r.Contains(pod.Addr()) })
+		return inet.Contains(p.ranges, pod.Addr())
 	}
 	return l.HostPorts != nil && !serves(e.Protocol, to) && !slices.ContainsFunc(l.HostPorts, func(h lease.HostPort) bool {
 		return h.Protocol == "udp" && h.Port == to.Port() && h.Container == pod.Port() && (!h.Addr.IsValid() || h.Addr.IsUnspecified() || h.Addr == to.Addr())

@@ -35,6 +35,11 @@ type line struct {
 	command bool
 }
 
+// when is the tenth of a percent of all the time at which the line comes.
+func (l line) when(total time.Duration) int64 {
+	return l.at.Milliseconds() * 1000 / total.Milliseconds()
+}
+
 func main() {
 	output := flag.String("o", "docs/pictures/terminal.svg", "the `file` to write")
 	most := flag.Int("lines", 14, "how many lines of a command's output are shown, at most")
@@ -106,7 +111,7 @@ func draw(lines []line) string {
 	fmt.Fprintf(&b, "<style>text{fill:#d7dae0;white-space:pre}.c{fill:#8fd694;font-weight:bold}@media (prefers-reduced-motion:no-preference){text{opacity:0;animation:%.1fs infinite}", total.Seconds())
 	shown := map[int64]bool{}
 	for _, l := range lines {
-		percent := l.at.Milliseconds() * 1000 / total.Milliseconds() // in tenths
+		percent := l.when(total)
 		if !shown[percent] {
 			shown[percent] = true
 			fmt.Fprintf(&b, "@keyframes t%d{0%%,%.1f%%{opacity:0}%.1f%%,99%%{opacity:1}100%%{opacity:0}}", percent, float64(percent)/10, float64(percent)/10+0.1)
@@ -122,8 +127,7 @@ func draw(lines []line) string {
 		if r := []rune(text); len(r) > columns {
 			text = string(r[:columns-1]) + "…"
 		}
-		percent := l.at.Milliseconds() * 1000 / total.Milliseconds()
-		fmt.Fprintf(&b, `<text x="%d" y="%d"%s style="animation-name:t%d">%s</text>`+"\n", margin, bar+margin+i*lineSpace, class, percent, html.EscapeString(text))
+		fmt.Fprintf(&b, `<text x="%d" y="%d"%s style="animation-name:t%d">%s</text>`+"\n", margin, bar+margin+i*lineSpace, class, l.when(total), html.EscapeString(text))
 	}
 	b.WriteString("</svg>\n")
 	return b.String()

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/fathom-network/fathom/internal/facts/answer"
+	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/conntrack"
 	"github.com/fathom-network/fathom/internal/kernel/link"
@@ -57,7 +58,7 @@ func flowsTo(ctx context.Context, index *service.Index, ranges []netip.Prefix) (
 	err = table.Entries(ctx, conntrack.Filter{Protocols: []service.Protocol{service.UDP, service.SCTP}}, func(e conntrack.Entry) error {
 		to := e.Original.Destination
 		_, found := index.Find(e.Protocol, to)
-		if found || slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(to.Addr()) }) {
+		if found || inet.Contains(ranges, to.Addr()) {
 			number[answer.Flows{Protocol: e.Protocol, To: to, Answers: e.Reply.Source, Translated: e.Status&conntrack.DNAT != 0}]++
 		}
 		return nil

@@ -50,6 +50,12 @@ func KeysAtConnect(f Frontend, nodePortAddrs []netip.Addr) []Key {
 	if f.Protocol != TCP && f.Protocol != UDP {
 		return nil
 	}
+	return KeysOf(f, nodePortAddrs)
+}
+
+// KeysOf returns the keys by which a process on the node may meet a frontend: of a node port, one for each address of the node
+// and, as the last, that of its loopback addresses, which are nobody else's.
+func KeysOf(f Frontend, nodePortAddrs []netip.Addr) []Key {
 	if !f.Addr.IsUnspecified() {
 		return []Key{f.Key}
 	}

@@ -45,12 +45,7 @@ func ServiceFrom(ctx context.Context, client *kube.Client, name, pod service.Nam
 	if err != nil {
 		return FromPod{}, fmt.Errorf("read Pod %s: %w", pod, err)
 	}
-	f := FromPod{Pod: pod.String(), Node: p.Spec.NodeName, HostNetwork: p.Spec.HostNetwork}
-	for _, ip := range p.Status.PodIPs {
-		if a, err := netip.ParseAddr(ip.IP); err == nil {
-			f.Addresses = append(f.Addresses, a)
-		}
-	}
+	f := FromPod{Pod: pod.String(), Node: p.Spec.NodeName, Addresses: podAddrs(p), HostNetwork: p.Spec.HostNetwork}
 	if f.Node == "" || len(f.Addresses) == 0 {
 		return f, fmt.Errorf("the Pod %s has no address yet: it is %s; `kubectl describe pod` says what it waits for", pod, p.Status.Phase)
 	}
@@ -94,34 +89,17 @@ func (f *FromPod) explain(name service.Name, s answer.Services, n answer.Node) {
 		if x.Protocol == service.UDP {
 			senders = append(senders, packet.Unconnected)
 		}
-		for _, to := range dialled(x, s.NFTables.NodePortAddrs, f.HostNetwork) {
+		for _, key := range service.KeysOf(x, s.NFTables.NodePortAddrs) {
+			if key.Addr.IsLoopback() && !f.HostNetwork {
+				continue // a pod's loopback addresses are its own
+			}
+			to := netip.AddrPortFrom(key.Addr, key.Port)
 			for _, sender := range senders {
 				first := packet.Packet{Origin: origin, Sender: sender, Protocol: uint8(x.Protocol), Src: netip.AddrPortFrom(f.Addresses[from], 0), Dst: to}
 				f.Sent = append(f.Sent, Sent{Protocol: x.Protocol.String(), To: to.String(), Sender: sender, Paths: packet.Follow(first, parts...)})
 			}
 		}
 	}
-}
-
-// dialled are the addresses of a frontend that the pod may send to: of a node port those of its own node.
-func dialled(x service.Frontend, nodePortAddrs []netip.Addr, hostNetwork bool) []netip.AddrPort {
-	if !x.Addr.IsUnspecified() {
-		return []netip.AddrPort{netip.AddrPortFrom(x.Addr, x.Port)}
-	}
-	var all []netip.AddrPort
-	for _, a := range nodePortAddrs {
-		if a.Is4() == x.Addr.Is4() {
-			all = append(all, netip.AddrPortFrom(a, x.Port))
-		}
-	}
-	if hostNetwork {
-		loopback := netip.IPv6Loopback()
-		if x.Addr.Is4() {
-			loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-		}
-		all = append(all, netip.AddrPortFrom(loopback, x.Port))
-	}
-	return all
 }
 
 // partsOf are the parts of a node's network that a packet from a pod or a process of it comes to, in order, each as the

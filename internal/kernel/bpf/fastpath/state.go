@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -139,6 +140,34 @@ func (p *Path) readMaps() (state, error) {
 		return s, fmt.Errorf("read the map %s: %w", pin.Remotes, err)
 	}
 	return s, nil
+}
+
+// Slow reads the pods whose packets take the stack though there is a fast path, and why, as a clause.
+func (p *Path) Slow() (map[netip.Addr]string, error) {
+	pods := map[pin.Key]pin.Pod{}
+	if err := readMap(p.objects.FathomPods, pods); err != nil {
+		return nil, fmt.Errorf("read the map %s: %w", pin.Pods, err)
+	}
+	slow := map[netip.Addr]string{}
+	for key, pod := range pods {
+		var why []string
+		for _, r := range []struct {
+			bit pin.Stack
+			why string
+		}{
+			{pin.New, "the agent has not looked at the pod yet"},
+			{pin.Shaped, "its device has a queueing discipline or filters, which the fast path would go past"},
+			{pin.Policy, "rules are to see them"},
+		} {
+			if pod.Stack&r.bit != 0 {
+				why = append(why, r.why)
+			}
+		}
+		if len(why) > 0 {
+			slow[key.Addr()] = strings.Join(why, "; ")
+		}
+	}
+	return slow, nil
 }
 
 // readMap reads a whole map, which the plugin may write to meanwhile. A walk that it upset is begun again.
