@@ -5,21 +5,21 @@ import (
 	"time"
 )
 
-// compared is what a comparison of the kernel with what it should hold came to.
+// compared is the result of comparing the kernel with the plan.
 type compared struct {
 	same bool
 	err  error
 	took time.Duration
 }
 
-// comparing is a comparison that goes on. To read what the kernel holds of 50,000 Services takes seconds, in which
-// Services change: so the loop does not wait for it, and only if something is not as it should be, it sets everything.
+// comparing is a comparison in progress. Reading 50,000 Services back from the kernel takes seconds, in which Services
+// change. So the loop does not wait for it, and sets everything only if the comparison finds a difference.
 type comparing struct {
 	cancel context.CancelFunc
-	result chan compared // has room for it
+	result chan compared // result chan compared // buffered: the comparison never blocks on it
 }
 
-// compare begins a comparison, unless one goes on or there is nothing to compare.
+// compare starts a comparison, unless one is running or there is nothing to compare.
 func (p *Proxy) compare(ctx context.Context) {
 	if p.comparing != nil || p.whole || p.kernel.failed || p.kernel.rules == nil {
 		return
@@ -34,7 +34,7 @@ func (p *Proxy) compare(ctx context.Context) {
 	}()
 }
 
-// results is where the comparison that goes on tells its result; nil if there is none.
+// results returns the channel of the running comparison's result, or nil if none is running.
 func (p *Proxy) results() <-chan compared {
 	if p.comparing == nil {
 		return nil
@@ -42,23 +42,23 @@ func (p *Proxy) results() <-chan compared {
 	return p.comparing.result
 }
 
-// conclude takes a result, and asks for everything to be set unless all is as it should be.
+// conclude takes the result of a comparison. It requests a full set if the kernel differs or could not be read.
 func (p *Proxy) conclude(c compared) {
 	p.comparing.cancel()
 	p.comparing = nil
 	p.counts.seconds.WithLabelValues("compare").Observe(c.took.Seconds())
 	switch {
-	case c.err != nil: // setting everything reads it as well, and says what is wrong
-		p.Log.Warn("what the kernel holds of Services cannot be compared: all of it is set", "error", c.err)
+	case c.err != nil: // case c.err != nil: // a full set reads the kernel as well, and reports the error
+		p.Log.Warn("cannot compare the kernel's Services; setting all of them", "error", c.err)
 	case !c.same:
-		p.Log.Warn("what the kernel holds of Services is not what was put there: all of it is set")
+		p.Log.Warn("the kernel's Services differ from what was set; setting all of them")
 	default:
 		return
 	}
 	p.whole = true
 }
 
-// stopComparing ends the comparison that goes on, for what comes makes it pointless, or takes away what it reads by.
+// stopComparing cancels the running comparison: the next step makes its result useless, or closes what it reads with.
 func (p *Proxy) stopComparing() {
 	if p.comparing == nil {
 		return

@@ -13,28 +13,28 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
-// health answers load balancers outside the cluster that ask whether to send a Service's traffic to this node: at the
-// Service's healthCheckNodePort, and at the node's own port. The answers are those of kube-proxy, which cloud load balancers
-// are made for.
+// health answers the health checks of load balancers outside the cluster, which ask whether to send a Service's traffic to
+// this node: at the Service's healthCheckNodePort, and at the node's own port. The answers are kube-proxy's, since cloud
+// load balancers are made for those.
 type health struct {
 	checks []service.HealthCheck
 	ports  map[uint16]*healthPort
-	// taken are the ports that another program had when they were tried last.
+	// taken holds the ports that another program had at the last attempt to listen.
 	taken map[uint16]bool
-	// node is where load balancers ask about Services without a port of their own (externalTrafficPolicy: Cluster).
+	// node serves the node's health check, for Services without a port of their own (externalTrafficPolicy: Cluster).
 	node *http.Server
 	// updated is when the kernel was last known to hold all Services.
 	updated atomic.Pointer[time.Time]
-	// leaves says that the node is to get no more connections, since it will soon not be there.
+	// leaves is true if the node will soon be gone and should get no new connections.
 	leaves atomic.Bool
 	now    func() time.Time
 }
 
-// nodeHealthPort is kube-proxy's, KEP-3836.
+// nodeHealthPort is kube-proxy's port, KEP-3836.
 const nodeHealthPort = 10256
 
-// healthPatience is how long the kernel may hold what Services were before load balancers are told so: kube-proxy's, which is
-// twice the time between its passes. Ours is made each second.
+// healthPatience is how long the kernel may hold outdated Services before load balancers are told. It is kube-proxy's
+// value, which is twice the interval of its syncs; this proxy syncs every second.
 const healthPatience = time.Minute
 
 type healthPort struct {
@@ -43,14 +43,14 @@ type healthPort struct {
 	healthy func() bool
 }
 
-// healthy says whether the kernel held all Services not long ago.
+// healthy reports whether the kernel held all Services within healthPatience.
 func (h *health) healthy() bool {
 	updated := h.updated.Load()
 	return updated != nil && h.now().Sub(*updated) < healthPatience
 }
 
-// set makes it answer these, for the kernel holds all Services now. A port that another program has is tried again by
-// retry alone: changes may be many.
+// set makes it answer exactly these checks, and notes that the kernel holds all Services now. Only retry tries ports again
+// that another program had, since set may be called often.
 func (h *health) set(checks []service.HealthCheck, log *slog.Logger) {
 	now := h.now()
 	h.updated.Store(&now)
@@ -86,7 +86,7 @@ func (h *health) set(checks []service.HealthCheck, log *slog.Logger) {
 	}
 }
 
-// retry tries the ports again that another program had.
+// retry tries to listen again on the ports that another program had.
 func (h *health) retry(log *slog.Logger) {
 	if h.taken[nodeHealthPort] {
 		h.answerForNode()
@@ -98,12 +98,12 @@ func (h *health) retry(log *slog.Logger) {
 	}
 }
 
-// answer begins to answer at a Service's port.
+// answer starts to listen on a Service's port.
 func (h *health) answer(c service.HealthCheck, log *slog.Logger) {
 	listener, err := net.Listen("tcp", ":"+strconv.Itoa(int(c.Port)))
 	if err != nil {
-		if !h.taken[c.Port] { // said once
-			log.Warn("a Service's health check port is not answered", "service", c.Service.String(), "port", c.Port, "error", err)
+		if !h.taken[c.Port] { // if !h.taken[c.Port] { // logged once
+			log.Warn("cannot answer at a Service's health check port", "service", c.Service.String(), "port", c.Port, "error", err)
 		}
 		h.taken[c.Port] = true
 		return
@@ -116,8 +116,8 @@ func (h *health) answer(c service.HealthCheck, log *slog.Logger) {
 	h.ports[c.Port] = p
 }
 
-// answerForNode begins to say whether the node carries Services, at /livez, and, at /healthz, whether it is to go on to
-// (KEP-3836). While kube-proxy is there, it is kube-proxy that says so.
+// answerForNode starts the node's health check (KEP-3836): /livez says whether the node carries Services, /healthz whether
+// it will continue to. While kube-proxy runs, kube-proxy has this port and answers.
 func (h *health) answerForNode() {
 	listener, err := net.Listen("tcp", ":"+strconv.Itoa(nodeHealthPort))
 	if h.taken[nodeHealthPort] = err != nil; err != nil {
@@ -135,8 +135,8 @@ func (h *health) answerForNode() {
 	go func(s *http.Server) { _ = s.Serve(listener) }(h.node)
 }
 
-// sayUpdated answers with what else there is to say, and when the kernel last held all Services. As kube-proxy's, that is now
-// unless something is wrong.
+// sayUpdated answers with the given fields and the time at which the kernel last held all Services. As in kube-proxy, the
+// time is now unless something is wrong.
 func (h *health) sayUpdated(w http.ResponseWriter, ok bool, answer map[string]any) {
 	answer["currentTime"] = h.now().UTC()
 	if updated := h.updated.Load(); updated != nil {
@@ -145,7 +145,7 @@ func (h *health) sayUpdated(w http.ResponseWriter, ok bool, answer map[string]an
 	say(w, ok, answer)
 }
 
-// say answers as kube-proxy does.
+// say writes an answer in kube-proxy's form.
 func say(w http.ResponseWriter, ok bool, answer map[string]any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")

@@ -19,23 +19,23 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 )
 
-// kernel is the two ways in which the kernel balances. The zero value with paths is one that was not opened yet.
+// kernel holds both ways in which the kernel balances. Its zero value, with paths, is not open yet.
 type kernel struct {
 	paths    Paths
 	loopback Loopback // may be nil
 	log      *slog.Logger
 	rules    *ruleset.Ruleset
 	connect  *connect.Translator
-	// missing is why nothing is balanced at connect(), if that is so.
+	// missing is why nothing is balanced at connect(); empty if connect() balances.
 	missing string
-	// untracked are the addresses that were set so, nil if that is not known.
+	// untracked holds the addresses that are exempt from connection tracking; nil if unknown.
 	untracked []netip.Addr
-	// failed says that the last attempt did, so that what the kernel holds is not certain.
+	// failed is true if the last attempt failed, so that the kernel's contents are uncertain.
 	failed bool
 }
 
-// set makes the kernel hold the plan, whatever it held, and returns how many entries it changed. plain is the plan without
-// redirection, see change, and caches where it may lead.
+// set makes the kernel hold the plan, whatever it held before, and returns the number of entries it changed. plain is the
+// plan without redirection, see change. caches are the addresses to which redirection may lead.
 func (k *kernel) set(mode netconf.ServiceProxy, plan, plain service.Plan, caches []netip.Addr) (changed int, err error) {
 	if err := k.open(mode); err != nil {
 		return 0, err
@@ -52,12 +52,12 @@ func (k *kernel) set(mode netconf.ServiceProxy, plan, plain service.Plan, caches
 		if err := byRules(); err != nil {
 			return 0, err
 		}
-		// Packets to the caches are translated, for which they have to be tracked.
+		// Packets to the caches are translated, so they have to be tracked.
 		err := k.setUntracked(nil, &changed)
 		return changed, errors.Join(err, k.routeLoopback(true))
 	}
-	// nftables first: it alone answers for all addresses, and must not be found without a Service that connect() has. Each
-	// is a second's work at 50,000 Services; what sockets do not meet yet is written at the same time.
+	// nftables goes first: it alone answers at all addresses, and must never lack a Service that connect() has. Each of the
+	// two takes a second at 50,000 Services, so connect() writes concurrently what sockets cannot reach yet.
 	ended := make(chan error, 1)
 	go func() { ended <- byRules() }()
 	done := sync.OnceValue(func() error {
@@ -85,7 +85,7 @@ func (k *kernel) routeLoopback(on bool) error {
 
 func (k *kernel) setUntracked(caches []netip.Addr, changed *int) error {
 	if len(caches) == 0 && k.untracked != nil && len(k.untracked) == 0 {
-		return nil // to look for nothing costs a transaction
+		return nil // return nil // an empty transaction would still cost one
 	}
 	count, err := k.rules.SetUntracked(caches)
 	if err != nil {
@@ -96,8 +96,8 @@ func (k *kernel) setUntracked(caches []netip.Addr, changed *int) error {
 	return nil
 }
 
-// holds says whether the kernel holds what set and change left there, while change goes on: set, open, remove and close
-// wait for it.
+// holds reports whether the kernel holds what set and change left there. change may run concurrently; set, open, remove and
+// close wait for it.
 func (k *kernel) holds(ctx context.Context) (bool, error) {
 	same, err := k.rules.HoldsServices(ctx)
 	if err == nil && same && len(k.untracked) > 0 {
@@ -113,11 +113,11 @@ func (k *kernel) holds(ctx context.Context) (bool, error) {
 	return same, err
 }
 
-// change does the same for what has changed since. plain are the changes without redirection: what is not balanced when
-// it connects, while nearly all is, goes to the Services' own endpoints. So packets to the node's DNS cache and back are
-// never translated, and need not be tracked.
+// change applies what has changed since. plain are the changes without redirection. nftables gets them, so the few
+// connections that connect() does not balance go to the DNS Service's own endpoints. Therefore packets to and from the
+// node's DNS cache are never translated and need not be tracked.
 func (k *kernel) change(changes, plain []service.Change) error {
-	// Connections of the node's own pods are most of them, and first.
+	// connect() goes first: most connections are those of the node's own pods.
 	if k.connect != nil {
 		if err := k.connect.Change(changes); err != nil {
 			return fmt.Errorf("balance at connect(): %w", err)
@@ -155,7 +155,7 @@ func (k *kernel) open(mode netconf.ServiceProxy) error {
 	var unsupported *bpf.UnsupportedError
 	if errors.As(err, &unsupported) || errors.Is(err, errNoCgroup2) {
 		if k.missing != err.Error() {
-			k.log.Info("all is balanced by nftables", "because", err)
+			k.log.Info("nftables balances everything", "because", err)
 		}
 		k.missing = err.Error()
 		return nil
@@ -166,7 +166,7 @@ func (k *kernel) open(mode netconf.ServiceProxy) error {
 	return err
 }
 
-// remove takes out of the kernel what set put there.
+// remove takes what set wrote out of the kernel.
 func (k *kernel) remove() error {
 	var err error
 	if k.rules == nil {
@@ -180,7 +180,7 @@ func (k *kernel) remove() error {
 		k.connect = nil
 	}
 	if err := k.routeLoopback(false); err != nil {
-		return err // with the table, which keeps others from these addresses
+		return err // return err // loopback addresses stay routed only while the table guards them
 	}
 	return errors.Join(connect.Remove(k.paths.BPF), k.rules.DeleteServices(), k.rules.Delete(ruleset.DNSTable))
 }
@@ -198,8 +198,8 @@ func (k *kernel) close() {
 
 var errNoCgroup2 = errors.New("there is no cgroup v2 file system")
 
-// cgroup2 finds the v2 file system where cgroups are mounted: it is all of it, or, on a machine that has controllers
-// on v1, beside those.
+// cgroup2 returns the mount point of cgroup v2 below the directory where cgroups are mounted: the directory itself, or a
+// directory in it on a machine with v1 controllers.
 func cgroup2(dir string) (string, error) {
 	for _, path := range []string{dir, filepath.Join(dir, "unified")} {
 		var s unix.Statfs_t

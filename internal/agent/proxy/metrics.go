@@ -6,7 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics are what a proxy counts.
+// metrics holds a proxy's metrics.
 type metrics struct {
 	frontends prometheus.Gauge
 	seconds   *prometheus.HistogramVec
@@ -17,10 +17,10 @@ type metrics struct {
 	forgetful prometheus.Gauge
 }
 
-// connects is what became of sockets at connect(), which the kernel counts.
+// connects counts the outcomes of sockets at connect(). The kernel keeps the counters.
 var connects = prometheus.NewDesc("fathom_service_connects_total",
-	"Sockets that connected to a Service (connected), packets of others (sent), and what became of the rest: refused for want of endpoints; "+
-		"or left to nftables, since the Service was changing, there is no more room for a socket (full), its network namespace has used up its share, "+
+	"Sockets that connected to a Service (connected), packets sent by unconnected sockets (sent), sockets refused because the Service has no endpoints (refused); "+
+		"and sockets left to nftables: because the Service was changing, there is no room for another socket (full), its network namespace has used up its share, "+
 		"the socket has sent to too many Services (socket), or it is one of the kernel's own, as below MPTCP (kernel).", []string{"fate"}, nil)
 
 func newMetrics() *metrics {
@@ -29,21 +29,21 @@ func newMetrics() *metrics {
 		frontends: prometheus.NewGauge(prometheus.GaugeOpts{Name: "fathom_service_frontends",
 			Help: "Addresses and ports of Services that the kernel balances."}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "fathom_service_apply_seconds", Buckets: buckets,
-			Help: "Time to put Services into the kernel, what has changed or the whole; or to compare them (compare), beside that."}, []string{"what"}),
+			Help: "Time to write Services to the kernel, changes only (change) or all (whole), or to compare them with it (compare)."}, []string{"what"}),
 		behind: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "fathom_service_behind_seconds", Buckets: buckets,
-			Help: "Time from a change that the API server told of to its effect on connections."}),
+			Help: "Time from an event of the API server to its effect on connections."}),
 		entries: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fathom_service_changes_total",
-			Help: "Services changed (change), or entries of the kernel that were not as they should be (whole)."}, []string{"what"}),
+			Help: "Services changed (change), or entries in the kernel that were wrong (whole)."}, []string{"what"}),
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fathom_service_errors_total",
-			Help: "Attempts to put Services into the kernel that failed."}, []string{"what"}),
+			Help: "Failed attempts to write Services to the kernel."}, []string{"what"}),
 		ended: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fathom_service_flows_ended_total",
-			Help: "Flows to endpoints that are gone, ended so that their clients begin anew: entries of connection tracking, sockets."}, []string{"what"}),
+			Help: "Flows to removed endpoints, ended so that their clients reconnect: entries of connection tracking, sockets."}, []string{"what"}),
 		forgetful: prometheus.NewGauge(prometheus.GaugeOpts{Name: "fathom_service_affinity_full",
-			Help: "Services with sessionAffinity a client of which nftables had no room to remember in the last minute."}),
+			Help: "Services with sessionAffinity for which nftables had no room to remember a client in the last minute."}),
 	}
 }
 
-// applied counts one attempt.
+// applied records one attempt.
 func (m *metrics) applied(what string, heard, began time.Time, changed int, err error) {
 	if err != nil {
 		m.errors.WithLabelValues(what).Inc()
@@ -77,7 +77,7 @@ func (p *Proxy) Collect(c chan<- prometheus.Metric) {
 	}
 	fates, err := connect.Fates()
 	if err != nil {
-		return // it was closed meanwhile
+		return // return // closed concurrently
 	}
 	for _, f := range fates {
 		c <- prometheus.MustNewConstMetric(connects, prometheus.CounterValue, float64(f.Times), f.Name)

@@ -14,14 +14,14 @@ import (
 	"time"
 )
 
-// nodeCaches knows which of the node's DNS caches answer. One at each address is asked every second, on a TCP connection
-// that stays: when the cache's process ends, the kernel ends the connection, and that is known at once.
+// nodeCaches knows which of the node's DNS caches answer. It queries one cache per address every second over a TCP
+// connection that stays open: when the cache's process ends, the kernel closes the connection, and that is noticed at once.
 type nodeCaches struct {
 	log     *slog.Logger
 	changed func()
 	port    uint16
 
-	addrs []netip.Addr // those watched, by who calls set
+	addrs []netip.Addr // addrs []netip.Addr // those watched; only set uses it
 	stop  context.CancelFunc
 	tasks sync.WaitGroup
 
@@ -29,7 +29,7 @@ type nodeCaches struct {
 	up []netip.Addr
 }
 
-// set makes it watch the caches at these addresses.
+// set makes it watch the caches at these addresses and no others.
 func (n *nodeCaches) set(ctx context.Context, addrs []netip.Addr) {
 	if slices.Equal(addrs, n.addrs) {
 		return
@@ -42,7 +42,7 @@ func (n *nodeCaches) set(ctx context.Context, addrs []netip.Addr) {
 	}
 }
 
-// close ends it.
+// close stops watching.
 func (n *nodeCaches) close() {
 	if n.stop != nil {
 		n.stop()
@@ -54,19 +54,19 @@ func (n *nodeCaches) close() {
 	n.addrs, n.up = nil, nil
 }
 
-// answering returns the addresses of caches that answer, sorted.
+// answering returns the addresses of the caches that answer, sorted.
 func (n *nodeCaches) answering() []netip.Addr {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return slices.Clone(n.up)
 }
 
-// How caches are asked.
+// How caches are queried.
 const (
 	askInterval = time.Second
-	// askTimeout is for one that has much to do; two in a row without an answer and it is down.
+	// askTimeout leaves time to a busy cache. Two queries in a row without an answer mean that it is down.
 	askTimeout = 500 * time.Millisecond
-	// absentInterval is how often one that was not there is looked for.
+	// absentInterval is how often a cache that does not answer is tried.
 	absentInterval = 200 * time.Millisecond
 )
 
@@ -99,13 +99,13 @@ func (n *nodeCaches) watch(ctx context.Context, addr netip.Addr) {
 			n.tell(addr, nil)
 			if ended(ctx, conn, askInterval) {
 				_ = conn.Close()
-				conn = nil // perhaps another instance listens: ask before anything is said
+				conn = nil // conn = nil // another instance may be listening: try it before reporting anything
 			}
 			continue
 		case errors.As(err, &timeout) && timeout.Timeout():
 			misses++
 		case misses == 0 && !isRefused(err):
-			misses++ // the connection ended; what is said on a new one counts
+			misses++ // misses++ // the connection ended; the result on a new one counts
 			continue
 		default:
 			misses = 2
@@ -125,7 +125,7 @@ func isRefused(err error) bool {
 	return errors.As(err, &op) && op.Op == "dial"
 }
 
-// tell notes whether the cache answers.
+// tell records whether the cache answers.
 func (n *nodeCaches) tell(addr netip.Addr, err error) {
 	n.mu.Lock()
 	i, was := slices.BinarySearchFunc(n.up, addr, netip.Addr.Compare)
@@ -138,29 +138,29 @@ func (n *nodeCaches) tell(addr netip.Addr, err error) {
 	n.mu.Unlock()
 	switch {
 	case err == nil && !was:
-		n.log.Info("the node's DNS cache answers, and pods ask it", "address", addr)
+		n.log.Info("the node's DNS cache answers; pods use it", "address", addr)
 		n.changed()
 	case err != nil && was:
-		n.log.Warn("the node's DNS cache does not answer, and pods ask the cluster's servers", "address", addr, "error", err)
+		n.log.Warn("the node's DNS cache does not answer; pods use the cluster's DNS servers", "address", addr, "error", err)
 		n.changed()
 	}
 }
 
-// ended waits for a while, and says whether the other side ended the connection meanwhile.
+// ended waits for the given time. It returns true at once if the other side closes the connection before that.
 func ended(ctx context.Context, conn net.Conn, wait time.Duration) bool {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	_ = conn.SetReadDeadline(time.Now().Add(wait))
 	_, err := conn.Read(make([]byte, 1))
 	var timeout net.Error
-	return err == nil || !errors.As(err, &timeout) || !timeout.Timeout() // nobody has asked for what would be read
+	return err == nil || !errors.As(err, &timeout) || !timeout.Timeout() // return err == nil || !errors.As(err, &timeout) || !timeout.Timeout() // data without a query is a fault as well
 }
 
-// askVersion asks for what every server has to say by itself: TXT version.bind of class CHAOS. Any answer will do.
+// askVersion queries what every server answers without an upstream: TXT version.bind of class CHAOS. Any answer will do.
 func askVersion(conn net.Conn, id uint16) error {
 	query := []byte{0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0}
 	query = append(query, "\x07version\x04bind\x00\x00\x10\x00\x03"...)
-	binary.BigEndian.PutUint16(query, uint16(len(query)-2)) // TCP's length
+	binary.BigEndian.PutUint16(query, uint16(len(query)-2)) // binary.BigEndian.PutUint16(query, uint16(len(query)-2)) // the length prefix of DNS over TCP
 	binary.BigEndian.PutUint16(query[2:], id)
 	if err := conn.SetDeadline(time.Now().Add(askTimeout)); err != nil {
 		return err
@@ -177,7 +177,7 @@ func askVersion(conn net.Conn, id uint16) error {
 		return err
 	}
 	if len(answer) < 12 || binary.BigEndian.Uint16(answer) != id || answer[2]&0x80 == 0 {
-		return fmt.Errorf("what came is no answer: % x", answer[:min(len(answer), 12)])
+		return fmt.Errorf("not a DNS answer: % x", answer[:min(len(answer), 12)])
 	}
 	return nil
 }

@@ -1,10 +1,10 @@
-// Package proxy is the Service proxy of a node: it follows the API's Services and EndpointSlices, and makes the kernel
-// balance what is for them. What starts on the node is balanced when it connects (package bpf), what arrives by
-// nftables (package ruleset); where the kernel cannot do the first, all of it by nftables.
+// Package proxy is the Service proxy of a node. It follows the API's Services and EndpointSlices, and makes the kernel
+// balance their traffic. Connections from the node's own processes and pods are balanced at connect() (kernel/bpf/connect),
+// and arriving packets by nftables (kernel/ruleset). Where the kernel cannot balance at connect(), nftables balances
+// everything.
 //
-// A change is in the kernel as soon as it is heard of: nothing waits for a tick. Everything is set at the beginning, after
-// an error, and when a comparison finds that the kernel holds something else: these go on beside changes.
-// docs/design/services.md.
+// The proxy writes a change as soon as it receives the event: nothing waits for a tick. It writes everything at the start,
+// after an error, and when a comparison finds that the kernel differs; changes continue meanwhile. docs/design/services.md.
 package proxy
 
 import (
@@ -31,38 +31,38 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// Options are what a proxy is told when it is made.
+// Options configures a proxy.
 type Options struct {
 	Client *kube.Client
 	Log    *slog.Logger
-	// Changed is called when Status may say something else. It must not block.
+	// Changed is called when the result of Status may have changed. It must not block.
 	Changed func()
 	Paths   Paths
 	// Loopback may be nil: then 127.0.0.1 answers at NodePorts only where connect() balances.
 	Loopback Loopback
-	// Resync is how often the kernel is compared, unless that takes long: then it is done in one hundredth of the time. To
-	// read 100,000 endpoints back takes a second, in which changes go on.
+	// Resync is how often the kernel is compared with the plan. Comparisons take at most a hundredth of the time: a slow
+	// one makes the interval longer. Reading 100,000 endpoints back takes a second, during which changes continue.
 	Resync time.Duration
-	// Renew is how often everything is worked out anew and set: comparisons trust what changes have come to. Changes wait
-	// for it. Zero is an hour.
+	// Renew is how often everything is computed and set again, since a comparison trusts the result of earlier changes.
+	// Changes wait for it. Zero means one hour.
 	Renew time.Duration
 }
 
-// Loopback is whether the node routes 127.0.0.0/8 as it does other addresses. Where nftables alone balances, what the node
-// sends to 127.0.0.1:nodePort is translated to an endpoint on another device, and what comes back is to 127.0.0.1 again:
-// without that the kernel takes it for a fault. It is on only while the table is there that keeps others from these
-// addresses.
+// Loopback controls whether the node routes 127.0.0.0/8 like other addresses. Where nftables alone balances, a packet from
+// the node to 127.0.0.1:nodePort is translated to an endpoint behind another device, and the reply is addressed to
+// 127.0.0.1 again: without this setting the kernel drops it as martian. The setting is on only while the table exists that
+// keeps other hosts from these addresses.
 type Loopback interface {
 	Routed() (bool, error)
-	// Route has them routed, or as it was before. Where it is so already, it costs next to nothing.
+	// Route turns routing on, or restores the previous setting. If nothing has to change, the call costs next to nothing.
 	Route(on bool) error
 }
 
-// Paths are where a proxy finds the node's directories.
+// Paths holds the node's directories that a proxy uses.
 type Paths struct {
-	BPF    string // of pins, on a bpffs
-	Cgroup string // where the node has its cgroup file systems, such as /sys/fs/cgroup
-	NetNS  string // where the runtime mounts pods' network namespaces
+	BPF    string // BPF    string // for pins, on a bpffs
+	Cgroup string // Cgroup string // where the node's cgroup file systems are mounted, such as /sys/fs/cgroup
+	NetNS  string // NetNS  string // where the runtime mounts pods' network namespaces
 }
 
 // Proxy is the Service proxy of a node.
@@ -72,37 +72,37 @@ type Proxy struct {
 
 	mu     sync.Mutex
 	config answer.ProxyConfig
-	// externalIPs is not part of the configuration, for which everything is set anew: nodes come and go.
+	// externalIPs is apart from the configuration, which causes a full set when it changes: nodes come and go.
 	externalIPs service.ExternalIPs
-	// Whether LoadBalancers is to tell of ClusterIPs, and whether it does.
+	// clusterIPs is whether LoadBalancers should include ClusterIPs, and tellsClusterIPs whether it does.
 	clusterIPs, tellsClusterIPs bool
 	status                      answer.ProxyStatus
-	// balancers are nil while nothing is known.
+	// balancers is nil while Services are unknown.
 	balancers []service.LoadBalanced
-	others    []netip.Addr // of Services that another proxy carries
-	// As the kernel has them, for State.
+	others    []netip.Addr // others    []netip.Addr // of Services that another proxy carries
+	// What the kernel holds, for State.
 	connect *connect.Translator
 	missing string
 
-	inbox  *inbox // nil while the mode is off
+	inbox  *inbox // inbox  *inbox // nil while the mode is off
 	kernel kernel
 	reaper *reaper
 	health health
 	caches nodeCaches
 	room   room
 	dns    service.Redirect
-	// redirected is where dns leads to, for the reaper.
+	// redirected is where dns may lead, for the reaper.
 	redirected atomic.Pointer[service.Redirect]
-	// whole asks for everything to be set, whatever the kernel holds.
+	// whole requests a full set, whatever the kernel holds.
 	whole     bool
-	wholeAt   time.Time          // the last time
-	comparing *comparing         // nil while none goes on
-	applied   answer.ProxyConfig // what the kernel was last set by
-	tried     answer.ProxyConfig // or was attempted to be
+	wholeAt   time.Time          // wholeAt   time.Time          // of the last full set
+	comparing *comparing         // comparing *comparing         // nil while none is running
+	applied   answer.ProxyConfig // applied   answer.ProxyConfig // of the last full set that succeeded
+	tried     answer.ProxyConfig // tried     answer.ProxyConfig // of the last attempt
 	counts    *metrics
 }
 
-// New makes a proxy, which does nothing until Run, and nothing to the kernel until Set.
+// New returns a proxy that does nothing until Run, and writes nothing to the kernel until Set.
 func New(o Options) *Proxy {
 	p := &Proxy{Options: o, kick: wake.New(), counts: newMetrics()}
 	p.kernel = kernel{paths: o.Paths, loopback: o.Loopback, log: o.Log}
@@ -114,7 +114,7 @@ func New(o Options) *Proxy {
 	return p
 }
 
-// Set tells what the node is and what the configuration says. It does not wait.
+// Set tells the proxy about its node and the configuration. It does not block.
 func (p *Proxy) Set(c answer.ProxyConfig) {
 	p.mu.Lock()
 	same := reflect.DeepEqual(c, p.config)
@@ -125,7 +125,7 @@ func (p *Proxy) Set(c answer.ProxyConfig) {
 	}
 }
 
-// SetExternalIPs says which external IPs of Services are served; before it was called, none is. It does not wait.
+// SetExternalIPs sets which external IPs of Services are served; initially none. It does not block.
 func (p *Proxy) SetExternalIPs(x service.ExternalIPs) {
 	p.mu.Lock()
 	same := p.externalIPs.Equal(x)
@@ -136,7 +136,7 @@ func (p *Proxy) SetExternalIPs(x service.ExternalIPs) {
 	}
 }
 
-// SetClusterIPs says whether LoadBalancers tells of ClusterIPs. It does not wait.
+// SetClusterIPs sets whether LoadBalancers includes ClusterIPs. It does not block.
 func (p *Proxy) SetClusterIPs(told bool) {
 	p.mu.Lock()
 	same := p.clusterIPs == told
@@ -147,18 +147,18 @@ func (p *Proxy) SetClusterIPs(told bool) {
 	}
 }
 
-// TellsClusterIPs says whether what LoadBalancers tells from now on has ClusterIPs.
+// TellsClusterIPs reports whether the result of LoadBalancers includes ClusterIPs from now on.
 func (p *Proxy) TellsClusterIPs() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.tellsClusterIPs
 }
 
-// SetLeaves says whether the node will soon not be there. It carries Services until then, and load balancers outside, which
-// ask at its health check, send it no new connections. It does not wait.
+// SetLeaves sets whether the node will soon be gone. The node carries Services until then, but load balancers outside,
+// which use its health check, send it no new connections. SetLeaves does not block.
 func (p *Proxy) SetLeaves(leaves bool) { p.health.leaves.Store(leaves) }
 
-// Status returns how far the proxy is.
+// Status returns the proxy's progress.
 func (p *Proxy) Status() answer.ProxyStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -177,17 +177,17 @@ func (p *Proxy) setStatus(s answer.ProxyStatus) {
 }
 
 const (
-	// retry is how long after an error the whole is tried again.
+	// retry is how long after an error everything is tried again.
 	retry = time.Second
 	renew = time.Hour
-	// compareShare is how much of the time, as its inverse, comparisons may take.
+	// compareShare is the inverse of the share of time that comparisons may take.
 	compareShare = 100
 )
 
-// untilCompared is how long after a comparison the next one begins.
+// untilCompared is the time from the end of a comparison to the start of the next.
 func untilCompared(resync, took time.Duration) time.Duration { return max(resync, compareShare*took) }
 
-// Run follows Services until the context ends. What is in the kernel stays.
+// Run follows Services until the context ends. The kernel keeps what it holds.
 func (p *Proxy) Run(ctx context.Context) {
 	defer p.health.close()
 	defer p.caches.close()
@@ -234,7 +234,7 @@ func (p *Proxy) Run(ctx context.Context) {
 			settled()
 		}
 		if comparing && p.comparing == nil {
-			resync.Reset(p.Resync) // it was ended
+			resync.Reset(p.Resync) // resync.Reset(p.Resync) // the comparison was cancelled
 		}
 	}
 }
@@ -246,7 +246,7 @@ func (p *Proxy) step(ctx context.Context, tick bool) {
 	p.mu.Unlock()
 	switch c.Mode {
 	case "":
-		return // nothing is known yet
+		return // return // Services are not known yet
 	case netconf.ProxyOff:
 		p.off(ctx, c.Announce)
 		return
@@ -261,10 +261,10 @@ func (p *Proxy) step(ctx context.Context, tick bool) {
 	p.inform()
 	p.caches.set(ctx, c.NodeCaches)
 	if p.kernel.failed && !tick && !p.whole {
-		return // not at each event: what failed may be slow to fail
+		return // return // not at every event: a failing attempt may be slow
 	}
 	if !p.inbox.synced() {
-		p.setStatus(answer.ProxyStatus{Ready: p.Status().Ready, Problem: "the API server has not told of all Services yet"})
+		p.setStatus(answer.ProxyStatus{Ready: p.Status().Ready, Problem: "the API server has not listed all Services yet"})
 		return
 	}
 	if err := p.apply(c); err != nil {
@@ -275,29 +275,30 @@ func (p *Proxy) step(ctx context.Context, tick bool) {
 	if tick {
 		p.health.retry(p.Log)
 		if err := p.lookForRoom(now); err != nil {
-			p.Log.Debug("it is not known whether there is room for clients of Services", "error", err)
+			p.Log.Debug("cannot tell whether there is room for clients of Services", "error", err)
 		}
 	}
 	p.setStatus(answer.ProxyStatus{Ready: true, Problem: p.room.problem(now)})
 	p.tellBalancers()
 }
 
-// LoadBalancers returns the Services with addresses that the network outside is led to, and whether they are known. What it tells is in
-// the kernel. The list is for reading.
+// LoadBalancers returns the Services that the network outside can reach by their addresses. known is false while Services
+// are not known. The kernel already holds all that it returns. The list is read-only.
 func (p *Proxy) LoadBalancers() (list []service.LoadBalanced, known bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.balancers, p.balancers != nil
 }
 
-// Others are the addresses of Services that another proxy carries, by the label service.kubernetes.io/service-proxy-name; sorted.
+// Others returns the addresses of Services that another proxy carries, by the label
+// service.kubernetes.io/service-proxy-name, sorted.
 func (p *Proxy) Others() []netip.Addr {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.others
 }
 
-// inform has the inbox know what is not in the API server's Services.
+// inform gives the inbox the facts that are not in Service objects.
 func (p *Proxy) inform() {
 	p.mu.Lock()
 	externalIPs, clusterIPs := p.externalIPs, p.clusterIPs
@@ -305,13 +306,13 @@ func (p *Proxy) inform() {
 	p.inbox.inform(externalIPs, clusterIPs)
 }
 
-// Serves says whether what is sent to an address and port may be a Service's: also while Services are not known, or if
-// another proxy carries them. It may be called by any goroutine.
+// Serves reports whether traffic to an address and port may belong to a Service. It is true also while Services are
+// unknown, and for Services that another proxy carries. Any goroutine may call it.
 func (p *Proxy) Serves(protocol service.Protocol, to netip.AddrPort) bool {
 	return p.reaper.serves(protocol, to)
 }
 
-// tellBalancers has LoadBalancers return what is known now.
+// tellBalancers updates the result of LoadBalancers.
 func (p *Proxy) tellBalancers() {
 	list, clusterIPs, listed := p.inbox.balancers()
 	others, differs := p.inbox.others(), false
@@ -332,7 +333,7 @@ func (p *Proxy) tellBalancers() {
 	}
 }
 
-// apply puts what has changed, or everything, into the kernel.
+// apply writes what has changed, or everything, to the kernel.
 func (p *Proxy) apply(c answer.ProxyConfig) error {
 	began := time.Now()
 	plan := service.Plan{NodePortAddrs: c.NodePortAddrs, OwnPods: c.OwnPods}
@@ -365,8 +366,8 @@ func (p *Proxy) apply(c answer.ProxyConfig) error {
 		err := p.kernel.change(changes, plain)
 		p.counts.applied("change", heard, began, len(changes), err)
 		if err != nil {
-			// The kernel holds something else than was thought. What it holds is read on the way to what it should.
-			p.Log.Warn("Services changed beside us, or the kernel refuses a change: all of them are compared", "error", err)
+			// The kernel holds something else than the proxy assumed. The full set that follows reads what it holds.
+			p.Log.Warn("Services were changed by another program, or the kernel rejected a change; comparing all of them", "error", err)
 			p.whole = true
 			return p.apply(c)
 		}
@@ -375,30 +376,30 @@ func (p *Proxy) apply(c answer.ProxyConfig) error {
 		}
 		p.noteRedirect(p.dns.Addrs())
 		p.reaper.apply(changes)
-	} else if !heard.IsZero() { // what no frontend leads to any more may be no endpoint at all now
+	} else if !heard.IsZero() { // } else if !heard.IsZero() { // an address that no frontend uses any more may have stopped being an endpoint
 		p.reaper.kick.Set()
 	}
 	p.health.set(checks, p.Log)
 	return nil
 }
 
-// redirect has the cluster's DNS go to the caches that answer, and returns what that changes.
+// redirect makes the cluster's DNS lead to the caches that answer, and returns the changes that follow.
 func (p *Proxy) redirect() []service.Change {
 	before := p.dns.Addrs()
 	changes := p.dns.Set(p.caches.answering())
-	// Until the kernel has it, and a moment longer, there are sockets of both kinds.
+	// Until the kernel holds the change, and a moment longer, sockets of both kinds exist.
 	p.noteRedirect(slices.Concat(before, p.dns.Addrs()))
 	return changes
 }
 
-// noteRedirect tells other goroutines where the cluster's DNS may lead by redirection.
+// noteRedirect tells other goroutines where redirection may lead the cluster's DNS.
 func (p *Proxy) noteRedirect(to []netip.Addr) {
 	r := service.Redirect{Service: p.dns.Service, Port: p.dns.Port}
 	r.Set(to)
 	p.redirected.Store(&r)
 }
 
-// lives says what is known of an endpoint of a Service, be it one of its own or the node's DNS cache.
+// lives returns a function that reports the state of a Service's endpoint, which is one of its own or the node's DNS cache.
 func (p *Proxy) lives(in *inbox) service.Lives {
 	return func(name service.Name, endpoint netip.AddrPort) service.Life {
 		if r := p.redirected.Load(); r != nil && r.Includes(name, endpoint) {
@@ -408,7 +409,7 @@ func (p *Proxy) lives(in *inbox) service.Lives {
 	}
 }
 
-// off takes everything out of the kernel, if that was not done already. It goes on to follow Services if they are to be
+// off takes everything out of the kernel, unless that is done already. It continues to follow Services if they are to be
 // announced.
 func (p *Proxy) off(ctx context.Context, announce bool) {
 	switch {
@@ -443,14 +444,14 @@ func (p *Proxy) off(ctx context.Context, announce bool) {
 	p.setStatus(answer.ProxyStatus{Ready: true})
 }
 
-// Remove takes what a proxy has put into the kernel out of it, for a node that Fathom leaves.
+// Remove takes everything that a proxy wrote out of the kernel, when Fathom is removed from a node.
 func Remove(paths Paths, loopback Loopback) error {
 	k := kernel{paths: paths, loopback: loopback, log: slog.New(slog.DiscardHandler)}
 	defer k.close()
 	return k.remove()
 }
 
-// inbox is what the API server has told. Its model is changed by client-go's goroutines and read by the proxy's.
+// inbox holds what the API server has sent. client-go's goroutines change its model, and the proxy's reads it.
 type inbox struct {
 	stop   context.CancelFunc
 	synced func() bool
@@ -458,17 +459,17 @@ type inbox struct {
 
 	mu    sync.Mutex
 	model *service.Model
-	heard time.Time // of the first event since the model was last asked
-	// clusterIPs says that the model tells of ClusterIPs.
+	heard time.Time // heard time.Time // of the first event since the model was last read
+	// clusterIPs is true if the model includes ClusterIPs.
 	clusterIPs bool
-	// foreign are the addresses of Services that another proxy carries.
+	// foreign holds the addresses of Services that another proxy carries.
 	foreign map[service.Name][]netip.Addr
 }
 
 func follow(ctx context.Context, client *kube.Client, wake func()) *inbox {
 	in := &inbox{wake: wake, model: service.NewModel(service.Node{}), foreign: map[service.Name][]netip.Addr{}}
 	ctx, in.stop = context.WithCancel(ctx)
-	// A headless Service has no address, and nothing is balanced.
+	// Headless Services are left out: they have no address to balance.
 	balanced := kube.Selection{Labels: "!" + corev1.IsHeadlessService}
 	services := kube.Watch(ctx, client, kube.Services, kube.Options[*corev1.Service]{Selection: balanced, Set: in.SetService, Deleted: in.DeleteService, Changed: wake})
 	endpoints := kube.Watch(ctx, client, kube.EndpointSlices, kube.Options[*discoveryv1.EndpointSlice]{Selection: balanced, Set: in.SetSlice, Deleted: in.DeleteSlice, Changed: wake})
@@ -486,7 +487,7 @@ func (in *inbox) do(change func(*service.Model)) {
 	in.wake()
 }
 
-// SetService is told of a Service that is new or has changed.
+// SetService is called for a Service that is new or has changed.
 func (in *inbox) SetService(s *corev1.Service) {
 	read := svcfacts.Service(s)
 	in.do(func(m *service.Model) {
@@ -498,7 +499,7 @@ func (in *inbox) SetService(s *corev1.Service) {
 	})
 }
 
-// DeleteService is told of a Service that is gone.
+// DeleteService is called for a deleted Service.
 func (in *inbox) DeleteService(n service.Name) {
 	in.do(func(m *service.Model) {
 		m.DeleteService(n)
@@ -506,18 +507,18 @@ func (in *inbox) DeleteService(n service.Name) {
 	})
 }
 
-// SetSlice is told of an EndpointSlice that is new or has changed.
+// SetSlice is called for an EndpointSlice that is new or has changed.
 func (in *inbox) SetSlice(s *discoveryv1.EndpointSlice) {
 	read := svcfacts.Slice(s)
 	in.do(func(m *service.Model) { m.SetSlice(read) })
 }
 
-// DeleteSlice is told of an EndpointSlice that is gone.
+// DeleteSlice is called for a deleted EndpointSlice.
 func (in *inbox) DeleteSlice(n service.Name) {
 	in.do(func(m *service.Model) { m.DeleteSlice(n) })
 }
 
-// whole fills the plan with all frontends, and says when the first of what is new in it was heard of.
+// whole fills the plan with all frontends. heard is when the first of its unapplied changes was received.
 func (in *inbox) whole(node service.Node, plan *service.Plan) (heard time.Time, checks []service.HealthCheck) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -534,8 +535,8 @@ func (in *inbox) changes() (heard time.Time, changes []service.Change, checks []
 	return heard, in.model.Changes(), in.model.HealthChecks()
 }
 
-// balancers returns the Services with addresses that the network outside is led to, if they have changed, and whether
-// ClusterIPs are among these.
+// balancers returns the Services that the network outside can reach by their addresses. differs reports whether they have
+// changed, clusterIPs whether they include ClusterIPs.
 func (in *inbox) balancers() (list []service.LoadBalanced, clusterIPs, differs bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -551,28 +552,28 @@ func (in *inbox) inform(x service.ExternalIPs, clusterIPs bool) {
 	in.clusterIPs = clusterIPs
 }
 
-// life says what is known of an endpoint of a Service.
+// life returns what is known of a Service's endpoint.
 func (in *inbox) life(name service.Name, endpoint netip.AddrPort) service.Life {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.model.Life(name, endpoint)
 }
 
-// departures is how many pods have gone that were endpoints.
+// departures returns how many pods that were endpoints have gone.
 func (in *inbox) departures() uint64 {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.model.Departures()
 }
 
-// named are the Services that have these IDs.
+// named returns the Services with these IDs.
 func (in *inbox) named(ids []uint32) []service.Name {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.model.Named(ids)
 }
 
-// others are the addresses of Services that another proxy carries.
+// others returns the addresses of Services that another proxy carries.
 func (in *inbox) others() []netip.Addr {
 	in.mu.Lock()
 	defer in.mu.Unlock()

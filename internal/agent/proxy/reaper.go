@@ -18,13 +18,14 @@ import (
 	"github.com/fathom-network/fathom/internal/wake"
 )
 
-// reaper ends flows that lead to what is no endpoint any more, so that their clients begin anew: entries of connection
-// tracking, which would send a client's next packet to the old endpoint for as long as it goes on sending, and sockets
-// that were connected to an endpoint in its Service's place, whose programs would wait for an answer.
+// reaper ends flows that lead to an address that is no longer an endpoint, so that their clients reconnect. Such a flow is
+// an entry of connection tracking, which sends the client's packets to the old endpoint for as long as the client keeps
+// sending; or a socket that connect() translated to an endpoint, whose program would wait for an answer.
 //
-// It compares all flows with the endpoints: at each change, a second later, and then ever less often. To act on what has
-// just gone alone would miss what went while no agent ran, and what came about by a rule a moment before that was changed.
-// Not each second all the time: the kernel walks its whole table for each comparison, 13 ms with the usual 262,144 buckets.
+// The reaper compares all flows with the endpoints: one second after each change, and then at growing intervals. Rejected:
+// ending the flows of each endpoint that goes. That would miss endpoints that went while no agent was running, and flows
+// that a rule created just before it was changed. Rejected: a comparison every second, since the kernel walks its whole
+// table for each, which takes 13 ms with the usual 262,144 buckets.
 type reaper struct {
 	paths  Paths
 	log    *slog.Logger
@@ -32,12 +33,12 @@ type reaper struct {
 	kick   wake.Signal
 
 	mu      sync.Mutex
-	index   *service.Index // nil while nothing is known
+	index   *service.Index // index   *service.Index // nil while Services are unknown
 	connect *connect.Translator
 	lives   service.Lives
-	// departures is how many pods have gone that were endpoints.
+	// departures returns how many pods that were endpoints have gone.
 	departures func() uint64
-	// seen are departures before the last sweep of entries and before the one before it.
+	// seen holds departures before the last sweep of entries and before the one before that.
 	seen [2]uint64
 
 	conntrack *conntrack.Table
@@ -48,7 +49,8 @@ func newReaper(paths Paths, log *slog.Logger, counts *metrics) *reaper {
 	return &reaper{paths: paths, log: log, counts: counts, kick: wake.New()}
 }
 
-// replace tells of a new plan. What went while no agent ran has waited, and does so until the start is over.
+// replace takes a new plan. Endpoints that went while no agent was running have waited, so their flows wait until the start
+// is over.
 func (r *reaper) replace(plan service.Plan, ranges []netip.Prefix, others []netip.Addr, translator *connect.Translator, lives service.Lives, departures func() uint64) {
 	r.mu.Lock()
 	first := r.index == nil
@@ -66,7 +68,7 @@ func (r *reaper) replace(plan service.Plan, ranges []netip.Prefix, others []neti
 	}
 }
 
-// apply tells of changes to it.
+// apply takes changes to the plan.
 func (r *reaper) apply(changes []service.Change) {
 	r.mu.Lock()
 	for _, c := range changes {
@@ -76,7 +78,7 @@ func (r *reaper) apply(changes []service.Change) {
 	r.kick.Set()
 }
 
-// forget has it do nothing.
+// forget makes the reaper idle.
 func (r *reaper) forget() {
 	r.mu.Lock()
 	r.index, r.connect = nil, nil
@@ -84,25 +86,25 @@ func (r *reaper) forget() {
 }
 
 const (
-	// Flows are compared sweepAgain after a change, then twice as long after that, and so on until it is every sweepSeldom,
-	// unless a sweep takes long: then it is one sweepShare of the time. 100,000 flows take a quarter of a second.
+	// Flows are compared sweepAgain after a change, then after twice that, and so on up to every sweepSeldom. A slow sweep
+	// makes the interval longer: sweeps take at most one sweepShare of the time. 100,000 flows take a quarter of a second.
 	sweepAgain  = time.Second
 	sweepSeldom = 30 * time.Second
 	sweepShare  = 100
-	// While Services change all the time, sweeps are one busyShare of the time, with no less than sweepPause between two of
-	// them, and no more than sweepDelay, but for the time of a sweep: what is stale goes within a second.
+	// While Services change continuously, sweeps take at most one busyShare of the time. At least sweepPause passes between
+	// two, and at most sweepDelay plus the time of a sweep, so that stale flows end within a second.
 	busyShare  = 20
 	sweepPause = 100 * time.Millisecond
 	sweepDelay = 500 * time.Millisecond
 )
 
-// seldom is how long to wait for a change until the next sweep, after one that took so long. last is how long that was
-// before it, and 0 if a change was its reason, or it failed.
+// seldom returns how long to wait for a change before the next sweep. took is how long the last sweep took. last is the
+// wait before it, or 0 if a change caused it or if it failed.
 func seldom(last, took time.Duration) time.Duration {
 	return max(sweepAgain, min(2*last, sweepSeldom), sweepShare*took)
 }
 
-// pause is how long to wait after a sweep that took so long, whatever changes.
+// pause returns how long to wait after a sweep that took so long, even if something changes.
 func pause(took time.Duration) time.Duration {
 	return max(sweepPause, min(busyShare*took, sweepDelay), took)
 }
@@ -126,8 +128,8 @@ func (r *reaper) run(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			complaint, last = answer.OneLine(err), 0
 		}
-		if complaint != "" && complaint != r.complaint { // said once, not each time
-			r.log.Warn("stale flows are not ended", "error", complaint)
+		if complaint != "" && complaint != r.complaint { // if complaint != "" && complaint != r.complaint { // logged once, not at each sweep
+			r.log.Warn("cannot end stale flows", "error", complaint)
 		}
 		r.complaint = complaint
 		took := time.Since(began)
@@ -145,8 +147,8 @@ func (r *reaper) sweepEntries(ctx context.Context) error {
 	idle := r.index == nil
 	protocols := []service.Protocol{service.UDP, service.SCTP}
 	if !idle {
-		// Of TCP there is something to end only after a pod has gone. Twice, for what came about by a rule a moment before
-		// that was changed; on nodes with many connections it is most of the work.
+		// TCP entries go stale only when a pod goes, and on nodes with many connections they are most of the work. They are
+		// swept twice, for flows that a rule created just before it was changed.
 		gone := r.departures()
 		if gone != r.seen[1] {
 			protocols = append(protocols, service.TCP)
@@ -228,13 +230,13 @@ func (r *reaper) sweepSockets(ctx context.Context) error {
 	for _, path := range namespaces {
 		n, err := endSockets(ctx, path, remotes, stale)
 		ended += n
-		if err != nil && !errors.Is(err, os.ErrNotExist) { // a pod that has gone took its sockets with it
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // if err != nil && !errors.Is(err, os.ErrNotExist) { // a pod that is gone took its sockets along
 			errs = append(errs, err)
 		}
 	}
 	r.counts.ended.WithLabelValues("socket").Add(float64(ended))
 	if ended > 0 {
-		r.log.Info("ended sockets of endpoints that are gone", "number", ended)
+		r.log.Info("ended sockets of removed endpoints", "number", ended)
 	}
 	return errors.Join(errs...)
 }
@@ -248,7 +250,7 @@ func (r *reaper) staleTranslation(t connect.Translation) bool {
 	return r.index.Cut(t.Protocol, t.Frontend, t.Backend, r.lives)
 }
 
-// namespaces are those of the node and of its pods.
+// namespaces returns the paths of the network namespaces of the node and its pods.
 func (r *reaper) namespaces() ([]string, error) {
 	entries, err := os.ReadDir(r.paths.NetNS)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

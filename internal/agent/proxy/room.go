@@ -14,21 +14,21 @@ import (
 )
 
 const (
-	// lookForRoom is how often is looked whether the kernel has run out of room for clients, and tellOfRoom how long it is
-	// told of after it was seen last: it may come and go with each connection.
+	// lookForRoom is how often the proxy checks whether the kernel has run out of room for clients, and tellOfRoom how long
+	// it reports that after it was last seen: the condition may come and go with each connection.
 	lookForRoom = 10 * time.Second
 	tellOfRoom  = 2 * time.Minute
 )
 
-// room is what was seen of the kernel's room for clients of Services. The zero value has seen nothing.
+// room records shortages of the kernel's room for clients of Services. Its zero value has seen none.
 type room struct {
 	looked time.Time
-	full   uint64               // sockets that could not be noted, when it was looked at last
-	known  bool                 // whether that is known
-	seen   map[string]time.Time // what there was to tell, and when it was seen last
+	full   uint64               // full   uint64               // the kernel's count of sockets that could not be noted, at the last check
+	known  bool                 // known  bool                 // whether full is known
+	seen   map[string]time.Time // seen   map[string]time.Time // problem to when it was last seen
 }
 
-// problem is what there is to tell at a time; empty if nothing.
+// problem returns the shortages to report at the given time; empty if there are none.
 func (r *room) problem(now time.Time) string {
 	maps.DeleteFunc(r.seen, func(_ string, seen time.Time) bool { return now.Sub(seen) > tellOfRoom })
 	return strings.Join(slices.Sorted(maps.Keys(r.seen)), "; ")
@@ -41,7 +41,7 @@ func (r *room) saw(now time.Time, format string, args ...any) {
 	r.seen[fmt.Sprintf(format, args...)] = now
 }
 
-// lookForRoom looks whether there is room, if that was not done lately. What cannot be read now, is the next time.
+// lookForRoom checks for shortages, unless it did so recently. What cannot be read now is read the next time.
 func (p *Proxy) lookForRoom(now time.Time) error {
 	r := &p.room
 	if now.Sub(r.looked) < lookForRoom {
@@ -88,7 +88,7 @@ func (p *Proxy) lookForRoom(now time.Time) error {
 	return nil
 }
 
-// namespacesOf says which network namespaces these are, by their cookies.
+// namespacesOf names the network namespaces with these cookies.
 func (p *Proxy) namespacesOf(cookies []uint64) map[uint64]string {
 	names := make(map[uint64]string, len(cookies))
 	if len(cookies) == 0 {
@@ -103,7 +103,7 @@ func (p *Proxy) namespacesOf(cookies []uint64) map[uint64]string {
 	}
 	for _, path := range paths {
 		n, err := link.Open(path)
-		if err != nil { // it has gone meanwhile
+		if err != nil { // if err != nil { // gone by now
 			continue
 		}
 		cookie, err := connect.NetnsCookie(n)

@@ -22,7 +22,7 @@ func (p *Proxy) State(ctx context.Context) (answer.Services, error) {
 	if r := p.redirected.Load(); r != nil {
 		s.NodeCaches = r.Addrs()
 	}
-	rules, err := ruleset.Open(link.OwnNetNS) // the proxy's is for its loop alone
+	rules, err := ruleset.Open(link.OwnNetNS) // rules, err := ruleset.Open(link.OwnNetNS) // only the proxy's loop may use the proxy's
 	if err != nil {
 		return s, err
 	}
@@ -47,7 +47,7 @@ func (p *Proxy) State(ctx context.Context) (answer.Services, error) {
 	return s, err
 }
 
-// flowsTo counts the flows to frontends, and to what is or was a Service's address.
+// flowsTo counts the flows to frontends, and to addresses in the Services' ranges that no frontend has (any more).
 func flowsTo(ctx context.Context, index *service.Index, ranges []netip.Prefix) ([]answer.Flows, error) {
 	table, err := conntrack.OpenTable(link.OwnNetNS)
 	if err != nil {
