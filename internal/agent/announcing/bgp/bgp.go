@@ -1,8 +1,8 @@
-// Package bgp speaks BGP with routers: it tells them what is behind this node. It learns nothing from them: what
-// they announce is neither put into the kernel nor passed on.
+// Package bgp speaks BGP with routers: it announces what is behind this node. It learns nothing: routes that a router
+// announces are neither written to the kernel nor passed on.
 //
-// The protocol is GoBGP's, as a library. Each peer has an instance of it to itself, that dials and does not listen,
-// so that what a router is told depends on nothing but its own Peer; docs/design/bgp.md.
+// GoBGP, as a library, implements the protocol. Each peer has its own GoBGP instance, which dials and does not listen. So
+// what a router hears depends on its own Peer alone; docs/design/bgp.md.
 package bgp
 
 import (
@@ -17,14 +17,14 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/bgpconf"
 )
 
-// Options are what a Speaker is told once.
+// Options configures a Speaker.
 type Options struct {
 	Log *slog.Logger
-	// Changed is called when a session has come up or gone. It must not block.
+	// Changed is called when a session comes up or goes down. It must not block.
 	Changed func()
 }
 
-// Speaker holds the sessions of a node. Without peers it holds nothing, and runs nothing.
+// Speaker holds a node's sessions. Without peers it holds and runs nothing.
 type Speaker struct {
 	log     *slog.Logger
 	changed func()
@@ -33,27 +33,27 @@ type Speaker struct {
 	sessions map[netip.AddrPort]*session
 }
 
-// State is that of a session, in the words of RFC 4271.
+// State is a session's state, in the words of RFC 4271.
 type State string
 
-// The states. The zero value is of no session.
+// The states. The zero value means that there is no session.
 const (
-	Idle        State = "Idle"        // waiting before it tries again
+	Idle        State = "Idle"        // Idle        State = "Idle"        // waiting before the next attempt
 	Active      State = "Active"      // trying to connect
-	OpenSent    State = "OpenSent"    // connected, and heard nothing yet
-	OpenConfirm State = "OpenConfirm" // agreed, and not confirmed
+	OpenSent    State = "OpenSent"    // OpenSent    State = "OpenSent"    // connected, nothing received yet
+	OpenConfirm State = "OpenConfirm" // OpenConfirm State = "OpenConfirm" // both OPENs sent, not confirmed yet
 	Established State = "Established"
 )
 
-// Session is what is to be known of one.
+// Session describes a session.
 type Session struct {
 	Peer    string // the name of the Peer
 	Address netip.AddrPort
 	State   State
-	Since   time.Time // when it came up, or went
-	// Reason says, of one that is not Established, what went wrong last.
+	Since   time.Time // Since   time.Time // when it came up or went down
+	// Reason is what went wrong last, if the session is not Established.
 	Reason string
-	// Routes is how many are announced: none while the session is not Established.
+	// Routes is the number of announced routes: 0 while the session is not Established.
 	Routes int
 }
 
@@ -68,14 +68,13 @@ func (c Changes) Total() int {
 	return c.PeersAdded + c.PeersReplaced + c.PeersRemoved + c.RoutesAdded + c.RoutesReplaced + c.RoutesRemoved
 }
 
-// New makes a Speaker that says nothing yet.
+// New returns a Speaker that announces nothing yet.
 func New(o Options) *Speaker {
 	return &Speaker{log: o.Log, changed: o.Changed, sessions: map[netip.AddrPort]*session{}}
 }
 
-// Set has the speaker say what is wanted and nothing else. What is said already is not said again. A peer that is
-// no longer wanted is told that it is over, and drops the routes. One whose session has other parameters than before
-// sees a graceful restart.
+// Set makes the speaker announce what is wanted and nothing else. It does not repeat what it announces already. A peer that
+// is no longer wanted gets a NOTIFICATION, and drops the routes. A session whose parameters changed restarts gracefully.
 func (s *Speaker) Set(ctx context.Context, want bgpconf.Speaker) Changes {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -140,8 +139,8 @@ func (s *Speaker) Sessions() []Session {
 	return all
 }
 
-// Leave ends all sessions as a crash would, without a word: routers with graceful restart keep the routes until the
-// next Speaker of this node has announced them again. To have them dropped, Set an empty bgpconf.Speaker.
+// Leave cuts all sessions without a message, as a crash would. Routers with graceful restart keep the routes until this
+// node's next Speaker has announced them again. To make routers drop the routes, Set an empty bgpconf.Speaker.
 func (s *Speaker) Leave() { s.endAll(leave) }
 
 func (s *Speaker) endAll(how ending) {

@@ -583,6 +583,6 @@ func TestReceived(t *testing.T) {
 	testenv.Eventually(t, "the session is ended, and it is told why", func() (bool, string) {
 		n.set(p)
 		now, _ := n.told()
-		return now.Sessions[0].State != bgp.Established && strings.Contains(now.Sessions[0].Reason, "more routes than are of use"), fmt.Sprint(now.Sessions)
+		return now.Sessions[0].State != bgp.Established && strings.Contains(now.Sessions[0].Reason, "announces too many routes"), fmt.Sprint(now.Sessions)
 	})
 }

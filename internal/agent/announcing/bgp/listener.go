@@ -9,18 +9,17 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/apiutil"
 )
 
-// listener passes on what GoBGP logs, and hears in it why a connection does not come about, which GoBGP tells in no
-// other way.
+// listener passes on GoBGP's log. It also learns from it why a connection fails, which GoBGP reports nowhere else.
 type listener struct {
 	next slog.Handler
 	note func(reason string)
 }
 
-// Enabled says yes to debug messages too: the refusal of a connection is one.
+// Enabled returns true for debug messages too: a refused connection is logged as one.
 func (l *listener) Enabled(context.Context, slog.Level) bool { return true }
 
-// Handle passes a record on with less weight: it is for who looks into the protocol. What an administrator should
-// know a session logs by itself.
+// Handle passes a record on at a lower level, since it is of use only for debugging the protocol. A session itself logs
+// what an administrator should know.
 func (l *listener) Handle(ctx context.Context, r slog.Record) error {
 	if reason := reasonOf(r); reason != "" {
 		l.note(reason)
@@ -36,24 +35,24 @@ func (l *listener) Handle(ctx context.Context, r slog.Record) error {
 	return l.next.Handle(ctx, r)
 }
 
-// WithAttrs keeps them for what is passed on.
+// WithAttrs keeps the attributes for the records that are passed on.
 func (l *listener) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return &listener{next: l.next.WithAttrs(attrs), note: l.note}
 }
 
-// WithGroup is part of the interface; GoBGP makes no groups.
+// WithGroup is required by the interface; GoBGP makes no groups.
 func (l *listener) WithGroup(name string) slog.Handler {
 	return &listener{next: l.next.WithGroup(name), note: l.note}
 }
 
-// What a router does that does not want us is seldom to say so.
+// Reasons that a router which rejects the session seldom gives itself.
 const (
-	refused = "the peer refuses the session: its log says why; often one side has another ASN for the other"
-	excess  = "the peer announces more routes than are of use here: have it announce none"
-	closed  = "the peer takes the connection and closes it: is this node's address a neighbour there, with the right ASN?"
+	refused = "the peer refuses the session: its log says why; often one side expects another ASN of the other"
+	excess  = "the peer announces too many routes: this node uses none, so configure the peer to announce none"
+	closed  = "the peer accepts the connection and closes it: is this node's address a neighbour there, with the right ASN?"
 )
 
-// reasonOf returns what a log record tells of a connection that did not come about.
+// reasonOf returns the reason for a failed connection that a log record gives; empty if it gives none.
 func reasonOf(r slog.Record) string {
 	attrs := map[string]string{}
 	r.Attrs(func(a slog.Attr) bool {
@@ -62,7 +61,7 @@ func reasonOf(r slog.Record) string {
 	})
 	switch r.Message {
 	case "failed to connect":
-		_, why, found := strings.Cut(attrs["Error"], ": ") // without what is known: "dial tcp 0.0.0.0:0->192.0.2.1:179: "
+		_, why, found := strings.Cut(attrs["Error"], ": ") // without the known part: "dial tcp 0.0.0.0:0->192.0.2.1:179: "
 		if !found {
 			why = attrs["Error"]
 		}
@@ -73,7 +72,7 @@ func reasonOf(r slog.Record) string {
 		return closed
 	case "sent notification":
 		switch attrs["Code"] + "/" + attrs["Subcode"] {
-		case "5/1": // it said something else than OPEN: a notification
+		case "5/1": // case "5/1": // the peer answered with another message than OPEN: a NOTIFICATION
 			return refused
 		case "2/2":
 			return "the peer has another ASN than configured"
@@ -84,13 +83,13 @@ func reasonOf(r slog.Record) string {
 	return ""
 }
 
-// disconnected returns why a session ended, or its opening.
+// disconnected returns why a session ended, or its setup failed.
 func disconnected(p apiutil.PeerState) string {
 	switch p.DisconnectReason {
 	case api.PeerState_DISCONNECT_REASON_NOTIFICATION_RECEIVED, api.PeerState_DISCONNECT_REASON_NOTIFICATION_SENT:
 		return p.DisconnectMessage
 	case api.PeerState_DISCONNECT_REASON_HOLD_TIMER_EXPIRED:
-		return "nothing was heard from the peer for the hold time"
+		return "the peer sent nothing for the hold time"
 	case api.PeerState_DISCONNECT_REASON_READ_FAILED, api.PeerState_DISCONNECT_REASON_WRITE_FAILED, api.PeerState_DISCONNECT_REASON_GRACEFUL_RESTART:
 		return "the connection broke"
 	case api.PeerState_DISCONNECT_REASON_INVALID_MSG, api.PeerState_DISCONNECT_REASON_BAD_PEER_AS:

@@ -18,11 +18,10 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/bgpconf"
 )
 
-// session keeps up the session with one peer. It is a sequence of lives: each is an instance of GoBGP, from before
-// the connection until after it. A new instance says in its first message that it restarts and that packets were
-// forwarded meanwhile, which is true: the kernel does that. An instance that goes on after an interruption would
-// say that it does not know, and the router would drop the routes it has kept, for the moment until they are said
-// again.
+// session keeps up the session with one peer. It is a sequence of lives: a life is a GoBGP instance, which starts before
+// the connection and ends after it. A new instance says in its OPEN that it restarts and that forwarding was preserved.
+// That is true, since the kernel forwards. Rejected: one instance that reconnects after an interruption. It says that
+// forwarding was not preserved, so the router drops the routes it kept, until they are announced again.
 type session struct {
 	log      *slog.Logger
 	changed  func()
@@ -32,18 +31,19 @@ type session struct {
 
 	mu   sync.Mutex
 	peer bgpconf.Peer
-	life *server.BgpServer // nil between two
-	deaf func()            // ends the watch of the life
-	// extended says that the peer takes IPv6 next hops of IPv4 prefixes, as it said in this life.
+	life *server.BgpServer // life *server.BgpServer // nil between two lives
+	deaf func()            // deaf func()            // ends the life's watch
+	// extended is true if the peer said in this life that it takes IPv6 next hops for IPv4 prefixes.
 	extended bool
-	// unsure has the routes that the life was told of and the peer perhaps not, see confirm. It is nil when there are none to come.
+	// unsure holds the routes that GoBGP was given while it may not have sent them, see confirm. It is nil if there are
+	// none.
 	unsure map[netip.Prefix]bgpconf.Route
-	// cause is why the session is about to end, as GoBGP logs it: of its own decisions it tells nothing else.
+	// cause is why the session is about to end, from GoBGP's log: GoBGP reports its own decisions nowhere else.
 	cause string
 	state Session
 
 	noting sync.Mutex
-	noted  string // the last reason that was not taken in yet
+	noted  string // noted  string // the last reason that hear has not taken over yet
 }
 
 // ending says how a session ends.
@@ -51,21 +51,22 @@ type ending bool
 
 const (
 	leave    ending = false // the connection is cut
-	withdraw ending = true  // the peer is told that it is over
+	withdraw ending = true  // withdraw ending = true  // the peer gets a NOTIFICATION
 )
 
 const (
-	// connectRetry is how often a peer that does not answer is tried.
+	// connectRetry is the interval of attempts to connect to a peer that does not answer.
 	connectRetry = 3 * time.Second
-	// deferral is how long GoBGP tells a peer nothing of itself after the session is up, if the peer may have kept routes: until all
-	// peers have told theirs (RFC 4724, 4.1), and of the two that it has one never does.
+	// deferral is how long GoBGP announces nothing to a peer that may have kept routes, after the session is up. GoBGP
+	// waits for the End-of-RIB of all its peers (RFC 4724, 4.1), and one of the two that it has never sends one.
 	deferral = time.Second
-	// shortLife is one after which the next waits, twice as long each time up to maxPause.
+	// shortLife is the shortest life after which the next starts without a pause. The pause doubles each time, up to
+	// maxPause.
 	shortLife = 10 * time.Second
-	minPause  = 100 * time.Millisecond // GoBGP waits between one and two seconds by itself
+	minPause  = 100 * time.Millisecond // minPause  = 100 * time.Millisecond // on top of the one to two seconds that GoBGP waits
 	maxPause  = 30 * time.Second
-	// maxReceived is how many routes of a family a peer may announce: they are held, though of no use, at about
-	// half a KiB each.
+	// maxReceived is how many routes of a family a peer may announce. GoBGP holds them, though they are not used, and needs
+	// about half a KiB for each.
 	maxReceived = 50_000
 )
 
@@ -79,7 +80,7 @@ func (s *Speaker) begin(routerID netip.Addr, p bgpconf.Peer) *session {
 	return one
 }
 
-// end ends the session, and returns when it has ended.
+// end ends the session and waits until it has ended.
 func (s *session) end(how ending) {
 	s.stop <- how
 	<-s.done
@@ -114,8 +115,8 @@ func (s *session) run() {
 	}
 }
 
-// starting is held while an instance of GoBGP starts, which writes options of route selection into variables of its package
-// (v4.8.0: table.SelectionOptions, table.UseMultiplePaths) and takes no lock for it. All instances write the same.
+// starting is locked while a GoBGP instance starts: it writes package variables without a lock (v4.8.0:
+// table.SelectionOptions, table.UseMultiplePaths). All instances write the same values.
 var starting sync.Mutex
 
 func start(ctx context.Context, b *server.BgpServer, g *api.Global) error {
@@ -124,7 +125,7 @@ func start(ctx context.Context, b *server.BgpServer, g *api.Global) error {
 	return b.StartBgp(ctx, &api.StartBgpRequest{Global: g})
 }
 
-// live begins a life. over is told when the session was up and is not any more.
+// live starts a life. over receives a value when the session was up and is no longer.
 func (s *session) live(over chan<- struct{}) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -135,7 +136,7 @@ func (s *session) live(over chan<- struct{}) error {
 	s.life, s.deaf, s.extended, s.cause, s.unsure = b, deaf, false, "", nil
 	if err := start(ctx, b, &api.Global{
 		Asn: s.peer.LocalASN, RouterId: s.routerID.String(),
-		ListenPort: -1, // it dials: no port is opened on the node, and another BGP speaker may have 179
+		ListenPort: -1, // ListenPort: -1, // no port is opened on the node, where another BGP speaker may have 179
 		Families:   families,
 	}); err != nil {
 		return fmt.Errorf("start BGP: %w", err)
@@ -160,7 +161,7 @@ func (s *session) live(over chan<- struct{}) error {
 	s.unsure = map[netip.Prefix]bgpconf.Route{}
 	if s.peer.RestartTime > 0 {
 		if err := b.AddPeer(ctx, &api.AddPeerRequest{Peer: absentee(s.peer)}); err != nil {
-			return fmt.Errorf("add the peer that is not there: %w", err)
+			return fmt.Errorf("add the absent peer: %w", err)
 		}
 	}
 	if err := b.AddPeer(ctx, &api.AddPeerRequest{Peer: request(s.peer)}); err != nil {
@@ -169,7 +170,7 @@ func (s *session) live(over chan<- struct{}) error {
 	return nil
 }
 
-// families are those that GoBGP makes tables for. By itself it makes them for all that it knows: 10 MiB.
+// families lists the families that GoBGP makes tables for. Its default is all that it knows, which takes 10 MiB.
 var families = []uint32{
 	uint32(oc.AfiSafiTypeToIntMap[oc.AFI_SAFI_TYPE_IPV4_UNICAST]), uint32(oc.AfiSafiTypeToIntMap[oc.AFI_SAFI_TYPE_IPV6_UNICAST]),
 }
@@ -189,16 +190,16 @@ func (s *session) die(how ending) {
 	b.Stop()
 }
 
-// states are GoBGP's.
+// states maps GoBGP's states.
 var states = map[wire.FSMState]State{
 	wire.BGP_FSM_IDLE: Idle, wire.BGP_FSM_CONNECT: Active, wire.BGP_FSM_ACTIVE: Active, wire.BGP_FSM_OPENSENT: OpenSent,
 	wire.BGP_FSM_OPENCONFIRM: OpenConfirm, wire.BGP_FSM_ESTABLISHED: Established,
 }
 
-// enter follows a change of state in a life, and says whether the life is over by it.
+// enter follows a change of state in a life, and returns true if that ends the life.
 func (s *session) enter(life *server.BgpServer, p apiutil.PeerState) (over bool) {
 	s.mu.Lock()
-	if s.life != life { // news of the one before
+	if s.life != life { // if s.life != life { // a late event of the previous life
 		s.mu.Unlock()
 		return false
 	}
@@ -206,7 +207,8 @@ func (s *session) enter(life *server.BgpServer, p apiutil.PeerState) (over bool)
 	was, is := s.state.State, states[p.SessionState]
 	s.state.State = is
 	if !s.extended && takesIPv6NextHops(p.RemoteCap) {
-		// GoBGP tells of it with the state Established. What the peer hears first, and that it is all, comes later: see deferral.
+		// GoBGP reports the capabilities only with the state Established. The routes and End-of-RIB follow later: see
+		// deferral.
 		s.extended = true
 		for _, r := range s.peer.Routes {
 			if extends(s.peer, r) {
@@ -222,7 +224,7 @@ func (s *session) enter(life *server.BgpServer, p apiutil.PeerState) (over bool)
 	case came:
 		s.state.Reason = ""
 		if s.withheld() > 0 {
-			s.state.Reason = "IPv4 prefixes are not announced: the link has no IPv4 address, and the router takes no IPv6 next hops for them (RFC 8950)"
+			s.state.Reason = "IPv4 prefixes are not announced: the link has no IPv4 address, and the router does not accept IPv6 next hops for them (RFC 8950)"
 		}
 	default:
 		s.state.Reason = cmp.Or(s.cause, disconnected(p), s.state.Reason)
@@ -242,15 +244,15 @@ func (s *session) enter(life *server.BgpServer, p apiutil.PeerState) (over bool)
 	return went
 }
 
-// note keeps what went wrong, for who asks why the session is not up. It may be called with GoBGP's locks held, for which a caller
-// with s.mu may be waiting: so it takes another.
+// note records what went wrong, as the reason that a session is down. GoBGP may hold its locks during the call while a
+// caller with s.mu waits for them: so note takes another lock.
 func (s *session) note(reason string) {
 	s.noting.Lock()
 	defer s.noting.Unlock()
 	s.noted = reason
 }
 
-// hear takes in what was noted since. s.mu is held.
+// hear takes over what was noted since its last call. s.mu is held.
 func (s *session) hear() {
 	s.noting.Lock()
 	reason := s.noted
@@ -282,7 +284,7 @@ func (s *session) isUnnumbered() bool {
 	return s.peer.Unnumbered
 }
 
-// speaksLike says whether the session can go on for p, whatever p announces.
+// speaksLike reports whether the session can continue for p, whatever routes p announces.
 func (s *session) speaksLike(routerID netip.Addr, p bgpconf.Peer) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -292,7 +294,7 @@ func (s *session) speaksLike(routerID netip.Addr, p bgpconf.Peer) bool {
 		have.TTLSecurity == p.TTLSecurity && have.RestartTime == p.RestartTime
 }
 
-// announce has the peer told the routes of p and no others.
+// announce makes the session announce p's routes and no others.
 func (s *session) announce(p bgpconf.Peer, done *Changes) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -320,10 +322,10 @@ func (s *session) announce(p bgpconf.Peer, done *Changes) {
 	}
 }
 
-// tell has the peer told of a route. What cannot be told leaves the others as they are. s.mu is held.
+// tell passes a route to GoBGP with what, AddPath or DeletePath. A failure does not affect other routes. s.mu is held.
 func (s *session) tell(r bgpconf.Route, what func(*server.BgpServer, bgpconf.Peer, bgpconf.Route) error) {
 	if s.life == nil || s.withholds(r) {
-		return // the next life begins with all of them
+		return // return // the next life starts with all routes
 	}
 	if s.unsure != nil {
 		s.unsure[r.Prefix] = r
@@ -333,17 +335,18 @@ func (s *session) tell(r bgpconf.Route, what func(*server.BgpServer, bgpconf.Pee
 	}
 }
 
-// confirm has the peer told what GoBGP was told while the session came up. GoBGP (v4.8.0) sends the routes that it has, and
+// confirm sends the peer what GoBGP was given while the session came up. GoBGP (v4.8.0) sends the routes that it has, and
 // enters the state Established a moment later: a route that is added or withdrawn between the two is neither among the
-// first nor sent as a change. To a peer that may have kept routes it sends nothing of itself for the time of deferral, nor
-// changes: to it all is sent now, when it is known whether it takes IPv6 next hops, and what was withdrawn since is afterwards.
+// first routes nor sent as a change. To a peer that may have kept routes, GoBGP sends neither routes nor changes during
+// deferral. confirm sends that peer all routes now, when it is known whether the peer takes IPv6 next hops, and repeats
+// afterwards what was withdrawn since.
 func (s *session) confirm(life *server.BgpServer) {
 	if !s.wait(life, time.Millisecond, func(p *api.Peer) bool { return p.State.SessionState == api.PeerState_SESSION_STATE_ESTABLISHED }) {
 		return
 	}
 	s.mu.Lock()
 	if s.life == life && (s.peer.RestartTime > 0 || len(s.unsure) > 0) {
-		// All routes: GoBGP does not send one again that it is told as it is.
+		// All routes: GoBGP does not send a route again if it is added unchanged.
 		if err := life.ResetPeer(context.Background(), &api.ResetPeerRequest{Address: "all", Soft: true, Direction: api.ResetPeerRequest_DIRECTION_OUT}); err != nil {
 			s.log.Error("BGP", "error", fmt.Errorf("announce the routes: %w", err))
 		}
@@ -362,14 +365,14 @@ func (s *session) confirm(life *server.BgpServer) {
 	for _, r := range s.peer.Routes {
 		delete(unsure, r.Prefix)
 	}
-	for _, r := range unsure { // GoBGP withdraws only what it has
+	for _, r := range unsure { // for _, r := range unsure { // GoBGP withdraws only routes that it has
 		s.tell(r, announce)
 		s.tell(r, revoke)
 	}
 }
 
-// wait waits until the peer is so in a life, and says whether the session is still up then. Nothing tells of these states but
-// the states themselves, which are looked at once in an interval.
+// wait polls until is returns true for the peer, and reports whether the session is still up then. GoBGP has no events for
+// these states.
 func (s *session) wait(life *server.BgpServer, interval time.Duration, is func(*api.Peer) bool) bool {
 	for {
 		time.Sleep(interval)
@@ -377,7 +380,7 @@ func (s *session) wait(life *server.BgpServer, interval time.Duration, is func(*
 		if err := life.ListPeer(context.Background(), &api.ListPeerRequest{}, func(p *api.Peer) {
 			found = found || p.State.NeighborAddress != absent.String() && is(p)
 		}); err != nil {
-			return false // it has ended
+			return false // return false // the life has ended
 		}
 		s.mu.Lock()
 		up := s.life == life && s.state.State == Established
@@ -388,15 +391,15 @@ func (s *session) wait(life *server.BgpServer, interval time.Duration, is func(*
 	}
 }
 
-// extends says whether a route is for a peer that takes IPv6 next hops of IPv4 prefixes.
+// extends reports whether a route needs a peer that takes IPv6 next hops for IPv4 prefixes.
 func extends(p bgpconf.Peer, r bgpconf.Route) bool {
 	return r.Prefix.Addr().Is4() && !r.NextHop.IsValid() && p.Address.Addr().Is6()
 }
 
-// withholds says whether the peer is not told of a route since it could not use it. s.mu is held.
+// withholds reports whether a route is not announced because the peer could not use it. s.mu is held.
 func (s *session) withholds(r bgpconf.Route) bool { return !s.extended && extends(s.peer, r) }
 
-// withheld is how many routes the peer is not told of. s.mu is held.
+// withheld returns the number of routes that are not announced because the peer could not use them. s.mu is held.
 func (s *session) withheld() int {
 	n := 0
 	for _, r := range s.peer.Routes {
@@ -407,7 +410,7 @@ func (s *session) withheld() int {
 	return n
 }
 
-// takesIPv6NextHops says whether capabilities have RFC 8950's for IPv4.
+// takesIPv6NextHops reports whether the capabilities include RFC 8950's for IPv4.
 func takesIPv6NextHops(list []wire.ParameterCapabilityInterface) bool {
 	for _, c := range list {
 		if x, ok := c.(*wire.CapExtendedNexthop); ok {
@@ -443,19 +446,20 @@ func revoke(b *server.BgpServer, p bgpconf.Peer, r bgpconf.Route) error {
 	return nil
 }
 
-// pathOf is a route as GoBGP takes it.
+// pathOf converts a route to GoBGP's form.
 func pathOf(p bgpconf.Peer, r bgpconf.Route) (*apiutil.Path, error) {
 	family, hop := wire.RF_IPv4_UC, r.NextHop
 	if r.Prefix.Addr().Is6() {
 		family = wire.RF_IPv6_UC
 	}
 	switch {
-	// GoBGP would write any address into any route: of an IPv4 one as ::ffff:192.0.2.1, which no router can use.
+	// GoBGP writes any address into any route, and an IPv4 next hop of an IPv6 route as ::ffff:192.0.2.1, which no router
+	// can use.
 	case hop.IsValid() && hop.Is4() != r.Prefix.Addr().Is4(), hop.Is4In6():
-		return nil, fmt.Errorf("%s is no next hop for it", hop)
+		return nil, fmt.Errorf("%s cannot be its next hop", hop)
 	case hop.IsValid():
 	case extends(p, r):
-		hop = netip.IPv6Unspecified() // GoBGP puts the session's own
+		hop = netip.IPv6Unspecified() // hop = netip.IPv6Unspecified() // GoBGP fills in the session's local address
 	case r.Prefix.Addr().Is4() != p.Address.Addr().Is4():
 		return nil, fmt.Errorf("the session with %s gives it no next hop", p.Address)
 	case r.Prefix.Addr().Is4():
@@ -502,11 +506,11 @@ func pathOf(p bgpconf.Peer, r bgpconf.Route) (*apiutil.Path, error) {
 	return &apiutil.Path{Family: family, Nlri: prefix, Attrs: attrs, Age: time.Now().Unix()}, nil
 }
 
-// absent is the address of a neighbour that is never there: one for documentation (RFC 3849).
+// absent is the address of a neighbour that never answers: one for documentation (RFC 3849).
 var absent = netip.MustParseAddr("2001:db8::")
 
-// absentee is a neighbour that is never there, and has GoBGP wait for what it would tell. Without it, GoBGP would say that all
-// is said when the router has, which may be before it was told of the routes that depend on the router's OPEN.
+// absentee is a neighbour that never answers, which makes GoBGP defer its routes. Without it, GoBGP sends End-of-RIB as
+// soon as the router has sent its own, possibly before it was given the routes that depend on the router's OPEN.
 func absentee(p bgpconf.Peer) *api.Peer {
 	f := &api.Family{Afi: api.Family_AFI_IP, Safi: api.Family_SAFI_UNICAST}
 	return &api.Peer{
@@ -520,7 +524,7 @@ func absentee(p bgpconf.Peer) *api.Peer {
 	}
 }
 
-// request is a peer as GoBGP takes it.
+// request converts a peer to GoBGP's form.
 func request(p bgpconf.Peer) *api.Peer {
 	r := &api.Peer{
 		Conf: &api.PeerConf{
@@ -533,7 +537,7 @@ func request(p bgpconf.Peer) *api.Peer {
 		}},
 	}
 	switch {
-	case p.TTLSecurity: // what is sent begins at 255
+	case p.TTLSecurity: // case p.TTLSecurity: // RFC 5082: packets are sent with TTL 255
 		r.TtlSecurity = &api.TtlSecurity{Enabled: true, TtlMin: 256 - uint32(p.Hops)}
 	case p.Hops > 1:
 		r.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: uint32(p.Hops)}
@@ -544,7 +548,7 @@ func request(p bgpconf.Peer) *api.Peer {
 			Enabled: true, RestartTime: uint32(p.RestartTime.Seconds()), DeferralTime: uint32(deferral.Seconds()), LocalRestarting: true,
 		}
 	}
-	// Both families in every session: IPv6 routes may be told over IPv4 and the other way round.
+	// Both families in every session: IPv6 routes may be announced over IPv4, and IPv4 routes over IPv6.
 	for _, afi := range []api.Family_Afi{api.Family_AFI_IP, api.Family_AFI_IP6} {
 		f := &api.Family{Afi: afi, Safi: api.Family_SAFI_UNICAST}
 		r.AfiSafis = append(r.AfiSafis, &api.AfiSafi{

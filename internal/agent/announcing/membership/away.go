@@ -11,23 +11,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A member that is heard of no more has ended, and its node may live: an agent that is replaced or killed is back in
-// seconds, and until then its node's kernel carries on. The port tells: a kernel refuses a connection to it, and a machine
-// without power says nothing. It is asked again and again, since an agent also ends when its node is switched off.
+// A member that no longer answers has ended, but its node may live. An agent that is replaced or killed is back in seconds,
+// and until then its node's kernel forwards. The port tells the two apart: a living kernel refuses a connection to it, and
+// a machine without power does not answer. The port is tried repeatedly, since an agent also ends when its node is switched
+// off.
 const (
 	askTimeout = 80 * time.Millisecond
 	askPause   = 300 * time.Millisecond
-	silences   = 2 // so many in a row, and the node is dead
-	// awayLimit is for how long an agent may be away: what its node does grows old.
+	silences   = 2 // silences   = 2 // attempts in a row without an answer that make a node dead
+	// awayLimit is how long an agent may be away: without it, its node's state becomes outdated.
 	awayLimit = time.Minute
-	// firstPause is after what time an agent is asked again that says that it is there: one that has just said goodbye answers
-	// for a moment longer. Each further pause is twice as long, up to askPause.
+	// firstPause is the pause before an agent that still answers is asked again, since one that has just said goodbye
+	// answers for a moment longer. Each further pause doubles, up to askPause.
 	firstPause = 20 * time.Millisecond
 )
 
-// follow finds out whether a member has gone that is said to have, and if so whether its node lives, and goes on to until the
-// member is back. It asks the member itself, and its node: a claim by whoever has the key takes nothing from a node. A dead
-// one answers neither, so that this costs no time.
+// follow finds out whether a member that is said to have gone has gone, and if so whether its node lives. It continues
+// until the member is back. It asks both the member and its node, so that a false claim by a holder of the key takes
+// nothing from a node. This costs no time for a dead node, which answers neither.
 func (m *Member) follow(n *memberlist.Node, turn int) {
 	addr, _ := netip.AddrFromSlice(n.Addr)
 	at := netip.AddrPortFrom(addr.Unmap(), n.Port)
@@ -38,9 +39,9 @@ func (m *Member) follow(n *memberlist.Node, turn int) {
 		switch {
 		case member:
 			state, began, missed = Alive, time.Now(), 0
-			if pause == askPause && !told { // it has not just said goodbye
+			if pause == askPause && !told { // if pause == askPause && !told { // it has not merely just said goodbye
 				told = true
-				m.options.Log.Warn("an agent that others say has gone is there: its node keeps its addresses", "node", n.Name)
+				m.options.Log.Warn("other agents report that this agent has gone, but it answers; its node keeps its addresses", "node", n.Name)
 			}
 		case !kernel:
 			if silent++; silent == silences {
@@ -51,7 +52,7 @@ func (m *Member) follow(n *memberlist.Node, turn int) {
 		default:
 			silent = 0
 			if missed++; missed < silences {
-				continue // the question or the answer may be lost
+				continue // continue // the packet or its answer may have been lost
 			}
 			pause = askPause
 		}
@@ -69,8 +70,8 @@ func (m *Member) follow(n *memberlist.Node, turn int) {
 	m.setGone(n.Name, turn, Dead)
 }
 
-// ask asks both at once whether they are there: the member, and the kernel of its node. When the kernel is silent the
-// member is not waited for any longer.
+// ask asks the member and the kernel of its node at the same time whether they live. When the kernel does not answer, it
+// does not wait for the member any longer.
 func (m *Member) ask(name string, at netip.AddrPort) (member, kernel bool) {
 	pinged, asked := make(chan bool, 1), make(chan bool, 1)
 	go func() {
@@ -96,7 +97,8 @@ func (m *Member) ask(name string, at netip.AddrPort) (member, kernel bool) {
 	return member, member
 }
 
-// setGone notes how it is with a node whose member has gone, unless that has come back since. It says whether to go on.
+// setGone records the state of a node whose member has gone, unless the member has come back since. It reports whether
+// follow should continue.
 func (m *Member) setGone(node string, turn int, s State) bool {
 	m.mu.Lock()
 	following := m.following[node] == turn
@@ -114,7 +116,7 @@ func (m *Member) setGone(node string, turn int, s State) bool {
 	return following
 }
 
-// kernelLives says whether there is a kernel at an address: it takes a connection, or refuses it.
+// kernelLives reports whether a kernel answers at an address: it accepts a connection or refuses it.
 func kernelLives(ctx context.Context, at netip.AddrPort) bool {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()

@@ -12,10 +12,10 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// gate lets in what comes from addresses of nodes, and nothing else: whoever has the key may be anywhere.
+// gate admits traffic from nodes' addresses and nothing else: a holder of the key may be anywhere.
 //
-// memberlist's own CIDRsAllowed is looked at for messages that say that somebody is there, and not for those that say that
-// somebody is gone; and it cannot be changed while members run, as nodes come and go.
+// Rejected: memberlist's own CIDRsAllowed. It is applied to alive messages but not to dead ones, and it cannot be changed
+// while the member runs, as nodes come and go.
 type gate struct {
 	log  *slog.Logger
 	port uint16 // of all members
@@ -23,10 +23,10 @@ type gate struct {
 	mu    sync.Mutex
 	nodes map[string][]netip.Addr
 	addrs map[netip.Addr]bool
-	told  map[netip.Addr]bool // who was turned away
+	told  map[netip.Addr]bool // told  map[netip.Addr]bool // rejected sources that were logged
 }
 
-// set replaces the nodes that there are.
+// set replaces the set of nodes.
 func (g *gate) set(nodes map[string][]netip.Addr) {
 	addrs := map[netip.Addr]bool{}
 	for _, list := range nodes {
@@ -39,13 +39,13 @@ func (g *gate) set(nodes map[string][]netip.Addr) {
 	g.nodes, g.addrs = nodes, addrs
 }
 
-// admits says whether something comes from a node.
+// admits reports whether a source address is a node's.
 func (g *gate) admits(from net.Addr) bool {
 	var addr netip.Addr
 	if at, err := netip.ParseAddrPort(from.String()); err == nil {
 		addr = at.Addr().Unmap().WithZone("")
 	}
-	const most = 64 // told of: source addresses of UDP cost nothing
+	const most = 64 // const most = 64 // logged sources: UDP source addresses are free to forge
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.addrs[addr] {
@@ -53,25 +53,25 @@ func (g *gate) admits(from net.Addr) bool {
 	}
 	if !g.told[addr] && len(g.told) < most {
 		g.told[addr] = true
-		g.log.Warn("something that is no node's agent is turned away from the port by which agents know each other", "address", addr)
+		g.log.Warn("rejected traffic to the membership port from an address that is not a node's", "address", addr)
 	}
 	return false
 }
 
-// NotifyAlive implements memberlist.AliveDelegate: a member has the name of a node, and an address of that very node. It is
-// asked of members that others tell of, too.
+// NotifyAlive implements memberlist.AliveDelegate. It admits a member only if it has the name of a node and an address of
+// that very node. memberlist also calls it for members that other members report.
 func (g *gate) NotifyAlive(n *memberlist.Node) error {
 	addr, _ := netip.AddrFromSlice(n.Addr)
 	addr = addr.Unmap()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if at := netip.AddrPortFrom(addr, n.Port); n.Port != g.port || !slices.Contains(g.nodes[n.Name], addr) {
-		return fmt.Errorf("there is no node %s with an agent at %s", n.Name, at)
+		return fmt.Errorf("no node %s has the address %s", n.Name, at)
 	}
 	return nil
 }
 
-// transport is memberlist's own, behind a gate.
+// transport is memberlist's own transport behind a gate.
 type transport struct {
 	*memberlist.NetTransport
 	gate    *gate
@@ -92,7 +92,8 @@ func newTransport(c *memberlist.NetTransportConfig, own netip.Addr, g *gate) (*t
 	return t, nil
 }
 
-// pass hands on what the gate admits. memberlist's transport blocks on a channel that nobody reads, so it reads to the end.
+// pass passes on what the gate admits. memberlist's transport blocks on a channel that is not read, so pass reads to the
+// end.
 func (t *transport) pass() {
 	for {
 		select {
@@ -125,7 +126,8 @@ func (t *transport) pass() {
 func (t *transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
 func (t *transport) StreamCh() <-chan net.Conn           { return t.streams }
 
-// DialTimeout and DialAddressTimeout connect from the member's own address: a node may have others, by which nobody knows it.
+// DialTimeout and DialAddressTimeout connect from the member's own address: the node may have other addresses, which other
+// members do not know.
 func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
 	d := net.Dialer{Timeout: timeout, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(t.own, 0))}
 	return d.Dial("tcp", addr)
@@ -137,7 +139,7 @@ func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Durati
 
 func (t *transport) Shutdown() error {
 	t.end.Do(func() { close(t.done) })
-	// What waits to be handed over would keep memberlist's own listeners from ending.
+	// A packet that waits to be passed on would keep memberlist's own listeners from ending.
 	ended := make(chan struct{})
 	go func() {
 		for {

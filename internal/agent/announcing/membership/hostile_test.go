@@ -154,7 +154,9 @@ func TestFalseDeath(t *testing.T) {
 	})
 	await(t, members["n1"], "n3", membership.Alive)
 	await(t, members["n2"], "n3", membership.Alive)
-	g.until("nobody is told of it", func() bool { return strings.Contains(g.logged(), "an agent that others say has gone is there") })
+	g.until("nobody is told of it", func() bool {
+		return strings.Contains(g.logged(), "other agents report that this agent has gone, but it answers")
+	})
 	g.mu.Lock()
 	g.off[g.addr(3)] = true
 	g.mu.Unlock()
@@ -182,7 +184,7 @@ func TestStranger(t *testing.T) {
 		}
 	}
 	g.claimDead(9, 1, "n2", math.MaxUint32)
-	g.until("nobody is told of the stranger", func() bool { return strings.Count(g.logged(), "is turned away") >= 2 }) // by n1 and by n2
+	g.until("nobody is told of the stranger", func() bool { return strings.Count(g.logged(), "rejected traffic to the membership port") >= 2 }) // by n1 and by n2
 	if a.Join(t.Context(), []netip.Addr{g.addr(2)}) != 1 {
 		t.Error("n1 and n2 do not hear each other")
 	}

@@ -1,9 +1,9 @@
-// Package membership says which nodes live, faster than the API server can: the agents ask each other, several times a
-// second, and tell each other what they heard (SWIM, with hashicorp/memberlist). A node that loses power is known to be
-// gone in about a second, where its Node becomes NotReady after 40. What they say is encrypted, with a key that all have.
+// Package membership finds out which nodes live, faster than the API server can: the agents probe each other several times
+// a second, and share the results (SWIM, with hashicorp/memberlist). A node that loses power is known to be dead after
+// about a second; its Node becomes NotReady only after 40. The messages are encrypted with a key that all agents have.
 //
-// Whoever has the key is not believed for that: only nodes' addresses take part, each with its node's name (gate.go), and
-// each member finds out by itself whether a node has gone that others say has (away.go).
+// Having the key is not enough to be believed. Only nodes' addresses take part, each with its node's name (gate.go), and
+// each member checks for itself whether a node that others report dead has gone (away.go).
 package membership
 
 import (
@@ -29,30 +29,30 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/keyset"
 )
 
-// Port is where members listen, for TCP and UDP.
+// Port is the TCP and UDP port on which members listen.
 const Port = 10472
 
-// Options say who a member is.
+// Options configures a member.
 type Options struct {
 	Name string
-	Addr netip.Addr // its own, at which others reach it
+	Addr netip.Addr // Addr netip.Addr // its own, at which other members reach it
 	Port uint16
-	// Keys are the one to encrypt with, and others to understand.
+	// Keys holds the key to encrypt with, followed by others to decrypt with.
 	Keys [][]byte
-	// Nodes are the nodes that there are, with their addresses: nobody else is let in. See SetNodes.
+	// Nodes maps the cluster's nodes to their addresses: traffic from other addresses is rejected. See SetNodes.
 	Nodes map[string][]netip.Addr
 	Log   *slog.Logger
-	// Changed is called when another has come or gone. It must not block.
+	// Changed is called when another member comes or goes. It must not block.
 	Changed func()
-	// Lives says whether there is a kernel at an address of which it is said that its member has ended; nil asks the port.
+	// Lives reports whether a kernel answers at the address of a member that is said to have ended; nil probes the port.
 	Lives func(context.Context, netip.AddrPort) bool
 }
 
-// State is what is known of a node.
+// State is what a member knows of a node.
 type State int
 
-// The states. Unknown is of a node that was never heard of. Away is the agent, and its node lives: what it has told its
-// kernel to do is done.
+// The states. Unknown is a node that was never heard of. Away is a living node whose agent is not running: its kernel still
+// does what the agent configured.
 const (
 	Unknown State = iota
 	Alive
@@ -60,7 +60,7 @@ const (
 	Dead
 )
 
-// Member is one of those who ask each other.
+// Member is this node's member of the cluster.
 type Member struct {
 	options Options
 	list    *memberlist.Memberlist
@@ -71,25 +71,25 @@ type Member struct {
 
 	mu        sync.Mutex
 	states    map[string]State
-	following map[string]int // nodes whose members have gone, and by which call of follow
-	followed  int            // calls of it
+	following map[string]int // following map[string]int // nodes whose members have gone, and the number of the follow call that runs for each
+	followed  int            // followed  int            // calls of follow so far
 }
 
-// How fast a node is taken for dead: it is asked in each interval by someone; the answer is waited for until the
-// interval's end, with the help of others; then there is time to contradict, a few intervals. That makes about a second.
+// How fast a node is taken for dead. A member probes it in each interval and waits for the answer until the interval's end,
+// with the help of other members. Then the node has a few intervals to refute. That makes about a second.
 const (
 	probeInterval  = 200 * time.Millisecond
 	probeTimeout   = 100 * time.Millisecond
 	suspicionMult  = 3
 	gossipInterval = 50 * time.Millisecond
-	// reclaim is after what time a node that has died may come back with another address.
+	// reclaim is how soon a node that has died may come back with another address.
 	reclaim = time.Second
 )
 
-// Start begins to listen, alone until Join.
+// Start starts to listen. The member is alone until Join.
 func Start(o Options) (*Member, error) {
 	if len(o.Keys) == 0 {
-		return nil, errors.New("there is no key by which agents know each other")
+		return nil, errors.New("there is no key for the agents' membership")
 	}
 	ring, err := memberlist.NewKeyring(o.Keys, o.Keys[0])
 	if err != nil {
@@ -125,21 +125,21 @@ func Start(o Options) (*Member, error) {
 	return m, nil
 }
 
-// SetNodes says which nodes there are. Members that are there already, and are none of them, are heard of no more.
+// SetNodes replaces the set of nodes. A member that is not one of them is no longer heard.
 func (m *Member) SetNodes(nodes map[string][]netip.Addr) {
 	all := maps.Clone(nodes)
 	if all == nil {
 		all = map[string][]netip.Addr{}
 	}
-	// Of itself it is certain, whatever the API says at the moment.
+	// It always admits itself, whatever the API says at the moment.
 	all[m.options.Name] = append(slices.Clone(all[m.options.Name]), m.options.Addr)
 	m.gate.set(all)
 }
 
-// SetKeys changes the keys while the member goes on: the one to encrypt with, and others to understand.
+// SetKeys changes the keys while the member runs: the key to encrypt with, followed by others to decrypt with.
 func (m *Member) SetKeys(keys [][]byte) error {
 	if len(keys) == 0 {
-		return errors.New("there is no key by which agents know each other")
+		return errors.New("there is no key for the agents' membership")
 	}
 	for _, k := range keys {
 		if err := m.ring.AddKey(k); err != nil {
@@ -152,15 +152,15 @@ func (m *Member) SetKeys(keys [][]byte) error {
 	for _, k := range slices.Clone(m.ring.GetKeys()) {
 		if !slices.ContainsFunc(keys, func(x []byte) bool { return bytes.Equal(x, k) }) {
 			if err := m.ring.RemoveKey(k); err != nil {
-				return fmt.Errorf("forget a key of before: %w", err)
+				return fmt.Errorf("remove a former key: %w", err)
 			}
 		}
 	}
 	return nil
 }
 
-// Join makes itself known to members at these addresses, and learns from them of all others. It takes two seconds if
-// one does not answer. That none does is no error: the first member has nobody to join. It says how many did.
+// Join contacts members at these addresses, and learns of all others from them. It returns how many answered. An address
+// that does not answer takes two seconds. No answer at all is not an error: the first member has no other to join.
 func (m *Member) Join(ctx context.Context, addrs []netip.Addr) int {
 	var all sync.WaitGroup
 	var joined atomic.Int64
@@ -179,27 +179,28 @@ func (m *Member) Join(ctx context.Context, addrs []netip.Addr) int {
 	return int(joined.Load())
 }
 
-// State says what is known of a node. The member itself lives.
+// State returns what is known of a node. The member's own node lives.
 func (m *Member) State(node string) State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.states[node]
 }
 
-// Stop goes without a word: others find out. An agent that ends had better say so with Leave, for others to know at once.
+// Stop ends without a message: the other members have to find out. An agent that ends should call Leave, so that they know
+// at once.
 func (m *Member) Stop() {
 	m.end()
 	_ = m.list.Shutdown()
 }
 
-// Leave tells the others, and goes.
+// Leave announces the end to the other members, and stops.
 func (m *Member) Leave() {
 	m.end()
 	_ = m.list.Leave(200 * time.Millisecond)
 	_ = m.list.Shutdown()
 }
 
-// come notes that a member is there.
+// come records that a member is there.
 func (m *Member) come(node string) {
 	m.mu.Lock()
 	same := m.states[node] == Alive
@@ -211,8 +212,8 @@ func (m *Member) come(node string) {
 	}
 }
 
-// leave notes that a member is said to have gone, by whomever. Whether it has, and what becomes of its node, is found out;
-// until then nothing has changed.
+// leave records that some member reports another as gone. Nothing changes until follow has found out whether it has, and
+// whether its node lives.
 func (m *Member) leave(n *memberlist.Node) {
 	m.mu.Lock()
 	m.followed++
@@ -233,13 +234,14 @@ func (e events) NotifyLeave(n *memberlist.Node) {
 	}
 }
 
-// logWriter passes on what memberlist logs, a line a call.
+// logWriter passes on memberlist's log, one line per call.
 type logWriter struct{ log *slog.Logger }
 
 var _ io.Writer = logWriter{}
 
 func (w logWriter) Write(line []byte) (int, error) {
-	// What matters of it is known by State, and a busy machine makes it complain of what it then finds to be well.
+	// At debug level: State has what matters, and on a busy machine memberlist complains about delays that turn out
+	// harmless.
 	w.log.Debug("membership", "what", strings.TrimSpace(string(line)))
 	return len(line), nil
 }
