@@ -12,17 +12,17 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
-// Programs are attached to devices by themselves, not by links: then nothing has to be pinned for each device, and
-// what a device has goes with it. The program's name says that it is ours. There are two ways: tcx, and tc filters, by
-// which the plugin attaches, and all do on kernels without tcx.
+// Programs are attached to devices directly, not by links: nothing has to be pinned for each device, and a device's
+// programs go with it. The program's name is the mark. There are two ways to attach: tcx and tc filters. The plugin
+// attaches by filters, as does everything on kernels without tcx.
 
-// attachment is a program of ours on a device.
+// attachment is one of our programs on a device.
 type attachment struct {
 	id  ebpf.ProgramID
-	tcx bool // else a filter
+	tcx bool // tcx bool // else a filter
 }
 
-// attached returns our programs of a device by their names: those of its filters, and those by tcx.
+// attached returns our programs of a device by name: those attached as filters, and those attached by tcx.
 func attached(node *link.Namespace, tcx bool, filters []link.Filter, index int) (map[string][]attachment, error) {
 	all := map[string][]attachment{}
 	for _, f := range filters {
@@ -64,7 +64,7 @@ func called(id ebpf.ProgramID) string {
 	return info.Name
 }
 
-// attach puts a program on a device, in place of older ones of ours. What is there stays where it is.
+// attach puts a program on a device in place of older versions. The same version stays as it is.
 func attach(node *link.Namespace, tcx bool, index int, name string, program *ebpf.Program) error {
 	info, err := program.Info()
 	if err != nil {
@@ -105,10 +105,10 @@ func attach(node *link.Namespace, tcx bool, index int, name string, program *ebp
 	if !tcx {
 		return node.SetFilter(index, program.FD(), name)
 	}
-	// Not by a filter: the plugin may be at it, and what comes behind it may need the place of filters.
+	// Not by a filter: the plugin may be attaching at the same time, and later plugins may need the filters' place.
 	return node.Do(func() error {
 		err := ebpflink.RawAttachProgram(ebpflink.RawAttachProgramOptions{Target: index, Program: program, Attach: ebpf.AttachTCXIngress})
-		if err != nil && !errors.Is(err, unix.EEXIST) { // the plugin was faster
+		if err != nil && !errors.Is(err, unix.EEXIST) { // if err != nil && !errors.Is(err, unix.EEXIST) { // the plugin attached first
 			return fmt.Errorf("attach the program %s to device %d: %w", name, index, err)
 		}
 		return nil
@@ -125,7 +125,7 @@ func replace(index int, old ebpf.ProgramID, program *ebpf.Program) error {
 		Target: index, Program: program, Attach: ebpf.AttachTCXIngress, Anchor: ebpflink.ReplaceProgram(there)})
 }
 
-// detach takes the programs of that name off a device.
+// detach removes the programs of that name from a device.
 func detach(node *link.Namespace, tcx bool, index int, name string) error {
 	errs := []error{node.DeleteFilter(index, name)}
 	all, err := attached(node, tcx, nil, index)

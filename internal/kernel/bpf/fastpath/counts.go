@@ -6,13 +6,13 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
 )
 
-// Count is how many packets met a fate.
+// Count is the number of packets with one outcome.
 type Count struct {
 	Verdict, Reason string
 	Packets         uint64
 }
 
-// Counts reads how many packets were redirected, passed to the stack and dropped, and why, since the maps were made.
+// Counts reads how many packets were redirected, passed to the stack or dropped, and why, since the maps were created.
 func (p *Path) Counts() ([]Count, error) {
 	var list []Count
 	for i, r := range reasons {
@@ -39,7 +39,7 @@ const (
 	dropped    = "dropped"
 )
 
-// reasons are all reasons, in the order of `enum reason` in fastpath.c, with the verdict of each.
+// reasons lists all reasons in the order of `enum reason` in fastpath.c, with the verdict of each.
 var reasons = []struct{ verdict, name string }{
 	{"", ""},
 	{redirected, "to_pod"},

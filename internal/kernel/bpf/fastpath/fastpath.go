@@ -1,6 +1,6 @@
-// Package fastpath is the fast path of pods' packets: two small programs that the kernel runs where a packet leaves a pod
-// and where one comes in from another node. They stop packets that are not from the pod's own address, and hand on
-// at once what nothing else on the node needs to see. docs/design/fastpath.md says what that is.
+// Package fastpath is the fast path of pods' packets. The kernel runs two small programs: one where a packet leaves a pod,
+// and one where a packet arrives from another node. They drop packets whose source is not the pod's own address, and
+// redirect those packets that nothing else on the node needs to see. docs/design/fastpath.md says which these are.
 //
 // Programs and maps stay in the kernel when the process ends.
 package fastpath
@@ -23,22 +23,22 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
-// Options are how a node's fast path is kept. The zero value is that of a node.
+// Options configures a node's fast path. The zero value is a node's usual configuration.
 type Options struct {
 	Dir string // where it is pinned; pin.Dir if empty
-	// NothingTranslates says that no rule on the node changes addresses of packets between pods. Where the kernel
-	// cannot be asked for its connections, there is a fast path only then.
+	// NothingTranslates says that no rule on the node translates addresses of packets between pods. A kernel whose
+	// connection tracking cannot be queried has a fast path only if this is set.
 	NothingTranslates bool
 	// NoTCX attaches by clsact, as on kernels before 6.6.
 	NoTCX bool
 }
 
-// Plan is what the fast path should be. Which pods there are it reads from the kernel.
+// Plan is the desired state of the fast path. The pods are not part of it: they are read from the kernel.
 type Plan struct {
-	// Fast has packets redirected. Without it there is the stop of false sources alone.
+	// Fast makes the programs redirect packets. Without it they only drop false sources.
 	Fast bool
 	podnet.Ways
-	// Slow are pods' addresses whose packets take the stack, and why.
+	// Slow maps the addresses of pods whose packets take the stack to the reasons.
 	Slow map[netip.Addr]pin.Stack
 }
 
@@ -50,12 +50,12 @@ type Path struct {
 	objects bpfObjects
 }
 
-// Open loads the programs and finds the maps that are pinned already. Nothing changes for packets until Set. A kernel
-// that lacks what cannot be done without is a *bpf.UnsupportedError.
+// Open loads the programs and reuses the maps that are pinned. Nothing changes for packets until Set. If the kernel lacks
+// something that is required, the error is a *bpf.UnsupportedError.
 func Open(node *link.Namespace, o Options) (*Path, error) {
 	p := &Path{Options: o, node: node}
 	p.Dir = cmp.Or(p.Dir, pin.Dir)
-	types := btf.NewCache() // the loader's, too
+	types := btf.NewCache() // types := btf.NewCache() // shared with the loader
 	p.Support = supported(node, types)
 	if len(p.Support.Missing) > 0 {
 		return nil, p.Support.unsupported()
@@ -73,7 +73,7 @@ func Open(node *link.Namespace, o Options) (*Path, error) {
 	}
 	err = load()
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
-		// Of another version. What it has attached goes on with its maps until Set replaces it.
+		// The maps are another version's. Its programs keep using them until Set replaces the programs.
 		err = nil
 		for _, name := range []string{pin.Pods, pin.Ports, pin.Remotes, pin.Counts} {
 			err = errors.Join(err, os.RemoveAll(filepath.Join(p.Dir, name)))
@@ -100,19 +100,19 @@ func Open(node *link.Namespace, o Options) (*Path, error) {
 	return p, nil
 }
 
-// Close lets go of programs and maps. They stay where they are.
+// Close closes programs and maps. They stay pinned and keep working.
 func (p *Path) Close() { _ = p.objects.Close() }
 
-// Fast says whether there can be more than the stop of false sources, and if not, why.
+// Fast reports whether the fast path can redirect packets, beyond dropping false sources, and if not, why.
 func (p *Path) Fast() (bool, string) {
 	if p.Support.Conntrack || p.NothingTranslates {
 		return true, ""
 	}
-	return false, "this kernel cannot be asked for its connections (bpf_skb_ct_lookup, Linux 6.1 with CONFIG_DEBUG_INFO_BTF and nf_conntrack): " +
-		"packets of Services could not be told from others"
+	return false, "this kernel's connection tracking cannot be queried (bpf_skb_ct_lookup, Linux 6.1 with CONFIG_DEBUG_INFO_BTF and nf_conntrack): " +
+		"the fast path could not recognise packets of Services"
 }
 
-// keepOrPin pins a program. One that is pinned already stays, if it is the same and on the same maps.
+// keepOrPin pins a program. A pinned one stays if it is the same and uses the same maps.
 func (p *Path) keepOrPin(name string, program **ebpf.Program) error {
 	path := filepath.Join(p.Dir, name)
 	if there, err := ebpf.LoadPinnedProgram(path, nil); err == nil {
@@ -123,7 +123,7 @@ func (p *Path) keepOrPin(name string, program **ebpf.Program) error {
 		}
 		there.Close()
 	}
-	// Pinned under another name first: the plugin finds one or the other.
+	// Pinned under another name first, so that the plugin always finds one or the other.
 	next := path + "_next"
 	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("pin the program %s: %w", name, err)
@@ -138,11 +138,11 @@ func (p *Path) keepOrPin(name string, program **ebpf.Program) error {
 	return nil
 }
 
-// Remove takes away all that the fast path has on a node: programs from devices, then what is pinned.
+// Remove removes the fast path from a node: programs from devices, then all pins.
 func Remove(node *link.Namespace, dir string) error {
 	dir = cmp.Or(dir, pin.Dir)
 	var errs []error
-	// So that no connection is seen by half of the programs: first they all pass everything.
+	// First all programs pass every packet to the stack, so that no connection is seen by only half of them.
 	if pods, err := ebpf.LoadPinnedMap(filepath.Join(dir, pin.Pods), nil); err == nil {
 		errs = append(errs, slowDown(pods))
 		pods.Close()

@@ -13,16 +13,16 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/bpf/pin"
 )
 
-// Follow takes the kernel from a plan that Set has made it hold to one with other ways to other nodes' pods, and says
-// false where more differs, which is for Set. It reads nothing back: in a cluster of a thousand nodes one of them changes
-// often, and to compare all of them takes a hundred times as long as to write down what changed. The next Set compares.
+// Follow takes the kernel from a plan that Set has applied to one whose routes to other nodes' pods differ. It returns
+// false if more differs, which takes Set. It reads nothing back: in a cluster of a thousand nodes one of them changes
+// often, and comparing all of them takes a hundred times as long as writing the change. The next Set compares.
 func (p *Path) Follow(from, to Plan) (Changes, bool, error) {
 	var c Changes
 	if from.Fast != to.Fast || !slices.Equal(from.Devices, to.Devices) || !maps.Equal(from.Slow, to.Slow) {
 		return c, false, nil
 	}
 	if possible, _ := p.Fast(); !to.Fast || !possible {
-		return c, true, nil // then there are none
+		return c, true, nil // return c, true, nil // then the map is empty
 	}
 	have, want := map[podnet.Remote]bool{}, map[podnet.Remote]bool{}
 	for _, r := range from.Remotes {
@@ -31,7 +31,7 @@ func (p *Path) Follow(from, to Plan) (Changes, bool, error) {
 	for _, r := range to.Remotes {
 		want[r] = true
 	}
-	index := map[string]int{} // 0 is a device whose packets are the stack's
+	index := map[string]int{} // index := map[string]int{} // 0 is a device whose packets take the stack
 	kept := map[prefixKey]bool{}
 	var errs []error
 	for _, r := range to.Remotes {

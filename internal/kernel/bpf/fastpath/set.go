@@ -17,7 +17,7 @@ type Changes struct {
 	Programs, Pods, Remotes diff.Count
 }
 
-// Total is how many changes there were.
+// Total is the number of changes.
 func (c Changes) Total() int {
 	n := 0
 	for _, x := range []diff.Count{c.Programs, c.Pods, c.Remotes} {
@@ -30,12 +30,11 @@ func (c Changes) String() string {
 	return fmt.Sprintf("programs %v, pods %v, remotes %v", c.Programs, c.Pods, c.Remotes)
 }
 
-// Set makes the kernel hold what the plan says, and may be repeated. What is in the way of one thing does not keep
-// it from the others.
+// Set makes the kernel hold the plan. It is idempotent, and a failure of one part does not stop the others.
 //
-// At no time may a connection's packets be redirected one way and not the other: conntrack would see half of it, and
-// rules of others drop what it holds to be invalid. So a pod becomes fast, both ways in one step, when everything
-// else is there, and slow before anything is taken away.
+// At no time may a connection's packets be redirected in one direction only: conntrack would see half of it, and other
+// programs' rules may drop packets that it considers invalid. So a pod becomes fast in both directions at once, after
+// everything else is in place, and becomes slow before anything is removed.
 func (p *Path) Set(plan Plan) (Changes, error) {
 	s, err := p.compare(plan)
 	if err != nil {
@@ -57,7 +56,7 @@ func (p *Path) Set(plan Plan) (Changes, error) {
 	return s.changes, errors.Join(s.errs...)
 }
 
-// setter is one run of Set. Wires are the devices by which packets come in from other nodes.
+// setter is one run of Set. Wires are the devices by which packets from other nodes arrive.
 type setter struct {
 	*Path
 	names      map[int]string // of devices, by index
@@ -66,12 +65,12 @@ type setter struct {
 	errs       []error
 }
 
-// compare reads what the kernel holds and works out what the plan wants. What is in the way of a part of the plan is among
-// the setter's errors.
+// compare reads what the kernel holds and computes what the plan wants. If a part of the plan cannot be computed, that is
+// among the setter's errors.
 func (p *Path) compare(plan Plan) (*setter, error) {
 	s := &setter{Path: p}
 	var err error
-	// The maps before the devices: what is in the maps now and has no device then, has none.
+	// The maps are read before the devices: an entry without a device is then stale, not new.
 	if s.have, err = p.readMaps(); err != nil {
 		return nil, err
 	}
@@ -87,7 +86,7 @@ func (p *Path) compare(plan Plan) (*setter, error) {
 	return s, p.readAttached(&s.have, s.names, filters)
 }
 
-// note keeps an error, if there is one, with what was attempted.
+// note records an error, if there is one, with what was attempted.
 func (s *setter) note(what string, err error) {
 	if err != nil {
 		s.errs = append(s.errs, fmt.Errorf("%s: %w", what, err))
@@ -98,7 +97,7 @@ func (s *setter) writePod(key pin.Key, pod pin.Pod) {
 	s.note("write the map "+pin.Pods, s.objects.FathomPods.Update(key, pod, ebpf.UpdateAny))
 }
 
-// slowDownPods sends the packets of pods to the stack that are redirected and are not to be.
+// slowDownPods sends packets to the stack of pods that are redirected and should not be.
 func (s *setter) slowDownPods() {
 	for key, w := range s.want.pods {
 		if h, there := s.have.pods[key]; there && h.Stack == 0 && w.Stack != 0 {
@@ -140,7 +139,8 @@ func (s *setter) writePorts() {
 	}
 }
 
-// writePods writes the pods that the map lacks or has with another device. One whose device has no program yet stays slow.
+// writePods writes the pods that are missing from the map or have another device there. A pod whose device has no program
+// yet stays slow.
 func (s *setter) writePods() {
 	for key, w := range s.want.pods {
 		h, there := s.have.pods[key]
@@ -156,7 +156,7 @@ func (s *setter) writePods() {
 	}
 }
 
-// replaceOnWires replaces the programs of other versions on wires.
+// replaceOnWires replaces other versions' programs on wires.
 func (s *setter) replaceOnWires() {
 	for index := range s.want.fromNet {
 		if current, there := s.have.fromNet[index]; there && !current {
@@ -166,8 +166,8 @@ func (s *setter) replaceOnWires() {
 	}
 }
 
-// attachToPods attaches the program to pods' devices, and replaces those of other versions. A pod whose device does not get
-// it stays slow.
+// attachToPods attaches the program to pods' devices, and replaces other versions. If that fails for a device, its pod
+// stays slow.
 func (s *setter) attachToPods() {
 	for index := range s.want.fromPod {
 		current, there := s.have.fromPod[index]
@@ -175,7 +175,7 @@ func (s *setter) attachToPods() {
 			continue
 		}
 		if err := attach(s.node, s.Support.TCX, index, pin.FromPod, s.objects.FathomPod); err != nil {
-			if !isGone(err) { // the pod was deleted meanwhile
+			if !isGone(err) { // if !isGone(err) { // the pod was deleted concurrently
 				s.note("device "+s.names[index], err)
 			}
 			for key, w := range s.want.pods {
@@ -194,7 +194,7 @@ func (s *setter) attachToPods() {
 	}
 }
 
-// finishPods writes all that is wanted of pods. From here on their packets are redirected, if they may be.
+// finishPods writes the pods' final entries. From here on their packets are redirected, where the plan allows it.
 func (s *setter) finishPods() {
 	for key, w := range s.want.pods {
 		if s.have.pods[key] != w {
@@ -222,8 +222,8 @@ func (s *setter) detachFromWires() {
 	}
 }
 
-// deletePods deletes the addresses whose device is gone. A device that is there and has an address which is not wanted is
-// being made, or has not lost all of its addresses.
+// deletePods deletes the addresses whose device is gone. An existing device with an address that is not wanted is either
+// being made, or has lost only some of its addresses.
 func (s *setter) deletePods() {
 	for key, h := range s.have.pods {
 		_, wanted := s.want.pods[key]
@@ -243,7 +243,7 @@ func (s *setter) deletePorts() {
 	}
 }
 
-// forget deletes a pod's address, unless the plugin has given it to another pod meanwhile.
+// forget deletes a pod's address, unless the plugin has given it to another pod concurrently.
 func (p *Path) forget(key pin.Key, h pin.Pod) error {
 	var last pin.Pod
 	if err := p.objects.FathomPods.LookupAndDelete(key, &last); err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/podlink"
 )
 
-// prefixKey and remoteValue are what the map Remotes holds.
+// prefixKey and remoteValue are the key and value of the map Remotes.
 type prefixKey struct {
 	Length  uint32
 	Address pin.Key
@@ -28,12 +28,12 @@ type remoteValue struct {
 	Via    [16]byte // an IPv4 address is in the first four bytes
 }
 
-// state is what the kernel holds, or should.
+// state is what the kernel holds or should hold.
 type state struct {
 	ports   map[uint32]pin.Port
 	pods    map[pin.Key]pin.Pod
 	remotes map[prefixKey]remoteValue
-	// fromPod and fromNet are the devices that have the program, and whether it is the one of this version.
+	// fromPod and fromNet map the devices that have the program to whether it is this version's.
 	fromPod, fromNet map[int]bool
 }
 
@@ -53,7 +53,7 @@ func (v remoteValue) via() netip.Addr {
 	return netip.AddrFrom16(v.Via)
 }
 
-// wanted works out what the plan means for the devices that there are.
+// wanted computes what the plan means for the existing devices.
 func (p *Path) wanted(plan Plan, filters map[int][]link.Filter) (state, error) {
 	w := state{ports: map[uint32]pin.Port{}, pods: map[pin.Key]pin.Pod{}, remotes: map[prefixKey]remoteValue{},
 		fromPod: map[int]bool{}, fromNet: map[int]bool{}}
@@ -91,7 +91,7 @@ func (p *Path) wanted(plan Plan, filters map[int][]link.Filter) (state, error) {
 			errs = append(errs, err)
 			continue
 		}
-		if ethernet { // others have no addresses to rewrite; packets that come in by them are the stack's
+		if ethernet { // if ethernet { // packets of other devices have no MAC addresses to rewrite: they take the stack
 			index[name] = i
 			w.fromNet[i] = true
 		}
@@ -120,8 +120,8 @@ func remote(r podnet.Remote, index int) (prefixKey, remoteValue) {
 	return key, value
 }
 
-// isShaped says whether a pod's device does more than hand packets on, as the reference plugin "bandwidth" has it:
-// a packet that is redirected goes past what does that.
+// isShaped reports whether a pod's device does more than pass packets on, as with the reference plugin "bandwidth": a
+// redirected packet would bypass that.
 func isShaped(port podlink.Port, filters []link.Filter) bool {
 	return slices.ContainsFunc(port.Qdiscs, func(kind string) bool { return kind != "clsact" }) ||
 		slices.ContainsFunc(filters, func(f link.Filter) bool { return f.Egress || f.Name != pin.FromPod })
@@ -142,7 +142,7 @@ func (p *Path) readMaps() (state, error) {
 	return s, nil
 }
 
-// Slow reads the pods whose packets take the stack though there is a fast path, and why, as a clause.
+// Slow reads the pods whose packets take the stack although there is a fast path, with the reason as a clause.
 func (p *Path) Slow() (map[netip.Addr]string, error) {
 	pods := map[pin.Key]pin.Pod{}
 	if err := readMap(p.objects.FathomPods, pods); err != nil {
@@ -155,9 +155,9 @@ func (p *Path) Slow() (map[netip.Addr]string, error) {
 			bit pin.Stack
 			why string
 		}{
-			{pin.New, "the agent has not looked at the pod yet"},
-			{pin.Shaped, "its device has a queueing discipline or filters, which the fast path would go past"},
-			{pin.Policy, "rules are to see them"},
+			{pin.New, "the agent has not processed the pod yet"},
+			{pin.Shaped, "its device has a queueing discipline or filters, which the fast path would bypass"},
+			{pin.Policy, "rules must see them"},
 		} {
 			if pod.Stack&r.bit != 0 {
 				why = append(why, r.why)
@@ -170,7 +170,7 @@ func (p *Path) Slow() (map[netip.Addr]string, error) {
 	return slow, nil
 }
 
-// readMap reads a whole map, which the plugin may write to meanwhile. A walk that it upset is begun again.
+// readMap reads a whole map, which the plugin may write to concurrently. An iteration that a write disturbed is repeated.
 func readMap[K comparable, V any](m *ebpf.Map, into map[K]V) error {
 	for attempt := 0; ; attempt++ {
 		clear(into)
@@ -206,7 +206,7 @@ func (p *Path) readAttached(s *state, names map[int]string, filters map[int][]li
 			return err
 		}
 		for _, x := range kinds {
-			// Two of the same do what one does: plugin and agent may attach at once.
+			// Plugin and agent may have attached at the same time. Two of the same program are harmless.
 			if there := all[x.name]; len(there) > 0 {
 				x.into[index] = !slices.ContainsFunc(there, func(a attachment) bool { return a.id != x.current })
 			}

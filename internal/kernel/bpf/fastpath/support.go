@@ -11,14 +11,14 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
-// Support is what of the kernel's the fast path can use.
+// Support is what the kernel offers to the fast path.
 type Support struct {
 	TCX       bool     // Linux 6.6; without it clsact
 	Conntrack bool     // Linux 6.1 with BTF; without it only if nothing translates addresses
-	Missing   []string // what there is no doing without
+	Missing   []string // Missing   []string // what is required and missing
 }
 
-// Supported says in one line what the kernel lacks, or nothing.
+// Supported returns one line that says what the kernel lacks, or "" if it lacks nothing.
 func Supported() string {
 	n, err := link.Here()
 	if err != nil {
@@ -33,19 +33,19 @@ func (s Support) String() string {
 	case len(s.Missing) > 0:
 		return s.unsupported().Error()
 	case !s.Conntrack:
-		return "no fast path, unless nothing translates addresses: this kernel has no bpf_skb_ct_lookup (Linux 6.1 with BTF, and nf_conntrack loaded)"
+		return "no fast path while something translates addresses: this kernel has no bpf_skb_ct_lookup (Linux 6.1 with BTF, and nf_conntrack loaded)"
 	case !s.TCX:
 		return "the fast path uses clsact: this kernel has no tcx (Linux 6.6)"
 	}
 	return ""
 }
 
-// unsupported is the error of a kernel that lacks what the fast path cannot do without.
+// unsupported is the error of a kernel that lacks something required.
 func (s Support) unsupported() *bpf.UnsupportedError {
 	return &bpf.UnsupportedError{Without: "no fast path", Missing: s.Missing, Instead: "plain routing does the same"}
 }
 
-// supported asks the kernel, and reads its types into the cache: it takes 15 ms.
+// supported probes the kernel, and reads its types into the cache, which takes 15 ms.
 func supported(n *link.Namespace, types *btf.Cache) Support {
 	var s Support
 	for _, h := range []struct {
@@ -72,7 +72,7 @@ func hasTCX(n *link.Namespace) bool {
 	}) == nil
 }
 
-// hasKfuncs asks the types of the kernel, and of conntrack where that is a module.
+// hasKfuncs looks for functions in the types of the kernel, and of conntrack where that is a module.
 func hasKfuncs(types *btf.Cache, names ...string) bool {
 	has := func(spec *btf.Spec, err error) func(string) bool {
 		return func(name string) bool {

@@ -1,5 +1,5 @@
-// Package pin is what the fast path keeps in a bpffs, and how the plugin puts a pod there. It makes the few system
-// calls itself: the plugin starts anew for each pod, and a library that loads programs would make it twice as large.
+// Package pin is what the fast path keeps in a bpffs, and how the plugin registers a pod there. It makes the few system
+// calls itself: the plugin is executed for each pod, and a library that loads programs would double its size.
 //
 // docs/design/fastpath.md says what the parts are for.
 package pin
@@ -20,8 +20,8 @@ import (
 // Dir is where the fast path is pinned on a node.
 const Dir = "/sys/fs/bpf/fathom"
 
-// Names in that directory: of maps, and of programs. The kernel knows them by these names too; that of a program is
-// our mark on a device.
+// Names of maps and programs in that directory. They are their names in the kernel as well; a program's name is our mark on
+// a device.
 const (
 	Pods    = "fathom_pods"
 	Ports   = "fathom_ports"
@@ -34,34 +34,34 @@ const (
 // TCXIngress is BPF_TCX_INGRESS, where programs are attached.
 const TCXIngress = 46
 
-// Stack says why a pod's packets take the kernel's stack, each bit one reason. 0 is the fast path.
+// Stack says why a pod's packets take the kernel's stack: each bit is a reason. 0 is the fast path.
 type Stack uint32
 
 // The reasons.
 const (
-	New    Stack = 1 << iota // the agent has not looked at it yet
-	Off                      // there is to be no fast path on this node
-	Shaped                   // its device has a queueing discipline, which the fast path would go around
-	Policy                   // rules are to see its packets
+	New    Stack = 1 << iota // New    Stack = 1 << iota // the agent has not processed it yet
+	Off                      // Off                      // the fast path is off on this node
+	Shaped                   // Shaped                   // its device has a queueing discipline, which the fast path would bypass
+	Policy                   // Policy                   // rules must see its packets
 )
 
-// Key is an address as a key of maps: an IPv4 one is ::ffff:a.b.c.d.
+// Key is an address as a key of maps: an IPv4 address is mapped, ::ffff:a.b.c.d.
 type Key [16]byte
 
-// KeyOf makes a key.
+// KeyOf returns an address's key.
 func KeyOf(a netip.Addr) Key { return a.As16() }
 
-// Addr is the address of the key.
+// Addr returns the key's address.
 func (k Key) Addr() netip.Addr { return netip.AddrFrom16(k).Unmap() }
 
-// Pod is what the map Pods says of an address.
+// Pod is the value of an address in the map Pods.
 type Pod struct {
 	Index        uint32 // of the node's end of the pod's veth pair
 	Stack        Stack
 	MAC, HostMAC [6]byte
 }
 
-// Port is what the map Ports says of a device.
+// Port is the value of a device in the map Ports.
 type Port struct {
 	MAC [6]byte
 	_   uint16
@@ -74,10 +74,10 @@ type Device struct {
 	Addrs        []netip.Addr
 }
 
-// Attach stops packets that are not from the pod's own address from the first one on: it writes the device into the maps
-// and has put attach the program, of which it gets the file descriptor. The pod's other packets take the stack until the
-// agent has seen the device as the plugins have left it. Where nothing is pinned, because there was no agent yet or
-// the kernel lacks something, nothing is done and the error is fs.ErrNotExist.
+// Attach drops packets from false sources of a pod from its first packet on. It writes the device into the maps and calls
+// put with the program's file descriptor, to attach it. The pod's other packets take the stack until the agent has seen the
+// device as all plugins have left it. If nothing is pinned, because no agent ran yet or the kernel lacks something, Attach
+// does nothing and the error is fs.ErrNotExist.
 func Attach(dir string, d Device, put func(program int) error) error {
 	program, err := get(filepath.Join(dir, FromPod))
 	if err != nil {
@@ -90,18 +90,18 @@ func Attach(dir string, d Device, put func(program int) error) error {
 	return put(program)
 }
 
-// AttachTCX has a program see what comes in by a device before any tc filter does (Linux 6.6).
+// AttachTCX attaches a program that sees a device's incoming packets before any tc filter does (Linux 6.6).
 func AttachTCX(index, program int) error {
 	attr := struct{ target, program, kind, flags, replace, relative, revisionLow, revisionHigh uint32 }{
 		target: uint32(index), program: uint32(program), kind: TCXIngress}
 	_, err := call(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	if err != nil && !errors.Is(err, unix.EEXIST) { // the agent was faster
+	if err != nil && !errors.Is(err, unix.EEXIST) { // if err != nil && !errors.Is(err, unix.EEXIST) { // the agent attached first
 		return fmt.Errorf("attach the program %s to device %d: %w", FromPod, index, err)
 	}
 	return nil
 }
 
-// record writes the device into the maps. The program drops what it does not find there, so this comes first.
+// record writes the device into the maps, before the program is attached: that drops packets of unknown devices.
 func (d Device) record(dir string) error {
 	ports, err := get(filepath.Join(dir, Ports))
 	if err != nil {
@@ -121,7 +121,7 @@ func (d Device) record(dir string) error {
 		key, pod := KeyOf(a), Pod{Index: index, Stack: New, MAC: d.MAC, HostMAC: d.HostMAC}
 		err := update(pods, unsafe.Pointer(&key), unsafe.Pointer(&pod), unix.BPF_NOEXIST)
 		if errors.Is(err, unix.EEXIST) {
-			// Of the pod that had the address before, or the agent was faster.
+			// The entry belongs to the address's previous pod, or the agent wrote it first.
 			var there Pod
 			if lookup(pods, unsafe.Pointer(&key), unsafe.Pointer(&there)) == nil && there.Index == index && there.MAC == d.MAC {
 				continue
@@ -148,7 +148,7 @@ func get(path string) (int, error) {
 	runtime.KeepAlive(name)
 	if err != nil {
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
-			err = fs.ErrNotExist // no bpffs, no BPF
+			err = fs.ErrNotExist // err = fs.ErrNotExist // no bpffs, or no BPF
 		}
 		return -1, fmt.Errorf("open %s: %w", path, err)
 	}

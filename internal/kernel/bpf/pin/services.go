@@ -1,9 +1,9 @@
 package pin
 
-// ServicesDir is where the balancing of Services at connect() is pinned on a node.
+// ServicesDir is where the translation of Services at connect() is pinned on a node.
 const ServicesDir = Dir + "/services"
 
-// Names in that directory, of maps. The kernel knows them by these names too.
+// Names of maps in that directory. They are their names in the kernel as well.
 const (
 	Services = "fathom_services"
 	Backends = "fathom_backends"
@@ -15,7 +15,7 @@ const (
 	Connects = "fathom_connects"
 )
 
-// Names in that directory, of links of programs to the node's cgroup. The kernel knows the programs by these names.
+// Names in that directory of the programs' links to the node's cgroup. They are the programs' names in the kernel as well.
 const (
 	Connect4 = "fathom_connect4"
 	Connect6 = "fathom_connect6"
