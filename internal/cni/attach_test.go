@@ -357,7 +357,7 @@ func breaks(t *testing.T, n *node, p pod, addresses []netip.Addr, version string
 		{n.Namespace, []string{"ip", "-6", "neigh", "del", a6, "dev", host}, []string{"ip", "-6", "neigh", "add", a6, "lladdr", "02:00:00:00:00:01", "nud", "permanent", "dev", host}, "no permanent neighbour " + a6},
 		{p.Namespace, []string{"ip", "route", "del", "default"}, []string{"ip", "route", "add", "default", "via", "169.254.1.1"}, "no route to 0.0.0.0/0 via 169.254.1.1"},
 		{p.Namespace, []string{"ip", "link", "set", "eth0", "mtu", "1400"}, []string{"ip", "link", "set", "eth0", "mtu", "1450"}, "MTU"},
-		{p.Namespace, []string{"ip", "addr", "del", a6 + "/128", "dev", "eth0"}, nil, "has not the address " + a6},
+		{p.Namespace, []string{"ip", "addr", "del", a6 + "/128", "dev", "eth0"}, nil, "does not have the address " + a6},
 	} {
 		out, err := linktest.Try(test.in, test.undo...)
 		if err != nil {

@@ -10,16 +10,16 @@ import (
 	"strings"
 )
 
-// bridgeSettings say, in each network namespace, whether the rules of IP see what its bridges carry.
+// bridgeSettings holds the sysctls, per network namespace, that decide whether IP rules see bridged packets.
 const bridgeSettings = "/proc/sys/net/bridge"
 
-// LoadBridgeFilter has the kernel show packets on bridges to the rules of IP, as nodes need it: otherwise the answer
-// of a pod to another one on its bridge, which came by a Service, goes around the rule that has to put the Service's
-// address back. No rule or device asks for the module, so it is loaded by command. In new network namespaces it is
-// at work; the calling process's own, the host's, keeps its bridges as they were.
+// LoadBridgeFilter makes the kernel pass bridged packets through IP rules, which nodes need: otherwise the reply of a pod
+// to another pod on the same bridge, reached by a Service, bypasses the rule that translates its source back. No rule or
+// device requests the module, so it is loaded by command. It applies in new network namespaces; in the calling process's
+// own, the host's, bridges stay as they were.
 func LoadBridgeFilter() error {
 	if _, err := os.Stat(bridgeSettings); !errors.Is(err, fs.ErrNotExist) {
-		return err // it is there, and the settings are somebody's
+		return err // return err // it is loaded, and its settings are not ours to change
 	}
 	if out, err := exec.Command("modprobe", "br_netfilter").CombinedOutput(); err != nil {
 		return fmt.Errorf("modprobe br_netfilter: %w: %s", err, strings.TrimSpace(string(out)))

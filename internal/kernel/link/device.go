@@ -14,26 +14,26 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
-// RouteProtocol marks the routes that are ours; `ip route` shows it as "proto 250".
+// RouteProtocol marks our routes; `ip route` shows it as "proto 250".
 const RouteProtocol = 250
 
 // Device describes one end of a veth pair, or a bridge.
 type Device struct {
 	Name  string
-	Alias string // says what the device is for; it is how the device is known as ours
-	MTU   int    // 0 keeps the kernel's
+	Alias string // Alias string // says what the device is for, and marks it as ours
+	MTU   int    // MTU   int    // 0 keeps the kernel's default
 	MAC   net.HardwareAddr
 	// Bridge is the bridge that the device is a port of, or empty.
 	Bridge string
 }
 
-// Route is a route to a prefix by way of a gateway.
+// Route is a route to a prefix via a gateway.
 type Route struct {
 	To  netip.Prefix
 	Via netip.Addr
 }
 
-// State is what a device is found to be.
+// State is the state of a device.
 type State struct {
 	Name    string
 	Up      bool
@@ -41,9 +41,9 @@ type State struct {
 	MTU     int
 }
 
-// SetBridge makes a bridge, up, and gives it its MAC address for good. A bridge whose address nobody set takes the
-// lowest of its ports', and changes it as ports come and go: whoever has the old one in its neighbour table, a
-// node that knows its gateway for instance, then sends into the void until the entry ages.
+// SetBridge makes a bridge, up, and fixes its MAC address. A bridge whose address was never set takes the lowest of its
+// ports', and changes it as ports come and go. A neighbour that has the old address cached, such as a node that uses the
+// bridge as its gateway, then loses packets until the entry expires.
 func (n *Namespace) SetBridge(d Device) error {
 	if l, err := n.nl.LinkByName(d.Name); err == nil && l.Type() == "bridge" {
 		return n.Configure(l, d)
@@ -67,9 +67,8 @@ func (n *Namespace) SetBridge(d Device) error {
 	return n.Configure(l, d)
 }
 
-// SetPair makes a veth pair with one end here and one in the namespace of the peer, both up. A pair that
-// is there, with both ends where they should be, is kept; a stray end in its way that has our alias is
-// replaced, any other device in its way is an error.
+// SetPair makes a veth pair with one end here and one in the peer's namespace, both up. An existing pair is kept if both
+// ends are where they should be. A stray end with our alias is replaced; any other device of the same name is an error.
 func (n *Namespace) SetPair(here Device, in *Namespace, there Device) error {
 	local, errHere := n.nl.LinkByName(here.Name)
 	remote, errThere := in.nl.LinkByName(there.Name)
@@ -117,7 +116,7 @@ func (n *Namespace) SetPair(here Device, in *Namespace, there Device) error {
 	return in.Configure(remote, there)
 }
 
-// Configure gives a device that is there the properties of d, and brings it up.
+// Configure gives an existing device the properties of d, and brings it up.
 func (n *Namespace) Configure(l netlink.Link, d Device) error {
 	a := l.Attrs()
 	if a.Alias != d.Alias {
@@ -152,7 +151,7 @@ func (n *Namespace) Configure(l netlink.Link, d Device) error {
 	return nil
 }
 
-// SetAddrs gives the device these addresses and no others, but for link-local ones.
+// SetAddrs gives the device exactly these addresses, apart from link-local ones.
 func (n *Namespace) SetAddrs(device string, want []netip.Prefix) error {
 	l, err := n.nl.LinkByName(device)
 	if err != nil {
@@ -184,11 +183,11 @@ func (n *Namespace) SetAddrs(device string, want []netip.Prefix) error {
 		if !removed {
 			return nil
 		}
-		// With an address the kernel removes those of its subnet that were added after it: look again.
+		// Removing an address may remove addresses of its subnet that were added after it: list them again.
 	}
 }
 
-// AddAddrs gives the device the addresses that are wanted and that it does not have, and waits until they are of use.
+// AddAddrs adds the wanted addresses that the device lacks, and waits until they are usable.
 func (n *Namespace) AddAddrs(l netlink.Link, want []netip.Prefix, have []netlink.Addr) error {
 	present := map[netip.Prefix]bool{}
 	for _, a := range have {
@@ -200,7 +199,7 @@ func (n *Namespace) AddAddrs(l netlink.Link, want []netip.Prefix, have []netlink
 		}
 		addr := &netlink.Addr{IPNet: rtnl.IPNet(p)}
 		if p.Addr().Is6() {
-			addr.Flags = unix.IFA_F_NODAD // nobody else can have it: the plan gives each address once
+			addr.Flags = unix.IFA_F_NODAD // addr.Flags = unix.IFA_F_NODAD // addresses are unique: the plan assigns each once
 		}
 		if err := n.nl.AddrAdd(l, addr); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("add address %s to %s: %w", p, l.Attrs().Name, err)
@@ -212,12 +211,12 @@ func (n *Namespace) AddAddrs(l netlink.Link, want []netip.Prefix, have []netlink
 	return nil
 }
 
-// settlePatience is how long a kernel may take that is busy with devices.
+// settlePatience bounds the wait for a kernel that is busy with devices.
 const settlePatience = 10 * time.Second
 
-// AwaitLocal waits until packets to an address of a device that is up are taken in. To an IPv4 one they are as soon as
-// it is added; the kernel makes the route of an IPv6 one later, from a queue (addrconf_dad_work), also where there is
-// no duplicate to be looked for, and throws away what comes before.
+// AwaitLocal waits until the kernel accepts packets to an address of a device that is up. For IPv4 it does as soon as the
+// address is added. For IPv6 it makes the route later, from a work queue (addrconf_dad_work), even without duplicate
+// address detection, and drops packets that arrive before.
 func (n *Namespace) AwaitLocal(l netlink.Link, a netip.Addr) error {
 	if l.Attrs().Flags&net.FlagUp == 0 || a.Is4() || a.IsLinkLocalUnicast() {
 		return nil
@@ -228,15 +227,15 @@ func (n *Namespace) AwaitLocal(l netlink.Link, a netip.Addr) error {
 			return nil
 		}
 		if time.Since(began) > settlePatience {
-			return fmt.Errorf("address %s is in no use after %s (routes %v, %w)", a, settlePatience, routes, err)
+			return fmt.Errorf("address %s is not usable after %s (routes %v, %w)", a, settlePatience, routes, err)
 		}
 	}
 }
 
-// SetRoutes makes these routes, marked as ours, and takes away those with our mark that are not wanted.
+// SetRoutes makes these routes, marked as ours, and removes other routes with our mark.
 func (n *Namespace) SetRoutes(want []Route) error { return n.setRoutes(0, want) }
 
-// SetDeviceRoutes is SetRoutes for the routes by one device: those by other devices stay as they are.
+// SetDeviceRoutes is SetRoutes limited to the routes of one device.
 func (n *Namespace) SetDeviceRoutes(device string, want []Route) error {
 	l, err := n.nl.LinkByName(device)
 	if err != nil {
@@ -314,7 +313,7 @@ func (n *Namespace) Device(name string) (State, error) {
 	return State{Name: name, Up: a.Flags&net.FlagUp != 0, Carrier: a.OperState == netlink.OperUp, MTU: a.MTU}, nil
 }
 
-// DeleteDevice takes a device away that has our alias. One that is not there is not an error.
+// DeleteDevice deletes a device if it has our alias. A device that does not exist is not an error.
 func (n *Namespace) DeleteDevice(name, alias string) error {
 	l, err := n.nl.LinkByName(name)
 	if err == nil && l.Attrs().Alias != alias {
@@ -329,7 +328,7 @@ func (n *Namespace) DeleteDevice(name, alias string) error {
 	return nil
 }
 
-// Index returns the index of a device, and whether its frames are Ethernet's.
+// Index returns the index of a device, and whether it is an Ethernet device.
 func (n *Namespace) Index(name string) (index int, ethernet bool, err error) {
 	l, err := n.nl.LinkByName(name)
 	if err != nil {
@@ -351,7 +350,7 @@ func (n *Namespace) Names() (map[int]string, error) {
 	return names, nil
 }
 
-// LocalAddrs are the addresses of all devices.
+// LocalAddrs returns the addresses of all devices.
 func (n *Namespace) LocalAddrs() (map[netip.Addr]bool, error) {
 	all, err := rtnl.List(func() ([]netlink.Addr, error) { return n.nl.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {

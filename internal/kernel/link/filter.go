@@ -10,10 +10,10 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
-// filterPriority is that of our filters among those of others; the name of the program tells whose they are.
+// filterPriority is the priority of our filters; the program's name marks them as ours.
 const filterPriority = 252
 
-// SetFilter has a program see what comes in by a device, by the tc filter of that name. One that is there is replaced.
+// SetFilter attaches a program to a device's ingress by the tc filter of that name, and replaces an existing one.
 func (n *Namespace) SetFilter(index, program int, name string) error {
 	qdisc := &netlink.GenericQdisc{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}, QdiscType: "clsact"}
@@ -30,14 +30,14 @@ func (n *Namespace) SetFilter(index, program int, name string) error {
 	return nil
 }
 
-// Filter is a tc filter of a device. One that is no program has no name.
+// Filter is a tc filter of a device. A filter that is not a BPF program has no name.
 type Filter struct {
 	Name    string
-	Program uint32 // its id
-	Egress  bool   // it sees what goes out
+	Program uint32 // Program uint32 // the program's ID
+	Egress  bool   // Egress  bool   // on the egress side
 }
 
-// Filters returns the tc filters of all devices that may have any, by the devices' indexes.
+// Filters returns the tc filters of all devices with clsact, by the devices' indexes.
 func (n *Namespace) Filters() (map[int][]Filter, error) {
 	qdiscs, err := rtnl.List(func() ([]netlink.Qdisc, error) { return n.nl.QdiscList(nil) })
 	if err != nil {
@@ -84,7 +84,7 @@ func (n *Namespace) filters(index int, parent uint32) ([]netlink.Filter, error) 
 	return all, nil
 }
 
-// DeleteFilter takes a filter of that name away, and clsact with the last one.
+// DeleteFilter deletes the filter of that name, and clsact with the last filter.
 func (n *Namespace) DeleteFilter(index int, name string) error {
 	in, err := n.filters(index, netlink.HANDLE_MIN_INGRESS)
 	if err != nil {

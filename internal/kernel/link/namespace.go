@@ -1,6 +1,6 @@
 // Package link makes wires: network namespaces, veth pairs, bridges, addresses, routes and rate limits. Every function
-// takes the whole desired state and may be repeated. Each device carries an alias, and each route a protocol number, that
-// says that it is ours. Pods' devices are package podlink's, and what leads to other nodes' pods is podroute's.
+// takes the whole desired state and is idempotent. An alias marks each device as ours, and a protocol number each route.
+// Pods' devices are in package podlink, and routes to other nodes' pods in podroute.
 package link
 
 import (
@@ -21,18 +21,18 @@ type Namespace struct {
 	path string
 	file *os.File
 	nl   *netlink.Handle
-	here bool // it is the process's own
-	// sysctls is /proc/sys/net or where it can be written.
+	here bool // here bool // the process's own namespace
+	// sysctls is /proc/sys/net, or another mount of it that is writable.
 	sysctls string
 }
 
-// The main goroutine keeps the main thread, so that no other one enters a namespace on it: /proc/self is the main
-// thread's, and a thread that has left the process's namespace and cannot end, as the main one cannot, would make
-// it another's for good.
+// The main goroutine keeps the main thread, so that no other goroutine enters a namespace on it: /proc/self is the main
+// thread's. A thread that has left the process's namespace is ended; the main thread cannot end, and would make /proc/self
+// refer to the other namespace for good.
 func init() { runtime.LockOSThread() }
 
-// Create makes a network namespace that lives as long as the file at path, which it is mounted on. A
-// namespace that is there already is kept.
+// Create makes a network namespace that is mounted at path and exists for as long as the mount. An existing namespace is
+// kept.
 func Create(path string) error {
 	if IsNamespace(path) {
 		return nil
@@ -61,14 +61,14 @@ func Create(path string) error {
 	return nil
 }
 
-// IsNamespace says whether a namespace is mounted at path.
+// IsNamespace reports whether a namespace is mounted at path.
 func IsNamespace(path string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
 }
 
-// Delete takes a namespace of Create away. One that is not there is not an error. Devices in it go with
-// it, unless a process lives in it.
+// Delete deletes a namespace that Create made. One that does not exist is not an error. Devices in it go with it, unless a
+// process still runs in it.
 func Delete(path string) error {
 	if IsNamespace(path) {
 		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
@@ -89,7 +89,7 @@ func Open(path string) (*Namespace, error) {
 	}
 	if !IsNamespace(path) {
 		f.Close()
-		return nil, fmt.Errorf("open network namespace %s: it is no namespace", path)
+		return nil, fmt.Errorf("open network namespace %s: it is not a namespace", path)
 	}
 	n := &Namespace{path: path, file: f}
 	// Not netlink.NewHandleAt: it reads the thread's namespace through /proc/self, the main thread's.
@@ -104,20 +104,20 @@ func Open(path string) (*Namespace, error) {
 	return n, nil
 }
 
-// Path is where the namespace is found for as long as it is open, by this process.
+// Path is where this process finds the namespace for as long as it is open.
 func (n *Namespace) Path() string { return fmt.Sprintf("/proc/self/fd/%d", n.file.Fd()) }
 
-// OwnNetNS is the path of the namespace that the process is in. It is that of its main thread, whichever thread asks: one that
+// OwnNetNS is the path of the process's own namespace: that of its main thread, whichever thread opens it. A thread that
 // entered another namespace does not change it.
 const OwnNetNS = "/proc/self/ns/net"
 
-// Fd is the file descriptor of the namespace, for as long as it is open.
+// Fd is the namespace's file descriptor, valid while it is open.
 func (n *Namespace) Fd() int { return int(n.file.Fd()) }
 
-// Netlink is the netlink library's socket in the namespace, for the packages beside this one that make devices and routes.
+// Netlink returns the netlink library's socket in the namespace, for podlink and podroute.
 func (n *Namespace) Netlink() *netlink.Handle { return n.nl }
 
-// Here opens the namespace that the process is in.
+// Here opens the process's own namespace.
 func Here() (*Namespace, error) {
 	const path = "/proc/thread-self/ns/net"
 	f, err := os.Open(path)
@@ -132,7 +132,7 @@ func Here() (*Namespace, error) {
 	return &Namespace{path: path, file: f, nl: nl, here: true}, nil
 }
 
-// Is says whether both are the same namespace.
+// Is reports whether both are the same namespace.
 func (n *Namespace) Is(other *Namespace) (bool, error) {
 	a, err := n.file.Stat()
 	if err != nil {
@@ -145,21 +145,21 @@ func (n *Namespace) Is(other *Namespace) (bool, error) {
 	return os.SameFile(a, b), nil
 }
 
-// Close closes the namespace. It goes on existing while it is mounted or lived in.
+// Close closes the namespace. The namespace itself exists for as long as it is mounted or a process runs in it.
 func (n *Namespace) Close() {
 	n.nl.Close()
 	n.file.Close()
 }
 
-// Do runs f on a thread in the namespace. Sockets that f opens stay there. f must start no goroutine, and enter no
-// other namespace.
+// Do runs f on a thread in the namespace. Sockets that f opens stay in it. f must not start goroutines or enter other
+// namespaces.
 func (n *Namespace) Do(f func() error) error {
-	if n.here { // every thread that runs Go code is in it, but those that do starts, which run nothing else
+	if n.here { // if n.here { // every thread that runs Go code is in it, except the threads that Do starts, which run only f
 		return f()
 	}
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // never unlocked: a thread that changed its namespace is not used again
+		runtime.LockOSThread() // runtime.LockOSThread() // never unlocked: Go ends the thread with the goroutine
 		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
 			done <- fmt.Errorf("enter network namespace %s: %w", n.path, err)
 			return
@@ -169,11 +169,11 @@ func (n *Namespace) Do(f func() error) error {
 	return <-done
 }
 
-// SysctlsAt has settings read and written below dir, a mount of /proc/sys/net: in a container /proc/sys itself is
-// read-only, and what a mount of it shows is all the same that of the namespace that asks.
+// SysctlsAt makes sysctls be read and written below dir, another mount of /proc/sys/net: in a container /proc/sys itself is
+// read-only. The mount shows the settings of the reading thread's namespace all the same.
 func (n *Namespace) SysctlsAt(dir string) { n.sysctls = dir }
 
-// SysctlPath is the file of a setting, in the namespace of the thread that opens it.
+// SysctlPath returns the file of a sysctl. It shows the namespace of the thread that opens it.
 func (n *Namespace) SysctlPath(name string) string {
 	if n.sysctls == "" {
 		return filepath.Join("/proc/sys/net", name)
@@ -181,8 +181,7 @@ func (n *Namespace) SysctlPath(name string) string {
 	return filepath.Join(n.sysctls, name)
 }
 
-// SysctlValue reads a setting below /proc/sys/net. One that the kernel does not have is an error that errors.Is says is
-// fs.ErrNotExist.
+// SysctlValue reads a sysctl below /proc/sys/net. If the kernel does not have it, errors.Is(err, fs.ErrNotExist).
 func (n *Namespace) SysctlValue(name string) (value string, err error) {
 	err = n.Do(func() error {
 		data, err := os.ReadFile(n.SysctlPath(name))
@@ -195,7 +194,7 @@ func (n *Namespace) SysctlValue(name string) (value string, err error) {
 	return value, err
 }
 
-// Sysctl sets a setting below /proc/sys/net, such as "ipv4/ip_forward".
+// Sysctl writes a sysctl below /proc/sys/net, such as "ipv4/ip_forward".
 func (n *Namespace) Sysctl(name, value string) error {
 	return n.Do(func() error {
 		// /proc/sys/net shows the namespace of the thread that opens the file.

@@ -10,7 +10,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
-// NeighbourMAC returns the Ethernet address that the kernel knows of a neighbour on a device, and nil if it knows none.
+// NeighbourMAC returns a neighbour's MAC address from the kernel's neighbour table of a device, or nil if it has none.
 func (n *Namespace) NeighbourMAC(device string, addr netip.Addr) (net.HardwareAddr, error) {
 	l, err := n.nl.LinkByName(device)
 	if err != nil {

@@ -12,15 +12,15 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
-// nodeCacheLabel marks IPv4 addresses of the loopback device as ours; `ip address` shows it. IPv6 addresses have no
-// labels; nodeCacheRange, which is nobody's else, marks them.
+// nodeCacheLabel marks IPv4 addresses of the loopback device as ours; `ip address` shows it. IPv6 addresses have no labels:
+// nodeCacheRange marks those, since nothing else uses it.
 const nodeCacheLabel = "lo:fathom"
 
 var nodeCacheRange = netip.MustParsePrefix("fd66:6174:686f::/48")
 
-// SetNodeCacheAddrs gives the loopback device the addresses of the node's DNS cache, in this order, and takes others
-// with our mark away. Their scope is the host: they are no source of packets to anywhere else. Of a family that the
-// kernel has switched off there are none. It returns how many addresses it added and removed.
+// SetNodeCacheAddrs gives the loopback device the addresses of the node's DNS cache, in this order, and removes other
+// addresses with our mark. Their scope is host, so they are never the source of packets to other hosts. It skips a family
+// that the kernel has disabled. It returns how many addresses it added and removed.
 func (n *Namespace) SetNodeCacheAddrs(want []netip.Addr) (changed int, err error) {
 	l, err := n.nl.LinkByName("lo")
 	if err != nil {
@@ -41,7 +41,7 @@ func (n *Namespace) SetNodeCacheAddrs(want []netip.Addr) (changed int, err error
 			a.Flags = unix.IFA_F_NODAD
 		}
 		err := n.nl.AddrAdd(l, a)
-		// EACCES is what an interface with disable_ipv6 says, EOPNOTSUPP a kernel without.
+		// EACCES means that disable_ipv6 is set, and EOPNOTSUPP that the kernel lacks IPv6.
 		if addr.Is6() && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT)) {
 			continue
 		}

@@ -11,7 +11,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
-// Shape is how a wire is made worse than it is. The zero value is an unimpaired wire.
+// Shape is how a wire is impaired. The zero value is an unimpaired wire.
 type Shape struct {
 	Rate  uint64 // bits per second, 0 for no limit
 	Delay time.Duration
@@ -54,8 +54,8 @@ func (n *Namespace) setShape(l netlink.Link, s Shape) error {
 	if s.Rate == 0 {
 		return nil
 	}
-	// A bucket of 10 ms, and never less than a large segment, since veth carries packets of up to 64 KiB;
-	// a queue of 50 ms at that rate.
+	// The bucket holds 10 ms, but at least one large segment, since veth carries packets of up to 64 KiB. The queue holds
+	// 50 ms at that rate.
 	bytesPerSecond := s.Rate / 8
 	burst := max(bytesPerSecond/100, 70_000)
 	tbf := &netlink.Tbf{QdiscAttrs: root, Rate: bytesPerSecond, Buffer: xmitTime(bytesPerSecond, burst),
@@ -66,7 +66,7 @@ func (n *Namespace) setShape(l netlink.Link, s Shape) error {
 	return nil
 }
 
-// xmitTime is how long size bytes take at rate bytes a second, in the ticks that tc counts in.
+// xmitTime returns how long size bytes take at rate bytes per second, in tc's ticks.
 func xmitTime(rate, size uint64) uint32 {
 	return uint32(float64(size) / float64(rate) * 1e6 * netlink.TickInUsec())
 }

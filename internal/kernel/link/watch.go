@@ -11,10 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// WatchChanges tells, until the context ends, that devices, their queueing disciplines, addresses or
-// routes of the namespace may have changed:
-// when a device goes down the kernel forgets the routes by it, and does not make them again. It tells nothing more,
-// and several changes once: what is true is read from the kernel.
+// WatchChanges signals, until the context ends, that devices, queueing disciplines, addresses or routes of the namespace
+// may have changed. (When a device goes down, for instance, the kernel deletes its routes and does not restore them.) It
+// sends no details, and one signal for several changes: the receiver reads the kernel.
 func (n *Namespace) WatchChanges(ctx context.Context) (<-chan struct{}, error) {
 	socket, err := n.listen(unix.RTMGRP_LINK | unix.RTMGRP_TC |
 		unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE)
@@ -29,20 +28,20 @@ func (n *Namespace) WatchChanges(ctx context.Context) (<-chan struct{}, error) {
 		defer socket.Close()
 		b := make([]byte, 64<<10)
 		for {
-			// Changes that came too fast for the socket are changes as well.
+			// Changes that overflowed the socket count as well.
 			if _, err := socket.Read(b); err != nil && !errors.Is(err, unix.ENOBUFS) {
 				return
 			}
 			select {
 			case changes <- struct{}{}:
-			default: // told already, and not looked at yet
+			default: // default: // a signal is pending already
 			}
 		}
 	}()
 	return changes, nil
 }
 
-// listen opens a route netlink socket that hears what the kernel tells these groups.
+// listen opens a route netlink socket that is subscribed to these groups.
 func (n *Namespace) listen(groups uint32) (*os.File, error) {
 	var fd int
 	err := n.Do(func() error {
@@ -61,8 +60,8 @@ func (n *Namespace) listen(groups uint32) (*os.File, error) {
 	return socket, nil
 }
 
-// WatchGone tells, until the context ends, that the device of an index has gone. Who hears it looks: it is told, too,
-// when so much happens that the kernel does not tell of all of it.
+// WatchGone signals, until the context ends, that the device with an index may be gone. The receiver has to check: the
+// signal also comes when so many events happen that the kernel drops some.
 func (n *Namespace) WatchGone(ctx context.Context, index int) (<-chan struct{}, error) {
 	socket, err := n.listen(unix.RTMGRP_LINK)
 	if err != nil {
@@ -88,14 +87,14 @@ func (n *Namespace) WatchGone(ctx context.Context, index int) (<-chan struct{}, 
 	return gone, nil
 }
 
-// tellsGone says whether one of the messages is that the device is deleted.
+// tellsGone reports whether one of the messages says that the device is deleted.
 func tellsGone(b []byte, index int) bool {
 	messages, err := syscall.ParseNetlinkMessage(b)
 	if err != nil {
-		return true // it may have been
+		return true // return true // it may be deleted
 	}
 	for _, m := range messages {
-		// Of another family it is that the device has left a bridge.
+		// A message of another family says that the device has left a bridge.
 		if m.Header.Type == unix.RTM_DELLINK && len(m.Data) >= unix.SizeofIfInfomsg && m.Data[0] == unix.AF_UNSPEC &&
 			int(int32(binary.NativeEndian.Uint32(m.Data[4:]))) == index {
 			return true

@@ -12,8 +12,8 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
-// Check compares the kernel with what Add would have made of p, and returns what is not so. Routes that the
-// pod has beyond its own are somebody else's, and fine. Its MTU and MAC may be unset in p: then any will do.
+// Check compares the kernel with what Add makes of p, and returns the differences. Additional routes in the pod are fine.
+// MTU and MAC may be unset in p; then any value will do.
 func Check(n, in *link.Namespace, p Pod, routes []link.Route) ([]string, error) {
 	var c check
 	host, err := n.Netlink().LinkByName(p.HostDevice)
@@ -64,7 +64,7 @@ func Check(n, in *link.Namespace, p Pod, routes []link.Route) ([]string, error) 
 	return c, nil
 }
 
-// check collects what is wrong.
+// check collects differences.
 type check []string
 
 func (c *check) wrong(format string, args ...any) { *c = append(*c, fmt.Sprintf(format, args...)) }
@@ -92,7 +92,7 @@ func (c *check) addresses(n *link.Namespace, l netlink.Link, want []netip.Addr) 
 	}
 	for _, a := range want {
 		if !there[rtnl.Whole(a)] {
-			c.wrong("%s has not the address %s", l.Attrs().Name, rtnl.Whole(a))
+			c.wrong("%s does not have the address %s", l.Attrs().Name, rtnl.Whole(a))
 		}
 	}
 	return nil

@@ -9,7 +9,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
-// Device is a node's end of a pod's veth pair that was found.
+// Device is the node's end of a pod's veth pair.
 type Device struct {
 	Name, Alias string
 	Index       int
@@ -38,8 +38,9 @@ func Devices(n *link.Namespace) ([]Device, error) {
 	return devices, nil
 }
 
-// Delete takes a pod's device away, by the name and the alias of the node's end: both ends, and the routes with
-// them. One that is not there is not an error. One that is another's stays: the error is ForeignDeviceError.
+// Delete deletes a pod's device, by the name and the alias of the node's end: both ends, and their routes with them. A
+// device that does not exist is not an error. If the device is not this pod's, it stays and the error is
+// ForeignDeviceError.
 func Delete(n *link.Namespace, hostDevice, alias string) error {
 	d, found, err := Find(n, hostDevice, alias)
 	if err != nil || !found {
@@ -48,7 +49,7 @@ func Delete(n *link.Namespace, hostDevice, alias string) error {
 	return deleteLink(n, d.link())
 }
 
-// DeleteDevice is Delete for the one device that was found: one that has its name by now is not meant.
+// DeleteDevice deletes the very device that was found, not another that has its name by now.
 func DeleteDevice(n *link.Namespace, d Device) error {
 	is, found, err := Find(n, d.Name, d.Alias)
 	if err != nil || !found || is != d {
@@ -57,7 +58,7 @@ func DeleteDevice(n *link.Namespace, d Device) error {
 	return deleteLink(n, d.link())
 }
 
-// Find returns the node's end of a pod's device. If the device of that name is another's, the error is
+// Find returns the node's end of a pod's device. If the device of that name is not this pod's, the error is
 // ForeignDeviceError.
 func Find(n *link.Namespace, hostDevice, alias string) (d Device, found bool, err error) {
 	l, err := n.Netlink().LinkByName(hostDevice)
@@ -68,21 +69,21 @@ func Find(n *link.Namespace, hostDevice, alias string) (d Device, found bool, er
 		return d, false, fmt.Errorf("look up device %s: %w", hostDevice, err)
 	}
 	a := l.Attrs()
-	// Add was killed between the device and its alias: then there is none.
+	// An empty alias means that Add was killed after it made the device.
 	if a.Group != Group || a.Alias != alias && a.Alias != "" {
 		return d, false, &ForeignDeviceError{Name: hostDevice, Group: a.Group, Alias: a.Alias}
 	}
 	return deviceOf(a), true, nil
 }
 
-// ForeignDeviceError says that a device that was to go is not the one that was meant.
+// ForeignDeviceError says that a device to delete is not the one that was meant.
 type ForeignDeviceError struct {
 	Name, Alias string
 	Group       uint32
 }
 
 func (e *ForeignDeviceError) Error() string {
-	return fmt.Sprintf("delete device %s: it is another's (group %d, alias %q)", e.Name, e.Group, e.Alias)
+	return fmt.Sprintf("delete device %s: it belongs to something else (group %d, alias %q)", e.Name, e.Group, e.Alias)
 }
 
 func deleteLink(n *link.Namespace, l netlink.Link) error {

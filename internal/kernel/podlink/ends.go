@@ -13,8 +13,8 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
-// Ends returns the node's end of each pod's pair of devices with what the node has to reach the pod by it, and
-// the destinations of routes to pods that lead to no such device.
+// Ends returns the node's end of each pod's pair of devices, with the routes and neighbours by which the node reaches the
+// pod. strays are the destinations of routes to pods that lead to no such device.
 func Ends(n *link.Namespace) (ends []podnet.PodEnd, strays []netip.Addr, err error) {
 	links, err := rtnl.List(n.Netlink().LinkList)
 	if err != nil {
@@ -66,9 +66,9 @@ func Ends(n *link.Namespace) (ends []podnet.PodEnd, strays []netip.Addr, err err
 	return ends, strays, nil
 }
 
-// Repair makes what the node has for a pod what Add made of it, and the MTU of both ends what it should be
-// now. Devices are not made again: a pod that has lost its own is the runtime's to make anew. What goes while it is
-// looked at is not an error.
+// Repair restores the node's side of a pod to what Add made, and sets both ends to the MTU that p wants now. It does not
+// make devices again: if a pod has lost its own, the runtime has to recreate the pod. What vanishes during Repair is not an
+// error.
 func Repair(n, in *link.Namespace, p Pod) error {
 	err := repair(n, in, p)
 	if rtnl.IsGone(err) {
@@ -86,7 +86,7 @@ func repair(n, in *link.Namespace, p Pod) error {
 	if err != nil {
 		return fmt.Errorf("look up device %s in a pod: %w", p.Device, err)
 	}
-	// The node's end first where it grows and last where it shrinks would be no better: neither end fragments.
+	// The order of the ends does not matter: neither fragments.
 	if p.MTU != 0 && host.Attrs().MTU != p.MTU {
 		for ns, l := range map[*link.Namespace]netlink.Link{n: host, in: pod} {
 			if err := ns.Netlink().LinkSetMTU(l, p.MTU); err != nil {

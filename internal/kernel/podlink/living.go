@@ -15,18 +15,19 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
-// LivingPod is what a node's end of a pod's veth pair tells of the pod. The pair ends with the namespace of either end,
-// so that a pod of which the node has one has its namespace, too.
+// LivingPod is what the node's end of a pod's veth pair says about the pod. The pair ends with the namespace of either end,
+// so a pod whose end is on the node still has its namespace.
 type LivingPod struct {
 	Device
-	// Addrs are the addresses that the node reaches the pod by, as its own routes and neighbours have them: the pod's
-	// namespace is not asked, in which the pod may call itself what it likes.
+	// Addrs are the addresses by which the node reaches the pod, from the node's own routes and neighbours. The pod's
+	// namespace is not consulted: the pod may set any address there.
 	Addrs []netip.Addr
-	// Netns is where the pod's namespace is mounted, and PodEnd the name of the pod's end in it. Both are empty if it was not found.
+	// Netns is where the pod's namespace is mounted, and PodEnd the name of the pod's end in it. Both are empty if it was
+	// not found.
 	Netns, PodEnd string
 }
 
-// LivingPods reads the pods that the node has devices of. Their namespaces are looked for in a directory.
+// LivingPods reads the pods that the node has devices of. It looks for their namespaces in the given directory.
 func LivingPods(n *link.Namespace, namespaces string) ([]LivingPod, error) {
 	links, err := rtnl.List(n.Netlink().LinkList)
 	if err != nil {
@@ -38,7 +39,7 @@ func LivingPods(n *link.Namespace, namespaces string) ([]LivingPod, error) {
 	}
 	addrs := map[string][]netip.Addr{}
 	for _, e := range ends {
-		all := slices.Concat(e.Routes, e.Neighbours) // either may be lost
+		all := slices.Concat(e.Routes, e.Neighbours) // all := slices.Concat(e.Routes, e.Neighbours) // either may have been lost
 		slices.SortFunc(all, netip.Addr.Compare)
 		addrs[e.Device] = slices.Compact(all)
 	}
@@ -60,8 +61,8 @@ func LivingPods(n *link.Namespace, namespaces string) ([]LivingPod, error) {
 	return pods, nil
 }
 
-// mounted returns where namespaces are mounted in a directory, by the numbers that this namespace has for them. It has
-// one for each that has the other end of a device of it.
+// mounted maps the IDs that this namespace has for others to the paths of those that are mounted in a directory. It has an
+// ID for each namespace with the other end of one of its devices.
 func mounted(n *link.Namespace, dir string) map[int]string {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -75,7 +76,7 @@ func mounted(n *link.Namespace, dir string) map[int]string {
 		}
 		f, err := os.Open(path)
 		if err != nil {
-			continue // it has gone
+			continue // continue // unmounted by now
 		}
 		if id, err := n.Netlink().GetNetNsIdByFd(int(f.Fd())); err == nil && id >= 0 {
 			paths[id] = path
@@ -107,10 +108,10 @@ func routeTo(host netlink.Link, to netip.Addr, sources []netip.Addr) *netlink.Ro
 	}
 }
 
-// setRoute makes the route to a pod, or corrects it. From another pod it takes none, whatever leases say: the error is
-// AddressTakenError then.
+// setRoute adds or corrects the route to a pod. It never takes a route from another pod, whatever the leases say: then the
+// error is AddressTakenError.
 func setRoute(n *link.Namespace, r *netlink.Route) error {
-	// Exclusively, so that a look at what there is costs nothing as long as there is nothing.
+	// With NLM_F_EXCL, so that reading the existing routes costs nothing in the usual case that there is none.
 	err := n.Netlink().RouteAdd(r)
 	if errors.Is(err, unix.EEXIST) {
 		if err := mayReplace(n, r); err != nil {
@@ -124,7 +125,7 @@ func setRoute(n *link.Namespace, r *netlink.Route) error {
 	return nil
 }
 
-// mayReplace fails if there is a route to the same address by the device of another pod.
+// mayReplace fails if there is a route to the same address by another pod's device.
 func mayReplace(n *link.Namespace, r *netlink.Route) error {
 	to := rtnl.Prefix(r.Dst).Addr()
 	have, err := rtnl.List(func() ([]netlink.Route, error) {
@@ -152,12 +153,12 @@ func mayReplace(n *link.Namespace, r *netlink.Route) error {
 	return nil
 }
 
-// AddressTakenError says that an address was to be a pod's which another pod has, that is there.
+// AddressTakenError says that another existing pod has the address.
 type AddressTakenError struct {
 	Addr          netip.Addr
-	Device, Alias string // of the pod that has it
+	Device, Alias string // Device, Alias string // the other pod's
 }
 
 func (e *AddressTakenError) Error() string {
-	return fmt.Sprintf("%s is the address of another pod that is there, by device %s (%s); one of the two has to be deleted", e.Addr, e.Device, e.Alias)
+	return fmt.Sprintf("another pod has the address %s, by device %s (%s); delete one of the two", e.Addr, e.Device, e.Alias)
 }

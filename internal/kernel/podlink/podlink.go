@@ -1,5 +1,5 @@
 // Package podlink makes pods' devices: a veth pair between the node's namespace and the pod's, with addresses, routes and
-// neighbours at both ends. The node's ends are found again by the marks that the kernel has of them.
+// neighbours at both ends. It finds the node's ends again by their marks in the kernel.
 package podlink
 
 import (
@@ -21,23 +21,23 @@ import (
 )
 
 const (
-	// Group is the group of the node's ends of pods' veth pairs. The kernel sets it in the moment in which it makes
-	// the device, an alias only afterwards: no device is ever without a mark. `ip link show group 252` lists them,
-	// and a rule may match all at once (`iifgroup 252`).
+	// Group is the device group of the node's ends of pods' veth pairs. The kernel sets it when it creates the device,
+	// while an alias can only be set afterwards: so no device is ever without a mark. `ip link show group 252` lists them,
+	// and one rule can match all (`iifgroup 252`).
 	Group = 252
-	// RouteProtocol marks the node's routes to its own pods; `ip route` shows it as "proto 252". It is not that
-	// of other routes, so that who puts those in order leaves these alone.
+	// RouteProtocol marks the node's routes to its own pods; `ip route` shows it as "proto 252". It differs from other
+	// routes' protocol, so that a sweep of those leaves these alone.
 	RouteProtocol = 252
 )
 
-// The addresses of the node as pods see it, the same in every pod. Nobody has the first: pods have a permanent
-// neighbour entry for it. The second is on each of the node's ends.
+// The node's addresses as pods see them, the same in every pod. No device has the first: pods have a permanent neighbour
+// entry for it. Each of the node's ends has the second.
 var (
 	gateway4 = netip.MustParseAddr("169.254.1.1")
 	gateway6 = netip.MustParseAddr("fe80::1")
 )
 
-// Gateway is the next hop of a pod with this address.
+// Gateway returns the next hop of a pod with this address.
 func Gateway(a netip.Addr) netip.Addr {
 	if a.Is4() {
 		return gateway4
@@ -52,15 +52,15 @@ type Pod struct {
 	HostDevice string
 	HostMAC    net.HardwareAddr
 	Alias      string // of the node's end
-	MTU        int    // 0 is the kernel's
+	MTU        int    // MTU        int    // 0 is the kernel's default
 	Addrs      []netip.Addr
-	// Sources are the node's addresses: where the node talks to the pod, it does so from the one of the family.
+	// Sources are the node's addresses. The node uses the one of the family as source when it talks to the pod.
 	Sources []netip.Addr
 }
 
-// Add makes the veth pair between the node's namespace, which is n, and the pod's: addresses, routes both ways,
-// and neighbours that need not be asked for. Of what failed half-way nothing stays. If there is a device of one of
-// the names, the error is DeviceExistsError; if another pod that is there has one of the addresses, AddressTakenError.
+// Add makes the veth pair between the node's namespace, which is n, and the pod's: with addresses, routes in both
+// directions, and permanent neighbours. If it fails half-way, it leaves nothing behind. If a device has one of the names,
+// the error is DeviceExistsError; if another existing pod has one of the addresses, AddressTakenError.
 func Add(n, in *link.Namespace, p Pod) (err error) {
 	if err := setForwarding(n, p.Addrs); err != nil {
 		return err
@@ -93,9 +93,9 @@ func Add(n, in *link.Namespace, p Pod) (err error) {
 	if err := setHostEnd(n, host, p); err != nil {
 		return err
 	}
-	// The end that came up first, the pod's, has a carrier only now, and throws packets away until the kernel's queue of
-	// such events has come to it: a pod's first packet would be lost on a busy node, and TCP repeats that after a second.
-	// Who asks for one device has its event handled first (rtnl_getlink; a dump does not).
+	// The end that came up first, the pod's, has a carrier only now, and drops packets until the kernel's queue of link
+	// events has reached it. On a busy node the pod's first packet would be lost, and TCP retransmits that after a second.
+	// Asking for one device makes the kernel process its event first (rtnl_getlink; a dump does not).
 	end, err := in.Netlink().LinkByName(p.Device)
 	if err != nil {
 		return fmt.Errorf("in the pod: look up device %s: %w", p.Device, err)
@@ -116,8 +116,9 @@ func setSysctls(n *link.Namespace, device string, all []setting) error {
 		for _, s := range all {
 			family, name, _ := strings.Cut(s.name, "/")
 			path := filepath.Join("/proc/sys/net", family, "conf", device, name)
-			// Reading first is cheap. Writing what is there already may take the lock of all devices, and where that
-			// is held, as on a node on which many pods start, the kernel does not wait for it but tries again and again.
+			// Reading first is cheap. Writing a value that is set already may take the lock of all devices. If that is
+			// held, as on a node on which many pods start, the kernel does not wait for it but restarts the system call
+			// again and again.
 			if value, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(value)) == s.value {
 				continue
 			}
@@ -131,7 +132,7 @@ func setSysctls(n *link.Namespace, device string, all []setting) error {
 
 // setPodEnd configures the device in the pod's namespace, which is n.
 func setPodEnd(n *link.Namespace, p Pod) error {
-	// containerd runs the plugin "loopback" before us, and other runtimes may not.
+	// containerd runs the plugin "loopback" before this one; other runtimes may not.
 	if err := n.Netlink().LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: 1}}); err != nil {
 		return fmt.Errorf("bring up lo: %w", err)
 	}
@@ -141,9 +142,9 @@ func setPodEnd(n *link.Namespace, p Pod) error {
 	}
 	if slices.ContainsFunc(p.Addrs, netip.Addr.Is6) {
 		if err := setSysctls(n, p.Device, []setting{
-			{"ipv6/disable_ipv6", "0"}, // some runtimes switch IPv6 off in each new namespace
-			{"ipv6/accept_ra", "0"},    // the routes are ours, whatever another pod may advertise
-			{"ipv6/accept_dad", "0"},   // the link-local address is of use at once, too
+			{"ipv6/disable_ipv6", "0"}, // {"ipv6/disable_ipv6", "0"}, // some runtimes disable IPv6 in each new namespace
+			{"ipv6/accept_ra", "0"},    // {"ipv6/accept_ra", "0"},    // the routes are set here, whatever another pod advertises
+			{"ipv6/accept_dad", "0"},   // {"ipv6/accept_dad", "0"},   // makes the link-local address usable at once, too
 		}); err != nil {
 			return err
 		}
@@ -154,7 +155,7 @@ func setPodEnd(n *link.Namespace, p Pod) error {
 	for _, a := range p.Addrs {
 		addr := &netlink.Addr{IPNet: rtnl.IPNet(rtnl.Whole(a))}
 		if a.Is6() {
-			addr.Flags = unix.IFA_F_NODAD // the lease says that nobody else has it
+			addr.Flags = unix.IFA_F_NODAD // addr.Flags = unix.IFA_F_NODAD // the lease guarantees that the address is unique
 		}
 		if err := n.Netlink().AddrAdd(l, addr); err != nil {
 			return fmt.Errorf("add address %s to %s: %w", a, p.Device, err)
@@ -182,16 +183,16 @@ func setHostEnd(n *link.Namespace, l *netlink.Veth, p Pod) error {
 	if slices.ContainsFunc(p.Addrs, netip.Addr.Is4) {
 		settings = append(settings,
 			setting{"ipv4/forwarding", "1"},
-			setting{"ipv4/rp_filter", "1"}) // the way back is the device that it came by: a pod sends from its own address
+			setting{"ipv4/rp_filter", "1"}) // setting{"ipv4/rp_filter", "1"}) // strict: a pod sends from its own address only
 	}
 	switch {
 	case slices.ContainsFunc(p.Addrs, netip.Addr.Is6):
 		settings = append(settings,
 			setting{"ipv6/disable_ipv6", "0"},
-			setting{"ipv6/accept_ra", "0"},     // a pod is no router of the node's
-			setting{"ipv6/addr_gen_mode", "1"}) // none: the link-local address is the gateway's
+			setting{"ipv6/accept_ra", "0"},     // setting{"ipv6/accept_ra", "0"},     // a pod is not a router for the node
+			setting{"ipv6/addr_gen_mode", "1"}) // setting{"ipv6/addr_gen_mode", "1"}) // none: the link-local address is the gateway's
 	case hasIPv6():
-		// A pod without IPv6 might still advertise itself to the node as a router.
+		// A pod without IPv6 could still advertise itself to the node as a router.
 		settings = append(settings, setting{"ipv6/disable_ipv6", "1"})
 	}
 	if err := setSysctls(n, p.HostDevice, settings); err != nil {
@@ -221,7 +222,7 @@ func setHostEnd(n *link.Namespace, l *netlink.Veth, p Pod) error {
 	return nil
 }
 
-// setForwarding switches forwarding on where it is off, for the families of the addresses. Usually it is on.
+// setForwarding enables forwarding where it is off, for the families of the addresses. Usually it is on.
 func setForwarding(n *link.Namespace, addrs []netip.Addr) error {
 	return n.Do(func() error {
 		const ip4, ip6 = "/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"
@@ -242,8 +243,8 @@ func setForwarding(n *link.Namespace, addrs []netip.Addr) error {
 		if err != nil || on {
 			return err
 		}
-		// A router does not listen to other routers: a node that has its default route from one would lose it,
-		// but for accept_ra=2 (Documentation/networking/ip-sysctl.rst).
+		// With forwarding on, the kernel ignores router advertisements: a node that has its default route from one would
+		// lose it, unless accept_ra is 2 (Documentation/networking/ip-sysctl.rst).
 		listening, err := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
 		if err != nil {
 			return err
@@ -281,7 +282,7 @@ func setNeighbour(n *link.Namespace, l netlink.Link, a netip.Addr, mac net.Hardw
 	return nil
 }
 
-// DeviceExistsError says that there is a device of a name that Add was to use.
+// DeviceExistsError says that a device already has a name that Add was to use.
 type DeviceExistsError struct {
 	Name  string
 	InPod bool

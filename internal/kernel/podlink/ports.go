@@ -11,24 +11,24 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
-// Port is a node's end of a pod's veth pair as the kernel has it.
+// Port is the node's end of a pod's veth pair as the kernel has it.
 type Port struct {
 	Name    string
 	Index   int
 	HostMAC net.HardwareAddr
 	Addrs   []Addr
-	// Qdiscs are the kinds of its queueing disciplines, but for the one that queues nothing.
+	// Qdiscs are the kinds of its queueing disciplines, except noqueue.
 	Qdiscs []string
 }
 
-// Addr is an address of a pod, and the MAC address that it has there.
+// Addr is an address of a pod, with the MAC address that the node knows for it.
 type Addr struct {
 	Addr netip.Addr
 	MAC  net.HardwareAddr
 }
 
-// Ports reads the node's ends of all pods' veth pairs, by our marks: what is known of a pod's addresses is what
-// routes and neighbours say. One that is being made may have none yet.
+// Ports reads the node's ends of all pods' veth pairs, by their marks. The pods' addresses are those of routes and
+// neighbours. A port that is being made may have none yet.
 func Ports(n *link.Namespace) ([]Port, error) {
 	links, err := rtnl.List(n.Netlink().LinkList)
 	if err != nil {

@@ -13,14 +13,14 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
-// defaultMetric6 is what the kernel gives to an IPv6 route that comes without a metric.
+// defaultMetric6 is the metric that the kernel gives an IPv6 route without one.
 const defaultMetric6 = 1024
 
-// ndaProtocol is NDA_PROTOCOL of linux/neighbour.h, which x/sys does not have: who made the entry.
+// ndaProtocol is NDA_PROTOCOL of linux/neighbour.h, which x/sys lacks: it marks the creator of an entry.
 const ndaProtocol = 12
 
-// routeRequest makes or removes a route. To remove it, type and scope are left open: our mark and the rest tell
-// which one is meant.
+// routeRequest adds or removes a route. To remove one, type and scope stay unspecified: our protocol and the rest identify
+// it.
 func routeRequest(kind, flags uint16, device int, r podnet.Route) rtnl.Request {
 	body := make([]byte, unix.SizeofRtMsg)
 	body[0], body[1] = byte(rtnl.Family(r.To.Addr())), byte(r.To.Bits())
@@ -83,7 +83,8 @@ func forwardRequest(kind uint16, device int, f podnet.Forward) rtnl.Request {
 	return m
 }
 
-// read fills in the routes with our mark, and what the tunnel of that index, if it is not 0, knows of others.
+// read reads the routes with our mark and, if tunnel is the index of a device and not 0, the tunnel's neighbours and
+// forwarding entries.
 func (s *setter) read(state *podnet.State, tunnel int) error {
 	if err := s.readRoutes(state); err != nil {
 		return fmt.Errorf("list routes: %w", err)
@@ -100,13 +101,14 @@ func (s *setter) read(state *podnet.State, tunnel int) error {
 	return nil
 }
 
-// routeFound is a route as the kernel tells it: its device is a number yet, 0 for none.
+// routeFound is a route as the kernel returns it: its device is still an index, 0 for none.
 type routeFound struct {
 	podnet.Route
 	device uint32
 }
 
-// parseRoute reads struct rtmsg and attributes. Of a kernel that does not filter dumps it leaves out what is not ours.
+// parseRoute parses struct rtmsg and its attributes. It skips routes without our mark, for kernels that do not filter
+// dumps.
 func parseRoute(family byte, b []byte) (r routeFound, ok bool) {
 	if len(b) < unix.SizeofRtMsg || b[0] != family || b[4] != unix.RT_TABLE_MAIN || b[5] != podnet.RouteProtocol {
 		return r, false
@@ -136,7 +138,7 @@ func parseRoute(family byte, b []byte) (r routeFound, ok bool) {
 	})
 	r.To = netip.PrefixFrom(to, int(b[1]))
 	if r.Unreachable {
-		r.device = 0 // IPv6 says lo
+		r.device = 0 // r.device = 0 // for IPv6 the kernel says lo
 	}
 	if family == unix.AF_INET6 && r.Metric == defaultMetric6 {
 		r.Metric = 0
@@ -170,7 +172,7 @@ func (s *setter) readRoutes(state *podnet.State) error {
 		if r.device != 0 && names[r.device] == "" {
 			l, err := s.n.Netlink().LinkByIndex(int(r.device))
 			if rtnl.IsGone(err) {
-				continue // and the route with it
+				continue // continue // the route went with the device
 			}
 			if err != nil {
 				return fmt.Errorf("look up device %d: %w", r.device, err)
@@ -197,7 +199,7 @@ func (s *setter) readNeighbours(state *podnet.State, device int) error {
 			state.Neighbours = nil
 			return
 		}
-		// Others than permanent ones are the kernel's own, such as those of multicast addresses.
+		// Entries that are not permanent are the kernel's own, such as those of multicast addresses.
 		if !isNeighbourOf(b, device) || binary.NativeEndian.Uint16(b[8:])&unix.NUD_PERMANENT == 0 {
 			return
 		}
@@ -229,7 +231,7 @@ func (s *setter) readForwards(state *podnet.State, device int) error {
 	return err
 }
 
-// parseNeighbour reads a neighbour, or a forwarding entry, which has the same form: struct ndmsg and attributes.
+// parseNeighbour parses a neighbour or a forwarding entry. Both are struct ndmsg with attributes.
 func parseNeighbour(b []byte) (addr netip.Addr, mac podnet.MAC) {
 	rtnl.Attrs(b[unix.SizeofNdMsg:], func(kind uint16, data []byte) {
 		switch {

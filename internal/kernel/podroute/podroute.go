@@ -1,5 +1,5 @@
-// Package podroute makes the kernel hold the network between nodes that package podnet plans: routes to other nodes' pods, the
-// tunnel that they may lead by, what the tunnel knows of other nodes, and settings.
+// Package podroute makes the kernel hold the network between nodes that package podnet plans: routes to other nodes' pods,
+// the tunnel that they may use, the tunnel's neighbours and forwarding entries, and sysctls.
 package podroute
 
 import (
@@ -19,15 +19,14 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
-// Set makes the kernel hold what a plan of the network between nodes says, but for masquerade, which
-// internal/kernel/ruleset does. What is wanted is there before what is not is taken away, and a route changes in one step,
-// so that packets always have a way. It returns what it changed; an error of one thing does not keep it from
-// the others.
+// Set makes the kernel hold a plan of the network between nodes, except for masquerade, which internal/kernel/ruleset does.
+// It adds before it removes, and changes a route in one step, so that packets always have a route. It returns what it
+// changed; a failure of one part does not stop the others.
 func Set(n *link.Namespace, plan podnet.Plan) (podnet.Changes, error) {
 	s := newSetter(n)
 	if plan.Node == "" {
-		// That of a machine whose Node was not found: taken as it is, it would take away every route.
-		return s.changes, errors.New("set the pod network: the plan is of no node")
+		// An empty plan is that of a machine whose Node was not found: applied, it would remove every route.
+		return s.changes, errors.New("set the pod network: the plan names no node")
 	}
 	if err := s.open(); err != nil {
 		return s.changes, err
@@ -37,12 +36,12 @@ func Set(n *link.Namespace, plan podnet.Plan) (podnet.Changes, error) {
 	return s.changes, errors.Join(s.errs...)
 }
 
-// Follow does at once what differs between the routes of two plans, of which the kernel holds the first one as
-// far as is known. In a cluster of a thousand nodes one of them changes often, and to read all routes back takes as long
-// as everything before it. It promises nothing: Set is to come after it, which compares, and tells what failed.
+// Follow applies at once the difference between the routes of two plans, the first of which the kernel is believed to hold.
+// In a cluster of a thousand nodes one of them changes often, and reading all routes back takes as long as everything
+// before it. Follow guarantees nothing: a Set has to come after it, which compares and reports failures.
 func Follow(n *link.Namespace, from, to podnet.Plan) (podnet.Changes, error) {
 	s := newSetter(n)
-	// What is behind a route by the tunnel has to be there before it.
+	// Neighbours and forwarding entries have to exist before a route that uses them.
 	if from.Node == "" || from.Node != to.Node || !slices.Equal(from.Neighbours, to.Neighbours) || !slices.Equal(from.Forwards, to.Forwards) {
 		return s.changes, nil
 	}
@@ -66,17 +65,17 @@ func Follow(n *link.Namespace, from, to podnet.Plan) (podnet.Changes, error) {
 	return s.changes, s.conn.Execute(b.requests, func(i int, _ error) { *b.counters[i]-- })
 }
 
-// ForeignRouteError says that a route was not made because somebody else's leads to the same range: that of a network
-// that is to be replaced, or an administrator's, who knows better.
+// ForeignRouteError says that a route was not made because a route to the same prefix exists that is not ours: that of a
+// network that is to be replaced, or one of the administrator's, which takes precedence.
 type ForeignRouteError struct{ Wanted string }
 
 func (e *ForeignRouteError) Error() string {
 	return e.Wanted + ": there is one to this range that is not ours"
 }
 
-// ForeignRoutes takes the errors of type ForeignRouteError out of what Set returns.
+// ForeignRoutes separates the errors of type ForeignRouteError from the others that Set returned.
 func ForeignRoutes(err error) (foreign []*ForeignRouteError, rest error) {
-	joined, ok := err.(interface{ Unwrap() []error }) // what errors.Join makes
+	joined, ok := err.(interface{ Unwrap() []error }) // joined, ok := err.(interface{ Unwrap() []error }) // the result of errors.Join
 	if !ok {
 		return nil, err
 	}
@@ -92,7 +91,7 @@ func ForeignRoutes(err error) (foreign []*ForeignRouteError, rest error) {
 	return foreign, errors.Join(others...)
 }
 
-// Read reads back what Set sets, by our marks. Of the settings it reads those that are asked for.
+// Read reads back what Set writes, by our marks. It reads only the given sysctls.
 func Read(n *link.Namespace, sysctls []podnet.Sysctl) (podnet.State, error) {
 	s := newSetter(n)
 	if err := s.open(); err != nil {
@@ -125,15 +124,15 @@ func Read(n *link.Namespace, sysctls []podnet.Sysctl) (podnet.State, error) {
 	}
 	for _, c := range sysctls {
 		if c.Value, err = n.SysctlValue(c.Name); err != nil {
-			continue // the difference says that it is missing
+			continue // continue // the comparison reports it as missing
 		}
 		state.Sysctls = append(state.Sysctls, c)
 	}
 	return state, nil
 }
 
-// Underlay lists the devices by which a node may reach others: those that are up and have addresses, but for
-// our tunnel. A cable that is pulled out changes nothing, or a node would change its way to others with it.
+// Underlay lists the devices by which a node may reach others: those that are up and have addresses, except our tunnel.
+// Devices without a carrier count, so that an unplugged cable does not change the node's address.
 func Underlay(n *link.Namespace) ([]podnet.Interface, error) {
 	all, err := rtnl.List(func() ([]netlink.Addr, error) { return n.Netlink().AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
@@ -184,7 +183,7 @@ func (s *setter) open() error {
 	})
 }
 
-// note keeps an error, if there is one, which does not keep the plan's other parts from the kernel.
+// note records an error, if there is one. The other parts of the plan are applied all the same.
 func (s *setter) note(err error) {
 	if err != nil {
 		s.errs = append(s.errs, err)
@@ -198,7 +197,7 @@ func (s *setter) set(plan podnet.Plan) error {
 	}
 	var tunnel *netlink.Vxlan
 	if t := plan.Tunnel; t != nil {
-		// A tunnel of another name would keep the port from the new one.
+		// A tunnel with another name would occupy the new one's port.
 		if err := s.deleteTunnels(slices.DeleteFunc(slices.Clone(stale), func(name string) bool { return name == t.Name })); err != nil {
 			return err
 		}
@@ -206,7 +205,7 @@ func (s *setter) set(plan podnet.Plan) error {
 		tunnel, err = s.makeTunnel(*t)
 		s.note(err)
 	}
-	s.note(s.setSysctls(plan.Sysctls)) // which fails on a kernel without IPv6
+	s.note(s.setSysctls(plan.Sysctls)) // s.note(s.setSysctls(plan.Sysctls)) // fails on a kernel without IPv6
 	var staleAddrs []netlink.Addr
 	if tunnel != nil {
 		if staleAddrs, err = s.bringUp(tunnel, *plan.Tunnel); err != nil {
@@ -214,7 +213,7 @@ func (s *setter) set(plan podnet.Plan) error {
 			tunnel = nil
 		}
 	}
-	if tunnel == nil && plan.Tunnel != nil { // the nodes that are not behind the tunnel are reached all the same
+	if tunnel == nil && plan.Tunnel != nil { // if tunnel == nil && plan.Tunnel != nil { // nodes that are not behind the tunnel stay reachable
 		plan.Routes = slices.DeleteFunc(slices.Clone(plan.Routes), func(r podnet.Route) bool { return r.Device == plan.Tunnel.Name })
 	}
 	b, err := s.difference(plan, tunnel)
@@ -232,9 +231,9 @@ func (s *setter) set(plan podnet.Plan) error {
 	return s.deleteTunnels(stale)
 }
 
-// difference reads what the kernel has and returns the requests that make it what the plan says, and counts them. What a
-// route needs comes before it, and goes after it. Without a tunnel there is nothing to ask of it: what it knows of other
-// nodes goes with the device.
+// difference reads what the kernel has, and returns and counts the requests that make it hold the plan. A route's
+// dependencies are added before it, and removed after it. Without a tunnel there is nothing to ask of it: its entries went
+// with the device.
 func (s *setter) difference(plan podnet.Plan, tunnel *netlink.Vxlan) (*batch, error) {
 	device := 0
 	if tunnel != nil {
@@ -290,7 +289,7 @@ func (s *setter) routes(b *batch, routes diff.Delta[podnet.Route]) {
 	}
 }
 
-// execute sends the requests, and takes those that fail from what is counted.
+// execute sends the requests. It subtracts those that fail from the counts.
 func (s *setter) execute(b *batch) error {
 	return s.conn.Execute(b.requests, func(i int, err error) {
 		if b.isRemoval(i) && (errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT)) {
@@ -305,7 +304,7 @@ func (s *setter) execute(b *batch) error {
 	})
 }
 
-// batch is a list of requests, with what is said of those that fail.
+// batch is a list of requests with the texts of their errors.
 type batch struct {
 	requests []rtnl.Request
 	counters []*int
@@ -330,7 +329,7 @@ func (s *setter) route(b *batch, kind, flags uint16, r podnet.Route, counter *in
 		var err error
 		if index, err = s.indexOf(r.Device); err != nil {
 			*counter--
-			if kind == unix.RTM_NEWROUTE { // a route by a device that is gone went with it
+			if kind == unix.RTM_NEWROUTE { // if kind == unix.RTM_NEWROUTE { // to remove one is needless: it went with its device
 				s.note(fmt.Errorf(format+": %w", r, err))
 			}
 			return
@@ -351,7 +350,7 @@ func (s *setter) indexOf(device string) (int, error) {
 	return l.Attrs().Index, nil
 }
 
-// setSysctls writes the settings that do not hold.
+// setSysctls writes the sysctls whose values differ.
 func (s *setter) setSysctls(want []podnet.Sysctl) error {
 	return s.n.Do(func() error {
 		var errs []error

@@ -67,7 +67,7 @@ func (s *setter) vxlan(name string) (*netlink.Vxlan, error) {
 	return v, nil
 }
 
-// tunnelOf describes a vxlan device, but for its addresses.
+// tunnelOf describes a vxlan device, without its addresses.
 func tunnelOf(v *netlink.Vxlan) *podnet.Tunnel {
 	t := &podnet.Tunnel{Name: v.Name, VNI: uint32(v.VxlanId), Port: uint16(v.Port), MTU: v.MTU}
 	copy(t.MAC[:], v.HardwareAddr)
@@ -77,7 +77,7 @@ func tunnelOf(v *netlink.Vxlan) *podnet.Tunnel {
 	return t
 }
 
-// makeTunnel makes the vxlan device, or finds it. What cannot be changed of one that is there has it made anew.
+// makeTunnel makes the vxlan device or finds it. If an attribute differs that cannot be changed, it recreates the device.
 func (s *setter) makeTunnel(t podnet.Tunnel) (*netlink.Vxlan, error) {
 	l, err := s.n.Netlink().LinkByName(t.Name)
 	switch {
@@ -87,7 +87,7 @@ func (s *setter) makeTunnel(t podnet.Tunnel) (*netlink.Vxlan, error) {
 		return nil, fmt.Errorf("look up device %s: %w", t.Name, err)
 	default:
 		v, is := l.(*netlink.Vxlan)
-		// One without an alias that has our address is what an agent that was killed had just made.
+		// A device without an alias but with our MAC address was made by an agent that was killed right afterwards.
 		if !is || v.Alias != podnet.TunnelAlias && (v.Alias != "" || tunnelOf(v).MAC != t.MAC) {
 			return nil, fmt.Errorf("make device %s: there is one of that name that is not ours", t.Name)
 		}
@@ -98,14 +98,14 @@ func (s *setter) makeTunnel(t podnet.Tunnel) (*netlink.Vxlan, error) {
 			return v, nil
 		}
 		if err := s.n.Netlink().LinkDel(v); err != nil && !rtnl.IsGone(err) {
-			return nil, fmt.Errorf("make device %s anew: %w", t.Name, err)
+			return nil, fmt.Errorf("recreate device %s: %w", t.Name, err)
 		}
 		s.changes.Tunnel.Corrected++
 	}
-	// There is no lower device: the kernel's routes choose it, packet by packet. The source port is a hash of the
-	// inner packet, by the kernel's default, so that fabrics spread flows over their paths. UDP checksums are the
-	// kernel's default too, on: without them IPv6 would have to take packets without (RFC 6935), and a device that
-	// does cannot share its port with others.
+	// There is no lower device: the kernel's routes choose it, packet by packet. The source port is a hash of the inner
+	// packet, the kernel's default, so that fabrics spread flows over their paths. UDP checksums are on, the kernel's
+	// default too. Without them IPv6 would have to accept packets with a zero checksum (RFC 6935), and such a device cannot
+	// share its port with others.
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = t.Name, t.MTU, net.HardwareAddr(t.MAC[:])
 	if err := s.n.Netlink().LinkAdd(&netlink.Vxlan{
@@ -119,8 +119,8 @@ func (s *setter) makeTunnel(t podnet.Tunnel) (*netlink.Vxlan, error) {
 	return s.vxlan(t.Name)
 }
 
-// bringUp changes what can be changed of the tunnel, brings it up, and adds the addresses that it lacks. It returns those that
-// are not wanted: routes may still have them as their source.
+// bringUp changes the attributes of the tunnel that can be changed, brings it up, and adds missing addresses. It returns
+// the addresses that are no longer wanted, since routes may still have them as source.
 func (s *setter) bringUp(v *netlink.Vxlan, t podnet.Tunnel) (stale []netlink.Addr, err error) {
 	s.index[v.Name] = v.Index
 	if err := s.n.Configure(v, link.Device{Name: t.Name, Alias: podnet.TunnelAlias, MTU: t.MTU, MAC: t.MAC[:]}); err != nil {
@@ -129,7 +129,7 @@ func (s *setter) bringUp(v *netlink.Vxlan, t podnet.Tunnel) (stale []netlink.Add
 	return s.addAddrs(v, t.Addrs)
 }
 
-// addrs lists the addresses of the tunnel that are not the kernel's own.
+// addrs lists the tunnel's addresses, except link-local ones that the kernel made.
 func (s *setter) addrs(v *netlink.Vxlan) ([]netlink.Addr, error) {
 	all, err := rtnl.List(func() ([]netlink.Addr, error) { return s.n.Netlink().AddrList(v, netlink.FAMILY_ALL) })
 	if err != nil {
@@ -138,8 +138,8 @@ func (s *setter) addrs(v *netlink.Vxlan) ([]netlink.Addr, error) {
 	return slices.DeleteFunc(all, func(a netlink.Addr) bool { return rtnl.Prefix(a.IPNet).Addr().IsLinkLocalUnicast() }), nil
 }
 
-// addAddrs adds the addresses that the tunnel lacks. It returns those that are not wanted: routes may still have
-// them as their source.
+// addAddrs adds the addresses that the tunnel lacks. It returns those that are no longer wanted, since routes may still
+// have them as source.
 func (s *setter) addAddrs(v *netlink.Vxlan, want []netip.Addr) ([]netlink.Addr, error) {
 	have, err := s.addrs(v)
 	if err != nil {

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// List repeats a dump of the netlink library's that a concurrent change interrupted: it is never taken as the truth.
+// List calls a dump of the netlink library, and repeats it if a concurrent change interrupted it: such a result is
+// incomplete.
 func List[T any](list func() ([]T, error)) ([]T, error) {
 	for {
 		all, err := list()
@@ -20,13 +21,13 @@ func List[T any](list func() ([]T, error)) ([]T, error) {
 	}
 }
 
-// IsGone says whether the error is that a device is not there.
+// IsGone reports whether the error says that a device does not exist.
 func IsGone(err error) bool {
 	var missing netlink.LinkNotFoundError
 	return errors.As(err, &missing) || errors.Is(err, unix.ENODEV)
 }
 
-// Family is the address family of a, as requests have it.
+// Family returns the address family of a, such as AF_INET.
 func Family(a netip.Addr) int {
 	if a.Is4() {
 		return netlink.FAMILY_V4
@@ -34,15 +35,15 @@ func Family(a netip.Addr) int {
 	return netlink.FAMILY_V6
 }
 
-// Whole is the prefix of one address.
+// Whole returns the prefix that contains only a.
 func Whole(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
-// IPNet writes a prefix as the netlink library takes it.
+// IPNet converts a prefix to the netlink library's form.
 func IPNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// Prefix reads a prefix as the netlink library gives it.
+// Prefix converts a prefix from the netlink library's form.
 func Prefix(n *net.IPNet) netip.Prefix {
 	addr, _ := netip.AddrFromSlice(n.IP)
 	ones, _ := n.Mask.Size()

@@ -1,5 +1,5 @@
-// Package rtnl is route netlink for the packages that make devices, addresses and routes: what the netlink library does not
-// do, or does slowly with a thousand nodes, and what its callers all need beside it.
+// Package rtnl is route netlink for the packages that make devices, addresses and routes. It does what the netlink library
+// cannot do, or does slowly with a thousand nodes, and holds conversions that its callers share.
 package rtnl
 
 import (
@@ -11,21 +11,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Conn is a route netlink socket that takes many requests in one system call, and dumps that the kernel filters.
+// Conn is a route netlink socket. It sends many requests in one system call, and its dumps are filtered by the kernel.
 type Conn struct {
 	fd  int
 	seq uint32
 	buf []byte
 }
 
-// Requests without an acknowledgement each: the kernel queues one for every request before we read the first, and
-// the queue is short. It always tells of errors.
+// Requests do not ask for acknowledgements: the kernel queues one per request before the first is read, and the queue is
+// short. Errors are always reported.
 const (
 	batchBytes   = 64 << 10
 	receiveBytes = 4 << 20
 )
 
-// receiveBuffers are as large as the kernel makes the datagrams of a dump, or larger.
+// receiveBuffers hold buffers at least as large as the datagrams of a dump.
 var receiveBuffers = sync.Pool{New: func() any { return make([]byte, 256<<10) }}
 
 // Open opens a socket in the network namespace of the calling thread.
@@ -37,14 +37,15 @@ func Open() (*Conn, error) {
 	c := &Conn{fd: fd, buf: receiveBuffers.Get().([]byte)}
 	err = unix.Bind(c.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 	if err == nil {
-		// Without strict checking, since Linux 4.20, the kernel would ignore what filters a dump.
+		// Without strict checking (Linux 4.20) the kernel ignores the filter of a dump.
 		err = unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
 	}
 	if err == nil {
 		err = unix.SetsockoptInt(c.fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
 	}
 	if err == nil {
-		// Room for many errors at once. Without the right to more, the batches' are few all the same.
+		// Room for many errors at once. Without the privilege for more, the default suffices for the few that batches
+		// cause.
 		_ = unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBytes)
 		return c, nil
 	}
@@ -55,17 +56,17 @@ func Open() (*Conn, error) {
 // Close closes the socket.
 func (c *Conn) Close() {
 	unix.Close(c.fd)
-	receiveBuffers.Put(c.buf) //nolint:staticcheck // a slice's header is nothing beside what it spares
+	receiveBuffers.Put(c.buf) //nolint:staticcheck // receiveBuffers.Put(c.buf) //nolint:staticcheck // the slice header's allocation is negligible
 	c.buf = nil
 }
 
 // Request is a netlink message, without its sequence number.
 type Request []byte
 
-// Kind is the kind of message, such as RTM_NEWROUTE.
+// Kind returns the kind of message, such as RTM_NEWROUTE.
 func (r Request) Kind() uint16 { return binary.NativeEndian.Uint16(r[4:]) }
 
-// New begins a message of a kind; body is the fixed part that the kind has.
+// New starts a message of a kind; body is the fixed part of that kind.
 func New(kind, flags uint16, body []byte) Request {
 	r := make(Request, unix.NLMSG_HDRLEN, 128)
 	binary.NativeEndian.PutUint16(r[4:], kind)
@@ -84,13 +85,13 @@ func (r Request) Attr(kind uint16, data []byte) Request {
 	return r
 }
 
-// Uint32 appends an attribute that is a number.
+// Uint32 appends an attribute with a number in host byte order.
 func (r Request) Uint32(kind uint16, v uint32) Request {
 	return r.Attr(kind, binary.NativeEndian.AppendUint32(nil, v))
 }
 
-// Execute does all requests, in their order. failed is called for each that the kernel refuses; the others are
-// done all the same.
+// Execute sends all requests in order. It calls failed for each that the kernel rejects; the others are carried out all the
+// same.
 func (c *Conn) Execute(requests []Request, failed func(i int, err error)) error {
 	for done := 0; done < len(requests); {
 		first, last := c.seq+1, done
@@ -111,7 +112,7 @@ func (c *Conn) Execute(requests []Request, failed func(i int, err error)) error 
 		for finished := false; !finished; {
 			if err := c.receive(func(kind, _ uint16, seq uint32, body []byte) {
 				if kind != unix.NLMSG_ERROR || seq < first || seq > c.seq || len(body) < 4 {
-					return // the answer to something that was given up
+					return // return // the answer to an abandoned request
 				}
 				if errno := -int32(binary.NativeEndian.Uint32(body)); errno != 0 {
 					failed(done+int(seq-first), unix.Errno(errno))
@@ -126,8 +127,8 @@ func (c *Conn) Execute(requests []Request, failed func(i int, err error)) error 
 	return nil
 }
 
-// Dump calls each with the body of every message of a dump. A dump that a change interrupted is begun again: each
-// sees true first, for what it has kept to be dropped.
+// Dump calls each with the body of every message of a dump. If a change interrupts the dump, Dump repeats it and calls each
+// with restart set first, so that each discards what it has kept.
 func (c *Conn) Dump(r Request, each func(restart bool, body []byte)) error {
 	for {
 		c.seq++
@@ -171,7 +172,7 @@ func (c *Conn) Dump(r Request, each func(restart bool, body []byte)) error {
 	}
 }
 
-// receive waits for one datagram and calls each for the messages in it.
+// receive waits for one datagram and calls each for its messages.
 func (c *Conn) receive(each func(kind, flags uint16, seq uint32, body []byte)) error {
 	var size int
 	for {
@@ -186,7 +187,7 @@ func (c *Conn) receive(each func(kind, flags uint16, seq uint32, body []byte)) e
 	return messages(c.buf[:size], each)
 }
 
-// messages calls each for the messages of a datagram.
+// messages calls each for a datagram's messages.
 func messages(rest []byte, each func(kind, flags uint16, seq uint32, body []byte)) error {
 	for len(rest) >= unix.NLMSG_HDRLEN {
 		length := int(binary.NativeEndian.Uint32(rest))
@@ -200,7 +201,7 @@ func messages(rest []byte, each func(kind, flags uint16, seq uint32, body []byte
 	return nil
 }
 
-// Attrs calls each for the attributes of a message.
+// Attrs calls each for a message's attributes.
 func Attrs(b []byte, each func(kind uint16, data []byte)) {
 	for len(b) >= unix.SizeofRtAttr {
 		length := int(binary.NativeEndian.Uint16(b))
