@@ -1,5 +1,5 @@
-// Package cri asks a container runtime what it has and does, over the Container Runtime Interface:
-// what crictl would show. It only reads, but for Pull.
+// Package cri asks a container runtime for its state over the Container Runtime Interface, as crictl does. It only reads,
+// except for Pull.
 package cri
 
 import (
@@ -29,12 +29,12 @@ type Client struct {
 	images  runtime.ImageServiceClient
 }
 
-// maxMessage bounds an answer; a node's list of pods with their labels and annotations can pass
-// gRPC's default of 4 MiB. It is what kubelet allows.
+// maxMessage bounds an answer, as in kubelet: a node's list of pods with their labels and annotations can exceed gRPC's
+// default of 4 MiB.
 const maxMessage = 16 << 20
 
-// Connect prepares a connection to the runtime that listens at a Unix socket. It does not wait for
-// the runtime: the first call tells whether it is there.
+// Connect prepares a connection to the runtime that listens at a Unix socket. It does not wait for the runtime: the first
+// call fails if it is not there.
 func Connect(socket string) (*Client, error) {
 	conn, err := grpc.NewClient("passthrough:///runtime",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -42,8 +42,7 @@ func Connect(socket string) (*Client, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
-		// A runtime that is just starting is asked again soon: gRPC's default is to wait a second,
-		// and longer each time.
+		// A runtime that is just starting is tried again soon: gRPC's default is to wait a second, and longer each time.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, MaxDelay: time.Second},
 			MinConnectTimeout: time.Second,
@@ -67,10 +66,9 @@ func (c *Client) Version(ctx context.Context) (string, error) {
 	return v.RuntimeName + " " + v.RuntimeVersion, nil
 }
 
-// Wait returns when the runtime answers and says that it is ready to run containers. That the network
-// is not ready is no reason to wait: it becomes so when a network plugin is installed. A runtime that
-// answers but does not offer CRI is not waited for either: containerd listens only after its plugins
-// have loaded, or failed to.
+// Wait returns when the runtime answers and is ready to run containers. It does not wait for the network, which becomes
+// ready when a network plugin is installed. It does not wait for a runtime that answers without CRI either: containerd
+// listens only after its plugins have loaded or failed to.
 func (c *Client) Wait(ctx context.Context) error {
 	var last error
 	for {
@@ -89,8 +87,8 @@ func (c *Client) Wait(ctx context.Context) error {
 		if status.Code(err) == codes.Unimplemented {
 			return c.failed("wait until it is ready", err)
 		}
-		// After the deadline the error is only the deadline's. The runtime keeps the same deadline by a clock of its
-		// own, and may say so a moment before ctx does.
+		// After the deadline, err is only the deadline's. The runtime measures the same deadline itself, and may report it
+		// a moment before ctx does.
 		if code := status.Code(err); last == nil || code != codes.DeadlineExceeded && code != codes.Canceled {
 			last = err
 		}
@@ -104,8 +102,8 @@ func (c *Client) Wait(ctx context.Context) error {
 
 // An Image is one that the runtime can start containers from.
 type Image struct {
-	ID      string   // digest of its configuration, sha256:...
-	Names   []string // name:tag, sorted; none for an image that was only referred to by digest
+	ID      string   // ID      string   // digest of its configuration, sha256:...
+	Names   []string // Names   []string // name:tag, sorted; none for an image that is only known by digest
 	Digests []string // name@digest, sorted
 	Size    uint64   // bytes
 	Pinned  bool     // never removed to free disk space
@@ -145,7 +143,7 @@ type Pod struct {
 	Namespace string
 	Name      string
 	UID       string
-	Attempt   uint32 // how many sandboxes this pod had before this one
+	Attempt   uint32 // Attempt   uint32 // the number of earlier sandboxes of this pod
 	Ready     bool
 	Created   time.Time
 	Labels    map[string]string
@@ -159,22 +157,22 @@ type Pod struct {
 	Containers []Container // sorted by when they were created
 }
 
-// A Container is one of a pod's.
+// A Container is a container of a pod.
 type Container struct {
 	ID      string
 	Name    string
-	Image   string // as the pod's specification names it, if the runtime knows
+	Image   string // Image   string // as the pod's specification names it, if the runtime knows
 	Attempt uint32 // how many times it was restarted
 	State   State
 	Created time.Time
 	PID     int // 0 if it is not running
-	// ExitCode, Reason and Message tell how it ended, when it did.
+	// ExitCode, Reason and Message say how it ended, if it has.
 	ExitCode int32
 	Reason   string
 	Message  string
 }
 
-// State is what a container does.
+// State is the state of a container.
 type State string
 
 // The states of a container.
@@ -231,7 +229,7 @@ func (c *Client) Pods(ctx context.Context) ([]Pod, error) {
 	return pods, nil
 }
 
-// pod asks for one sandbox's details; ok is false if it went away since it was listed.
+// pod fetches one sandbox's details; ok is false if it vanished since it was listed.
 func (c *Client) pod(ctx context.Context, item *runtime.PodSandbox) (pod Pod, ok bool, err error) {
 	answer, err := c.runtime.PodSandboxStatus(ctx, &runtime.PodSandboxStatusRequest{PodSandboxId: item.Id, Verbose: true})
 	if isGone(err) {
@@ -269,7 +267,7 @@ func (c *Client) pod(ctx context.Context, item *runtime.PodSandbox) (pod Pod, ok
 	return pod, true, nil
 }
 
-// container asks for one container's details; ok is false if it went away since it was listed.
+// container fetches one container's details; ok is false if it vanished since it was listed.
 func (c *Client) container(ctx context.Context, item *runtime.Container) (container Container, ok bool, err error) {
 	answer, err := c.runtime.ContainerStatus(ctx, &runtime.ContainerStatusRequest{ContainerId: item.Id, Verbose: true})
 	if isGone(err) {
@@ -304,7 +302,7 @@ func (c *Client) container(ctx context.Context, item *runtime.Container) (contai
 	return container, true, nil
 }
 
-// imageName returns the most telling of the names by which an image is known.
+// imageName returns the most descriptive name of an image.
 func imageName(specs ...*runtime.ImageSpec) string {
 	var names []string
 	for _, spec := range specs {
@@ -323,8 +321,8 @@ func imageName(specs ...*runtime.ImageSpec) string {
 	return ""
 }
 
-// pid reads the process ID out of the details that a runtime adds to a verbose status. Their format
-// is the runtime's own; containerd and CRI-O both have this field. There is no other way to ask.
+// pid reads the process ID from the details that a runtime adds to a verbose status. Their format is the runtime's own;
+// containerd and CRI-O both have this field. CRI has no other way to ask.
 func pid(info map[string]string) int {
 	var details struct {
 		PID int `json:"pid"`
