@@ -17,7 +17,7 @@ import (
 	"strings"
 )
 
-// Bounds on what is read of an archive that somebody gives us.
+// Limits on what is read of an archive, which may come from anywhere.
 const (
 	maxEntries  = 200_000
 	maxName     = 4096     // a file's or a link's: PATH_MAX. In a tar file a name may have a megabyte
@@ -27,25 +27,25 @@ const (
 	maxArchive  = 64 << 30 // an archive, unpacked
 )
 
-// An archive is a tar file of images that was read once and found good.
+// An archive is a tar file of images that was read through once and found valid.
 type archive struct {
 	source
-	// replacement is what nodes get for the file of the archive that is called so, if there is one: of an OCI layout
-	// index.json, with the names as CRI wants them, since containerd takes them as they stand, and of others
-	// manifest.json, if something in it is not loaded.
+	// replacement is sent to nodes in place of the archive's file of that name, if there is one. For an OCI layout it is
+	// index.json, with the names in the form that CRI wants, since containerd takes them literally. For other archives it
+	// is manifest.json, if part of the archive is not loaded.
 	replaced    string
 	replacement []byte
 	names       []string // full names, sorted
-	skipped     []string // what else is in it, and why it is not loaded
+	skipped     []string // skipped     []string // other contents, and why they are not loaded
 }
 
-// contents is what a reading of an archive found.
+// contents is what was found in an archive.
 type contents struct {
 	entries   int
-	top       []string          // first names, to tell what a tar of something else is
+	top       []string          // top       []string          // the first names, to describe a tar file of something else
 	blobs     map[string]blob   // regular files by their clean path
 	links     map[string]string // symlinks and hard links, as paths in the archive
-	documents map[string][]byte // small files that begin like JSON
+	documents map[string][]byte // documents map[string][]byte // small files that look like JSON
 	kept      int               // size of the documents
 	names     int               // size of all names
 }
@@ -57,8 +57,8 @@ type blob struct {
 	gzip   bool
 }
 
-// openArchive reads a source through and checks that it holds whole images for this machine, so that
-// nothing is sent to any node before. The error says what it found instead.
+// openArchive reads a source to its end and checks that it holds complete images for this machine, before anything is sent
+// to a node. The error says what it found instead.
 func openArchive(from source, arch string) (*archive, error) {
 	a := &archive{source: from}
 	r, err := from.open()
@@ -89,23 +89,23 @@ func readContents(r io.Reader) (*contents, error) {
 			return nil, fmt.Errorf("read it after %d entries: %w", c.entries, told(err))
 		}
 		if c.entries++; c.entries > maxEntries {
-			return nil, fmt.Errorf("it has more than %d entries: that is no image", maxEntries)
+			return nil, fmt.Errorf("it has more than %d entries: that is not an image", maxEntries)
 		}
 		for _, name := range []string{header.Name, header.Linkname} {
 			if len(name) > maxName {
-				return nil, fmt.Errorf("%.40s... in it has a name of %d bytes, where %d is the most: that is no image", name, len(name), maxName)
+				return nil, fmt.Errorf("a name in it, %.40s..., has %d bytes, more than %d: that is not an image", name, len(name), maxName)
 			}
 			c.names += len(name)
 		}
 		if c.names > maxNames {
-			return nil, fmt.Errorf("the names in it have more than %d bytes: that is no image", maxNames)
+			return nil, fmt.Errorf("the names in it have more than %d bytes: that is not an image", maxNames)
 		}
 		if len(c.top) < 5 {
 			c.top = append(c.top, header.Name)
 		}
-		// A sparse file can claim any size in a few bytes, and no tool writes images so.
+		// A sparse file can claim any size in a few bytes, and no tool writes images that way.
 		if header.Typeflag == tar.TypeGNUSparse || slices.ContainsFunc(slices.Collect(maps.Keys(header.PAXRecords)), isSparse) {
-			return nil, fmt.Errorf("%s in it is a sparse file: that is no image", header.Name)
+			return nil, fmt.Errorf("%s in it is a sparse file: that is not an image", header.Name)
 		}
 		name := path.Clean(header.Name)
 		switch header.Typeflag {
@@ -119,7 +119,7 @@ func readContents(r io.Reader) (*contents, error) {
 			c.links[name] = path.Clean(header.Linkname)
 		}
 	}
-	// The rest, so that a checksum at the end of the compression is checked.
+	// To the end, so that the checksum at the end of the compressed stream is verified.
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return nil, fmt.Errorf("read it to the end: %w", told(err))
 	}
@@ -128,7 +128,7 @@ func readContents(r io.Reader) (*contents, error) {
 
 func isSparse(record string) bool { return strings.HasPrefix(record, "GNU.sparse.") }
 
-// read takes in one regular file.
+// read reads one regular file.
 func (c *contents) read(name string, r io.Reader, size int64) error {
 	digest := sha256.New()
 	buffered := bufio.NewReaderSize(r, 32<<10)
@@ -136,7 +136,7 @@ func (c *contents) read(name string, r io.Reader, size int64) error {
 	if err != nil && err != io.EOF {
 		return err
 	}
-	zipped := string(head) == "\x1f\x8b" // before the buffer under head is filled anew
+	zipped := string(head) == "\x1f\x8b" // zipped := string(head) == "\x1f\x8b" // before the buffer under head is refilled
 	var document *bytes.Buffer
 	var w io.Writer = digest
 	if size <= maxDocument && len(head) > 0 && (head[0] == '{' || head[0] == '[') && c.kept+int(size) <= maxKept {
@@ -168,7 +168,7 @@ func (c *contents) document(name string, into any) error {
 		return fmt.Errorf("%s is missing in it: it was cut short, or not saved whole", name)
 	}
 	if err := json.Unmarshal(text, into); err != nil {
-		return fmt.Errorf("%s in it is not as it should be: %w", name, err)
+		return fmt.Errorf("%s in it is malformed: %w", name, err)
 	}
 	return nil
 }
@@ -186,7 +186,7 @@ func (c *contents) resolve(name string) string {
 	return name
 }
 
-// check finds the images in what was read, and reports the first thing that is wrong.
+// check finds the images in the contents, and returns the first problem.
 func (a *archive) check(c *contents, arch string) error {
 	var err error
 	switch {

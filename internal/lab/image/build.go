@@ -1,9 +1,8 @@
-// Package image makes container images out of the programs of the kit and of this machine, and puts
-// them where the nodes of a lab find them. It needs no registry, no container engine and no network.
+// Package image builds container images from the programs of the kit and of this machine, and puts them where the nodes of
+// a lab find them. It needs no registry, no container engine and no network.
 //
-// Build writes them all into one OCI image layout. Prepare unpacks that layout into a template of
-// containerd's root directory, once; Store.Clone gives each node its own copy with hard links. Load
-// brings in further images from tar files.
+// Build writes all images into one OCI image layout. Prepare unpacks that layout once, into a template of containerd's root
+// directory. Store.Clone gives each node its own copy of hard links. Load imports further images from tar files.
 package image
 
 import (
@@ -33,30 +32,29 @@ import (
 	"github.com/fathom-network/fathom/internal/kit"
 )
 
-// buildSchema is raised when the same inputs begin to give other images.
+// buildSchema is incremented when the same inputs result in other images.
 const buildSchema = 3
 
 // keyFile is the file in a layout that records what it was made from.
 const keyFile = "inputs"
 
-// distributionFile is the file in a layout that lists the files of this machine's packages that went into the images, one a
-// line: who passes the images on passes those on, too, and says under which licences (kit/bom).
+// distributionFile is the file in a layout that lists, one per line, the files of this machine's packages that are in the
+// images. A package of images includes those as well, and states their licences (kit/bom).
 const distributionFile = "distribution"
 
-// Annotations by which importers know an image's name: the first is the specification's, the second
-// containerd's, which it prefers and takes as it stands.
+// Annotations by which importers know an image's name. The first is the specification's. The second is containerd's, which
+// containerd prefers and takes literally.
 const (
 	refNameAnnotation   = "org.opencontainers.image.ref.name"
 	imageNameAnnotation = "io.containerd.image.name"
 )
 
-// originLabel marks our images: they bear upstream's names, because manifests and tests ask for those,
-// but not upstream's bytes.
+// originLabel marks our images: they have upstream's names, because manifests and tests use those, but not upstream's
+// bytes.
 const originLabel = "network.fathom.image.origin"
 
-// Build writes all local images into the kit's image directory, an OCI image layout. It does nothing
-// if they were built from the same programs already. What it does is told to progress, which may be
-// nil.
+// Build writes all local images into the kit's image directory, an OCI image layout. If they were built from the same
+// programs already, it does nothing. It reports its steps to progress, which may be nil.
 func Build(ctx context.Context, k kit.Kit, progress func(string)) error {
 	if progress == nil {
 		progress = func(string) {}
@@ -97,11 +95,11 @@ func Build(ctx context.Context, k kit.Kit, progress func(string)) error {
 	}
 	defer unlock()
 	if current() {
-		return nil // somebody else built them while we waited
+		return nil // return nil // another process built them during the wait
 	}
 	stale, _ := filepath.Glob(filepath.Join(k.Dir, ".images-*"))
 	for _, path := range stale {
-		os.RemoveAll(path) // of a build that was killed: we hold the lock
+		os.RemoveAll(path) // os.RemoveAll(path) // left by a build that was killed: we hold the lock
 	}
 
 	if s == nil {
@@ -183,13 +181,13 @@ func writeLayout(ctx context.Context, dir string, list []recipe, trees map[strin
 	return nil
 }
 
-// namedLayer is a layer, and what it is called in the history of an image.
+// namedLayer is a layer with its name in the history of an image.
 type namedLayer struct {
 	name string
 	v1.Layer
 }
 
-// assemble makes an image of layers. Equal layers and configurations give equal images.
+// assemble makes an image from layers. Equal layers and configurations give equal images.
 func assemble(config v1.Config, arch string, layers []namedLayer) (v1.Image, error) {
 	epoch := v1.Time{Time: time.Unix(0, 0).UTC()}
 	var history []mutate.Addendum
@@ -213,7 +211,7 @@ func assemble(config v1.Config, arch string, layers []namedLayer) (v1.Image, err
 	return mutate.ConfigFile(image, file)
 }
 
-// distribution lists the files that the trees have of this machine, and not of the kit or of Fathom.
+// distribution lists the trees' files that come from this machine rather than from the kit or Fathom.
 func distribution(k kit.Kit, trees map[string]tree) []byte {
 	files := map[string]bool{}
 	for _, t := range trees {
@@ -230,7 +228,7 @@ func distribution(k kit.Kit, trees map[string]tree) []byte {
 	return b.Bytes()
 }
 
-// within says whether a file is below a directory.
+// within reports whether a file is below a directory.
 func within(file, dir string) bool {
 	rel, err := filepath.Rel(dir, file)
 	return err == nil && filepath.IsLocal(rel)
@@ -263,8 +261,7 @@ func buildKey(list []recipe, trees map[string]tree) (string, error) {
 	return hex.EncodeToString(digest.Sum(nil)), nil
 }
 
-// exchange puts the directory new where old is, so that a reader sees the one or the other, and
-// removes what was there.
+// exchange replaces the directory old by new in one step, so that a reader sees one or the other, and removes the old one.
 func exchange(new, old string) error {
 	err := unix.Renameat2(unix.AT_FDCWD, new, unix.AT_FDCWD, old, unix.RENAME_EXCHANGE)
 	if errors.Is(err, unix.ENOENT) {
@@ -276,8 +273,8 @@ func exchange(new, old string) error {
 	return os.RemoveAll(new)
 }
 
-// lock takes an exclusive lock on a file, made if need be, and returns how to give it back.
-// The kernel gives it back too when the process ends in whatever way, so no lock is ever stale.
+// lock takes an exclusive lock on a file, which it creates if needed, and returns the function that releases it. The kernel
+// releases it when the process ends, however it ends, so a lock is never stale.
 func lock(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
@@ -292,11 +289,11 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 			f.Close()
 			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
-		// Polling, so that the wait ends with the context: flock itself cannot be given one.
+		// Polling, so that the wait ends with the context: flock takes none.
 		select {
 		case <-ctx.Done():
 			f.Close()
-			return nil, fmt.Errorf("wait for %s, which another fathom holds: %w", path, ctx.Err())
+			return nil, fmt.Errorf("wait for the lock %s, which another fathom holds: %w", path, ctx.Err())
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

@@ -15,10 +15,9 @@ import (
 	"github.com/fathom-network/fathom/internal/kit"
 )
 
-// The layers. They are stacked in this order and shared, so that each is unpacked and stored once:
-// every image that holds the Kubernetes programs has the tools below them, although only kube-proxy
-// needs those. The alternative, distroless images as upstream has, would store one of the two twice,
-// and leave no shell to look around with.
+// The layers. They are stacked in this order and shared, so that each is unpacked and stored once: every image with the
+// Kubernetes programs has the tools below them, although only kube-proxy needs those. Rejected: distroless images like
+// upstream's, which would store one of the two twice and lack a shell to look around with.
 const (
 	layerBusybox = "busybox"    // a shell and the root directory
 	layerTools   = "tools"      // network tools and their libraries
@@ -35,7 +34,7 @@ const (
 
 // The layers of stand-ins: standins.go.
 const (
-	layerPackages = "packages" // what answers to the names of package managers
+	layerPackages = "packages" // layerPackages = "packages" // replaces package managers, and says that they install nothing
 	layerAlpine   = "alpine"
 	layerDebian   = "debian"
 	layerCurl     = "curl"
@@ -51,25 +50,26 @@ const (
 	e2eGlibcDNS = "registry.k8s.io/e2e-test-images/glibc-dns-testing:2.0.0"
 )
 
-// A recipe says what an image is made of.
+// A recipe describes an image.
 type recipe struct {
 	names  []string // full names with tags; all of one recipe are the same image
 	layers []string
 	config v1.Config
-	// standIn says what an image is that stands in for another one, for a label; empty for the rest.
+	// standIn says what a stand-in for another image really is, for a label; empty for the rest.
 	standIn string
 }
 
 const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// kubePrograms are the names by which the multi-call binary is called inside an image.
+// kubePrograms are the names under which an image calls the multi-call binary.
 var kubePrograms = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-proxy", "kube-scheduler", "kubeadm", "kubectl", "kubelet"}
 
-// ownPrograms are what the agent's image holds: the agent, the plugin that it puts on the node, and the controller.
+// ownPrograms are the programs in the agent's image: the agent, the plugin that it installs on the node, and the
+// controller.
 var ownPrograms = []string{"fathom-agent", "fathom-cni", "fathom-controller"}
 
-// What the network is made of, also outside of a lab: WriteNetwork. The DNS cache's has port 53 by the file's capability, as
-// CoreDNS's image.
+// The images of the network, which are also used outside of a lab: WriteNetwork. The program of the DNS cache's image may
+// bind port 53 by the file's capability, as in CoreDNS's image.
 var (
 	agentRecipe = recipe{
 		names:  []string{deploy.Image},
@@ -83,7 +83,7 @@ var (
 	}
 )
 
-// agentTree is the layer of the agent's image, of the programs in a directory.
+// agentTree returns the layer of the agent's image, from the programs in a directory.
 func agentTree(dir string) tree {
 	t := tree{}
 	for _, name := range ownPrograms {
@@ -92,12 +92,12 @@ func agentTree(dir string) tree {
 	return t
 }
 
-// dnsTree is the layer of the DNS cache's image.
+// dnsTree returns the layer of the DNS cache's image.
 func dnsTree(program string) tree {
 	return tree{"/fathom-dns": file{Source: program, Mode: 0o755, Xattrs: map[string]string{"security.capability": capNetBindService}}}
 }
 
-// recipes returns all images, for the versions of the kit, the machine's busybox and the packages of servers.
+// recipes returns all recipes, for the versions of the kit, the machine's busybox and the packages of servers.
 func recipes(k kit.Kit, b busybox, s *servers) []recipe {
 	base := []string{layerBusybox, layerTools}
 	on := func(layers ...string) []string { return append(append([]string(nil), base...), layers...) }
@@ -145,7 +145,7 @@ func recipes(k kit.Kit, b busybox, s *servers) []recipe {
 			config: run("/usr/local/bin/etcd"),
 		},
 		recipe{
-			// Upstream's gives the capability to bind port 53 to the file and runs it as this user.
+			// As upstream's image: the file has the capability to bind port 53, and runs as this user.
 			names:  []string{"registry.k8s.io/coredns/coredns:" + k.CoreDNSImageTag},
 			layers: on(layerCoreDNS),
 			config: as("65532:65532", run("/coredns")),
@@ -180,9 +180,8 @@ func recipes(k kit.Kit, b busybox, s *servers) []recipe {
 			config: call("/flannel"),
 		},
 		recipe{
-			// `image: toolbox` means docker.io/library/toolbox:latest, and the tag latest means
-			// imagePullPolicy Always unless the manifest says otherwise; `image: toolbox:1` needs no
-			// further word.
+			// `image: toolbox` means docker.io/library/toolbox:latest, and the tag latest means imagePullPolicy Always
+			// unless the manifest says otherwise. `image: toolbox:1` needs nothing more in the manifest.
 			names: []string{
 				"docker.io/library/toolbox:1", "docker.io/library/toolbox:latest",
 				"fathom.network/toolbox:1", "fathom.network/toolbox:latest",
@@ -193,7 +192,7 @@ func recipes(k kit.Kit, b busybox, s *servers) []recipe {
 			config:  call("/pause"),
 		},
 		recipe{
-			// Tagged as what it is; other tags get it as a stand-in.
+			// Tagged with its real version; other tags get it as a stand-in.
 			names: []string{
 				"docker.io/library/busybox:" + b.version, "docker.io/library/busybox:" + minor,
 				"docker.io/library/busybox:1", "docker.io/library/busybox:latest",
@@ -204,14 +203,14 @@ func recipes(k kit.Kit, b busybox, s *servers) []recipe {
 			config:  call("sh"),
 		},
 		recipe{
-			// Both hold no more than programs of a glibc system: iptables, and dig and getent.
+			// Both contain only programs that every glibc system has: iptables, and dig and getent.
 			names:  []string{e2eIptables, e2eGlibcDNS},
 			layers: base,
 			config: call("sh"),
 		},
 		recipe{
-			// Courses ask for busybox:1.28 by its tag, since its nslookup goes through the search list of resolv.conf
-			// and later ones' does not. BIND's does.
+			// Courses use the tag busybox:1.28 because its nslookup follows the search list of resolv.conf and later ones
+			// do not. BIND's nslookup follows it.
 			names:   []string{standin.Image("busybox")},
 			standIn: "busybox " + b.version + " and the lab's tools",
 			layers:  base,
@@ -279,7 +278,7 @@ func trees(k kit.Kit, b busybox, s *servers) (map[string]tree, error) {
 			return nil, fmt.Errorf("build images: %w", err)
 		}
 		if len(libs) > 0 {
-			return nil, fmt.Errorf("build images: %s is not static: it needs %s; build the kit with CGO_ENABLED=0", file, libs[0].Path)
+			return nil, fmt.Errorf("build images: %s is dynamically linked: it needs %s; build the kit with CGO_ENABLED=0", file, libs[0].Path)
 		}
 	}
 
@@ -294,7 +293,7 @@ func trees(k kit.Kit, b busybox, s *servers) (map[string]tree, error) {
 	for _, name := range kubePrograms {
 		kube.link("/usr/local/bin/"+name, "kube")
 	}
-	// Any further name that the kit gives its multi-call binary, etcdctl for one.
+	// Further names that the kit gives its multi-call binary, such as etcdctl.
 	names, err := filepath.Glob(k.Bin("*"))
 	if err != nil {
 		return nil, fmt.Errorf("build images: %w", err)
@@ -355,8 +354,8 @@ func trees(k kit.Kit, b busybox, s *servers) (map[string]tree, error) {
 	return all, nil
 }
 
-// capNetBindService is the extended attribute security.capability that `setcap
-// cap_net_bind_service=+ep` writes: struct vfs_cap_data, revision 2, effective, permitted 1<<10.
+// capNetBindService is the value of the extended attribute security.capability that `setcap cap_net_bind_service=+ep`
+// writes: struct vfs_cap_data, revision 2, effective, permitted 1<<10.
 const capNetBindService = "\x01\x00\x00\x02" + "\x00\x04\x00\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00"
 
 const webserver = `#!/bin/sh

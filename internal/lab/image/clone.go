@@ -12,10 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Clone makes dst, which must not exist or be empty, a copy of the template: a node's
-// /var/lib/containerd. Files are hard links, so a copy costs little but its directories. That is safe
-// because containerd writes blobs and snapshots once and under a new name; only its databases change
-// in place, and those are copied.
+// Clone makes dst, which must not exist or be empty, a copy of the template: a node's /var/lib/containerd. Files are hard
+// links, so a copy costs little more than its directories. That is safe because containerd writes blobs and snapshots once,
+// under new names. Only its databases change in place, and those are copied.
 func (s Store) Clone(dst string) error {
 	if err := s.clone(dst); err != nil {
 		return fmt.Errorf("copy the prepared images to %s: %w", dst, err)
@@ -33,12 +32,12 @@ func (s Store) clone(dst string) error {
 	case err != nil:
 		return err
 	case len(entries) > 0:
-		return fmt.Errorf("there is something in it already (%s); remove it or choose another directory", entries[0].Name())
+		return fmt.Errorf("it is not empty: it has %s; remove it or choose another directory", entries[0].Name())
 	}
 	return cloneDir(s.root, dst)
 }
 
-// cloneDir copies one directory and what is below.
+// cloneDir copies a directory recursively.
 func cloneDir(src, dst string) error {
 	info, err := os.Lstat(src)
 	if err != nil {
@@ -60,7 +59,7 @@ func cloneDir(src, dst string) error {
 		case entry.Type().IsRegular() && strings.HasSuffix(entry.Name(), ".db"):
 			err = copyFile(from, to)
 		default:
-			// Symlinks and the device nodes by which overlayfs marks a deletion can be linked too.
+			// Symlinks, and the device nodes by which overlayfs marks deletions, can be linked too.
 			err = linkFile(from, to, entry.Type().IsRegular())
 		}
 		if err != nil {
@@ -73,8 +72,7 @@ func cloneDir(src, dst string) error {
 	if err := copyXattrs(src, dst); err != nil {
 		return err
 	}
-	// After the owner, whose change clears the setuid bit, and after the entries, which change the
-	// date.
+	// After the owner, whose change clears the setuid bit, and after the entries, which change the modification time.
 	if err := unix.Chmod(dst, uint32(stat.Mode&0o7777)); err != nil {
 		return &os.PathError{Op: "chmod", Path: dst, Err: err}
 	}
@@ -99,7 +97,7 @@ func linkFile(from, to string, regular bool) error {
 	return err
 }
 
-// copyFile copies a regular file with its owner, permissions and date.
+// copyFile copies a regular file with its owner, permissions and modification time.
 func copyFile(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
@@ -134,7 +132,7 @@ func copyFile(from, to string) error {
 	return os.Chtimes(to, info.ModTime(), info.ModTime())
 }
 
-// copyXattrs copies extended attributes; overlayfs keeps there that a directory hides the one below.
+// copyXattrs copies extended attributes. In one of them overlayfs records that a directory hides the one below.
 func copyXattrs(from, to string) error {
 	size, err := unix.Llistxattr(from, nil)
 	if errors.Is(err, unix.ENOTSUP) || err == nil && size == 0 {

@@ -11,36 +11,35 @@ import (
 	"strings"
 )
 
-// A library is a shared object that a program needs, and where it belongs in an image.
+// A library is a shared object that a program needs, with its place in an image.
 type library struct {
-	// Path is the absolute path by which the dynamic linker will find it in the image.
+	// Path is the absolute path at which the dynamic linker finds it in the image.
 	Path string
 	// Source is the file on this machine, symlinks resolved.
 	Source string
 }
 
-// trustedDirs are where the dynamic linker looks without being told. A library from anywhere else is
-// put into the last of them, because an image has no ld.so.cache: writing that file's format is the
-// alternative, and much more code for the same result.
+// trustedDirs are the dynamic linker's default directories. A library from elsewhere goes into the last of them, because an
+// image has no ld.so.cache. Rejected: writing that file, which takes much more code for the same result.
 var trustedDirs = []string{
 	"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu",
 	"/lib/aarch64-linux-gnu", "/usr/lib/aarch64-linux-gnu",
 	"/lib64", "/usr/lib64", "/lib", "/usr/lib",
 }
 
-// linker finds shared libraries as the dynamic linker of this machine would.
-// It reads files only; it runs nothing, unlike ldd, which executes what it looks at.
+// linker finds shared libraries as this machine's dynamic linker would. It only reads files, unlike ldd, which runs the
+// program.
 type linker struct {
 	dirs []string
 }
 
-// newLinker returns a linker that searches the directories in /etc/ld.so.conf and the trusted ones.
+// newLinker returns a linker that searches the directories in /etc/ld.so.conf and the default ones.
 func newLinker() *linker {
 	dirs := readLinkerConfig("/etc/ld.so.conf", 0)
 	return &linker{dirs: append(dirs, trustedDirs...)}
 }
 
-// readLinkerConfig returns the directories that an ld.so.conf names, with its includes followed.
+// readLinkerConfig returns the directories that an ld.so.conf and its includes name.
 func readLinkerConfig(file string, depth int) []string {
 	if depth > 8 {
 		return nil
@@ -74,8 +73,8 @@ func readLinkerConfig(file string, depth int) []string {
 	return dirs
 }
 
-// closure returns every library that the given programs (or libraries) need to run, their
-// interpreters too, sorted by path. A static program needs none.
+// closure returns all libraries and interpreters that the given programs (or libraries) need to run, sorted by path. A
+// static program needs none.
 func (l *linker) closure(files ...string) ([]library, error) {
 	found := map[string]library{} // by path in the image
 	seen := map[string]bool{}     // by source
@@ -104,7 +103,7 @@ func (l *linker) closure(files ...string) ([]library, error) {
 	return libs, nil
 }
 
-// needs returns what one ELF file asks for directly.
+// needs returns the direct dependencies of one ELF file.
 func (l *linker) needs(file string) ([]library, error) {
 	r, err := os.Open(file)
 	if err != nil {
@@ -134,7 +133,7 @@ func (l *linker) needs(file string) ([]library, error) {
 		if err != nil {
 			return nil, fmt.Errorf("find the interpreter %s that %s needs: %w", path, file, err)
 		}
-		// The kernel opens this very path, so it is not moved to where the symlinks lead.
+		// The kernel opens this very path, so it must not be replaced by the symlink's target.
 		libs = append(libs, library{Path: merged(path), Source: source})
 	}
 
@@ -156,7 +155,7 @@ func (l *linker) needs(file string) ([]library, error) {
 	return libs, nil
 }
 
-// runPath returns the directories that the file itself asks to be searched, $ORIGIN replaced.
+// runPath returns the directories that the file itself names (RUNPATH or RPATH), with $ORIGIN replaced.
 func runPath(f *elf.File, file string) ([]string, error) {
 	var dirs []string
 	for _, tag := range []elf.DynTag{elf.DT_RPATH, elf.DT_RUNPATH} {
@@ -177,8 +176,8 @@ func runPath(f *elf.File, file string) ([]string, error) {
 	return dirs, nil
 }
 
-// find looks a library up by the name in DT_NEEDED, skipping files for other machines, as the
-// dynamic linker does (a multi-arch system has several libraries of one name).
+// find looks up a library by the name in DT_NEEDED. It skips files for other machines, as the dynamic linker does: a
+// multi-arch system has several libraries of one name.
 func (l *linker) find(name string, own []string, machine elf.Machine, class elf.Class) (library, error) {
 	if strings.Contains(name, "/") {
 		source, err := filepath.EvalSymlinks(name)
@@ -195,7 +194,7 @@ func (l *linker) find(name string, own []string, machine elf.Machine, class elf.
 		}
 		switch {
 		case i < len(own):
-			// The program names the directory, so the library stays there.
+			// The program names the directory, so the library stays in it.
 		case !isTrusted(realDir):
 			realDir = "/usr/lib"
 		}
@@ -222,8 +221,8 @@ func isTrusted(dir string) bool {
 	return false
 }
 
-// merged returns the path with /lib, /lib64, /bin and /sbin moved below /usr: our images have one
-// directory for each and symlinks at the root, like the distributions of today.
+// merged returns the path with /lib, /lib64, /bin and /sbin moved below /usr: our images have one directory for each, and
+// symlinks at the root, as current distributions do.
 func merged(path string) string {
 	for _, top := range []string{"/lib/", "/lib64/", "/bin/", "/sbin/"} {
 		if strings.HasPrefix(path+"/", top) {

@@ -17,22 +17,20 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/cri"
 )
 
-// A daemon is a containerd of our own that works on a directory of ours and is seen by nobody else:
-// it has its own mount namespace with its own /run, so that it neither meets nor disturbs a
-// containerd of the machine, and its mounts end with it.
+// A daemon is a private containerd that works on a directory of ours. It has its own mount namespace with its own /run, so
+// that it cannot conflict with a containerd of the machine, and its mounts end with it.
 type daemon struct {
 	pid  int
 	log  string
 	done chan struct{} // closed when it has ended
-	err  error         // how, valid after done
+	err  error         // err  error         // how it ended, valid after done
 }
 
-// daemonConfig turns off what an image store does not need, above all what would make directories
-// outside /run and the root directory: the cni, opt and nri plugins.
+// daemonConfig disables what an image store does not need, above all the cni, opt and nri plugins, which make directories
+// outside of /run and the root directory.
 //
-// The metadata is not written through to the disk at each step (no_sync): a template that was not
-// finished is thrown away, and one that was is written through as a whole. No garbage is collected:
-// the layers are there before the images that refer to them.
+// The metadata is not synced at each step (no_sync): an unfinished template is discarded, and a finished one is synced as a
+// whole. Garbage collection is off, since the layers are there before the images that refer to them.
 const daemonConfig = `version = 4
 root = '/run/root'
 state = '/run/containerd'
@@ -73,28 +71,27 @@ disabled_plugins = [
 	startup_delay = '1h'
 `
 
-// startDaemon starts a containerd on the directory root, which it may share with nobody. Its log
-// goes to the file log. registries, which may be empty, is a directory with a hosts.toml for each
-// registry that it may pull from.
+// startDaemon starts a containerd on the directory root, which nothing else may use. Its log goes to the file log.
+// registries, which may be empty, is a directory with a hosts.toml for each registry that it may pull from.
 func startDaemon(ctx context.Context, k kit.Kit, root, log, registries string) (*daemon, error) {
 	if err := k.Require(k.Bin("containerd"), k.Bin("ctr")); err != nil {
 		return nil, err
 	}
 	if os.Geteuid() != 0 {
-		return nil, errors.New("start a containerd of our own: this needs root: run with sudo")
+		return nil, errors.New("start a private containerd: this needs root: run with sudo")
 	}
 	d := &daemon{log: log, done: make(chan struct{})}
 	started := make(chan error)
 	onOwnThread(func() {
 		cmd, err := startPrivate(k, root, log, registries)
 		if err != nil {
-			started <- fmt.Errorf("start a containerd of our own: %w", err)
+			started <- fmt.Errorf("start a private containerd: %w", err)
 			return
 		}
 		d.pid = cmd.Process.Pid
 		started <- nil
-		// The thread must not end before the child: the kernel takes a thread's end for its
-		// parent's, and would kill it (PR_SET_PDEATHSIG).
+		// The thread must not end before the child: to the kernel the thread is its parent, and with PR_SET_PDEATHSIG the
+		// thread's end would kill the child.
 		d.err = cmd.Wait()
 		close(d.done)
 	})
@@ -107,9 +104,8 @@ func startDaemon(ctx context.Context, k kit.Kit, root, log, registries string) (
 	return d, nil
 }
 
-// startPrivate makes the calling thread's mount namespace a private one and starts containerd in it.
-// The alternative, a hidden command of fathom that does this in a process of its own, would need
-// every user of this package to have such a command.
+// startPrivate gives the calling thread a private mount namespace and starts containerd in it. Rejected: a hidden command
+// of fathom that does this in its own process, since each user of this package would need such a command.
 func startPrivate(k kit.Kit, root, log, registries string) (*exec.Cmd, error) {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return nil, fmt.Errorf("make a mount namespace: %w", err)
@@ -117,7 +113,7 @@ func startPrivate(k kit.Kit, root, log, registries string) (*exec.Cmd, error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return nil, fmt.Errorf("make the mounts private: %w", err)
 	}
-	// Held by descriptor, because it may lie below /run, which disappears now.
+	// Held by descriptor, because it may be below /run, which is about to be covered.
 	fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", root, err)
@@ -146,8 +142,8 @@ func startPrivate(k kit.Kit, root, log, registries string) (*exec.Cmd, error) {
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &unix.SysProcAttr{
-		Pdeathsig: unix.SIGKILL, // killed with us, even by kill -9
-		Setpgid:   true,         // so that the terminal's ^C is ours to handle
+		Pdeathsig: unix.SIGKILL, // Pdeathsig: unix.SIGKILL, // it ends with this process, even on kill -9
+		Setpgid:   true,         // Setpgid:   true,         // so that only this process gets the terminal's ^C
 	}
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -155,14 +151,14 @@ func startPrivate(k kit.Kit, root, log, registries string) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// onOwnThread runs f on a thread that is thrown away afterwards, because f changes it for good. It is
-// never the process's first thread: that one cannot be thrown away, and /proc/self is its view.
+// onOwnThread runs f on a thread that ends afterwards, because f changes it for good. It is never the process's first
+// thread, which cannot end, and whose view /proc/self shows.
 func onOwnThread(f func()) {
 	running := make(chan struct{})
 	go func() {
 		runtime.LockOSThread() // without an unlock: the thread ends with the goroutine
 		if unix.Gettid() == unix.Getpid() {
-			onOwnThread(f) // on another thread, since this one is held
+			onOwnThread(f) // onOwnThread(f) // on another thread, since this one is locked
 			close(running)
 			runtime.UnlockOSThread()
 			return
@@ -173,7 +169,7 @@ func onOwnThread(f func()) {
 	<-running
 }
 
-// socket is the path by which this process reaches the daemon, through its mount namespace.
+// socket is the path by which this process reaches the daemon's socket, through the daemon's mount namespace.
 func (d *daemon) socket() string {
 	return fmt.Sprintf("/proc/%d/root/run/containerd/containerd.sock", d.pid)
 }
@@ -197,7 +193,7 @@ func (d *daemon) wait(ctx context.Context) error {
 	err = client.Wait(ctx)
 	select {
 	case <-d.done:
-		return fmt.Errorf("our containerd ended early (%v); it said:\n%s", d.err, tail(d.log))
+		return fmt.Errorf("the private containerd ended early (%v); it said:\n%s", d.err, tail(d.log))
 	default:
 	}
 	if err != nil {
@@ -206,9 +202,9 @@ func (d *daemon) wait(ctx context.Context) error {
 	return nil
 }
 
-// stop ends the daemon in good order and returns when it has gone.
+// stop ends the daemon gracefully and returns when it has ended.
 func (d *daemon) stop() error {
-	// A process that was not waited for yet keeps its ID, so this can hit no other.
+	// A process that was not waited for keeps its ID, so this cannot hit another process.
 	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
 		select {
 		case <-d.done:
@@ -219,17 +215,17 @@ func (d *daemon) stop() error {
 		select {
 		case <-d.done:
 			if signal == unix.SIGKILL {
-				return fmt.Errorf("our containerd had to be killed; it said:\n%s", tail(d.log))
+				return fmt.Errorf("the private containerd had to be killed; it said:\n%s", tail(d.log))
 			}
 			return nil
 		case <-time.After(10 * time.Second):
 		}
 	}
-	return fmt.Errorf("our containerd (process %d) does not end", d.pid)
+	return fmt.Errorf("the private containerd (process %d) does not end", d.pid)
 }
 
-// tail returns what a log of containerd tells about a failure, for an error message: its errors if
-// there are any, else its last lines, and what to do where that is known.
+// tail returns the part of containerd's log that explains a failure, for an error message: the errors if there are any,
+// otherwise the last lines. It adds what to do, where that is known.
 func tail(log string) string {
 	data, err := os.ReadFile(log)
 	if err != nil {
@@ -246,7 +242,7 @@ func tail(log string) string {
 		lines = all
 	}
 	text := strings.Join(lines[max(0, len(lines)-8):], "\n")
-	// A kubelet or containerd takes about ten of these, and Linux's default is 128 for a user.
+	// A kubelet or containerd takes about ten of these; Linux's default limit is 128 per user.
 	if strings.Contains(text, "inotify") || strings.Contains(text, "fsnotify") || strings.Contains(text, "too many open files") {
 		text += "\nThis machine's limit of file watchers is used up: raise it with `sysctl -w fs.inotify.max_user_instances=1024`."
 	}

@@ -15,14 +15,14 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// maxWindow bounds how far back a compressed file may refer, in bytes, all of which are kept in memory while it is
-// unpacked. It is what zstd's own program takes without being asked to; xz -9 uses half of it.
+// maxWindow bounds the window of a compressed file in bytes, since the decompressor keeps the whole window in memory. It is
+// the default limit of the zstd program; xz -9 uses half of it.
 const maxWindow = 128 << 20
 
-// format is what a file is, as far as its first bytes tell.
+// format is what a file is, judged by its first bytes.
 type format string
 
-// The formats we can tell apart; archives of images are of the first five.
+// The formats that detect distinguishes; archives of images are of the first five.
 const (
 	formatTar   format = "a tar archive"
 	formatGzip  format = "compressed with gzip"
@@ -35,13 +35,13 @@ const (
 	formatJSON  format = "a JSON document"
 	formatText  format = "text"
 	formatEmpty format = "empty"
-	formatOther format = "of no format that is known here"
+	formatOther format = "of an unknown format"
 )
 
-// headLen is how much of a file detect wants to see: a tar header.
+// headLen is how many bytes detect needs: a tar header.
 const headLen = 512
 
-// detect tells a file's format by its first bytes.
+// detect determines a file's format from its first bytes.
 func detect(head []byte) format {
 	for _, magic := range []struct {
 		at     int
@@ -63,7 +63,7 @@ func detect(head []byte) format {
 	if len(head) == 0 {
 		return formatEmpty
 	}
-	// pzstd, for one, begins with a frame that is to be skipped.
+	// A skippable frame, with which the output of pzstd begins, for instance.
 	if len(head) >= 4 && head[0]&0xf0 == 0x50 && string(head[1:4]) == "\x2a\x4d\x18" {
 		return formatZstd
 	}
@@ -82,10 +82,10 @@ func detect(head []byte) format {
 	return formatOther
 }
 
-// isOldTar reports whether a block is a tar header of the time before ustar: only its checksum tells.
+// isOldTar reports whether a block is a pre-POSIX tar header, which only the checksum identifies.
 func isOldTar(block []byte) bool {
 	if block[0] == 0 {
-		// Two blocks of zeros end an archive, so this may be an empty one; it is no image either way.
+		// Two blocks of zeros end an archive, so this may be an empty one; either way it is not an image.
 		return false
 	}
 	want := 0
@@ -116,7 +116,8 @@ func isText(head []byte) bool {
 	return utf8.Valid(head) && !bytes.ContainsRune(head, 0)
 }
 
-// unpack returns the tar stream in r, or says what r is instead. Closing it frees what the decompression needs, and leaves r.
+// unpack returns the tar stream in r, or an error that says what r is instead. Closing it frees the decompressor, and
+// leaves r open.
 func unpack(r io.Reader) (io.ReadCloser, error) {
 	buffered := bufio.NewReaderSize(r, 1<<18)
 	head, err := buffered.Peek(headLen)
@@ -135,12 +136,12 @@ func unpack(r io.Reader) (io.ReadCloser, error) {
 	}
 	out, err := decompress(f, buffered)
 	if err != nil {
-		return nil, fmt.Errorf("it begins as if it were %s, and is not: %w", f, told(err))
+		return nil, fmt.Errorf("it begins like %s, but is not: %w", f, told(err))
 	}
 	inner := bufio.NewReaderSize(out, 1<<18)
 	if head, err = inner.Peek(headLen); err != nil && err != io.EOF {
 		out.Close()
-		return nil, fmt.Errorf("decompress it: %w", told(err))
+		return nil, fmt.Errorf("cannot decompress it: %w", told(err))
 	}
 	if inside := detect(head); inside != formatTar {
 		out.Close()
@@ -149,13 +150,13 @@ func unpack(r io.Reader) (io.ReadCloser, error) {
 	return readCloser{io.LimitReader(inner, maxArchive), out}, nil
 }
 
-// readCloser reads here and closes there.
+// readCloser combines a reader with another one's Close.
 type readCloser struct {
 	io.Reader
 	io.Closer
 }
 
-// decompress takes one of the compressions off. It holds a bounded part of what is in r, whatever r says.
+// decompress removes one of the compressions. Its memory is bounded, whatever r contains.
 func decompress(f format, r *bufio.Reader) (io.ReadCloser, error) {
 	var in io.Reader
 	var err error
@@ -179,7 +180,7 @@ func decompress(f format, r *bufio.Reader) (io.ReadCloser, error) {
 	return io.NopCloser(compressed{f, in}), nil
 }
 
-// compressed has the errors of a decompression say that they are one's.
+// compressed marks the errors of a decompressor as decompressError.
 type compressed struct {
 	format format
 	r      io.Reader
@@ -193,7 +194,7 @@ func (c compressed) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// decompressError is why a compressed file cannot be unpacked: it is cut short or damaged, or its window is too large.
+// decompressError is why a compressed file cannot be unpacked: it is truncated or damaged, or its window is too large.
 type decompressError struct {
 	format format
 	err    error
@@ -202,7 +203,7 @@ type decompressError struct {
 func (e decompressError) Error() string { return fmt.Sprintf("%s: %v", e.format, e.err) }
 func (e decompressError) Unwrap() error { return e.err }
 
-// told puts the usual errors of a damaged file into words.
+// told explains the usual errors of a damaged file.
 func told(err error) error {
 	var packed decompressError
 	switch {

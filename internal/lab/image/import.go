@@ -17,15 +17,14 @@ import (
 // namespace is the containerd namespace whose images CRI uses.
 const namespace = "k8s.io"
 
-// importArchive gives a tar archive of images to the containerd at socket, which may run in another
-// mount namespace: the archive goes through the socket, and containerd's transfer service does the
-// unpacking on its side.
+// importArchive sends a tar archive of images to the containerd at socket, which may run in another mount namespace: the
+// archive goes through the socket, and containerd's transfer service unpacks it.
 func importArchive(ctx context.Context, k kit.Kit, socket string, archive io.Reader) error {
 	return ctr(ctx, k, socket, archive, "images", "import", "--platform", "linux/"+runtime.GOARCH, "--snapshotter", "overlayfs", "-")
 }
 
-// ctr runs a command of the kit's ctr on the containerd at socket. It is used rather than containerd's
-// client library, which would bring all of containerd's dependencies into every program of Fathom.
+// ctr runs a command of the kit's ctr on the containerd at socket. Rejected: containerd's client library, which would add
+// all of containerd's dependencies to each program of Fathom.
 func ctr(ctx context.Context, k kit.Kit, socket string, in io.Reader, args ...string) error {
 	cmd := exec.CommandContext(ctx, k.Bin("ctr"), append([]string{"--address", socket, "--namespace", namespace}, args...)...)
 	var out bytes.Buffer
@@ -43,7 +42,7 @@ func ctr(ctx context.Context, k kit.Kit, socket string, in io.Reader, args ...st
 	return nil
 }
 
-// lines returns what a command wrote, for an error message: without progress bars, not too much.
+// lines shortens a command's output for an error message, and drops progress bars.
 func lines(out []byte) string {
 	text := strings.TrimSpace(string(out[bytes.LastIndexByte(bytes.TrimSpace(out), '\r')+1:]))
 	all := strings.Split(text, "\n")

@@ -19,8 +19,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// A tree is what one layer holds: files by their absolute path. Everything belongs to root and is
-// dated 1970, so that equal files give an equal digest on every machine.
+// A tree is the content of a layer: files by absolute path. All belong to root and are dated 1970, so that equal files give
+// equal digests on every machine.
 type tree map[string]file
 
 // A file is one entry of a tree. Exactly one of Source, Data, Link and Dir is set.
@@ -30,12 +30,12 @@ type file struct {
 	Link   string // a symlink to this
 	Dir    bool
 	Mode   os.FileMode // permission bits, with os.ModeSticky for /tmp
-	// Xattrs are extended attributes, by name.
+	// Xattrs maps names of extended attributes to values.
 	Xattrs map[string]string
 }
 
-// copy adds a file that is copied from the machine. Permissions are not taken from there, because
-// they differ with the umask of whoever built it.
+// copy adds a file of the machine. It does not take over its permissions, which depend on the umask under which it was
+// built.
 func (t tree) copy(at, source string, mode os.FileMode) {
 	t[at] = file{Source: source, Mode: mode}
 }
@@ -50,7 +50,7 @@ func (t tree) link(at, target string) {
 	t[at] = file{Link: target, Mode: 0o777}
 }
 
-// dir adds an empty directory. A directory with something in it needs no mention.
+// dir adds an empty directory. The parents of files are added by themselves.
 func (t tree) dir(at string, mode os.FileMode) {
 	t[at] = file{Dir: true, Mode: mode}
 }
@@ -71,8 +71,8 @@ func (t tree) paths() []string {
 	return paths
 }
 
-// fingerprint writes what the tree's digest depends on, without reading the files that are copied:
-// their size and modification time stand for what is in them.
+// fingerprint writes what determines the tree's digest, without reading the copied files: their sizes and modification
+// times stand for their contents.
 func (t tree) fingerprint(w io.Writer) error {
 	for _, at := range t.paths() {
 		f, ok := t[at]
@@ -83,7 +83,7 @@ func (t tree) fingerprint(w io.Writer) error {
 		if f.Source != "" {
 			info, err := os.Stat(f.Source)
 			if err != nil {
-				return fmt.Errorf("look at %s, which becomes %s in an image: %w", f.Source, at, err)
+				return fmt.Errorf("stat %s, which becomes %s in an image: %w", f.Source, at, err)
 			}
 			fmt.Fprintf(w, " %s %d %d", f.Source, info.Size(), info.ModTime().UnixNano())
 		}
@@ -162,9 +162,9 @@ func (f file) writeTo(tw *tar.Writer, at string) error {
 	return err
 }
 
-// A layer is a tree that was written to a file, compressed with zstd: the layers of all images are 510 MB plain and 150 MB so, and
-// to write them takes as long, since less goes to the disk. The blob is hard linked wherever it goes. Rejected: gzip, which takes
-// ten times as long for the same; and plain tar files, which were the larger part of what is installed.
+// A layer is a tree in a file, compressed with zstd: the layers of all images take 150 MB instead of 510 MB. Writing them
+// takes as long as uncompressed, since less goes to the disk. The blob is hard linked wherever it is used. Rejected: gzip,
+// which takes ten times as long for the same size; and plain tar files, which were the larger part of an installation.
 type layer struct {
 	path   string
 	size   int64   // of the file
@@ -181,10 +181,10 @@ func writeLayer(t tree, blobs string) (*layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.Remove(out.Name()) // fails after the rename, as it should
+	defer os.Remove(out.Name()) // defer os.Remove(out.Name()) // fails after the rename, as intended
 	defer out.Close()
 	digest, diffID := sha256.New(), sha256.New()
-	// One goroutine, whatever the machine has: what it writes follows from what it reads.
+	// One goroutine on every machine, so that equal input gives equal output.
 	compressor, err := zstd.NewWriter(io.MultiWriter(out, digest), zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedDefault))
 	if err != nil {
 		return nil, err
@@ -244,13 +244,13 @@ func (l *layer) Uncompressed() (io.ReadCloser, error) {
 	return uncompressed{d, in}, nil
 }
 
-// uncompressed reads what is in a layer's file.
+// uncompressed reads the tar archive in a layer's file.
 type uncompressed struct {
 	*zstd.Decoder
 	file *os.File
 }
 
-// Close closes the file, too.
+// Close closes the file as well.
 func (u uncompressed) Close() error {
 	u.Decoder.Close()
 	return u.file.Close()

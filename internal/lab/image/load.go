@@ -19,16 +19,16 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/cri"
 )
 
-// A Target is a node that images are loaded into.
+// A Target is a node to load images into.
 type Target struct {
 	Name string
-	// SocketPath is where this process reaches the node's containerd.
+	// SocketPath is the path by which this process reaches the node's containerd.
 	SocketPath string
 }
 
-// Load brings the images in tar files, as `docker save` or an OCI layout in a tar file, compressed or
-// not, into each node. All files are read and checked before any node is touched. It
-// returns the full names of the images, sorted, and what else is in the files, with the reason why it is not loaded.
+// Load imports the images in tar files into each node. A file is the output of `docker save` or an OCI layout as a tar
+// file, compressed or not. All files are read and checked before any node is touched. Load returns the full names of the
+// images, sorted, and the other contents of the files with the reasons why they are not loaded.
 func Load(ctx context.Context, k kit.Kit, files []string, in Input, nodes []Target) (names, skipped []string, err error) {
 	if err := k.Require(k.Bin("ctr")); err != nil {
 		return nil, nil, fmt.Errorf("load images: %w", err)
@@ -84,8 +84,8 @@ func Load(ctx context.Context, k kit.Kit, files []string, in Input, nodes []Targ
 	return names, skipped, errors.Join(problems...)
 }
 
-// sendTo imports the archive into all nodes that have no problem yet, and notes those that get one. It is unpacked once,
-// however many nodes there are.
+// sendTo imports the archive into all nodes without a problem so far, and records new problems. It decompresses the archive
+// once for all nodes.
 func (a *archive) sendTo(ctx context.Context, k kit.Kit, nodes []Target, problems []error) error {
 	in, err := a.open()
 	if err != nil {
@@ -115,12 +115,13 @@ func (a *archive) sendTo(ctx context.Context, k kit.Kit, nodes []Target, problem
 	to.close(err)
 	wait.Wait()
 	if errors.Is(err, io.ErrClosedPipe) {
-		return nil // each node has its problem noted
+		return nil // return nil // each node's problem is recorded
 	}
 	return err
 }
 
-// spread writes to several readers, each of which may leave, and says why itself. When all have, it is a closed pipe.
+// spread writes to several readers. A reader that stops reading reports its own error. When all have stopped, spread
+// returns io.ErrClosedPipe.
 type spread []*io.PipeWriter
 
 func (s spread) Write(p []byte) (int, error) {
@@ -142,7 +143,7 @@ func (s spread) close(err error) {
 	}
 }
 
-// rename copies the archive with the images' full names in its index, and without what is not loaded.
+// rename copies the archive, with full names in its index and without what is not loaded.
 func (a *archive) rename(w io.Writer, r io.Reader) error {
 	tr, tw := tar.NewReader(r), tar.NewWriter(w)
 	for {
@@ -158,7 +159,7 @@ func (a *archive) rename(w io.Writer, r io.Reader) error {
 			header.Size = int64(len(a.replacement))
 			content = bytes.NewReader(a.replacement)
 		}
-		header.Format = tar.FormatUnknown // whatever the size needs
+		header.Format = tar.FormatUnknown // header.Format = tar.FormatUnknown // so that the writer chooses one that fits the size
 		if err := tw.WriteHeader(header); err != nil {
 			return err
 		}
@@ -168,8 +169,7 @@ func (a *archive) rename(w io.Writer, r io.Reader) error {
 	}
 }
 
-// waitFor returns when CRI shows the images, so that a pod made next finds them. It takes note of an
-// import a moment after it.
+// waitFor returns when CRI lists the images, so that the next pod finds them. CRI notices an import with a short delay.
 func waitFor(ctx context.Context, socket string, names []string) error {
 	client, err := cri.Connect(socket)
 	if err != nil {

@@ -16,8 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// checkLayout checks an archive that is an OCI image layout, which newer versions of docker save
-// write too.
+// checkLayout checks an archive that is an OCI image layout. Newer versions of docker save write those too.
 func (a *archive) checkLayout(c *contents, arch string) error {
 	var index v1.IndexManifest
 	if err := c.document("index.json", &index); err != nil {
@@ -27,7 +26,7 @@ func (a *archive) checkLayout(c *contents, arch string) error {
 		return errors.New("it is an OCI layout without an image: index.json lists none")
 	}
 	var kept []v1.Descriptor
-	var unusable error // why the first image that is one is none for us
+	var unusable error // var unusable error // why the first image cannot be used here
 	for _, d := range index.Manifests {
 		if why := c.noImage(d); why != "" {
 			a.skip(label(d), why)
@@ -67,17 +66,17 @@ func (a *archive) checkLayout(c *contents, arch string) error {
 	return a.replaceFile("index.json", index)
 }
 
-// replaceFile has a document of the archive say something else to nodes.
+// replaceFile replaces a document of the archive in what nodes get.
 func (a *archive) replaceFile(name string, document any) error {
 	text, err := json.Marshal(document)
 	a.replaced, a.replacement = name, text
 	return err
 }
 
-// skip notes what is in the archive and is not loaded.
+// skip records content that is not loaded.
 func (a *archive) skip(what, why string) { a.skipped = append(a.skipped, what+" "+why) }
 
-// label is what an entry of an index is called, whether or not that is an image's name.
+// label returns the name of an entry of an index, whether or not that is an image's name.
 func label(d v1.Descriptor) string {
 	for _, key := range []string{imageNameAnnotation, refNameAnnotation} {
 		if name := d.Annotations[key]; name != "" && len(name) < 300 && !strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
@@ -87,18 +86,18 @@ func label(d v1.Descriptor) string {
 	return d.Digest.String()
 }
 
-// noImage says why an entry of an index is no image, or nothing if it is one: signatures and attestations lie beside the
-// images that they are about, in the form of manifests.
+// noImage says why an entry of an index is not an image; empty if it is one. Signatures and attestations are stored beside
+// the images that they refer to, as manifests.
 func (c *contents) noImage(d v1.Descriptor) string {
 	switch {
 	case d.Annotations["vnd.docker.reference.type"] != "":
-		return fmt.Sprintf("is no image, but of the type %q", d.Annotations["vnd.docker.reference.type"])
-	case d.ArtifactType != "" && !isConfig(d.ArtifactType): // some tools write down an image's configuration's
-		return fmt.Sprintf("is no image, but of the type %q", d.ArtifactType)
+		return fmt.Sprintf("is not an image, but of the type %q", d.Annotations["vnd.docker.reference.type"])
+	case d.ArtifactType != "" && !isConfig(d.ArtifactType): // case d.ArtifactType != "" && !isConfig(d.ArtifactType): // some tools put the type of an image's configuration here
+		return fmt.Sprintf("is not an image, but of the type %q", d.ArtifactType)
 	case d.MediaType.IsIndex():
 		return ""
 	case !d.MediaType.IsImage():
-		return fmt.Sprintf("is no image, but of the type %q", d.MediaType)
+		return fmt.Sprintf("is not an image, but of the type %q", d.MediaType)
 	}
 	var manifest struct {
 		ArtifactType string
@@ -106,37 +105,37 @@ func (c *contents) noImage(d v1.Descriptor) string {
 		Layers       []v1.Descriptor
 	}
 	if c.document(blobPath(d.Digest), &manifest) != nil {
-		return "" // who needs it says what is wrong with it
+		return "" // return "" // reported where the manifest is needed
 	}
 	if manifest.ArtifactType != "" && !isConfig(manifest.ArtifactType) {
-		return fmt.Sprintf("is no image, but of the type %q", manifest.ArtifactType)
+		return fmt.Sprintf("is not an image, but of the type %q", manifest.ArtifactType)
 	}
 	if t := string(manifest.Config.MediaType); !isConfig(t) {
-		return fmt.Sprintf("is no image, but of the type %q", t)
+		return fmt.Sprintf("is not an image, but of the type %q", t)
 	}
-	for _, layer := range manifest.Layers { // as cosign's, which have an image's configuration
+	for _, layer := range manifest.Layers { // for _, layer := range manifest.Layers { // cosign's have the configuration of an image
 		if !layer.MediaType.IsLayer() && !strings.HasPrefix(string(layer.MediaType), "application/vnd.oci.image.layer.") {
-			return fmt.Sprintf("is no image, but has %q for a layer", layer.MediaType)
+			return fmt.Sprintf("is not an image, but has %q as a layer", layer.MediaType)
 		}
 	}
 	return ""
 }
 
-// add notes a name, once.
+// add records a name once.
 func (a *archive) add(full string) {
 	if !slices.Contains(a.names, full) {
 		a.names = append(a.names, full)
 	}
 }
 
-// notFor says that an image is for other machines.
+// notFor is the error of an image that is for other machines.
 func notFor(full string, others []string, arch string) error {
 	return fmt.Errorf("image %s is for %s, and this machine is linux/%s; pull it with `--platform linux/%s` before saving it",
 		full, strings.Join(others, ", "), arch, arch)
 }
 
-// checkDescriptor checks an image or an index of images for several platforms: that the one for this
-// machine is whole. Others may lack their parts, as most tools save only what they run.
+// checkDescriptor checks an image, or an index of images for several platforms: the one for this machine has to be
+// complete. Others may be incomplete, since most tools save only the platform that they run.
 func (c *contents) checkDescriptor(d v1.Descriptor, arch string, depth int) (found bool, others []string, err error) {
 	if depth > 3 {
 		return false, nil, errors.New("its index is nested too deep")
@@ -187,23 +186,23 @@ func (c *contents) checkDescriptor(d v1.Descriptor, arch string, depth int) (fou
 	return true, nil, nil
 }
 
-// checkBlob checks that what a descriptor refers to is there and unharmed.
+// checkBlob checks that the blob of a descriptor is present and intact.
 func (c *contents) checkBlob(d v1.Descriptor) error {
 	b, ok := c.blobs[c.resolve(blobPath(d.Digest))]
 	switch {
 	case !ok:
 		return fmt.Errorf("%s is missing: the archive was cut short, or not saved whole", blobPath(d.Digest))
 	case b.size != d.Size:
-		return fmt.Errorf("%s has %d bytes and should have %d: the archive is damaged", blobPath(d.Digest), b.size, d.Size)
+		return fmt.Errorf("%s has %d bytes instead of %d: the archive is damaged", blobPath(d.Digest), b.size, d.Size)
 	case d.Digest.Algorithm == "sha256" && b.digest != d.Digest.String():
-		return fmt.Errorf("%s has another digest than its name says: the archive is damaged", blobPath(d.Digest))
+		return fmt.Errorf("the digest of %s differs from its name: the archive is damaged", blobPath(d.Digest))
 	}
 	return nil
 }
 
 func blobPath(digest v1.Hash) string { return "blobs/" + digest.Algorithm + "/" + digest.Hex }
 
-// isConfig says whether a media type is that of an image's configuration.
+// isConfig reports whether a media type is that of an image's configuration.
 func isConfig(t string) bool {
 	return t == string(types.OCIConfigJSON) || t == string(types.DockerConfigJSON)
 }
@@ -211,16 +210,16 @@ func isConfig(t string) bool {
 // errNoName says that an image has no name.
 var errNoName = errors.New("it does not name its image; save it with a name: `docker save NAME:TAG`, or `skopeo copy ... oci-archive:FILE:NAME:TAG`")
 
-// layoutName returns the full name that an image of an OCI layout has, in the file of that name, or of none.
+// layoutName returns the full name of an image of an OCI layout. file is the name of the layout's file, or empty.
 func layoutName(d v1.Descriptor, file string) (string, error) {
 	text := d.Annotations[imageNameAnnotation]
 	if text == "" {
 		text = d.Annotations[refNameAnnotation]
-		// The specification leaves open whether this is a name or only a tag. A bare word is the tag:
-		// then the file's name stands for the image's.
+		// The specification does not say whether this is a name or only a tag. A single word is taken as a tag; then the
+		// file's name serves as the image's.
 		if text != "" && !strings.ContainsAny(text, "/:") {
 			if file == "" {
-				return "", fmt.Errorf("it gives its image no name but the tag %q, and there is no file whose name could stand for it; save it with a name: `skopeo copy ... oci-archive:FILE:NAME:%s`", text, text)
+				return "", fmt.Errorf("it gives its image only the tag %q, and there is no file name to use as the image's name; save it with a name: `skopeo copy ... oci-archive:FILE:NAME:%s`", text, text)
 			}
 			base := filepath.Base(file)
 			for _, suffix := range []string{".gz", ".zst", ".xz", ".bz2", ".tgz", ".tzst", ".txz", ".tbz2", ".tar", ".oci"} {
@@ -242,7 +241,7 @@ func layoutName(d v1.Descriptor, file string) (string, error) {
 	return ofDockerHub(digest.Name()), nil
 }
 
-// fullName returns an image's name as CRI knows it: nginx:1 is docker.io/library/nginx:1.
+// fullName returns an image's name in CRI's form: nginx:1 becomes docker.io/library/nginx:1.
 func fullName(text string) (string, error) {
 	tag, err := name.NewTag(text)
 	if err != nil {
@@ -251,7 +250,7 @@ func fullName(text string) (string, error) {
 	return ofDockerHub(tag.Name()), nil
 }
 
-// ofDockerHub returns a name as CRI has it: the library uses the name of the registry's machine.
+// ofDockerHub converts a name to CRI's form: the library has the registry's host name instead of docker.io.
 func ofDockerHub(full string) string {
 	if rest, ok := strings.CutPrefix(full, name.DefaultRegistry+"/"); ok {
 		return "docker.io/" + rest
@@ -259,7 +258,7 @@ func ofDockerHub(full string) string {
 	return full
 }
 
-// checkDocker checks an archive in the format that docker save wrote up to version 24.
+// checkDocker checks an archive in the format of docker save up to version 24.
 func (a *archive) checkDocker(c *contents, arch string) error {
 	type entry struct {
 		Config   string
@@ -273,7 +272,7 @@ func (a *archive) checkDocker(c *contents, arch string) error {
 	if len(images) == 0 {
 		return errors.New("manifest.json in it lists no image")
 	}
-	var unusable error // why the first is none for us
+	var unusable error // var unusable error // why the first image cannot be used here
 	for _, image := range images {
 		if len(image.RepoTags) == 0 {
 			unusable = cmp.Or(unusable, errors.New("it does not name its image; save it by its name, not by its ID: `docker save NAME:TAG`"))
@@ -311,7 +310,7 @@ func (a *archive) checkDocker(c *contents, arch string) error {
 				return fmt.Errorf("image %s: layer %s is missing: the archive was cut short, or not saved whole", full, path)
 			}
 			if !layer.gzip && layer.digest != config.RootFS.DiffIDs[i].String() {
-				return fmt.Errorf("image %s: layer %s has another digest than %s says: the archive is damaged", full, path, image.Config)
+				return fmt.Errorf("image %s: the digest of layer %s differs from %s: the archive is damaged", full, path, image.Config)
 			}
 		}
 		kept = append(kept, image)

@@ -21,23 +21,23 @@ import (
 	"github.com/fathom-network/fathom/internal/kit"
 )
 
-// Network is the network's images as they are passed on: those that WriteNetwork has written.
+// Network describes the network's images that WriteNetwork has written.
 type Network struct {
-	// Version is that of the fathom which they were made with.
+	// Version is the version of the fathom that made them.
 	Version string `json:"version"`
-	// Images are the digests, sha256:..., of each image's index, by its name without a registry.
+	// Images maps the name of each image, without a registry, to the digest of its index, sha256:...
 	Images map[string]string `json:"images"`
 }
 
-// The names of the network's images below a registry. The controller is in the agent's, and so is the plugin.
+// The names of the network's images below a registry. The agent's image also has the controller and the plugin.
 const (
 	agentName = "fathom-agent"
 	dnsName   = "fathom-dns"
 )
 
-// WriteNetwork writes the network's images into dir, which must not exist or be empty, as an OCI image layout. programs are
-// directories with fathom-agent, fathom-cni, fathom-controller and fathom-dns, by architecture (GOARCH). Each image is an index of all
-// architectures under its name, and equal programs give equal digests.
+// WriteNetwork writes the network's images into dir, which must not exist or be empty, as an OCI image layout. programs
+// maps architectures (GOARCH) to directories with fathom-agent, fathom-cni, fathom-controller and fathom-dns. Each image is
+// an index of all architectures under its name. Equal programs give equal digests.
 func WriteNetwork(dir, version string, programs map[string]string) (Network, error) {
 	n, err := writeNetwork(dir, version, programs)
 	if err != nil {
@@ -48,10 +48,10 @@ func WriteNetwork(dir, version string, programs map[string]string) (Network, err
 
 func writeNetwork(dir, version string, programs map[string]string) (Network, error) {
 	if len(programs) == 0 {
-		return Network{}, errors.New("of no architecture")
+		return Network{}, errors.New("no architecture is given")
 	}
 	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
-		return Network{}, fmt.Errorf("there is something in it already (%s)", entries[0].Name())
+		return Network{}, fmt.Errorf("it is not empty: it has %s", entries[0].Name())
 	}
 	out, err := layout.Write(dir, empty.Index)
 	if err != nil {
@@ -91,10 +91,10 @@ func writeNetwork(dir, version string, programs map[string]string) (Network, err
 	return n, nil
 }
 
-// networkFile is where the kit has the digests of the network's images.
+// networkFile is the kit's file with the digests of the network's images.
 func networkFile(k kit.Kit) string { return filepath.Join(k.Dir, "network.json") }
 
-// Record writes the digests into the kit, where ReadNetwork finds them.
+// Record writes the digests to the kit, for ReadNetwork.
 func (n Network) Record(k kit.Kit) error {
 	data, err := json.MarshalIndent(n, "", "  ")
 	if err != nil {
@@ -103,11 +103,11 @@ func (n Network) Record(k kit.Kit) error {
 	return durable.WriteFile(networkFile(k), append(data, '\n'), 0o644)
 }
 
-// ReadNetwork returns the network's images that were made with this version of fathom.
+// ReadNetwork returns the network's images that this version of fathom made.
 func ReadNetwork(k kit.Kit, version string) (Network, error) {
 	data, err := os.ReadFile(networkFile(k))
 	if errors.Is(err, os.ErrNotExist) {
-		return Network{}, fmt.Errorf("the kit in %s does not know the digests of the network's images: `make dist` makes the images, and packages have the digests", k.Dir)
+		return Network{}, fmt.Errorf("the kit in %s lacks the digests of the network's images: `make dist` makes the images, and packages contain the digests", k.Dir)
 	}
 	if err != nil {
 		return Network{}, err
@@ -122,11 +122,11 @@ func ReadNetwork(k kit.Kit, version string) (Network, error) {
 	return n, nil
 }
 
-// In returns the names of the agent's image and the DNS cache's in a registry, HOST/PATH, by digest.
+// In returns the references by digest, in a registry HOST/PATH, of the agent's image and the DNS cache's.
 func (n Network) In(registry string) (agent, dns string, err error) {
-	// registry.example is one, and so is localhost:5000; team/net would be Docker Hub's.
+	// registry.example is a host, and so is localhost:5000; team/net would be Docker Hub's.
 	if host, _, _ := strings.Cut(registry, "/"); !strings.ContainsAny(host, ".:") && host != "localhost" {
-		return "", "", fmt.Errorf("registry %q: the first part is no host: write docker.io/%[1]s for Docker Hub's", registry)
+		return "", "", fmt.Errorf("registry %q: the first part is not a host: write docker.io/%[1]s for Docker Hub", registry)
 	}
 	names := []string{agentName, dnsName}
 	for i, image := range names {

@@ -13,12 +13,12 @@ import (
 	"github.com/fathom-network/fathom/internal/durable"
 )
 
-// A sealed directory has been written to the disk to its end, and names of it the size of each file. What a bad disk, or a
-// power cut under a disk that lies, takes away is noticed by that; to read hundreds of megabytes at each start of
-// a lab would cost seconds.
+// A sealed directory has been written to the disk completely, and its seal has the names and sizes of all files. The seal
+// detects losses by a bad disk, or by a power cut with a disk that acknowledges writes too early. Rejected: checksums,
+// since reading hundreds of megabytes at each start of a lab would take seconds.
 const sealFile = "contents"
 
-// seal writes what there is below dir to the disk, and then the seal beside it, in the directory at.
+// seal syncs everything below dir to the disk, and then writes the seal, in the directory at.
 func seal(dir, at string) error {
 	sum, err := listing(dir)
 	if err != nil {
@@ -30,7 +30,7 @@ func seal(dir, at string) error {
 	return durable.WriteFile(filepath.Join(at, sealFile), []byte(sum+"\n"), 0o644)
 }
 
-// isWhole says whether dir is as it was sealed.
+// isWhole reports whether dir is as it was sealed.
 func isWhole(dir, at string) bool {
 	want, err := os.ReadFile(filepath.Join(at, sealFile))
 	if err != nil {
@@ -40,7 +40,7 @@ func isWhole(dir, at string) bool {
 	return err == nil && have == strings.TrimSpace(string(want))
 }
 
-// listing is a digest of the names, kinds and sizes of everything below dir, but for a seal.
+// listing returns a digest of the names, kinds and sizes of everything below dir, except a seal.
 func listing(dir string) (string, error) {
 	digest := sha256.New()
 	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
@@ -61,8 +61,8 @@ func listing(dir string) (string, error) {
 	return hex.EncodeToString(digest.Sum(nil)), err
 }
 
-// discard takes a damaged directory out of the way of the one that replaces it, and removes it. aside is a name that is
-// swept up if that does not come to its end.
+// discard moves a damaged directory out of the way of its replacement, and removes it. aside is a name that a later sweep
+// removes if discard is interrupted.
 func discard(dir, aside string) error {
 	if err := os.RemoveAll(aside); err != nil {
 		return err

@@ -31,14 +31,14 @@ const (
 //go:embed servers
 var serverFiles embed.FS
 
-// servers are packages of the distribution that kit/debian has unpacked and that are not installed.
+// servers holds packages of the distribution that kit/debian has unpacked without installing them.
 type servers struct {
 	dir          string
 	distribution string
 	versions     map[string]string // by package
 }
 
-// findServers returns the kit's unpacked packages; nil where it has none, as on a machine without apt.
+// findServers returns the kit's unpacked packages, or nil if it has none, as on a machine without apt.
 func findServers(k kit.Kit) (*servers, error) {
 	s := &servers{dir: filepath.Join(k.Dir, "debian"), versions: map[string]string{}}
 	text, err := os.ReadFile(filepath.Join(s.dir, "packages"))
@@ -61,7 +61,7 @@ func findServers(k kit.Kit) (*servers, error) {
 	return s, nil
 }
 
-// python returns the interpreter's package less "-minimal": python3.11.
+// python returns the name of the interpreter, which is its package's without "-minimal": python3.11.
 func (s *servers) python() string {
 	for name := range s.versions {
 		if m := regexp.MustCompile(`^(python3\.\d+)-minimal$`).FindStringSubmatch(name); m != nil {
@@ -79,7 +79,7 @@ func (s *servers) recipes() []recipe {
 	of := func(what, pkg string) string {
 		version := s.versions[pkg]
 		if _, less, ok := strings.Cut(version, ":"); ok {
-			version = less // an epoch is Debian's, and nothing that the program calls itself by
+			version = less // version = less // the epoch is Debian's; the program does not report it
 		}
 		return what + " " + version + " of " + s.distribution
 	}
@@ -108,13 +108,13 @@ func (s *servers) recipes() []recipe {
 		one("python", python, config("", nil, "python3"), layerPython),
 	}
 	for name, port := range map[string]string{"whoami": "80", "echoserver": "8080"} {
-		all = append(all, one(name, "a program of Fathom's that answers alike, with "+python, config(port, []string{"/" + name}), layerPython, layerEcho))
+		all = append(all, one(name, "a program of Fathom's that answers the same, with "+python, config(port, []string{"/" + name}), layerPython, layerEcho))
 	}
 	slices.SortFunc(all, func(a, b recipe) int { return strings.Compare(a.names[0], b.names[0]) })
 	return all
 }
 
-// trees returns the layers of servers. What is in the layer of tools, on which they are, is not in them again.
+// trees returns the layers of servers, without what the layer of tools below them has.
 func (s *servers) trees(tools tree) (map[string]tree, error) {
 	if s == nil {
 		return nil, nil
@@ -150,7 +150,7 @@ func (s *servers) nginx(t tree) error {
 	t.link("/var/log/nginx/error.log", "/dev/stderr")
 	t.dir("/var/lib/nginx", 0o755)
 	t.dir("/var/cache/nginx", 0o755)
-	// Configurations say `user nginx`.
+	// nginx's configurations say `user nginx`.
 	t.write("/etc/passwd", passwd+"nginx:x:101:101:nginx:/:/bin/false\n", 0o644)
 	t.write("/etc/group", group+"nginx:x:101:\n", 0o644)
 	return errors.Join(
@@ -202,7 +202,7 @@ func (s *servers) redis(t tree) error {
 	)
 }
 
-// pythonLess are parts of the standard library that no server in a pod needs.
+// pythonLess are the parts of the standard library that no server in a pod needs.
 var pythonLess = []string{"distutils", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "tkinter", "turtle.py", "venv", "sitecustomize.py"}
 
 func (s *servers) pythonTree(t tree) error {
@@ -232,7 +232,7 @@ func (s *servers) pythonTree(t tree) error {
 		}
 		at := path.Join("/usr/lib", name, filepath.ToSlash(rel))
 		if strings.HasSuffix(rel, ".so") && s.lacks(file) {
-			return nil // a module of a library that this machine has not, as Berkeley DB's: `import` says so
+			return nil // return nil // a module for a library that this machine lacks, such as Berkeley DB: `import` reports that
 		}
 		if !d.Type().IsRegular() {
 			return nil
@@ -259,7 +259,7 @@ func (s *servers) text(t tree, at, name string, mode fs.FileMode) error {
 	return err
 }
 
-// linker looks for libraries among the packages first: the machine need not have them.
+// linker searches the packages first, so that the machine need not have the libraries.
 func (s *servers) linker() *linker {
 	l := newLinker()
 	var own []string
@@ -270,13 +270,13 @@ func (s *servers) linker() *linker {
 	return l
 }
 
-// lacks reports whether a library that the file needs is nowhere.
+// lacks reports whether a library that the file needs cannot be found.
 func (s *servers) lacks(file string) bool {
 	_, err := s.linker().closure(file)
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// program adds a file of the packages, and the libraries that it needs if it is a program or a module.
+// program adds a file of the packages and, if it is a program or a module, the libraries that it needs.
 func (s *servers) program(t tree, at, name string) error {
 	file, err := filepath.EvalSymlinks(filepath.Join(s.dir, name))
 	if err != nil {
@@ -301,16 +301,16 @@ func (s *servers) program(t tree, at, name string) error {
 	return nil
 }
 
-// licences adds what the packages that are there say of copyright, where Debian has it.
+// licences adds the copyright files of the packages, where Debian has them.
 func (s *servers) licences(t tree, packages ...string) error {
 	for _, name := range packages {
 		if _, ok := s.versions[name]; !ok {
-			continue // by its name in another release
+			continue // continue // named differently in another release
 		}
 		file := filepath.Join(s.dir, "usr/share/doc", name, "copyright")
 		real, err := filepath.EvalSymlinks(file)
 		if err != nil {
-			// Some packages' directory is a link to that of another one.
+			// Some packages' directory is a link to another package's.
 			continue
 		}
 		t.copy("/usr/share/doc/"+name+"/copyright", real, 0o644)

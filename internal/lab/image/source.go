@@ -11,35 +11,35 @@ import (
 	"golang.org/x/term"
 )
 
-// Stdin names standard input in the place of a file.
+// Stdin stands for standard input in place of a file's name.
 const Stdin = "-"
 
-// Input is where Load reads what has no file of its own.
+// Input is where Load reads standard input from, and keeps it.
 type Input struct {
-	// Stdin is what the name "-" stands for.
+	// Stdin is read for the name "-".
 	Stdin *os.File
-	// Dir is a directory with room for what comes from a pipe. Nothing stays in it.
+	// Dir is a directory with room for what comes from a pipe. Nothing is left in it.
 	Dir string
 }
 
-// source is a file that can be read from its beginning as often as need be.
+// source is a file that can be read from its start repeatedly.
 type source struct {
-	label string // what it is called in messages
-	name  string // the file's, or "" if it comes from a pipe and has none
+	label string // label string // its name in messages
+	name  string // name  string // the file's name, or "" if it comes from a pipe
 	file  *os.File
 	size  int64
 }
 
-// open reads the source anew, without its compression. Several may be read at once.
+// open reads the source from its start, decompressed. Several readers may be open at once.
 func (s source) open() (io.ReadCloser, error) {
 	return unpack(io.NewSectionReader(s.file, 0, s.size))
 }
 
-// close gives up the file. What came from a pipe is gone then.
+// close closes the file. What came from a pipe is deleted with it.
 func (s source) close() { s.file.Close() }
 
-// openSource opens a file, or takes in what comes from a pipe: archives are read twice, to check them before any node
-// is touched and to send them.
+// openSource opens a file, or stores what comes from a pipe: archives are read twice, once to check them before any node is
+// touched and once to send them.
 func (in Input) openSource(ctx context.Context, file string) (source, error) {
 	if file == Stdin {
 		if term.IsTerminal(int(in.Stdin.Fd())) {
@@ -68,7 +68,7 @@ func (in Input) openSource(ctx context.Context, file string) (source, error) {
 	return in.keep(ctx, f, file)
 }
 
-// bare is an error of the os package without the path, which the caller tells.
+// bare returns an error of package os without the path, which the caller adds.
 func bare(err error) error {
 	var pathErr *fs.PathError
 	if errors.As(err, &pathErr) {
@@ -77,8 +77,8 @@ func bare(err error) error {
 	return err
 }
 
-// keep takes in what comes from a pipe, compressed as it is, into a file that has no name any more: however this process
-// ends, the kernel frees it then.
+// keep stores what comes from a pipe, still compressed, in a file whose name it removes at once: so the kernel frees it
+// however this process ends.
 func (in Input) keep(ctx context.Context, pipe io.Reader, label string) (source, error) {
 	f, err := os.CreateTemp(in.Dir, "image-")
 	if err != nil {
@@ -93,7 +93,7 @@ func (in Input) keep(ctx context.Context, pipe io.Reader, label string) (source,
 		err  error
 	}
 	done := make(chan result, 1)
-	// A read from a pipe that nobody writes to cannot be ended; it is left behind then, and so is the file.
+	// A blocked read from a pipe cannot be cancelled; then the goroutine and the file are left behind.
 	go func() {
 		n, err := io.Copy(f, io.LimitReader(pipe, maxArchive+1))
 		done <- result{n, err}
@@ -108,9 +108,9 @@ func (in Input) keep(ctx context.Context, pipe io.Reader, label string) (source,
 	case r.err != nil:
 		err = fmt.Errorf("%s: keep it in %s until it is checked: %w", label, in.Dir, bare(r.err))
 	case r.size > maxArchive:
-		err = fmt.Errorf("%s: it has more than %d GiB: that is no image", label, int64(maxArchive)>>30)
+		err = fmt.Errorf("%s: it has more than %d GiB: that is not an image", label, int64(maxArchive)>>30)
 	case r.size == 0:
-		err = fmt.Errorf("%s: it is empty: what was to write an image to it wrote nothing", label)
+		err = fmt.Errorf("%s: it is empty: the program that should write an image to it wrote nothing", label)
 	default:
 		return source{label: label, file: f, size: r.size}, nil
 	}

@@ -91,7 +91,7 @@ func TestFromPipes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer from.close()
-	if _, err := openArchive(from, "amd64"); err == nil || !strings.Contains(err.Error(), `no name but the tag "v3"`) {
+	if _, err := openArchive(from, "amd64"); err == nil || !strings.Contains(err.Error(), `only the tag "v3"`) {
 		t.Errorf("a layout with only a tag: error %v", err)
 	}
 	gone := input(data)

@@ -6,14 +6,14 @@ import (
 	"github.com/fathom-network/fathom/internal/kit"
 )
 
-// hasHTTPEcho reports whether the kit has http-echo, which is of use to stand-ins alone: a kit that was built before there were any
-// is good for the rest.
+// hasHTTPEcho reports whether the kit has http-echo. Only stand-ins need it, so that an older kit without it is still
+// usable for the rest.
 func hasHTTPEcho(k kit.Kit) bool {
 	_, err := os.Stat(k.Program("http-echo"))
 	return err == nil
 }
 
-// standInTrees returns the layers of the stand-ins that need nothing but the tools: internal/facts/standin says what they
+// standInTrees returns the layers of the stand-ins that need nothing but the tools; internal/facts/standin says what they
 // stand in for.
 func standInTrees() map[string]tree {
 	packages := tree{}
@@ -34,13 +34,13 @@ func standInTrees() map[string]tree {
 	return map[string]tree{layerPackages: packages, layerAlpine: alpine, layerDebian: debian, layerCurl: curl}
 }
 
-// osRelease is what an image says of itself to who looks at /etc/os-release.
+// osRelease is an image's /etc/os-release.
 func osRelease(name string) string {
 	return "ID=" + name + "\nNAME=\"stand-in for " + name + "\"\nPRETTY_NAME=\"Fathom's stand-in for " + name + "\"\nHOME_URL=\"https://fathom.network\"\n"
 }
 
-// packageManager says what is there already and what is not to be had. Courses begin many an exercise by the installation
-// of curl, dig or ping, which are there.
+// packageManager replaces package managers. It says what is there already and what cannot be installed. Many exercises
+// begin with the installation of curl, dig or ping, which are there.
 const packageManager = `#!/bin/sh
 # In the place of apk, apt-get and apt. This image is a stand-in by Fathom: it has the programs of the lab's toolbox, and
 # nothing can be installed.
@@ -80,7 +80,7 @@ echo "$me: not to be had:$missing. This image is a stand-in by Fathom, in which 
 exit 1
 `
 
-// curlEntrypoint does as that of curlimages/curl: arguments that are no program are curl's.
+// curlEntrypoint works like the entrypoint of curlimages/curl: arguments that are not a program are curl's.
 const curlEntrypoint = `#!/bin/sh
 case $1 in
 -* | *://*) set -- curl "$@" ;;

@@ -23,28 +23,28 @@ import (
 	"github.com/fathom-network/fathom/internal/kit"
 )
 
-// storeSchema is raised when templates begin to look different for the same images.
+// storeSchema is incremented when the same images result in other templates.
 const storeSchema = 1
 
-// A Store is a root directory of containerd with all local images imported and unpacked: the template
-// that each node's /var/lib/containerd is a copy of.
+// A Store is a template for each node's /var/lib/containerd: a root directory of containerd with all local images imported
+// and unpacked.
 type Store struct {
 	root string
-	// held keeps the template from being removed by a fathom with other images.
+	// held is the lock that keeps a fathom with other images from removing the template.
 	held *os.File
 }
 
-// Root is the template's directory. It must not be changed, nor used by a containerd.
+// Root is the template's directory. It must not be modified or used by a containerd.
 func (s Store) Root() string { return s.root }
 
-// Close lets go of the template. Nodes that were cloned from it do not need it any more.
+// Close releases the template. Nodes that were cloned from it no longer need it.
 func (s Store) Close() error { return s.held.Close() }
 
-// Prepare returns the template for the kit's images, and makes it if it is not there yet. It is kept
-// in the directory images of stateDir, under a key made of the images and of containerd's version, so
-// a new kit gets a new template; the old ones are removed as soon as no fathom holds them.
+// Prepare returns the template for the kit's images, and makes it if it does not exist. Templates are in the directory
+// images of stateDir, under a key of the images and containerd's version: a new kit gets a new template. Old templates are
+// removed when no fathom holds them.
 //
-// It can be killed at any point: the next one begins anew and sweeps up.
+// Prepare may be killed at any point: the next call starts again and cleans up.
 func Prepare(ctx context.Context, k kit.Kit, stateDir string, progress func(string)) (Store, error) {
 	s, err := prepare(ctx, k, stateDir, progress)
 	if err != nil {
@@ -90,7 +90,7 @@ func prepare(ctx context.Context, k kit.Kit, stateDir string, progress func(stri
 		held.Close()
 	}
 	if _, err := os.Lstat(at); err == nil {
-		progress("the nodes' images in " + at + " are damaged and are made anew")
+		progress("the nodes' images in " + at + " are damaged; making them again")
 		if err := discard(at, filepath.Join(dir, ".new-damaged")); err != nil {
 			return Store{}, err
 		}
@@ -129,9 +129,8 @@ func hold(at string, how int) (*os.File, error) {
 	return f, nil
 }
 
-// sweep removes what a killed Prepare left and templates other than key that no fathom holds. The
-// caller has the lock, so nothing of this is in the making. What cannot be removed now is tried again
-// the next time.
+// sweep removes what a killed Prepare left, and templates other than key that no fathom holds. The caller holds the lock,
+// so none of these is being made. What cannot be removed now is tried again the next time.
 func sweep(dir, key string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -146,7 +145,7 @@ func sweep(dir, key string) {
 		default:
 			held, err := hold(at, unix.LOCK_EX)
 			if err != nil {
-				continue // somebody is about to clone it, or it is not ours
+				continue // continue // another fathom is about to clone it, or it is not ours
 			}
 			os.RemoveAll(at)
 			held.Close()
@@ -182,7 +181,7 @@ func fill(ctx context.Context, k kit.Kit, temp string, manifest v1.IndexManifest
 	reader, writer := io.Pipe()
 	go func() { writer.CloseWithError(writeArchive(writer, k.ImagesDir(), layers)) }()
 	err = importArchive(ctx, k, d.socket(), reader)
-	reader.Close() // or the writer would wait for ever for a reader that gave up
+	reader.Close() // reader.Close() // otherwise the writer blocks for ever if the reader has failed
 	if err != nil {
 		return fmt.Errorf("%w; containerd said:\n%s", err, tail(log))
 	}
@@ -193,7 +192,7 @@ func fill(ctx context.Context, k kit.Kit, temp string, manifest v1.IndexManifest
 		return err
 	}
 
-	// What must not be the same on two nodes, or is of no use to them.
+	// Files that must differ between nodes, or that nodes do not need.
 	for _, name := range []string{"io.containerd.grpc.v1.introspection", "tmpmounts"} {
 		if err := os.RemoveAll(filepath.Join(root, name)); err != nil {
 			return err
@@ -212,8 +211,7 @@ func fill(ctx context.Context, k kit.Kit, temp string, manifest v1.IndexManifest
 	return seal(root, temp)
 }
 
-// writeArchive writes an OCI image layout as a tar archive, the form in which containerd takes it,
-// without the given blobs.
+// writeArchive writes an OCI image layout as a tar archive, the form that containerd imports, without the given blobs.
 func writeArchive(w io.Writer, dir string, without []string) error {
 	tw := tar.NewWriter(w)
 	for _, name := range []string{"oci-layout", "index.json"} {
@@ -253,9 +251,8 @@ func archiveFile(tw *tar.Writer, dir, name string) error {
 	return err
 }
 
-// checkImages returns when CRI has taken note of all images and pinned the pause image. By then it has
-// also added the names by digest that kubelet asks for, so that a node's containerd has nothing left
-// to do when it starts.
+// checkImages returns when CRI knows all images and has pinned the pause image. By then it has also added the names by
+// digest that kubelet asks for, so that a node's containerd has nothing left to do at its start.
 func checkImages(ctx context.Context, socket, pause string, manifest v1.IndexManifest) error {
 	var names []string
 	for _, m := range manifest.Manifests {
@@ -276,15 +273,14 @@ func checkImages(ctx context.Context, socket, pause string, manifest v1.IndexMan
 	return fmt.Errorf("containerd's CRI plugin did not pin %s: is that the pause image of the kit's containerd?", pause)
 }
 
-// contentDir is where a root directory of containerd keeps the blobs.
+// contentDir is where containerd's root directory has the blobs.
 const contentDir = "io.containerd.content.v1.content/blobs/sha256"
 
-// placeLayers puts the layout's layers where a containerd that is yet to be started will find them,
-// and returns their files in the layout. They are hard links, so that the blobs cost nothing, neither
-// time nor space; on another file system they are copies. Sending them through containerd's socket
-// instead took 9 s in place of 3 (a sync of each to the disk, and gRPC in small pieces). Dropping the
-// blobs of unpacked layers, which containerd can do too, would save the space, but such an image can
-// be neither pushed nor exported from a node.
+// placeLayers puts the layout's layers where a containerd that starts later finds them, and returns their files in the
+// layout. They are hard links, which cost neither time nor space; on another file system they are copies. Rejected: sending
+// them through containerd's socket, which took 9 s instead of 3 (a sync for each, and gRPC in small pieces). Rejected:
+// dropping the blobs of unpacked layers, which containerd can do too: that saves the space, but then an image can be
+// neither pushed nor exported from a node.
 func placeLayers(root, images string) ([]string, error) {
 	if err := os.MkdirAll(filepath.Join(root, contentDir), 0o755); err != nil {
 		return nil, err
@@ -315,8 +311,8 @@ func placeLayers(root, images string) ([]string, error) {
 	return layers, nil
 }
 
-// announce makes a blob that is in the content store's directory known to containerd, which takes a
-// blob's being there as its having been sent, and reads none of it.
+// announce registers a blob that is already in the content store's directory with containerd, which then takes it as
+// received and does not read it.
 func announce(ctx context.Context, k kit.Kit, socket, blob string) error {
 	in, err := os.Open(blob)
 	if err != nil {

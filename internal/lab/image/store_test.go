@@ -114,7 +114,7 @@ func TestStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("Clone: %s", time.Since(began))
-	if err := s.Clone(clone); err == nil || !strings.Contains(err.Error(), "something in it already") {
+	if err := s.Clone(clone); err == nil || !strings.Contains(err.Error(), "it is not empty") {
 		t.Errorf("a clone over a clone: error %v", err)
 	}
 	sameTree(t, s.Root(), clone)

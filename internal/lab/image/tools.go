@@ -13,18 +13,18 @@ import (
 // A tool is a program of this machine that goes into the images.
 type tool struct {
 	name string
-	// pkg is the Debian and Ubuntu package that holds it, for the error when it is missing.
+	// pkg is the Debian and Ubuntu package of the program, for the error when it is missing.
 	pkg string
-	// also are further names of the same program, which looks at the name it was called by.
+	// also lists further names of the same program, which acts by the name it is called by.
 	also []string
 }
 
-// tools are what people look for in a pod when its network misbehaves, what upstream's end-to-end
-// tests call inside their pods, and what kube-proxy and flannel call. They come from the machine's
-// own packages: those are built with care and kept up to date, and their manuals are at hand.
+// tools are the programs to debug a pod's network with, those that upstream's end-to-end tests call in their pods, and
+// those that kube-proxy and flannel call. They come from the machine's packages, which are well built, kept up to date and
+// documented.
 var tools = []tool{
-	// Debian's busybox prefers its own commands to those in $PATH: `ip` in its shell, and `timeout 5
-	// nc`, would be busybox's ip and nc. So whatever runs other commands is not busybox's.
+	// Debian's busybox prefers its own commands to those in $PATH: in its shell, `ip` and `timeout 5 nc` would run
+	// busybox's ip and nc. So programs that run other commands are not busybox's.
 	{name: "bash", pkg: "bash", also: []string{"sh"}},
 	{name: "env", pkg: "coreutils"},
 	{name: "find", pkg: "findutils"},
@@ -40,7 +40,7 @@ var tools = []tool{
 	{name: "curl", pkg: "curl"},
 	{name: "dig", pkg: "dnsutils"},
 	{name: "ethtool", pkg: "ethtool"},
-	{name: "getent", pkg: "libc-bin"}, // asks as programs do: /etc/hosts, the search list, then DNS
+	{name: "getent", pkg: "libc-bin"}, // {name: "getent", pkg: "libc-bin"}, // resolves as programs do: /etc/hosts, the search list, then DNS
 	{name: "host", pkg: "dnsutils"},
 	{name: "ip", pkg: "iproute2"},
 	{name: "iperf", pkg: "iperf"},
@@ -57,15 +57,14 @@ var tools = []tool{
 	{name: "ss", pkg: "iproute2"},
 	{name: "tc", pkg: "iproute2"},
 	{name: "tcpdump", pkg: "tcpdump"},
-	{name: "wget", pkg: "wget"}, // busybox's has no timeout in Debian, and crashes when asked for one
+	{name: "wget", pkg: "wget"}, // {name: "wget", pkg: "wget"}, // Debian's busybox wget has no timeout, and crashes if given one
 	{name: "xtables-legacy-multi", pkg: "iptables", also: []string{
 		"ip6tables-legacy", "ip6tables-legacy-restore", "ip6tables-legacy-save",
 		"iptables-legacy", "iptables-legacy-restore", "iptables-legacy-save",
 		"iptables-xml",
 	}},
-	// The plain names are the nft variants. Upstream's images choose at the first call, by a wrapper
-	// that looks which variant the kubelet used: a kubelet of today makes its chains with nft, and a
-	// plain symlink is something a learner can read.
+	// The plain names are the nft variants. In upstream's images a wrapper chooses at the first call, by the variant that
+	// the kubelet used. Current kubelets use nft, and a learner can read a plain symlink.
 	{name: "xtables-nft-multi", pkg: "iptables", also: []string{
 		"ip6tables", "ip6tables-nft", "ip6tables-nft-restore", "ip6tables-nft-save", "ip6tables-restore", "ip6tables-save",
 		"iptables", "iptables-nft", "iptables-nft-restore", "iptables-nft-save", "iptables-restore", "iptables-save",
@@ -74,12 +73,11 @@ var tools = []tool{
 	}},
 }
 
-// programDirs is where this machine's packages put programs. $PATH is not asked: a wrapper in
-// somebody's home directory has no business in an image.
+// programDirs is where this machine's packages install programs. $PATH is not used: a wrapper in a home directory does not
+// belong in an image.
 var programDirs = []string{"/usr/sbin", "/usr/bin", "/sbin", "/bin"}
 
-// locate returns the file that a program of this machine is, symlinks resolved (nc is one into
-// /etc/alternatives).
+// locate returns the file of a program of this machine, with symlinks resolved (nc is one into /etc/alternatives).
 func locate(name string) (string, bool) {
 	for _, dir := range programDirs {
 		if file, err := filepath.EvalSymlinks(filepath.Join(dir, name)); err == nil {
@@ -132,7 +130,7 @@ func toolsTree() (tree, error) {
 		return nil, fmt.Errorf("build images: %w", err)
 	}
 
-	// What is opened at run time, by a name that no file header tells.
+	// Libraries that are opened at run time, which no file header names.
 	loaded, err := extensions(libs)
 	if err != nil {
 		return nil, fmt.Errorf("build images: %w", err)
@@ -176,8 +174,7 @@ var toolsFiles = map[string]string{
 	"/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nnetworks: files\nprotocols: files\nservices: files\n",
 }
 
-// extensions returns the matches and targets of iptables, which it loads by name from the directory
-// xtables beside libxtables.
+// extensions returns iptables' matches and targets, which it loads by name from the directory xtables beside libxtables.
 func extensions(libs []library) ([]library, error) {
 	for _, lib := range libs {
 		if !strings.HasPrefix(filepath.Base(lib.Path), "libxtables.so") {
@@ -203,10 +200,10 @@ func extensions(libs []library) ([]library, error) {
 		}
 		return found, nil
 	}
-	return nil, nil // an iptables that was linked statically has them inside
+	return nil, nil // return nil, nil // a statically linked iptables contains them
 }
 
-// busybox tells what the machine's busybox is.
+// busybox describes the machine's busybox.
 type busybox struct {
 	source  string
 	version string // 1.35.0
@@ -219,13 +216,13 @@ func findBusybox() (busybox, error) {
 	if !ok {
 		return busybox{}, checkTools()
 	}
-	// It becomes the image busybox, which holds no library.
+	// It becomes the image busybox, which has no libraries.
 	libs, err := newLinker().closure(source)
 	if err != nil {
 		return busybox{}, fmt.Errorf("build images: %w", err)
 	}
 	if len(libs) > 0 {
-		return busybox{}, fmt.Errorf("build images: %s is not static: it needs %s; install with: apt-get install -y busybox-static", source, libs[0].Path)
+		return busybox{}, fmt.Errorf("build images: %s is dynamically linked: it needs %s; install with: apt-get install -y busybox-static", source, libs[0].Path)
 	}
 	banner, err := exec.Command(source, "--help").CombinedOutput()
 	if err != nil {
@@ -242,11 +239,11 @@ func findBusybox() (busybox, error) {
 	return busybox{source: source, version: string(version[1]), applets: strings.Fields(string(list))}, nil
 }
 
-// busyboxTree returns the first layer of nearly every image: a shell, the everyday commands, and
-// what programs expect of a root directory.
+// busyboxTree returns the first layer of nearly every image: a shell, the usual commands, and what programs expect of a
+// root directory.
 //
-// All commands are symlinks in one directory. Directories are what a node's copy of the images costs:
-// regular files and symlinks are hard linked, directories cannot be.
+// All commands are symlinks in one directory: directories are what a node's copy of the images costs, since regular files
+// and symlinks are hard linked and directories cannot be.
 func busyboxTree(b busybox) tree {
 	t := tree{}
 	t.copy("/usr/bin/busybox", b.source, 0o755)
@@ -269,8 +266,8 @@ func busyboxTree(b busybox) tree {
 	return t
 }
 
-// Users: tcpdump becomes its own user, and nothing works without that; nonroot is what the images of
-// CoreDNS run as; the last one is asked for by upstream's end-to-end tests of agnhost.
+// Users. tcpdump switches to its own user, and fails without it. nonroot is the user of CoreDNS's image. Upstream's
+// end-to-end tests of agnhost need the last one.
 const (
 	passwd = `root:x:0:0:root:/root:/bin/sh
 daemon:x:1:1:daemon:/:/bin/false

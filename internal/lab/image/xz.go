@@ -14,26 +14,26 @@ import (
 	"github.com/ulikunitz/xz/lzma"
 )
 
-// xzReader reads files of xz: blocks of LZMA2, each followed by a checksum, and an index of them, as
-// https://tukaani.org/xz/xz-file-format.txt describes (1.2.1). The LZMA2 is github.com/ulikunitz/xz's. Its reader of whole
-// files is not used because it makes the dictionary as large as the file asks for, which may be 4 GiB.
+// xzReader reads xz files: blocks of LZMA2, each followed by a checksum, and an index of them, as
+// https://tukaani.org/xz/xz-file-format.txt describes (1.2.1). github.com/ulikunitz/xz decodes LZMA2. Rejected: its reader
+// of whole files, which makes the dictionary as large as the file demands, up to 4 GiB.
 type xzReader struct {
 	r         *bufio.Reader
 	at        int64 // bytes read of the stream
 	maxWindow int64
 	flags     [2]byte   // of the stream
-	check     hash.Hash // of a block's content, nil without
+	check     hash.Hash // check     hash.Hash // of a block's content, nil without a checksum
 	block     *lzma.Reader2
-	start     int64 // where the block began
-	content   int64 // bytes that came out of it
+	start     int64 // start     int64 // where the block began
+	content   int64 // content   int64 // the block's uncompressed bytes so far
 	limits    blockHeader
 	blocks    uint64
-	records   hash.Hash32 // of the index that the blocks read so far ought to have
-	recorded  int64       // and its size
+	records   hash.Hash32 // records   hash.Hash32 // of the index that follows from the blocks read so far
+	recorded  int64       // recorded  int64       // its size
 	ended     bool        // between streams
 }
 
-// blockHeader is what a block says of itself; a size is -1 if it does not.
+// blockHeader is the header of a block; a size is -1 if the header omits it.
 type blockHeader struct {
 	compressed, content int64
 	size                int64 // the header's own
@@ -43,12 +43,12 @@ type blockHeader struct {
 // The errors of xz files: all but errWindow mean damage.
 var (
 	errWindow     = errors.New("the window is too large")
-	errXzHeader   = errors.New("a header is not as it should be")
-	errXzFilter   = errors.New("it has a filter other than LZMA2")
-	errXzCheck    = errors.New("it has a checksum of an unknown kind")
-	errXzChecksum = errors.New("a checksum does not fit")
-	errXzSize     = errors.New("a block has not the size that it should have")
-	errXzIndex    = errors.New("the index does not fit the blocks")
+	errXzHeader   = errors.New("a header is malformed")
+	errXzFilter   = errors.New("it uses a filter other than LZMA2")
+	errXzCheck    = errors.New("it uses an unknown kind of checksum")
+	errXzChecksum = errors.New("a checksum does not match")
+	errXzSize     = errors.New("a block has another size than recorded")
+	errXzIndex    = errors.New("the index does not match the blocks")
 )
 
 var xzMagic = []byte("\xfd7zXZ\x00")
@@ -59,7 +59,7 @@ func newXzReader(r *bufio.Reader, maxWindow int64) (*xzReader, error) {
 	return x, whole(x.begin())
 }
 
-// whole has the end of the file in the middle of something be an error.
+// whole turns an end of file in the middle of something into an error.
 func whole(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF
@@ -93,10 +93,10 @@ func (x *xzReader) Read(p []byte) (int, error) {
 	return 0, nil
 }
 
-// next begins what comes next: a block, or after the index another stream. There is no more at the end of the file.
+// next starts the next block or, after the index, the next stream. It returns false at the end of the file.
 func (x *xzReader) next() (more bool, err error) {
 	if x.ended {
-		// Streams may follow each other, with zeros between them, in fours.
+		// Streams may follow each other, padded with zeros in groups of four.
 		for {
 			head, err := x.r.Peek(4)
 			if len(head) == 0 && err == io.EOF {
@@ -121,14 +121,14 @@ func (x *xzReader) next() (more bool, err error) {
 	return true, whole(x.beginBlock())
 }
 
-// take reads exactly n bytes of the stream, at most a block's header.
+// take reads exactly n bytes of the stream; n is at most the size of a block's header.
 func (x *xzReader) take(n int) ([]byte, error) {
 	data := make([]byte, n)
 	_, err := io.ReadFull(counted{x}, data)
 	return data, err
 }
 
-// counted reads from the file and keeps count.
+// counted reads from the file and counts the bytes.
 type counted struct{ x *xzReader }
 
 func (c counted) Read(p []byte) (int, error) {
@@ -217,7 +217,7 @@ func parseBlockHeader(head []byte) (blockHeader, error) {
 	switch {
 	case flags&0x3c != 0:
 		return h, errXzHeader
-	case flags&3 != 0: // the number of filters, less one
+	case flags&3 != 0: // case flags&3 != 0: // the number of filters minus one
 		return h, errXzFilter
 	}
 	if flags&0x40 != 0 {
@@ -271,7 +271,7 @@ func (x *xzReader) endBlock() error {
 			return err
 		}
 		want := x.check.Sum(nil)
-		if x.flags[1] != 10 { // the CRCs are stored with the lowest byte first
+		if x.flags[1] != 10 { // if x.flags[1] != 10 { // CRCs are little-endian
 			reverse(want)
 		}
 		if !bytes.Equal(sum, want) {
@@ -301,12 +301,12 @@ func (x *xzReader) padding() error {
 	return err
 }
 
-// endStream reads the index, which has the sizes of all blocks once more, and the footer.
+// endStream reads the index, which repeats the sizes of all blocks, and the footer.
 func (x *xzReader) endStream() error {
 	begin := x.at
 	sum := crc32.NewIEEE()
 	all := io.TeeReader(counted{x}, sum)
-	// What the index has to begin with is known: a zero and the number of blocks.
+	// The index has to begin with a zero and the known number of blocks.
 	want := binary.AppendUvarint([]byte{0}, x.blocks)
 	head := make([]byte, len(want))
 	if _, err := io.ReadFull(all, head); err != nil {
