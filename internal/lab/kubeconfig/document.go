@@ -11,24 +11,24 @@ import (
 	sigsyaml "sigs.k8s.io/yaml"
 )
 
-// document is the text of a kubeconfig with the positions of what is in it. Only its first YAML document counts: that is
-// all that kubectl reads. An edit replaces a stretch of the text and reads the positions again.
+// document is the text of a kubeconfig with the positions of its parts. Only its first YAML document counts: kubectl reads
+// no other. An edit replaces a range of the text and parses the result again.
 //
-// YAML libraries can write a parsed document back with its comments, but none of them keeps every byte (indentation,
-// quoting, blank lines, line endings), hence the splices.
+// Rejected: a YAML library that writes the document back. Some keep comments, but none keeps every byte (indentation,
+// quoting, blank lines, line endings).
 type document struct {
 	text    []byte
-	root    *yaml.Node // nil if there is nothing but blank lines and comments
+	root    *yaml.Node // root    *yaml.Node // nil if there are only blank lines and comments
 	lines   []int      // the offset of each line's start
 	newline string
 }
 
 const byteOrderMark = "\ufeff"
 
-// parse reads text. Two keys of one name at the top are refused: parsers disagree on which of them counts.
+// parse parses text. It rejects duplicate keys at the top level: parsers disagree on which of them counts.
 func parse(text []byte) (*document, error) {
 	if !utf8.Valid(text) {
-		return nil, fmt.Errorf("it is not UTF-8")
+		return nil, fmt.Errorf("it is not valid UTF-8")
 	}
 	d := &document{text: text, newline: "\n"}
 	var n yaml.Node
@@ -63,7 +63,7 @@ func parse(text []byte) (*document, error) {
 	return d, nil
 }
 
-// lineBreak returns the length of the line break that b begins with: YAML 1.1 has five, section 4.2.
+// lineBreak returns the length of the line break that b begins with: YAML 1.1 has five kinds, section 4.2.
 func lineBreak(b []byte) int {
 	for _, s := range []string{"\r\n", "\n", "\r", "\u0085", "\u2028", "\u2029"} {
 		if bytes.HasPrefix(b, []byte(s)) {
@@ -73,7 +73,7 @@ func lineBreak(b []byte) int {
 	return 0
 }
 
-// splice replaces the bytes from..to and reads the document again.
+// splice replaces the bytes from..to and parses the document again.
 func (d *document) splice(from, to int, with string) error {
 	text := make([]byte, 0, len(d.text)+len(with))
 	text = append(append(append(text, d.text[:from]...), with...), d.text[to:]...)
@@ -81,13 +81,13 @@ func (d *document) splice(from, to int, with string) error {
 	if err != nil {
 		return refuse("the edit would damage it: %v", err)
 	}
-	next.newline = d.newline // an edit may have taken the only line break
+	next.newline = d.newline // next.newline = d.newline // the edit may have removed the only line break
 	*d = *next
 	return nil
 }
 
-// insertLines puts whole lines, each with its line break, at the beginning of a line. A text that does not end with a line
-// break still does not afterwards.
+// insertLines inserts whole lines, each with its line break, at the start of a line. If the text did not end with a line
+// break, it does not afterwards either.
 func (d *document) insertLines(at int, lines string) error {
 	lines = strings.ReplaceAll(lines, "\n", d.newline)
 	if at == len(d.text) && at > d.lines[0] && !d.endsLine() {
@@ -96,7 +96,7 @@ func (d *document) insertLines(at int, lines string) error {
 	return d.splice(at, at, lines)
 }
 
-// deleteLines is the opposite of insertLines.
+// deleteLines is the inverse of insertLines.
 func (d *document) deleteLines(from, to int) error {
 	if to == len(d.text) && from > d.lines[0] && !d.endsLine() {
 		from -= len(d.newline)
@@ -104,10 +104,10 @@ func (d *document) deleteLines(from, to int) error {
 	return d.splice(from, to, "")
 }
 
-// endsLine says whether the text ends with a line break.
+// endsLine reports whether the text ends with a line break.
 func (d *document) endsLine() bool { return d.lines[len(d.lines)-1] == len(d.text) }
 
-// lineStart returns the offset at which a line begins, counted from 1 as in yaml.Node, or the text's end.
+// lineStart returns the offset of the start of a line, counted from 1 as in yaml.Node, or of the text's end.
 func (d *document) lineStart(line int) int {
 	if line > len(d.lines) {
 		return len(d.text)
@@ -119,7 +119,7 @@ func (d *document) lineText(line int) string {
 	return string(d.text[d.lineStart(line):d.lineStart(line+1)])
 }
 
-// offset returns where a node begins. A yaml.Node has a line and a column, both counted from 1, the latter in characters.
+// offset returns the start of a node. A yaml.Node has a line and a column, both counted from 1, the column in characters.
 func (d *document) offset(n *yaml.Node) int {
 	at := d.lineStart(n.Line)
 	for i := 1; i < n.Column && at < len(d.text); i++ {
@@ -129,10 +129,10 @@ func (d *document) offset(n *yaml.Node) int {
 	return at
 }
 
-// isFlow says whether a node is written as in JSON.
+// isFlow reports whether a node is in flow style, as in JSON.
 func isFlow(n *yaml.Node) bool { return n.Style&yaml.FlowStyle != 0 }
 
-// find returns the key and value nodes of a key at the top, and the index of the key in the root's content, or -1.
+// find returns the key and value nodes of a key at the top level, and the index of the key in the root's content, or -1.
 func (d *document) find(key string) (k, v *yaml.Node, index int) {
 	if d.root != nil {
 		for i := 0; i < len(d.root.Content); i += 2 {
@@ -144,7 +144,7 @@ func (d *document) find(key string) (k, v *yaml.Node, index int) {
 	return nil, nil, -1
 }
 
-// afterColon returns the offset behind a key's colon.
+// afterColon returns the offset after a key's colon.
 func (d *document) afterColon(k *yaml.Node) (int, error) {
 	at, err := d.scalarEnd(k, d.offset(k))
 	if err != nil {
@@ -159,8 +159,8 @@ func (d *document) afterColon(k *yaml.Node) (int, error) {
 	return at + 1, nil
 }
 
-// scalarEnd returns where a scalar ends that begins at an offset. Those whose text is not simply their value, in quotes
-// or without, are refused: block scalars, aliases, what has an anchor or a tag, plain scalars of several lines.
+// scalarEnd returns the end of the scalar that starts at an offset. It rejects scalars whose text is more than their value
+// with or without quotes: block scalars, aliases, scalars with an anchor or a tag, plain scalars of several lines.
 func (d *document) scalarEnd(n *yaml.Node, at int) (int, error) {
 	rest := d.text[at:]
 	switch {
@@ -173,10 +173,10 @@ func (d *document) scalarEnd(n *yaml.Node, at int) (int, error) {
 	case n.Style == 0 && bytes.HasPrefix(rest, []byte(n.Value)):
 		return at + len(n.Value), nil
 	}
-	return 0, refuse("what is in line %d is neither a plain nor a quoted word", n.Line)
+	return 0, refuse("the value in line %d is neither a plain nor a quoted word", n.Line)
 }
 
-// quotedEnd returns the offset behind a quoted scalar that begins at an offset, or -1.
+// quotedEnd returns the offset after a quoted scalar that starts at an offset, or -1.
 func quotedEnd(text []byte, at int) int {
 	quote := text[at]
 	for i := at + 1; i < len(text); i++ {
@@ -192,7 +192,7 @@ func quotedEnd(text []byte, at int) int {
 	return -1
 }
 
-// value returns where the text of a key's value is, from the colon to its end. Only scalars have one here.
+// value returns the range of a key's value, from the colon to its end. Only scalars are supported.
 func (d *document) value(k, v *yaml.Node) (from, to int, err error) {
 	if from, err = d.afterColon(k); err != nil {
 		return 0, 0, err
@@ -204,7 +204,7 @@ func (d *document) value(k, v *yaml.Node) (from, to int, err error) {
 	return from, to, err
 }
 
-// flowEnd returns the offset behind a node inside of [] or {}, which begins at an offset.
+// flowEnd returns the offset after a node in [] or {} that starts at an offset.
 func (d *document) flowEnd(at int) (int, error) {
 	depth := 0
 	for i := at; i < len(d.text); i++ {
@@ -213,7 +213,7 @@ func (d *document) flowEnd(at int) (int, error) {
 		case (c == '"' || c == '\'') && begins:
 			end := quotedEnd(d.text, i)
 			if end < 0 {
-				return 0, refuse("a quotation does not end")
+				return 0, refuse("a quoted word does not end")
 			}
 			i = end - 1
 		case c == '#' && begins:
@@ -233,7 +233,7 @@ func (d *document) flowEnd(at int) (int, error) {
 	return 0, refuse("a bracket does not close")
 }
 
-// insertFlow puts text before all else in a node that begins with a bracket, and repeats the space that is there.
+// insertFlow inserts text as the first element of a flow node, with the same space after it as before the next.
 func (d *document) insertFlow(n *yaml.Node, text string) error {
 	open := d.offset(n)
 	if open == len(d.text) || d.text[open] != '[' && d.text[open] != '{' {
@@ -250,7 +250,7 @@ func (d *document) insertFlow(n *yaml.Node, text string) error {
 	return d.splice(first, first, text+","+space)
 }
 
-// deleteFlow takes the node at an index out of a node with brackets; in a mapping a key goes with its value.
+// deleteFlow removes the element at an index from a flow node; in a mapping, the key and its value.
 func (d *document) deleteFlow(n *yaml.Node, index int) error {
 	width := 1
 	if n.Kind == yaml.MappingNode {
@@ -272,13 +272,13 @@ func (d *document) deleteFlow(n *yaml.Node, index int) error {
 	return d.splice(from, to, "")
 }
 
-// addKey adds a key at the top, where the root has none of that name. value is the text behind the colon, and below it.
+// addKey adds a key at the top level, which must not have it yet. value is the text after the colon, with further lines.
 func (d *document) addKey(key, value string) error {
 	if isFlow(d.root) {
 		return d.insertFlow(d.root, fmt.Sprintf("%q:%s", key, value))
 	}
-	// Behind apiVersion and kind, where each is one line, else before everything. The end of the document would be the more
-	// usual place, but is hard to tell: comments, block scalars whose last line break counts, "...".
+	// After apiVersion and kind, where each is one line, otherwise before everything. Rejected: the end of the document,
+	// which is more usual but hard to find: comments, block scalars whose last line break counts, "...".
 	next := 0
 	for next < len(d.root.Content) {
 		k, v := d.root.Content[next], d.root.Content[next+1]
@@ -306,7 +306,7 @@ func (d *document) addKey(key, value string) error {
 	return d.insertLines(at, indent+key+":"+strings.ReplaceAll(strings.TrimSuffix(value, "\n"), "\n", "\n"+indent)+"\n")
 }
 
-// deleteKey takes a key whose value is on its line, or is nothing, from the top.
+// deleteKey removes a key from the top level, whose value is empty or on the same line.
 func (d *document) deleteKey(key string) error {
 	k, v, index := d.find(key)
 	if isFlow(d.root) {
@@ -318,8 +318,8 @@ func (d *document) deleteKey(key string) error {
 	return d.deleteLines(d.lineStart(k.Line), d.lineStart(k.Line+1))
 }
 
-// addItem puts an item at the front of a list at the top: there its place follows from the line of the key alone. It returns
-// the text that was there in the place of a list, if there was some, or whether there was no such key.
+// addItem inserts an item at the front of a list at the top level, since that place follows from the line of the key alone.
+// It returns the text that was there instead of a list, if any, and whether it made the key.
 func (d *document) addItem(key string, item map[string]any) (replaced *string, made bool, err error) {
 	flow, err := json.Marshal(item)
 	if err != nil {
@@ -342,7 +342,7 @@ func (d *document) addItem(key string, item map[string]any) (replaced *string, m
 	case v.Kind != yaml.SequenceNode && v.Tag != "!!null":
 		return nil, false, refuse("%q in line %d is not a list", key, k.Line)
 	}
-	// There is an empty list or null.
+	// The value is an empty list or null.
 	from, err := d.afterColon(k)
 	if err != nil {
 		return nil, false, err
@@ -370,13 +370,13 @@ func (d *document) addItem(key string, item map[string]any) (replaced *string, m
 	return &was, false, d.insertBlock(k, k.Column-1, string(block))
 }
 
-// insertBlock puts an item, as lines, below the line of a key.
+// insertBlock inserts the lines of an item below the line of a key.
 func (d *document) insertBlock(k *yaml.Node, indent int, block string) error {
 	space := strings.Repeat(" ", indent)
 	return d.insertLines(d.lineStart(k.Line+1), space+strings.ReplaceAll(strings.TrimSuffix(block, "\n"), "\n", "\n"+space)+"\n")
 }
 
-// deleteItem takes an item out of a list at the top.
+// deleteItem removes an item from a list at the top level.
 func (d *document) deleteItem(key string, index int) error {
 	_, list, _ := d.find(key)
 	if isFlow(list) {
@@ -392,7 +392,7 @@ func (d *document) deleteItem(key string, index int) error {
 			return err
 		}
 	}
-	// What is further in than the dash belongs to the item, but for blank lines and comments at its end.
+	// Lines that are indented further than the dash belong to the item, except blank lines and comments at its end.
 	to := from + 1
 	for line := from + 1; line < limit; line++ {
 		text := d.lineText(line)
@@ -416,11 +416,11 @@ func (d *document) dash(list *yaml.Node, index int) (int, error) {
 			return line, nil
 		}
 	}
-	return 0, refuse("the list in line %d does not begin with a line of its own", list.Line)
+	return 0, refuse("the list in line %d does not start on its own line", list.Line)
 }
 
-// dashIndent returns how many spaces are before the dashes of a block list. The list itself begins with its anchor or tag,
-// if it has one.
+// dashIndent returns the number of spaces before the dashes of a block list. The list node itself starts at its anchor or
+// tag, if it has one.
 func (d *document) dashIndent(list *yaml.Node) int {
 	for line := list.Line; line <= list.Content[0].Line; line++ {
 		text := d.lineText(line)
@@ -431,7 +431,7 @@ func (d *document) dashIndent(list *yaml.Node) int {
 	return list.Column - 1
 }
 
-// restoreList puts back what was in the place of a list that has become empty, or an empty list.
+// restoreList restores what was there instead of a list that has become empty, or leaves an empty list.
 func (d *document) restoreList(key string, was *string) error {
 	k, v, _ := d.find(key)
 	from, err := d.afterColon(k)

@@ -31,8 +31,8 @@ func Files() []string {
 	return files
 }
 
-// Target returns the one of several files that new contexts go to: the first that exists, else the last, as
-// client-go's PathOptions.GetDefaultFilename has it.
+// Target returns the file that new contexts go to: the first that exists, otherwise the last, as in client-go's
+// PathOptions.GetDefaultFilename.
 func Target(files []string) string {
 	for _, file := range files {
 		if _, err := os.Stat(file); err == nil {
@@ -42,8 +42,8 @@ func Target(files []string) string {
 	return files[len(files)-1]
 }
 
-// Put adds the entries of a lab to the file among several that is to have them, and takes them out of the others. A
-// $KUBECONFIG of /dev/null wants none.
+// Put adds a lab's entries to the target among several files, and removes them from the others. If $KUBECONFIG is
+// /dev/null, nothing is written.
 func Put(files []string, lab string, entries []Entry) error {
 	target := Target(files)
 	if err := hidden(files, target, lab, entries); err != nil {
@@ -66,7 +66,7 @@ func Put(files []string, lab string, entries []Entry) error {
 	return nil
 }
 
-// Check says what Put would fail at, for contexts of these names, and changes nothing.
+// Check returns the error that Put would return for contexts of these names, and changes nothing.
 func Check(files []string, lab string, names []string) error {
 	entries := make([]Entry, len(names))
 	for i, name := range names {
@@ -85,12 +85,13 @@ func Check(files []string, lab string, names []string) error {
 		return explain(err)
 	}
 	if _, err := Add(text, lab, entries, Made{}); err != nil {
-		return explain(fmt.Errorf("look whether the kubeconfig %s can take the contexts of lab %s: %w", target, lab, err))
+		return explain(fmt.Errorf("check whether the contexts of lab %s can be added to the kubeconfig %s: %w", lab, target, err))
 	}
 	return nil
 }
 
-// hidden looks for entries of a lab's names in the files that are merged with the target: the target's would hide them.
+// hidden looks for entries with a lab's names in the files that are merged with the target: the target's entries would hide
+// them.
 func hidden(files []string, target, lab string, entries []Entry) error {
 	for _, file := range files {
 		if file == target {
@@ -98,7 +99,7 @@ func hidden(files []string, target, lab string, entries []Entry) error {
 		}
 		text, err := os.ReadFile(file)
 		if err != nil {
-			continue // kubectl does without it, too
+			continue // continue // kubectl skips it, too
 		}
 		f, err := open(text)
 		if err != nil {
@@ -106,14 +107,14 @@ func hidden(files []string, target, lab string, entries []Entry) error {
 		}
 		for _, e := range entries {
 			if err := f.taken(lab, e.Name); err != nil {
-				return fmt.Errorf("look at the kubeconfig %s: %w", file, err)
+				return fmt.Errorf("read the kubeconfig %s: %w", file, err)
 			}
 		}
 	}
 	return nil
 }
 
-// Take removes what is a lab's from a file. One that is not there, or has nothing of the lab, is not touched.
+// Take removes a lab's entries from a file. A file that does not exist, or has nothing of the lab, is not touched.
 func Take(path, lab string) error {
 	target, err := resolve(path)
 	if err != nil {
@@ -134,7 +135,7 @@ func Take(path, lab string) error {
 	return nil
 }
 
-// explain adds what can be done.
+// explain adds what to do about the error.
 func explain(err error) error {
 	switch {
 	case IsTaken(err):
@@ -145,8 +146,8 @@ func explain(err error) error {
 	return err
 }
 
-// edit replaces a file's text in one step. It keeps the file's owner, mode and extended attributes, and the symbolic links on
-// the way to it. change gets what would have to be made, and returns what is to go.
+// edit replaces a file's text atomically. It keeps the file's owner, mode and extended attributes, and symbolic links to
+// it. change receives what would have to be created, and returns what has to be removed.
 func edit(path string, change func([]byte, Made) ([]byte, Made, error)) (err error) {
 	target, err := resolve(path)
 	if err != nil {
@@ -160,7 +161,7 @@ func edit(path string, change func([]byte, Made) ([]byte, Made, error)) (err err
 	if made.Directories, err = makeDirs(dir); err != nil {
 		return err
 	}
-	gone := made // what goes unless it is written to
+	gone := made // gone := made // what is removed unless the file is written
 	defer func() { removeDirs(dir, gone.Directories) }()
 
 	unlock, err := lock(path, target)
@@ -168,7 +169,7 @@ func edit(path string, change func([]byte, Made) ([]byte, Made, error)) (err err
 		return err
 	}
 	defer unlock()
-	// A command that was killed may have left it, and it holds keys.
+	// A killed command may have left it, and it contains keys.
 	if err := os.Remove(temporary(target)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -198,7 +199,7 @@ func edit(path string, change func([]byte, Made) ([]byte, Made, error)) (err err
 	return nil
 }
 
-// resolve follows symbolic links to the file that they lead to, which need not exist.
+// resolve follows symbolic links to the file that they point to, which need not exist.
 func resolve(path string) (string, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -207,23 +208,23 @@ func resolve(path string) (string, error) {
 	for range 40 { // as many as the kernel follows, path_resolution(7)
 		link, err := os.Readlink(path)
 		if err != nil {
-			return path, nil // it is no link, or nothing
+			return path, nil // return path, nil // it is not a link, or does not exist
 		}
 		if !filepath.IsAbs(link) {
 			link = filepath.Join(filepath.Dir(path), link)
 		}
 		path = link
 	}
-	return "", refuse("the symbolic links of %s do not end", path)
+	return "", refuse("the symbolic links of %s form a loop", path)
 }
 
-// read returns the text of a file and what is known of it; nil if there is none.
+// read returns the text of a file and its attributes; nil if it does not exist.
 func read(path string) ([]byte, *unix.Stat_t, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return nil, nil, nil
 	} else if err != nil {
-		return nil, nil, fmt.Errorf("look at %s: %w", path, err)
+		return nil, nil, fmt.Errorf("stat %s: %w", path, err)
 	}
 	switch {
 	case isNull(&st):
@@ -231,23 +232,24 @@ func read(path string) ([]byte, *unix.Stat_t, error) {
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
 		return nil, nil, refuse("%s is not a regular file", path)
 	case st.Nlink > 1:
-		return nil, nil, refuse("%s has %d hard links, and a file that takes its place would have one", path, st.Nlink)
+		return nil, nil, refuse("%s has %d hard links, which replacing it would break", path, st.Nlink)
 	}
 	text, err := os.ReadFile(path)
 	return text, &st, err
 }
 
-// isNull says whether a file is /dev/null.
+// isNull reports whether a file is /dev/null.
 func isNull(st *unix.Stat_t) bool {
 	return st != nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3)
 }
 
-// temporary is where the next text of a file is written. Who has the lock is alone there, so what is found there is left over.
+// temporary is where the next text of a file is written. Only the holder of the lock writes there, so what is found there
+// is left over.
 func temporary(path string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".fathom")
 }
 
-// write replaces a file, or makes one that only its owner reads: the owner of the directory.
+// write replaces a file, or creates one that is readable only by its owner: the owner of the directory.
 func write(path string, text []byte, old *unix.Stat_t) (err error) {
 	temp := temporary(path)
 	f, err := os.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
@@ -290,7 +292,7 @@ func write(path string, text []byte, old *unix.Stat_t) (err error) {
 	return durable.SyncDir(filepath.Dir(path))
 }
 
-// own gives a file to its owner, if it is not theirs: an ordinary user cannot give files away.
+// own changes the owner of a file if it differs: an ordinary user may not.
 func own(f *os.File, uid, gid int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
@@ -302,12 +304,12 @@ func own(f *os.File, uid, gid int) error {
 	return f.Chown(uid, gid)
 }
 
-// ownerIn returns whose a new file in a directory is: the directory's owner's, who in the home of a user is that user also
-// under sudo. In a directory where everybody makes files (/tmp) it is who called sudo, if somebody did.
+// ownerIn returns the owner of a new file in a directory. It is the directory's owner, which also under sudo is the user in
+// a user's home. In a directory where everybody may create files (/tmp) it is the user who called sudo, if any.
 func ownerIn(dir string) (uid, gid int, err error) {
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
-		return 0, 0, fmt.Errorf("look at %s: %w", dir, err)
+		return 0, 0, fmt.Errorf("stat %s: %w", dir, err)
 	}
 	if os.Geteuid() != 0 {
 		return os.Geteuid(), os.Getegid(), nil
@@ -322,9 +324,9 @@ func ownerIn(dir string) (uid, gid int, err error) {
 	return int(st.Uid), int(st.Gid), nil
 }
 
-// copyAttributes copies access control lists, security labels and what else is in a file's extended attributes.
+// copyAttributes copies access control lists, security labels and other extended attributes.
 func copyAttributes(from string, to *os.File) error {
-	names := make([]byte, 64<<10) // the largest list that there can be, xattr(7)
+	names := make([]byte, 64<<10) // names := make([]byte, 64<<10) // the kernel's limit, xattr(7)
 	n, err := unix.Listxattr(from, names)
 	if errors.Is(err, unix.ENOTSUP) {
 		return nil
@@ -348,12 +350,13 @@ func copyAttributes(from string, to *os.File) error {
 	return nil
 }
 
-// makeDirs makes a directory and those above it, for the owner of the first that is there, and returns how many it made.
+// makeDirs creates a directory and missing ones above it, with the owner of the first existing one. It returns how many it
+// created.
 func makeDirs(dir string) (int, error) {
 	var missing []string
 	for {
 		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
-			break // there, or an error that the next step meets and tells
+			break // break // it exists, or the next step fails with the same error
 		}
 		missing = append(missing, dir)
 		dir = filepath.Dir(dir)
@@ -373,7 +376,7 @@ func makeDirs(dir string) (int, error) {
 	return len(missing), nil
 }
 
-// removeDirs removes a directory and some above it, as long as they are empty.
+// removeDirs removes a directory and count-1 above it, as long as they are empty.
 func removeDirs(dir string, count int) {
 	for range count {
 		if os.Remove(dir) != nil {
@@ -383,8 +386,8 @@ func removeDirs(dir string, count int) {
 	}
 }
 
-// WriteSecret writes a file that only its owner reads, also if it was there and others could. What is not a regular file,
-// as a pipe, is written to.
+// WriteSecret writes a file that only its owner can read, even if it exists with wider permissions. If it is not a regular
+// file, such as a pipe, it is written in place.
 func WriteSecret(path string, text []byte) error {
 	target, err := resolve(path)
 	if err != nil {

@@ -1,10 +1,9 @@
-// Package kubeconfig puts contexts of labs into users' kubeconfig files and takes them out again. The file belongs to the
-// user: its text stays as it is, byte for byte, but for what is ours, and without that it is what it was before. An edit
-// for which that cannot be promised is refused, and the file is not touched.
+// Package kubeconfig adds contexts of labs to users' kubeconfig files and removes them again. The file belongs to the user:
+// its other text stays the same byte for byte, and after the removal the file is what it was before. If an edit cannot
+// guarantee that, it is rejected, and the file is not touched.
 //
-// What is ours carries a mark: clusters, users and contexts have an extension with the lab's name. What an edit replaced is
-// recorded in an extension of the whole file. Extensions, unlike comments, outlive `kubectl config`, which writes
-// the file anew.
+// Clusters, users and contexts of labs have an extension with the lab's name as their mark. An extension of the whole file
+// records what an edit replaced. Unlike comments, extensions survive `kubectl config`, which rewrites the file.
 package kubeconfig
 
 import (
@@ -22,7 +21,7 @@ import (
 // Mark is the name of the extension that clusters, users and contexts of a lab have. Its value is the lab's name.
 const Mark = "fathom.network/lab"
 
-// recordName is the name of the extension with what has to be put back.
+// recordName is the name of the extension that records what has to be restored.
 const recordName = "fathom.network/undo"
 
 // Entry is a context with a cluster and a user of the same name.
@@ -31,10 +30,10 @@ type Entry struct {
 	Cluster, User json.RawMessage // a Cluster and an AuthInfo of client.authentication's v1 kubeconfig
 }
 
-// kinds are the lists of a kubeconfig that hold entries, and what an item has beside its name.
+// kinds are the lists of a kubeconfig that hold entries, and the field of an item next to its name.
 var kinds = []struct{ list, item string }{{"clusters", "cluster"}, {"users", "user"}, {"contexts", "context"}}
 
-// UneditableError says that a kubeconfig is written in a way that cannot be edited in place. It is as it was.
+// UneditableError says that a kubeconfig is written in a way that cannot be edited in place. The file is unchanged.
 type UneditableError struct{ Why string }
 
 func (e *UneditableError) Error() string { return e.Why }
@@ -43,20 +42,20 @@ func refuse(format string, args ...any) error {
 	return &UneditableError{Why: fmt.Sprintf(format, args...)}
 }
 
-// IsUneditable says whether err is about a kubeconfig that cannot be edited in place.
+// IsUneditable reports whether err is an UneditableError.
 func IsUneditable(err error) bool {
 	var e *UneditableError
 	return errors.As(err, &e)
 }
 
-// TakenError says that the kubeconfig has an entry of a name that a lab needs, and that the lab did not make it.
+// TakenError says that the kubeconfig has an entry with a name that a lab needs, and that it is not the lab's.
 type TakenError struct{ Kind, Name string }
 
 func (e *TakenError) Error() string {
 	return fmt.Sprintf("it has a %s %q that is not of this lab", e.Kind, e.Name)
 }
 
-// IsTaken says whether err is about an entry that has the name of one of the lab's.
+// IsTaken reports whether err is a TakenError.
 func IsTaken(err error) bool {
 	var e *TakenError
 	return errors.As(err, &e)
@@ -64,34 +63,34 @@ func IsTaken(err error) bool {
 
 // record is what the edits of all labs have replaced in a file.
 type record struct {
-	// File says that there was no file, and Directories how many directories above it were made for it.
+	// File is true if the file did not exist, and Directories is the number of directories that were created for it.
 	File        bool `json:"file,omitempty"`
 	Directories int  `json:"directories,omitempty"`
-	// Made are keys at the top that were not there.
+	// Made lists keys at the top level that did not exist.
 	Made []string `json:"made,omitempty"`
-	// Replaced is what was in the place of a list, from the colon on: null, or an empty list.
+	// Replaced maps a list to the text that was there instead, from the colon on: null, or an empty list.
 	Replaced map[string]string `json:"replaced,omitempty"`
-	// Previous is the text of current-context, from the colon on, that a lab has replaced; nil is no such key. It may name
-	// another lab's context, so the labs are a linked list.
+	// Previous maps a lab to the text of current-context that it replaced, from the colon on; nil means that the key did
+	// not exist. The text may name another lab's context, so the labs form a linked list.
 	Previous map[string]*string `json:"previous,omitempty"`
 }
 
-// file is a kubeconfig with what of it is ours.
+// file is a kubeconfig with its record.
 type file struct {
 	*document
 	record    record
 	hasRecord bool
 }
 
-// Made says what has to be made before a kubeconfig can be written; the zero value is nothing.
+// Made says what has to be created before a kubeconfig can be written; the zero value is nothing.
 type Made struct {
 	File        bool
 	Directories int
 }
 
-// Add puts the entries of a lab into the text of a kubeconfig and makes the first of them the current context. Entries that
-// are there already stay as they are, with what the user has added to a context. An entry of the same name that is not
-// the lab's is a TakenError.
+// Add adds a lab's entries to the text of a kubeconfig and makes the first of them the current context. Existing entries of
+// the lab stay as they are, including what the user has added to a context. An entry of the same name that is not the lab's
+// is a TakenError.
 func Add(text []byte, lab string, entries []Entry, made Made) ([]byte, error) {
 	before, err := others(text, lab)
 	if err != nil {
@@ -122,13 +121,13 @@ func Add(text []byte, lab string, entries []Entry, made Made) ([]byte, error) {
 	if err := verify(f.text, lab, before); err != nil {
 		return nil, err
 	}
-	// Nothing is added that could not be taken out.
+	// Nothing is added that could not be removed again.
 	back, gone, err := Remove(f.text, lab)
 	if err != nil {
 		return nil, err
 	}
 	if pristine && (string(back) != string(text) || gone.File != made.File) {
-		return nil, refuse("it would not be the same again afterwards")
+		return nil, refuse("removing the lab would not restore it")
 	}
 	return f.text, nil
 }
@@ -146,7 +145,7 @@ func (f *file) add(lab string, entries []Entry) error {
 			return err
 		}
 		if f.root == nil {
-			return refuse("nothing can be written behind its end")
+			return refuse("nothing can be appended to it")
 		}
 		f.record.Made = append(f.record.Made, "apiVersion", "kind")
 	}
@@ -177,7 +176,7 @@ func (f *file) add(lab string, entries []Entry) error {
 	return nil
 }
 
-// addEntry puts an item with the lab's mark into a list, unless it is there.
+// addEntry adds an item with the lab's mark to a list, unless it exists.
 func (f *file) addEntry(list, kind, name, lab string, body map[string]any) error {
 	for i, item := range f.items(list) {
 		if item["name"] != name {
@@ -197,7 +196,7 @@ func (f *file) addEntry(list, kind, name, lab string, body map[string]any) error
 	return f.put(list, map[string]any{"name": name, kind: body})
 }
 
-// taken returns a TakenError if there is an entry of that name that is not the lab's.
+// taken returns a TakenError if an entry of that name exists that is not the lab's.
 func (f *file) taken(lab, name string) error {
 	for _, k := range kinds {
 		owned := f.owned(k.list, lab)
@@ -210,7 +209,7 @@ func (f *file) taken(lab, name string) error {
 	return nil
 }
 
-// put adds an item and records what was there in the place of the list.
+// put adds an item and records what was there instead of the list.
 func (f *file) put(list string, item map[string]any) error {
 	replaced, made, err := f.addItem(list, item)
 	if err != nil {
@@ -230,7 +229,7 @@ func (f *file) put(list string, item map[string]any) error {
 	return nil
 }
 
-// setCurrent makes a context of the lab the current one, unless one is, and remembers which one was before.
+// setCurrent makes a context of the lab the current one, unless one is already, and records the previous one.
 func (f *file) setCurrent(lab, name string) error {
 	k, v, _ := f.find(currentContext)
 	if k == nil {
@@ -252,7 +251,7 @@ func (f *file) setCurrent(lab, name string) error {
 	return f.splice(from, to, f.name(name))
 }
 
-// setPrevious remembers what was the current context before the lab's.
+// setPrevious records what the current context was before the lab's.
 func (f *file) setPrevious(lab string, was *string) {
 	if f.record.Previous == nil {
 		f.record.Previous = map[string]*string{}
@@ -261,7 +260,7 @@ func (f *file) setPrevious(lab string, was *string) {
 	f.record.Previous[lab] = was
 }
 
-// unlink takes a lab out of the chain of previous contexts: what follows it comes after what was before it.
+// unlink removes a lab from the linked list of previous contexts.
 func (f *file) unlink(lab string) {
 	was, known := f.record.Previous[lab]
 	if !known {
@@ -276,7 +275,7 @@ func (f *file) unlink(lab string) {
 	delete(f.record.Previous, lab)
 }
 
-// name is the text of a context's name behind a colon.
+// name returns a context's name as the text after a colon.
 func (f *file) name(name string) string {
 	if isFlow(f.root) {
 		return fmt.Sprintf(" %q", name)
@@ -288,11 +287,11 @@ func (f *file) name(name string) string {
 	return " " + string(quoted[:len(quoted)-1])
 }
 
-// Remove takes out all that carries the lab's mark, and with the last lab's all that any lab has changed. Its second
-// result is what was made for the file and is to go with it, if nothing else is in it.
+// Remove removes everything that carries the lab's mark, and with the last lab everything that any lab has changed. Its
+// second result is what was created for the file, to be removed with it if nothing else is in it.
 func Remove(text []byte, lab string) ([]byte, Made, error) {
 	if !bytes.Contains(text, []byte(Mark)) {
-		return text, Made{}, nil // however it is written
+		return text, Made{}, nil // return text, Made{}, nil // whatever its syntax
 	}
 	before, err := others(text, lab)
 	if err != nil {
@@ -322,7 +321,8 @@ func (f *file) remove(lab string) error {
 		list  string
 		index int
 	}
-	// A cluster or a user may be known by its context, so all are found before the first goes, and the last goes first.
+	// A cluster or a user may be identified by its context, so all are found before any is removed. The last is removed
+	// first.
 	var targets []target
 	for _, k := range kinds {
 		for i, owned := range f.owned(k.list, lab) {
@@ -352,7 +352,7 @@ func (f *file) remove(lab string) error {
 	return f.finish()
 }
 
-// restoreCurrent puts the text of the previous context back. Without one, the key goes if it was made.
+// restoreCurrent restores the text of the previous context. If there is none, the key is removed if a lab made it.
 func (f *file) restoreCurrent(was *string) error {
 	if was == nil && slices.Contains(f.record.Made, currentContext) {
 		f.record.Made = slices.DeleteFunc(f.record.Made, func(s string) bool { return s == currentContext })
@@ -370,7 +370,7 @@ func (f *file) restoreCurrent(was *string) error {
 	return f.splice(from, to, text)
 }
 
-// closeList ends a list that has lost its last item: as it was before the first lab's came.
+// closeList restores a list that has lost its last item to what it was before the first lab.
 func (f *file) closeList(list string) error {
 	if slices.Contains(f.record.Made, list) {
 		return f.deleteKey(list)
@@ -381,7 +381,7 @@ func (f *file) closeList(list string) error {
 	return f.restoreList(list, nil)
 }
 
-// finish takes out what is left after the last lab's entries: the record, and apiVersion and kind if nothing else is there.
+// finish removes what is left after the last lab's entries: the record, and apiVersion and kind if nothing else is there.
 func (f *file) finish() error {
 	if err := f.deleteRecord(); err != nil {
 		return err
@@ -405,9 +405,9 @@ const (
 	extensions     = "extensions"
 )
 
-// writeRecord replaces the record in the file by the one in memory.
+// writeRecord writes the record in memory to the file's text.
 func (f *file) writeRecord() error {
-	// What the record replaces is itself recorded, so only the second record is complete.
+	// What writing the record replaces is recorded as well, so only the second record is complete.
 	for range 2 {
 		if err := f.deleteRecord(); err != nil {
 			return err

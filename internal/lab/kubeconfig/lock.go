@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LockedError says that somebody else has had a kubeconfig locked all the time.
+// LockedError says that another program held the lock of a kubeconfig for too long.
 type LockedError struct {
 	Lock   string // the lock file
 	Since  time.Time
-	Holder string // what the lock file says; kubectl's are empty
+	Holder string // Holder string // the content of the lock file; kubectl's is empty
 }
 
 func (e *LockedError) Error() string {
@@ -24,32 +24,32 @@ func (e *LockedError) Error() string {
 	if holder == "" {
 		holder = "kubectl or another program"
 	}
-	return fmt.Sprintf("%s has it locked since %s: if none is at work on it, remove %s, and give the command again",
+	return fmt.Sprintf("%s has it locked since %s: if no such program is running, remove %s and run the command again",
 		holder, e.Since.Format(time.DateTime), e.Lock)
 }
 
-// IsLocked says whether err is about a kubeconfig that stayed locked.
+// IsLocked reports whether err is a LockedError.
 func IsLocked(err error) bool {
 	var e *LockedError
 	return errors.As(err, &e)
 }
 
-// patience is how long a lock of somebody else's is waited for. kubectl holds one for milliseconds, and does not wait at all.
+// patience is how long to wait for another program's lock. kubectl holds one for milliseconds, and does not wait at all.
 var patience = 10 * time.Second
 
 const holderPrefix = "fathom, process "
 
-// lock locks a kubeconfig as kubectl does (client-go, clientcmd's lockFile): FILE.lock is made, and must not be there before.
-// kubectl does that beside the name that it was given, so a file that is reached by a link has two locks.
+// lock locks a kubeconfig as kubectl does (client-go, clientcmd's lockFile): it creates FILE.lock, which must not exist.
+// kubectl creates it beside the name that it was given, so a file that is reached by a link has two locks.
 //
-// A lock of kubectl's outlives a kubectl that was killed. Ours is also held open with flock, so that one of a fathom that was
-// killed is known, and taken over.
+// A lock of kubectl's outlives a killed kubectl. Ours is also held open with flock, so that the lock of a killed fathom is
+// recognised and taken over.
 func lock(path, target string) (unlock func(), err error) {
 	names := []string{target + ".lock"}
 	if link := path + ".lock"; path != target {
 		names = append(names, link)
 	}
-	slices.Sort(names) // everybody takes them in this order
+	slices.Sort(names) // slices.Sort(names) // the same order in every process
 	var unlocks []func()
 	unlock = func() {
 		for _, u := range slices.Backward(unlocks) {
@@ -99,8 +99,8 @@ func lockOne(name string, deadline time.Time) (func(), error) {
 	}
 }
 
-// takeOver returns the lock file of a fathom that has ended without removing it. It is nil, with a LockedError, while somebody
-// has the lock, and nil without an error if the lock is gone now.
+// takeOver returns the lock file of a fathom that ended without removing it. It returns nil and a LockedError while another
+// process holds the lock, and nil without an error if the lock is gone by now.
 func takeOver(name string) (*os.File, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(name, &st); err != nil {
@@ -115,7 +115,7 @@ func takeOver(name string) (*os.File, error) {
 	n, _ := f.Read(text)
 	locked.Holder = strings.TrimSpace(string(text[:n]))
 	if strings.HasPrefix(locked.Holder, holderPrefix) && unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-		// The holder before us may have removed it between our open and our lock.
+		// The previous holder may have removed it between our open and our lock.
 		var opened, there unix.Stat_t
 		if unix.Fstat(int(f.Fd()), &opened) == nil && unix.Lstat(name, &there) == nil && opened.Ino == there.Ino && opened.Dev == there.Dev {
 			return f, nil

@@ -10,7 +10,7 @@ import (
 	sigsyaml "sigs.k8s.io/yaml"
 )
 
-// open reads the text and the record in it.
+// open parses the text and the record in it.
 func open(text []byte) (*file, error) {
 	d, err := parse(text)
 	if err != nil {
@@ -32,7 +32,7 @@ func open(text []byte) (*file, error) {
 	return f, nil
 }
 
-// items returns what is in a list at the top; what is not a mapping is an empty one.
+// items returns the items of a list at the top level; an item that is not a mapping is empty.
 func (f *file) items(list string) []map[string]any {
 	_, v, _ := f.find(list)
 	if v == nil || v.Kind != yaml.SequenceNode {
@@ -40,12 +40,12 @@ func (f *file) items(list string) []map[string]any {
 	}
 	items := make([]map[string]any, len(v.Content))
 	for i, n := range v.Content {
-		_ = n.Decode(&items[i]) // of another type: no item of ours
+		_ = n.Decode(&items[i]) // _ = n.Decode(&items[i]) // of another type: not an item of a lab
 	}
 	return items
 }
 
-// markOf returns the lab whose mark a cluster, user or context has.
+// markOf returns the lab whose mark a cluster, user or context carries.
 func markOf(body map[string]any) string {
 	all, _ := body[extensions].([]any)
 	for _, e := range all {
@@ -57,8 +57,8 @@ func markOf(body map[string]any) string {
 	return ""
 }
 
-// owned says of each item of a list whether it is the lab's: it has the mark, or the context of its name has it and uses it.
-// (Fathom once marked nothing but contexts.)
+// owned reports for each item of a list whether it is the lab's: it carries the mark, or the context of its name does and
+// uses it. (Fathom once marked only contexts.)
 func (f *file) owned(list, lab string) []bool {
 	items, contexts := f.items(list), f.items("contexts")
 	owned := make([]bool, len(items))
@@ -93,7 +93,7 @@ func (f *file) contexts(lab string) map[string]bool {
 	return names
 }
 
-// marked says whether anything is the lab's.
+// marked reports whether anything carries the lab's mark.
 func (f *file) marked(lab string) bool {
 	if _, known := f.record.Previous[lab]; known {
 		return true
@@ -106,7 +106,7 @@ func (f *file) marked(lab string) bool {
 	return false
 }
 
-// anyMarked says whether anything is of any lab.
+// anyMarked reports whether anything carries any lab's mark.
 func (f *file) anyMarked() bool {
 	for _, k := range kinds {
 		for _, item := range f.items(k.list) {
@@ -118,7 +118,7 @@ func (f *file) anyMarked() bool {
 	return false
 }
 
-// contains says whether all of want is in have.
+// contains reports whether have contains all of want.
 func contains(have, want map[string]any) bool {
 	for k, v := range want {
 		if !reflect.DeepEqual(have[k], v) {
@@ -135,8 +135,8 @@ func scalar(text string) string {
 	return s
 }
 
-// others reads a kubeconfig as kubectl does and returns what in it is not the lab's, without what means the same as nothing.
-// It says whether an edit has changed anything else: the edits work on the text.
+// others parses a kubeconfig as kubectl does and returns what is not the lab's, without values that are equivalent to
+// absent ones. Comparing its results shows whether an edit of the text has changed anything else.
 func others(text []byte, lab string) (map[string]any, error) {
 	all := map[string]any{}
 	if err := sigsyaml.Unmarshal(text, &all); err != nil {
@@ -153,7 +153,7 @@ func others(text []byte, lab string) (map[string]any, error) {
 		items, _ := all[k.list].([]any)
 		owned := f.owned(k.list, lab)
 		if len(items) != len(owned) {
-			return nil, refuse("the list %q is not written in the place where it is used", k.list)
+			return nil, refuse("the list %q is an alias or is merged from elsewhere", k.list)
 		}
 		var rest []any
 		for i, item := range items {
@@ -175,7 +175,7 @@ func others(text []byte, lab string) (map[string]any, error) {
 	if list != nil {
 		all[extensions] = rest
 	}
-	delete(all, currentContext) // that is what edits are about
+	delete(all, currentContext) // delete(all, currentContext) // edits are meant to change it
 	for key, v := range all {
 		if empty(v) || key == "apiVersion" && v == "v1" || key == "kind" && v == "Config" {
 			delete(all, key)
@@ -198,19 +198,19 @@ func empty(v any) bool {
 	return false
 }
 
-// verify compares what is not the lab's with what it was.
+// verify checks that what is not the lab's is unchanged.
 func verify(text []byte, lab string, before map[string]any) error {
 	after, err := others(text, lab)
 	if err != nil {
 		return refuse("the edit would damage it: %v", err)
 	}
 	if !reflect.DeepEqual(before, after) {
-		return refuse("the edit would change what is not the lab's")
+		return refuse("the edit would change entries that are not the lab's")
 	}
 	return nil
 }
 
-// hollow says whether a file that was made for labs holds nothing now: no comment either, and no current context.
+// hollow reports whether a file that was created for labs is empty now: without comments and current context, too.
 func (f *file) hollow(rest map[string]any) bool {
 	_, current, _ := f.find(currentContext)
 	return len(rest) == 0 && (current == nil || current.Value == "") && !strings.Contains(string(f.text), "#")
