@@ -10,7 +10,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/cgroup"
 )
 
-// What the controllers are for. kubelet starts only with those that are needed.
+// The purposes of the controllers. kubelet starts only with those that are needed.
 var controllers = []struct {
 	name   string
 	v1only bool
@@ -21,9 +21,9 @@ var controllers = []struct {
 	{"cpuacct", true, true, "kubelet does not start"},
 	{"cpuset", false, true, "kubelet does not start"},
 	{"memory", false, true, "kubelet does not start"},
-	{"pids", false, true, "pods have no limit of processes"},
+	{"pids", false, true, "the processes of pods cannot be limited"},
 	{"devices", true, true, "runc starts no container"},
-	{"freezer", true, true, "a node cannot be ended whole"},
+	{"freezer", true, true, "the processes of a node cannot be stopped together"},
 	{"io", false, false, "pods' disk use is neither counted nor limited"},
 	{"hugetlb", false, false, "pods cannot ask for huge pages"},
 }
@@ -38,7 +38,7 @@ func (e *exam) cgroups(context.Context) {
 	e.controllers(mode, all)
 }
 
-// controllers checks that each controller is there, in the v2 hierarchy or mounted as v1.
+// controllers checks that each controller exists, in the v2 hierarchy or mounted as v1.
 func (e *exam) controllers(mode cgroup.Mode, all []cgroup.Hierarchy) {
 	var have []string
 	for _, h := range all {
@@ -68,9 +68,9 @@ func (e *exam) controllers(mode cgroup.Mode, all []cgroup.Hierarchy) {
 	}
 }
 
-// delegation checks that groups below the mounted one can use the controllers. In a container the mounted one is the
-// container's, and not the root that the rule against processes in it leaves out: cgroup-v2.rst, "No Internal
-// Process Constraint".
+// delegation checks that groups below the mounted one can use the controllers. In a container, the mounted cgroup is the
+// container's. Unlike the root, it is not exempt from the rule against processes in inner groups: cgroup-v2.rst, "No
+// Internal Process Constraint".
 func (e *exam) delegation(dir string) {
 	if !e.host.exists(filepath.Join(dir, "cgroup.type")) || e.host.read(filepath.Join(dir, "cgroup.procs")) == "" {
 		return
@@ -85,7 +85,7 @@ func (e *exam) delegation(dir string) {
 	}
 }
 
-// controllerRemedy looks into the text of /proc/cgroups for why a controller is missing.
+// controllerRemedy finds out from the text of /proc/cgroups why a controller is missing.
 func controllerRemedy(mode cgroup.Mode, name, table string) string {
 	if name == "io" {
 		name = "blkio"

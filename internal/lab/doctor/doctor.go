@@ -1,6 +1,6 @@
-// Package doctor says what a machine has and lacks for a lab, each with its remedy. It tries things rather
-// than guess from version numbers: it mounts, links and loads rules in throwaway namespaces that end with
-// the thread they were made on, so that nothing stays behind.
+// Package doctor reports what a machine has and lacks for a lab, each with its remedy. It tries things rather than derive
+// them from version numbers: it mounts, makes devices and loads rules in temporary namespaces, which end with their thread,
+// so that nothing is left behind.
 package doctor
 
 import (
@@ -16,15 +16,14 @@ import (
 // Status is the outcome of a check.
 type Status string
 
-// The outcomes of a check. Fail is for what a lab cannot do without; everything else that is missing or
-// scarce is a Warn.
+// The outcomes of a check. Fail means that a lab cannot run; everything else that is missing or scarce is a Warn.
 const (
 	OK   Status = "ok"
 	Warn Status = "warn"
 	Fail Status = "fail"
 )
 
-// Check is one thing that was looked at.
+// Check is the result of one check.
 type Check struct {
 	Name     string `json:"name"`
 	Category string `json:"category"`
@@ -50,17 +49,17 @@ const (
 	programs = "programs"
 )
 
-// Options say what the machine is wanted for. The zero value asks for a default lab and checks everything.
+// Options describes the labs that the machine should run. The zero value means a default lab and all checks.
 type Options struct {
-	// StateDir is where labs keep their files. It need not exist yet. Empty leaves out storage checks.
+	// StateDir is where labs keep their files. It need not exist yet. If it is empty, storage is not checked.
 	StateDir string
 	// KitDir is the kit's directory; empty means the kit that belongs to this executable.
 	KitDir string
-	// Clusters, Nodes (ControlPlanes of which are control-plane nodes) are what is to be started; no clusters
-	// means a default lab.
+	// Clusters and Nodes are the numbers to be started, and ControlPlanes how many of the nodes are control-plane nodes. No
+	// clusters means a default lab.
 	Clusters, Nodes, ControlPlanes int
-	// NeedNFTables, NeedIPTables, NeedIPVS, NeedFlannel, NeedTBF and NeedNetem turn a missing feature from
-	// a warning into a failure.
+	// NeedNFTables, NeedIPTables, NeedIPVS, NeedFlannel, NeedTBF and NeedNetem make a missing feature a failure instead of
+	// a warning.
 	NeedNFTables, NeedIPTables, NeedIPVS, NeedFlannel, NeedTBF, NeedNetem bool
 	// Quick leaves out every check that cannot fail.
 	Quick bool
@@ -94,7 +93,7 @@ type exam struct {
 	checks []Check
 }
 
-// Run makes the checks. It needs no privilege: what an ordinary user cannot try is reported as such.
+// Run runs the checks. It needs no privilege: it reports what an ordinary user cannot try.
 func Run(ctx context.Context, o Options) []Check {
 	if o.Clusters == 0 {
 		o.Clusters, o.Nodes, o.ControlPlanes = 2, 6, 2
@@ -130,7 +129,7 @@ func (e *exam) fail(category, name, found, remedy string) {
 	e.checks = append(e.checks, Check{Name: name, Category: category, Status: Fail, Found: found, Remedy: remedy, Needed: true})
 }
 
-// miss is a failure when the lab needs the thing, and otherwise a warning.
+// miss reports a failure if the lab needs the thing, and otherwise a warning.
 func (e *exam) miss(needed bool, category, name, found, remedy string) {
 	if needed {
 		e.fail(category, name, found, remedy)
@@ -144,7 +143,7 @@ func (e *exam) have(needed bool, category, name, found string) {
 	e.checks = append(e.checks, Check{Name: name, Category: category, Status: OK, Found: found, Needed: needed})
 }
 
-// Failed returns the one error that `up` stops with, or nil when no check failed.
+// Failed returns the error with which `up` stops, or nil if no check failed.
 func Failed(checks []Check) error {
 	var lines []string
 	for _, c := range checks {
@@ -164,6 +163,6 @@ func Failed(checks []Check) error {
 	if len(lines) > 1 {
 		count = fmt.Sprintf("%d things", len(lines))
 	}
-	return errors.New("this machine lacks " + count + " that the lab needs (fathom doctor tells the rest):\n  - " +
+	return errors.New("this machine lacks " + count + " that the lab needs (fathom doctor reports the rest):\n  - " +
 		strings.Join(lines, "\n  - "))
 }

@@ -75,7 +75,7 @@ func TestPureChecks(t *testing.T) {
 			"/proc/swaps": "Filename Type\n/dev/sdb partition\n", "/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    1048576 kB\n",
 		}, run: func(e *exam) { e.limits(ctx); e.checks = dropped(e.checks, "open files") },
 			want: "ok fs.inotify.max_user_instances, warn memory, ok kernel.pid_max, warn swap",
-			text: "1.0 GiB available; 2 clusters with 6 nodes take about 2.0 GiB"},
+			text: "1.0 GiB available; 2 clusters with 6 nodes need about 2.0 GiB"},
 		{name: "enough", files: map[string]string{"/proc/swaps": "Filename Type", "/proc/meminfo": "MemAvailable: 8388608 kB"},
 			run: func(e *exam) { e.limits(ctx); e.checks = dropped(e.checks, "open files") }, want: "ok fs.inotify.max_user_instances, ok memory, ok swap"},
 		{name: "inotify used up", files: map[string]string{"/proc/sys/fs/inotify/max_user_instances": "128"},
@@ -210,12 +210,12 @@ NETWORK
   warn  IPv4 forwarding  off
                          -> sysctl -w net.ipv4.ip_forward=1
 
-1 ok, 1 warn, 1 fail: a lab does not start here before the failures are mended
+1 ok, 1 warn, 1 fail: a lab does not start here until the failures are fixed
 `
 	if b.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
 	}
-	const wantErr = `this machine lacks one thing that the lab needs (fathom doctor tells the rest):
+	const wantErr = `this machine lacks one thing that the lab needs (fathom doctor reports the rest):
   - veth: not in this kernel: nodes cannot be wired
       modprobe veth`
 	if err := Failed(checks); err == nil || err.Error() != wantErr {

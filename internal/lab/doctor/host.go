@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// host is what is read of the machine. Its root is another directory in tests.
+// host reads the machine. In tests its root is another directory.
 type host struct {
 	root    string
 	release string // as uname -r writes it
-	// inotifyFree returns how many inotify instances this user can still have, and no more than want.
+	// inotifyFree returns how many inotify instances this user can still create, at most want.
 	inotifyFree func(want int) int
 }
 
@@ -28,7 +28,7 @@ func thisHost() host {
 	return h
 }
 
-// inotifyFree tries: the kernel does not tell how many instances a user has.
+// inotifyFree creates them to find out: the kernel does not say how many a user has.
 func inotifyFree(want int) int {
 	var fds []int
 	defer func() {
@@ -48,7 +48,7 @@ func inotifyFree(want int) int {
 
 func (h host) path(p string) string { return filepath.Join(h.root, p) }
 
-// read returns the trimmed text of a file, or "" when there is none.
+// read returns the trimmed text of a file, or "" if it does not exist.
 func (h host) read(p string) string {
 	data, err := os.ReadFile(h.path(p))
 	if err != nil {
@@ -72,7 +72,7 @@ func (h host) exists(p string) bool {
 	return err == nil
 }
 
-// kernelRemedy says how the kernel gets a feature that is in a module of the given name.
+// kernelRemedy returns how to add a feature to the kernel that is in a module of the given name.
 func (h host) kernelRemedy(module string) string {
 	if _, err := exec.LookPath("modprobe"); err == nil && h.hasModule(module) {
 		return "modprobe " + module
@@ -80,7 +80,7 @@ func (h host) kernelRemedy(module string) string {
 	return "this kernel was built without it; use one with the module " + module
 }
 
-// hasModule looks the module up where depmod lists those of the running kernel.
+// hasModule looks for the module where depmod lists those of the running kernel.
 func (h host) hasModule(name string) bool {
 	file := "/" + name + ".ko"
 	for line := range strings.Lines(h.read(filepath.Join("/lib/modules", h.release, "modules.dep"))) {
@@ -93,7 +93,7 @@ func (h host) hasModule(name string) bool {
 	return false
 }
 
-// without says what is missing and what that means. An error that tells no more than "missing" is left out.
+// without describes what is missing and what does not work without it. It omits an error that says no more than "missing".
 func without(err error, consequence string) string {
 	why := "not in this kernel"
 	switch {

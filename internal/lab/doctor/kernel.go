@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The oldest kernel: 5.14 has cgroup.kill, which ends a node whole.
+// The oldest supported kernel: 5.14 has cgroup.kill, which kills all processes of a node.
 const (
 	oldestMajor = 5
 	oldestMinor = 14
@@ -31,7 +31,7 @@ func (e *exam) kernel(context.Context) {
 	if err := tryBPF(); err != nil {
 		e.warn(kernel, "eBPF", without(err, "a network of your own that uses eBPF does not work"), "use a kernel with CONFIG_BPF_SYSCALL, as root")
 	} else {
-		e.ok(kernel, "eBPF", "maps can be made")
+		e.ok(kernel, "eBPF", "maps can be created")
 	}
 	e.socket("SCTP", "sctp", unix.SOCK_STREAM, unix.IPPROTO_SCTP, "pods cannot use SCTP")
 }
@@ -47,16 +47,15 @@ func (e *exam) version(release string) {
 	b, errB := strconv.Atoi(minor)
 	switch {
 	case errA != nil || errB != nil:
-		e.warn(kernel, "version", fmt.Sprintf("%q is not understood; a lab wants %d.%d or later", release, oldestMajor, oldestMinor), "")
+		e.warn(kernel, "version", fmt.Sprintf("%q is not understood; a lab needs %d.%d or later", release, oldestMajor, oldestMinor), "")
 	case a < oldestMajor || a == oldestMajor && b < oldestMinor:
-		e.fail(kernel, "version", fmt.Sprintf("Linux %s; a lab wants %d.%d or later", release, oldestMajor, oldestMinor), "upgrade the kernel")
+		e.fail(kernel, "version", fmt.Sprintf("Linux %s; a lab needs %d.%d or later", release, oldestMajor, oldestMinor), "upgrade the kernel")
 	default:
 		e.have(true, kernel, "version", "Linux "+release)
 	}
 }
 
-// clock catches a clock that was never set: every certificate of the lab would be from another time than
-// what checks it, as soon as the clock jumps.
+// clock detects a clock that was never set: once it is set, every certificate of the lab would be outside of its validity.
 func (e *exam) clock(built int64) {
 	if e.now.Year() < 2025 || built > 0 && e.now.Unix() < built-24*3600 {
 		e.fail(kernel, "clock", "the clock says "+e.now.UTC().Format("2006-01-02 15:04")+" UTC, which is before the kit was built",
@@ -66,7 +65,7 @@ func (e *exam) clock(built int64) {
 	e.have(true, kernel, "clock", e.now.UTC().Format("2006-01-02 15:04")+" UTC")
 }
 
-// socket reports whether sockets of a protocol can be made.
+// socket reports whether sockets of a protocol can be created.
 func (e *exam) socket(name, module string, kind, protocol int, consequence string) {
 	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
@@ -74,11 +73,11 @@ func (e *exam) socket(name, module string, kind, protocol int, consequence strin
 		return
 	}
 	unix.Close(fd)
-	e.ok(kernel, name, "sockets can be made")
+	e.ok(kernel, name, "sockets can be created")
 }
 
-// tryBPF makes an array map of one entry and closes it. The system call is made directly: a library that
-// loads eBPF programs is more than this needs.
+// tryBPF creates an array map with one entry and closes it. It makes the system call directly: a library that loads eBPF
+// programs is more than this needs.
 func tryBPF() error {
 	attr := struct{ mapType, keySize, valueSize, maxEntries uint32 }{unix.BPF_MAP_TYPE_ARRAY, 4, 4, 1}
 	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_MAP_CREATE, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))

@@ -30,8 +30,8 @@ func (e *exam) network(ctx context.Context) {
 	}
 }
 
-// inThrowaway runs f on a thread of its own in a network namespace of its own. The thread is never
-// unlocked, so the runtime ends it, and with it go the namespace and all that f made.
+// inThrowaway runs f on its own thread in a new network namespace. The thread is never unlocked, so Go ends it, and with it
+// the namespace and all that f created.
 func inThrowaway(f func()) error {
 	result := make(chan error)
 	go func() {
@@ -46,7 +46,7 @@ func inThrowaway(f func()) error {
 	return <-result
 }
 
-// tryPrograms looks for what Fathom's own network does by eBPF. Where it cannot, routes and rules do the same.
+// tryPrograms checks what Fathom's own network does with eBPF. Without it, routes and rules do the same.
 func (e *exam) tryPrograms() {
 	if e.Quick {
 		return
@@ -56,13 +56,13 @@ func (e *exam) tryPrograms() {
 		if p.missing != "" {
 			e.warn(links, p.name, p.missing, newer)
 		} else {
-			e.ok(links, p.name, "the kernel has what it takes")
+			e.ok(links, p.name, "the kernel supports it")
 		}
 	}
 }
 
-// forwarding looks at the host's own settings. They decide whether pods reach beyond the host; Fathom
-// never changes them.
+// forwarding checks the host's own settings. They decide whether pods reach networks beyond the host; Fathom never changes
+// them.
 func (e *exam) forwarding() {
 	if n, known := e.host.number("/proc/sys/net/ipv4/ip_forward"); known && n == 0 {
 		e.warn(links, "IPv4 forwarding", "off on this host: pods reach the host, but not the networks beyond it", "sysctl -w net.ipv4.ip_forward=1")
@@ -80,13 +80,13 @@ func (e *exam) forwarding() {
 		return
 	}
 	if table := droppingForward(); table != "" {
-		e.warn(links, "forward policy", "the host's firewall drops what it does not know to forward (table "+table+"): pods may not reach beyond the host",
+		e.warn(links, "forward policy", "the host's firewall drops forwarded packets by default (table "+table+"): pods may not reach beyond the host",
 			"accept the lab's addresses in that table, such as iptables -I FORWARD -s 10.201.0.0/16 -j ACCEPT")
 	}
 }
 
-// droppingForward returns the table of the host whose forward hook drops by default. Only nftables is
-// asked, which includes the iptables of today; the older kind would load modules just by being asked.
+// droppingForward returns the host's table whose forward hook drops by default. It asks only nftables, which includes
+// current iptables: a look at legacy iptables would load its modules.
 func droppingForward() string {
 	conn, err := nftables.New()
 	if err != nil {
@@ -106,7 +106,7 @@ func droppingForward() string {
 	return ""
 }
 
-// tryLinks makes each kind of device that a lab uses, or that a network inside it may.
+// tryLinks creates each kind of device that a lab uses, or that a network in it may use.
 func (e *exam) tryLinks() {
 	attrs := func(name string) netlink.LinkAttrs {
 		a := netlink.NewLinkAttrs()
@@ -132,12 +132,12 @@ func (e *exam) tryLinks() {
 			e.miss(l.needed, links, l.name, without(err, l.consequence), e.host.kernelRemedy(l.module))
 			continue
 		}
-		e.have(l.needed, links, l.name, "devices can be made")
+		e.have(l.needed, links, l.name, "devices can be created")
 	}
 	e.bridgeFilter()
 }
 
-// bridgeFilter looks for the module that no other one loads; see link.LoadBridgeFilter.
+// bridgeFilter looks for the module that nothing loads automatically; see link.LoadBridgeFilter.
 func (e *exam) bridgeFilter() {
 	remedy := e.host.kernelRemedy("br_netfilter")
 	switch {
@@ -158,7 +158,7 @@ func (e *exam) tryWires() {
 	}
 	link, err := netlink.LinkByName("doctor0")
 	if err != nil {
-		return // That veth is missing was said.
+		return // return // The missing veth is reported already.
 	}
 	attrs := netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT}
 	for _, q := range []struct {
@@ -179,14 +179,14 @@ func (e *exam) tryWires() {
 			continue
 		}
 		if err := netlink.QdiscDel(q.qdisc); err != nil {
-			e.miss(q.needed, wires, q.name, without(err, "what was put on a wire cannot be taken off"), e.host.kernelRemedy(q.module))
+			e.miss(q.needed, wires, q.name, without(err, "what was set on a wire cannot be removed"), e.host.kernelRemedy(q.module))
 			continue
 		}
 		e.have(q.needed, wires, q.name, "works")
 	}
 }
 
-// tryRules loads small rule sets of the kinds that kube-proxy and the CNI plugins load.
+// tryRules loads small rule sets like those of kube-proxy and the CNI plugins.
 func (e *exam) tryRules(ctx context.Context) {
 	if !e.Quick || e.NeedNFTables {
 		e.tryNFTables()
@@ -213,7 +213,7 @@ func (e *exam) tryRules(ctx context.Context) {
 	}
 }
 
-// Expressions that kube-proxy's rules are made of, each in a kernel module that can be missing alone.
+// Expressions that kube-proxy's rules use. Each is in a kernel module of its own, which may be missing.
 var nftExpressions = []struct {
 	name, module string
 	expr         expr.Any
@@ -225,8 +225,8 @@ var nftExpressions = []struct {
 	{"nftables numgen", "nft_numgen", &expr.Numgen{Register: 1, Modulus: 2, Type: unix.NFT_NG_RANDOM}},
 }
 
-// tryNFTables tries all expressions at once, because each transaction takes the kernel some 10 ms, and one
-// by one only to find out which is missing.
+// tryNFTables tries all expressions at once, because each transaction takes about 10 ms. It tries them one by one only to
+// find out which is missing.
 func (e *exam) tryNFTables() {
 	var all []expr.Any
 	for _, x := range nftExpressions {
@@ -244,13 +244,13 @@ func (e *exam) tryNFTables() {
 		}
 		e.miss(e.NeedNFTables, rules, x.name, without(err, "kube-proxy's mode nftables does not work"), e.host.kernelRemedy(x.module))
 		if i == 0 {
-			return // Without nftables itself the others say nothing.
+			return // return // Without nftables itself the others tell nothing.
 		}
 	}
 }
 
-// loadNFTables loads one rule for each expression into a NAT chain of a new table. The table stays until
-// the throwaway namespace goes, or until the next call replaces it.
+// loadNFTables loads one rule with the expressions into a NAT chain of a new table. The table stays until the temporary
+// namespace ends or the next call replaces it.
 func loadNFTables(exprs ...expr.Any) error {
 	conn, err := nftables.New()
 	if err != nil {
@@ -270,12 +270,12 @@ func loadNFTables(exprs ...expr.Any) error {
 	return conn.Flush()
 }
 
-// tryIPTables adds the rule that masquerades pods, with the matches that kube-proxy uses. The program
-// inherits the throwaway namespace from this thread.
+// tryIPTables adds the rule that masquerades pods, with the matches that kube-proxy uses. The program inherits the
+// temporary namespace from this thread.
 func (e *exam) tryIPTables(ctx context.Context) {
 	program, err := exec.LookPath("iptables")
 	if err != nil {
-		return // The check of programs says so.
+		return // return // The check of programs reports that.
 	}
 	for _, args := range [][]string{
 		{"-t", "nat", "-A", "POSTROUTING", "-m", "comment", "--comment", "fathom", "-m", "mark", "--mark", "0x4000/0x4000", "-j", "MASQUERADE"},
@@ -283,7 +283,7 @@ func (e *exam) tryIPTables(ctx context.Context) {
 		{"-t", "nat", "-A", "OUTPUT", "-m", "statistic", "--mode", "random", "--probability", "0.5", "-j", "ACCEPT"},
 	} {
 		cmd := exec.CommandContext(ctx, program, append([]string{"-w", "5"}, args...)...)
-		// The lock is for the host's rules; taken here it would wait for others and leave a file behind.
+		// The lock protects the host's rules. To take it here would wait for other programs and leave a file behind.
 		cmd.Env = append(os.Environ(), "XTABLES_LOCKFILE=/dev/null")
 		out, err := cmd.CombinedOutput()
 		if err != nil {
@@ -296,7 +296,7 @@ func (e *exam) tryIPTables(ctx context.Context) {
 	e.have(e.NeedIPTables, rules, "iptables rules", "works, with the matches that kube-proxy uses")
 }
 
-// hasFamily asks for a generic netlink family, which makes the kernel load its module if it can.
+// hasFamily queries a generic netlink family, which makes the kernel load its module if there is one.
 func hasFamily(name string) bool {
 	_, err := netlink.GenlFamilyGet(name)
 	return err == nil

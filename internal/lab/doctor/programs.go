@@ -11,8 +11,8 @@ import (
 	"github.com/fathom-network/fathom/internal/kit"
 )
 
-// program is one that nodes use of the host: a node's root file system is the host's, seen through an
-// overlay. The kit may carry it, too.
+// program is a program of the host that nodes use: a node's root file system is the host's, under an overlay. The kit may
+// contain it as well.
 type program struct {
 	name   string
 	needed func(o Options) bool
@@ -32,9 +32,9 @@ var hostPrograms = []program{
 	{"iptables", func(o Options) bool { return o.NeedIPTables }, "iptables", "kube-proxy's modes iptables and ipvs do not work"},
 	{"iptables-restore", func(o Options) bool { return o.NeedIPTables }, "iptables", "kube-proxy's modes iptables and ipvs do not work"},
 	{"ipset", func(o Options) bool { return o.NeedIPVS }, "ipset", "kube-proxy's mode ipvs does not work"},
-	{"ip", never, "iproute2", "links and routes cannot be looked at from a node"},
-	{"conntrack", never, "conntrack", "connections cannot be looked at from a node"},
-	{"ethtool", never, "ethtool", "devices' settings cannot be looked at from a node"},
+	{"ip", never, "iproute2", "links and routes cannot be inspected from a node"},
+	{"conntrack", never, "conntrack", "connections cannot be inspected from a node"},
+	{"ethtool", never, "ethtool", "devices' settings cannot be inspected from a node"},
 	{"modprobe", never, "kmod", "missing kernel modules cannot be loaded by command"},
 }
 

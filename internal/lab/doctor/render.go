@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Write renders the checks as a table for people. Every status is a word; verbose shows what is fine,
-// too, otherwise only the number of it.
+// Write renders the checks as a table for people. Every status is a word. verbose lists the checks that are fine, too;
+// otherwise only their number is shown.
 func Write(w io.Writer, checks []Check, verbose bool) error {
 	width := 0
 	for _, c := range checks {
@@ -46,9 +46,9 @@ func Write(w io.Writer, checks []Check, verbose bool) error {
 func verdict(count map[Status]int) string {
 	switch {
 	case count[Fail] > 0:
-		return "a lab does not start here before the failures are mended"
+		return "a lab does not start here until the failures are fixed"
 	case count[Warn] > 0:
-		return "a lab starts here; the warnings say what it does not do"
+		return "a lab starts here; the warnings say what does not work in it"
 	}
 	return "a lab starts here"
 }

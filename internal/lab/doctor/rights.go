@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// capability is a privilege of root that containers often take away.
+// capability is a privilege of root that containers often lack.
 type capability struct {
 	bit    int
 	name   string
@@ -27,7 +27,7 @@ var capabilities = []capability{
 	{unix.CAP_SETGID, "SETGID", true, "containers cannot run as another group"},
 	{unix.CAP_CHOWN, "CHOWN", true, "images cannot be unpacked"},
 	{unix.CAP_DAC_OVERRIDE, "DAC_OVERRIDE", true, "containers' files are out of reach"},
-	{unix.CAP_KILL, "KILL", true, "containers of other users cannot be ended"},
+	{unix.CAP_KILL, "KILL", true, "containers of other users cannot be stopped"},
 	{unix.CAP_NET_RAW, "NET_RAW", false, "no ping from pods, no packet capture"},
 	{unix.CAP_SYS_PTRACE, "SYS_PTRACE", false, "processes of containers with other users cannot be inspected"},
 	{unix.CAP_SYS_RESOURCE, "SYS_RESOURCE", false, "the kernel's out-of-memory order of pods is not set, and limits cannot be raised"},
@@ -63,7 +63,7 @@ func (e *exam) capabilities(status string) {
 		e.miss(c.needed, rights, "CAP_"+c.name, "missing: "+c.why, privileged)
 	}
 	if complete {
-		e.have(true, rights, "capabilities", "all that a lab uses")
+		e.have(true, rights, "capabilities", "all that a lab needs")
 	}
 }
 
@@ -78,13 +78,13 @@ func (e *exam) namespaces() {
 		e.fail(rights, "namespaces", "not in this kernel: "+strings.Join(missing, ", "), "use a kernel with CONFIG_NAMESPACES and all of its kinds")
 		return
 	}
-	// Each node has one namespace of each kind; each pod has a network namespace and some more.
+	// Each node has one namespace of each kind; each pod has a network namespace and a few more.
 	want := 64 * e.Nodes
 	for _, kind := range []string{"net", "mnt", "pid", "uts", "ipc", "cgroup"} {
 		key := "user.max_" + kind + "_namespaces"
 		n, known := e.host.number("/proc/sys/" + strings.ReplaceAll(key, ".", "/"))
 		if known && n < want {
-			e.miss(n < 4*e.Nodes, rights, "namespaces", fmt.Sprintf("%s is %d; %d nodes with pods use up to %d", key, n, e.Nodes, want),
+			e.miss(n < 4*e.Nodes, rights, "namespaces", fmt.Sprintf("%s is %d; %d nodes with pods need up to %d", key, n, e.Nodes, want),
 				fmt.Sprintf("sysctl -w %s=%d", key, max(want, 16384)))
 			return
 		}
@@ -92,7 +92,7 @@ func (e *exam) namespaces() {
 	e.have(true, rights, "namespaces", "net, mnt, pid, uts, ipc and cgroup")
 }
 
-// kernelFiles checks what kubelet opens at its start and stops without.
+// kernelFiles checks the files that kubelet opens at its start and needs.
 func (e *exam) kernelFiles() {
 	if os.Geteuid() != 0 {
 		return

@@ -11,13 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Free space: an idle default lab takes some hundred MiB, images and logs the rest.
+// Free space: an idle default lab takes a few hundred MiB, images and logs the rest.
 const (
 	leastDisk  = 2 << 30
 	enoughDisk = 10 << 30
 )
 
-// File systems that cannot hold a lab, because overlayfs cannot put its upper directory there.
+// File systems that cannot hold a lab, because overlayfs does not support them for its upper directory.
 var badFileSystems = map[int64]string{
 	unix.OVERLAYFS_SUPER_MAGIC: "overlayfs",
 	unix.NFS_SUPER_MAGIC:       "NFS",
@@ -63,8 +63,7 @@ func (e *exam) storage(context.Context) {
 	e.tryStorage(dir)
 }
 
-// existing returns dir or the nearest directory above it that exists, which has the same file system
-// unless something is mounted later.
+// existing returns dir or its nearest existing ancestor, which is on the same file system unless one is mounted later.
 func existing(dir string) string {
 	if abs, err := filepath.Abs(dir); err == nil {
 		dir = abs
@@ -82,7 +81,7 @@ func (e *exam) space(dir string, free uint64) {
 	const remedy = "free some space, or choose another state directory"
 	switch {
 	case free < leastDisk:
-		e.fail(storage, "disk", found+"; a lab wants at least "+size(leastDisk), remedy)
+		e.fail(storage, "disk", found+"; a lab needs at least "+size(leastDisk), remedy)
 	case e.Quick:
 	case free < enoughDisk:
 		e.warn(storage, "disk", found+"; with images and logs a lab may fill it", remedy)
@@ -91,7 +90,7 @@ func (e *exam) space(dir string, free uint64) {
 	}
 }
 
-// tryStorage makes a file, a hard link and an overlay in a directory of its own, and removes them.
+// tryStorage creates a file, a hard link and an overlay in a temporary directory, and removes them.
 func (e *exam) tryStorage(dir string) {
 	tmp, err := os.MkdirTemp(dir, ".fathom-doctor-")
 	if err != nil {
@@ -123,8 +122,8 @@ func (e *exam) tryStorage(dir string) {
 	}
 }
 
-// tryOverlay mounts what a node's root file system is: the host's below, changes in dir. The mount
-// namespace ends with the thread, which is never unlocked.
+// tryOverlay mounts an overlay like a node's root file system: the host's below, changes in dir. The mount namespace ends
+// with the thread, which is never unlocked.
 func tryOverlay(dir string) error {
 	for _, name := range []string{"upper", "work", "merged"} {
 		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
@@ -146,7 +145,7 @@ func tryOverlay(dir string) error {
 			if err := unix.Mount("fathom", merged, "overlay", 0, options); err != nil {
 				return fmt.Errorf("mount overlayfs over / with its changes in %s: %w", dir, err)
 			}
-			// Taken away at once: the namespace may outlive the removal of its directory.
+			// Unmounted at once: the namespace may outlive the removal of its directory.
 			defer func() { _ = unix.Unmount(merged, unix.MNT_DETACH) }()
 			if err := os.WriteFile(filepath.Join(merged, "fathom-doctor"), []byte("x"), 0o600); err != nil {
 				return fmt.Errorf("write to an overlayfs: %w", err)
@@ -157,7 +156,7 @@ func tryOverlay(dir string) error {
 	return <-result
 }
 
-// size writes bytes for people.
+// size formats bytes for people.
 func size(n uint64) string {
 	if n < 1<<30 {
 		return fmt.Sprintf("%d MiB", n>>20)
