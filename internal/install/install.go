@@ -1,5 +1,5 @@
-// Package install puts the network on a cluster: the manifests of deploy, with what an installation chooses
-// filled in. The lab and `fathom install` do the same thing with it.
+// Package install installs the network on a cluster: it applies the manifests of deploy with an installation's choices. The
+// lab and `fathom install` both use it.
 package install
 
 import (
@@ -23,29 +23,29 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// Owner is the field manager of what is installed.
+// Owner is the field manager of the installed objects.
 const Owner = "fathom-install"
 
-// Options are what an installation chooses. The zero value is deploy/fathom.yaml as it is.
+// Options are the choices of an installation. The zero value is deploy/fathom.yaml as it is.
 type Options struct {
 	Image    string // of the agent and the controller
-	DNSImage string // of the DNS cache on nodes, if the setting dns asks for it
-	// DNSConfig is the ConfigMap of kube-system in which CoreDNS has its Corefile; empty is coredns.
+	DNSImage string // DNSImage string // of the DNS cache on nodes, if the setting dns enables it
+	// DNSConfig is the ConfigMap of kube-system with CoreDNS's Corefile; empty means coredns.
 	DNSConfig string
-	// APIServer is the address, HOST:PORT, at which agents and the controller reach the API server. Empty is the Service
+	// APIServer is the address, HOST:PORT, at which agents and the controller reach the API server. Empty means the Service
 	// kubernetes, which works once a Service proxy runs on the node.
 	APIServer string
-	// AuthenticatedMetrics has agents and the controller answer scrapes by TLS alone, and to tokens whose user may get
-	// /metrics.
+	// AuthenticatedMetrics makes agents and the controller serve metrics over TLS only, and only to tokens whose user may
+	// get /metrics.
 	AuthenticatedMetrics bool
-	// Nodes are labels of the nodes that get the network; empty is every node. Another network is replaced node by
-	// node with it.
+	// Nodes are labels that select the nodes which get the network; empty selects every node. It serves to replace another
+	// network node by node.
 	Nodes map[string]string
 	// Config are settings of the ConfigMap fathom-config, see package netconf.
 	Config map[string]string
 }
 
-// Objects returns what is to be installed, in the order in which it should be made.
+// Objects returns the objects to install, in the order in which they should be created.
 func Objects(o Options) ([]*unstructured.Unstructured, error) {
 	config, err := netconf.Parse(o.Config)
 	if err != nil {
@@ -109,12 +109,12 @@ func Objects(o Options) ([]*unstructured.Unstructured, error) {
 	return objects, nil
 }
 
-// dnsObjects are those of the DNS cache on nodes.
+// dnsObjects returns the objects of the DNS cache on nodes.
 func dnsObjects() ([]*unstructured.Unstructured, error) {
 	return kube.Decode(bytes.NewReader(deploy.DNS))
 }
 
-// setCorefile has the pods of the DNS cache find CoreDNS's configuration in a ConfigMap.
+// setCorefile makes the pods of the DNS cache read CoreDNS's configuration from a ConfigMap.
 func setCorefile(object *unstructured.Unstructured, configMap string) error {
 	if configMap == "" {
 		return nil
@@ -132,8 +132,8 @@ func setCorefile(object *unstructured.Unstructured, configMap string) error {
 	return unstructured.SetNestedSlice(object.Object, volumes, path...)
 }
 
-// podSettings are what an installation chooses for the pods of a DaemonSet or a Deployment, which have one container. What
-// is empty stays as the manifests have it.
+// podSettings are an installation's choices for the pods of a DaemonSet or a Deployment with one container. Empty fields
+// leave the manifests' values.
 type podSettings struct {
 	nodes     map[string]string // labels of nodes
 	image     string
@@ -141,8 +141,8 @@ type podSettings struct {
 	memory    int64 // the limit, in bytes
 }
 
-// goMemory is the part of a container's memory, in percent, that Go is told to stay below (GOMEMLIMIT). The rest is the
-// kernel's that is charged to the container: sockets, maps of eBPF and sets of nftables. The manifests have the same part.
+// goMemory is the percentage of a container's memory that Go is told to stay below (GOMEMLIMIT). The rest is for kernel
+// memory that is charged to the container: sockets, eBPF maps and nftables sets. The manifests have the same percentage.
 const goMemory = 75
 
 func (s podSettings) apply(object *unstructured.Unstructured) error {
@@ -157,7 +157,7 @@ func (s podSettings) apply(object *unstructured.Unstructured) error {
 		return err
 	}
 	if len(containers) != 1 {
-		return fmt.Errorf("%s %s has not one container", object.GetKind(), object.GetName())
+		return fmt.Errorf("%s %s does not have exactly one container", object.GetKind(), object.GetName())
 	}
 	container := containers[0].(map[string]any)
 	if s.image != "" {
@@ -184,7 +184,7 @@ func (s podSettings) apply(object *unstructured.Unstructured) error {
 	return unstructured.SetNestedSlice(object.Object, containers, path...)
 }
 
-// merge puts objects into a list of objects, each in the place of the one that has its name.
+// merge adds objects to a list field of an object. One of the same name is replaced.
 func merge(object map[string]any, field string, add []any) error {
 	list, _, err := unstructured.NestedSlice(object, field)
 	if err != nil || len(add) == 0 {
@@ -199,8 +199,8 @@ func merge(object map[string]any, field string, add []any) error {
 	return nil
 }
 
-// tokenReviewers lets agents and the controller ask whose a token is and what its user may. It is no part of the manifests:
-// without authenticated metrics nobody needs it.
+// tokenReviewers lets agents and the controller review tokens and access. It is not in the manifests: only authenticated
+// metrics need it.
 func tokenReviewers() *unstructured.Unstructured {
 	subject := func(name string) any {
 		return map[string]any{"kind": "ServiceAccount", "name": name, "namespace": netconf.Namespace}
@@ -213,7 +213,7 @@ func tokenReviewers() *unstructured.Unstructured {
 	}}
 }
 
-// YAML writes objects as `kubectl apply -f` takes them.
+// YAML encodes objects for `kubectl apply -f`.
 func YAML(objects []*unstructured.Unstructured) ([]byte, error) {
 	var b bytes.Buffer
 	for _, o := range objects {
@@ -227,9 +227,9 @@ func YAML(objects []*unstructured.Unstructured) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// Apply installs the network, or changes an installation: settings that are there and that o does not name stay.
+// Apply installs the network or changes an installation. Existing settings that o does not name are kept.
 func Apply(ctx context.Context, client *kube.Client, o Options) error {
-	if err := waitGone(ctx, client); err != nil { // of an uninstallation that was interrupted
+	if err := waitGone(ctx, client); err != nil { // if err := waitGone(ctx, client); err != nil { // after an interrupted removal
 		return err
 	}
 	have, err := client.CoreV1().ConfigMaps(netconf.Namespace).Get(ctx, netconf.ConfigMap, metav1.GetOptions{})
@@ -251,7 +251,7 @@ func Apply(ctx context.Context, client *kube.Client, o Options) error {
 	if o.Config["dns"] == string(netconf.DNSNodeCache) {
 		return nil
 	}
-	// The agents lead nobody to it any more, or do so no longer when it ends.
+	// By now the agents no longer direct DNS to the cache, or they stop doing so when it ends.
 	cache, err := dnsObjects()
 	if err != nil {
 		return err
@@ -259,11 +259,11 @@ func Apply(ctx context.Context, client *kube.Client, o Options) error {
 	return client.Delete(ctx, cache)
 }
 
-// CreatePods makes the agents' pods on nodes of a cluster whose controllers have yet to begin: they wait for the roles that
-// the API server makes, a second and more after it serves, and an agent needs none of those. ca are the certificates that
-// service accounts trust the API server by. What is not there when ctx ends, the controllers make.
+// CreatePods creates the agents' pods on nodes of a cluster whose controllers have not started. They wait for the roles
+// that the API server creates a second or more after it serves, which an agent does not need. ca are the certificates by
+// which service accounts trust the API server. If ctx ends before all pods exist, the controllers create the rest.
 func CreatePods(ctx context.Context, client *kube.Client, nodes []string, ca string) error {
-	// A part of every service account's volume, which a controller makes in each namespace, too.
+	// It is part of every service account's volume. A controller would create it in each namespace, too.
 	roots := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "kube-root-ca.crt"}, Data: map[string]string{"ca.crt": ca}}
 	_, err := client.CoreV1().ConfigMaps(netconf.Namespace).Create(ctx, roots, metav1.CreateOptions{})
 	if err != nil && !apierrors.IsAlreadyExists(err) {

@@ -23,13 +23,13 @@ const (
 	kubeProxyCleanup   = "--cleanup"
 )
 
-// ErrNoKubeProxy says that a cluster has no kube-proxy of the kind that can be taken away: the DaemonSet of kubeadm.
+// ErrNoKubeProxy says that a cluster has no kube-proxy of the kind that can be removed: kubeadm's DaemonSet.
 var ErrNoKubeProxy = errors.New("there is no DaemonSet kube-system/kube-proxy")
 
-// RemoveKubeProxy takes kube-proxy off a cluster whose Services the agents carry already. Each node's kube-proxy takes
-// its own rules away, whichever mode it had (`kube-proxy --cleanup`), and then its DaemonSet is deleted. The ConfigMap
-// stays, for who wants it back. Connections that are established live on: connection tracking knows where they go. It may
-// be repeated after an error.
+// RemoveKubeProxy removes kube-proxy from a cluster whose Services the agents already carry. Each node's kube-proxy removes
+// its own rules, in whichever mode it ran (`kube-proxy --cleanup`), and then its DaemonSet is deleted. The ConfigMap stays,
+// so that kube-proxy can be restored. Established connections continue: connection tracking holds their translations. The
+// call may be repeated after an error.
 func RemoveKubeProxy(ctx context.Context, client *kube.Client, progress func(clean, want int)) error {
 	sets := client.AppsV1().DaemonSets(kubeProxyNamespace)
 	set, err := sets.Get(ctx, kubeProxy, metav1.GetOptions{})
@@ -41,17 +41,17 @@ func RemoveKubeProxy(ctx context.Context, client *kube.Client, progress func(cle
 	}
 	i := slices.IndexFunc(set.Spec.Template.Spec.Containers, func(c corev1.Container) bool { return c.Name == kubeProxy })
 	if i < 0 {
-		return fmt.Errorf("DaemonSet %s/%s has no container %s: it is not kubeadm's, take it away by hand", kubeProxyNamespace, kubeProxy, kubeProxy)
+		return fmt.Errorf("DaemonSet %s/%s has no container %s: it is not kubeadm's; remove it by hand", kubeProxyNamespace, kubeProxy, kubeProxy)
 	}
 	container := &set.Spec.Template.Spec.Containers[i]
 	if !slices.Contains(container.Command, kubeProxyCleanup) {
-		// The container ends each time, so that no update of one pod after another would get far.
+		// The container ends each time, so a rolling update of one pod after another would not get far.
 		all := intstr.FromString("100%")
 		set.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable = &all
 		container.Command = append(container.Command, kubeProxyCleanup)
 		container.LivenessProbe, container.ReadinessProbe, container.StartupProbe = nil, nil, nil
 		if _, err = sets.Update(ctx, set, metav1.UpdateOptions{}); err != nil {
-			return fmt.Errorf("have kube-proxy take its rules away: %w", err)
+			return fmt.Errorf("make kube-proxy remove its rules: %w", err)
 		}
 	}
 	for last := -1; ; {
@@ -77,7 +77,7 @@ func RemoveKubeProxy(ctx context.Context, client *kube.Client, progress func(cle
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for kube-proxy to take its rules away, which it has on %d of %d nodes: %w", clean, want, context.Cause(ctx))
+			return fmt.Errorf("wait for kube-proxy to remove its rules, which it has done on %d of %d nodes: %w", clean, want, context.Cause(ctx))
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
@@ -87,7 +87,7 @@ func RemoveKubeProxy(ctx context.Context, client *kube.Client, progress func(cle
 	return nil
 }
 
-// hasCleaned says whether a pod's kube-proxy has taken its rules away.
+// hasCleaned reports whether a pod's kube-proxy has removed its rules.
 func hasCleaned(p corev1.Pod) bool {
 	i := slices.IndexFunc(p.Spec.Containers, func(c corev1.Container) bool {
 		return c.Name == kubeProxy && slices.Contains(c.Command, kubeProxyCleanup)

@@ -24,7 +24,7 @@ import (
 
 const daemonSet = "fathom-agent"
 
-// InUseError says that pods are on the network that was to be removed.
+// InUseError says that pods use the network that was to be removed.
 type InUseError struct{ Pods []string }
 
 func (e *InUseError) Error() string {
@@ -34,11 +34,11 @@ func (e *InUseError) Error() string {
 	if len(names) > most {
 		names, more = names[:most], fmt.Sprintf(" and %d more", len(names)-most)
 	}
-	return fmt.Sprintf("%d pods are on the network: %s%s", len(e.Pods), strings.Join(names, ", "), more)
+	return fmt.Sprintf("%d pods use the network: %s%s", len(e.Pods), strings.Join(names, ", "), more)
 }
 
-// Remove takes the network off a cluster: agents that run to take away what they made replace those that keep it,
-// and when every node is clean all that was installed is deleted. With force, devices of pods go too.
+// Remove removes the network from a cluster. Agents that clean up their nodes replace the running ones, and when every node
+// is clean, everything that was installed is deleted. With force, pods' devices are removed too.
 func Remove(ctx context.Context, client *kube.Client, force bool, progress func(clean, want int32)) error {
 	_, err := client.AppsV1().DaemonSets(netconf.Namespace).Get(ctx, daemonSet, metav1.GetOptions{})
 	installed := err == nil
@@ -51,15 +51,15 @@ func Remove(ctx context.Context, client *kube.Client, force bool, progress func(
 				return err
 			}
 		}
-		// While there are agents to tell routers so. An agent that is only ended says nothing: routers are to keep
-		// the routes, for the next one.
+		// While there are agents that can withdraw the routes. An agent that merely ends withdraws nothing: routers should
+		// keep the routes for the next one.
 		if err := kube.DeleteAll(ctx, client, kube.BGPPeers); err != nil {
 			return err
 		}
 		const patch = `{"spec": {"updateStrategy": {"rollingUpdate": {"maxUnavailable": "100%"}},
 			"template": {"spec": {"containers": [{"name": "agent", "args": ["clean"]}]}}}}`
 		if _, err := client.AppsV1().DaemonSets(netconf.Namespace).Patch(ctx, daemonSet, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
-			return fmt.Errorf("have the agents clean their nodes: %w", err)
+			return fmt.Errorf("make the agents clean their nodes: %w", err)
 		}
 		if err := Wait(ctx, client, progress); err != nil {
 			return err
@@ -85,8 +85,8 @@ func Remove(ctx context.Context, client *kube.Client, force bool, progress func(
 	return waitGone(ctx, client)
 }
 
-// takeBackAddresses leaves no Service with an address that nobody answers for. First the pools go, or a controller that
-// is about to end would give the addresses out again.
+// takeBackAddresses removes the addresses of Services that no node would answer for. The pools are deleted first, otherwise
+// a controller that is about to end would assign the addresses again.
 func takeBackAddresses(ctx context.Context, client *kube.Client) error {
 	if err := kube.DeleteAll(ctx, client, kube.AddressPools); err != nil {
 		return err
@@ -112,14 +112,14 @@ func takeBackAddresses(ctx context.Context, client *kube.Client) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("take back the addresses of %d Services: %w", left, context.Cause(ctx))
+			return fmt.Errorf("remove the addresses of %d Services: %w", left, context.Cause(ctx))
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
 }
 
-// deletePools deletes the pools of pods' addresses with their blocks, and lets no finalizer keep them: no pod is left that
-// has an address of one, and the controller, which removes finalizers, may be gone. The kind could not be deleted before.
+// deletePools deletes the pools of pods' addresses with their blocks, including their finalizers: no pod has an address of
+// them any more, and the controller, which removes finalizers, may be gone. The CRD could not be deleted otherwise.
 func deletePools(ctx context.Context, client *kube.Client) error {
 	for {
 		if err := errors.Join(kube.DeleteAll(ctx, client, kube.IPPools), kube.DeleteAll(ctx, client, kube.IPBlocks)); err != nil {
@@ -132,7 +132,7 @@ func deletePools(ctx context.Context, client *kube.Client) error {
 		ours := 0
 		for _, p := range pools {
 			if !slices.Contains(p.Finalizers, ippool.Finalizer) {
-				continue // gone by now, or kept by somebody else
+				continue // continue // gone by now, or held by a finalizer that is not ours
 			}
 			ours++
 			if err := client.SetPoolFinalizers(ctx, p, ippool.WithoutFinalizer(p.Finalizers)); err != nil && !apierrors.IsConflict(err) {
@@ -150,7 +150,7 @@ func deletePools(ctx context.Context, client *kube.Client) error {
 	}
 }
 
-// waitGone returns when what is being deleted is gone: until then nothing can be made in the namespace.
+// waitGone returns when the deletion of the namespace is complete: until then nothing can be created in it.
 func waitGone(ctx context.Context, client *kube.Client) error {
 	for {
 		ns, err := client.CoreV1().Namespaces().Get(ctx, netconf.Namespace, metav1.GetOptions{})
@@ -168,7 +168,7 @@ func waitGone(ctx context.Context, client *kube.Client) error {
 	}
 }
 
-// unused returns an InUseError if pods are on the network.
+// unused returns an InUseError if pods use the network.
 func unused(ctx context.Context, client *kube.Client) error {
 	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "status.phase!=Succeeded,status.phase!=Failed"})
 	if err != nil {
@@ -186,8 +186,8 @@ func unused(ctx context.Context, client *kube.Client) error {
 	return nil
 }
 
-// APIServer finds out at which address nodes reach the API server without a Service proxy: what kubeadm published
-// for nodes that join, or else the endpoint of the Service kubernetes.
+// APIServer finds the address at which nodes reach the API server without a Service proxy: the one that kubeadm published
+// for joining nodes, otherwise the endpoint of the Service kubernetes.
 func APIServer(ctx context.Context, client *kube.Client) (string, error) {
 	published, err := client.ClusterInfo(ctx)
 	if err != nil || published != "" {

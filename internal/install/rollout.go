@@ -10,18 +10,18 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// Wait returns when every node has an agent of the DaemonSet's present template that is ready, so that it carries pods. progress is
-// told what changes, and may be nil.
+// Wait returns when every node has a ready agent of the DaemonSet's current template, so that it carries pods. It reports
+// changes to progress, which may be nil.
 func Wait(ctx context.Context, client *kube.Client, progress func(ready, want int32)) error {
 	var last appsv1.DaemonSetStatus
 	var told int32
 	agents := kube.Selection{Namespace: netconf.Namespace, Fields: "metadata.name=" + daemonSet}
 	err := kube.Until(ctx, client, kube.DaemonSets, agents, func(d *appsv1.DaemonSet) bool {
 		s := d.Status
-		if s.ObservedGeneration < d.Generation { // the controller tells of the object as it was before
+		if s.ObservedGeneration < d.Generation { // if s.ObservedGeneration < d.Generation { // the status is about an older version of the object
 			return false
 		}
-		// Pods of the template before may be ready still: they do not count.
+		// Pods of the previous template may still be ready: they do not count.
 		ready, want := min(s.NumberReady, s.UpdatedNumberScheduled), s.DesiredNumberScheduled
 		if progress != nil && (ready != told || want != last.DesiredNumberScheduled) {
 			progress(ready, want)
@@ -30,7 +30,7 @@ func Wait(ctx context.Context, client *kube.Client, progress func(ready, want in
 		return want > 0 && ready == want
 	})
 	if err != nil {
-		return fmt.Errorf("wait for DaemonSet %s/%s, of which %d of %d pods are ready and %d of the present template: %w",
+		return fmt.Errorf("wait for DaemonSet %s/%s, of which %d of %d pods are ready and %d have the current template: %w",
 			netconf.Namespace, daemonSet, last.NumberReady, last.DesiredNumberScheduled, last.UpdatedNumberScheduled, err)
 	}
 	return nil
