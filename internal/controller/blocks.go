@@ -13,24 +13,24 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// refusals are the blocks that nodes do not use, and what was told of them. All agents see them; the controller tells, for
-// there is one of it.
+// refusals tracks the blocks that nodes do not use, and what was reported about them. Every agent sees them; the controller
+// reports them, because only one leads.
 type refusals struct {
-	since map[string]time.Time // of each block, by its text
+	since map[string]time.Time // since map[string]time.Time // by block, as text
 	told  map[string]bool
-	next  map[string]time.Time // when a node's next event may be
+	next  map[string]time.Time // next  map[string]time.Time // by node: earliest time of the next event
 }
 
 const (
-	// settled is for how long a block is refused before that is told: the watches of pools and of blocks are two, and a block
-	// may be seen before its pool.
+	// settled is how long a block has to be refused before that is reported: pools and blocks have separate watches, so a
+	// block may arrive before its pool.
 	settled = 5 * time.Second
-	// refusalPause is the least time between two events of one node's blocks. Whoever writes blocks that are refused may write
-	// many of them.
+	// refusalPause is the minimal interval between two events for one node's blocks, since invalid blocks may be created in
+	// any number.
 	refusalPause = time.Minute
 )
 
-// keepPools has IPPools that have blocks kept from being deleted, and tells of blocks that nodes do not use.
+// keepPools protects IPPools that have blocks from deletion, and reports blocks that nodes do not use.
 func (a *allocator) keepPools() {
 	objects := ippool.Objects{Pools: a.view.PodPools.All(), Blocks: a.view.Blocks.All(), Nodes: a.view.Nodes.All(), Services: a.view.ServiceCIDRs.All(), AddressPools: a.view.AddressPools.All()}
 	f := ippool.Read(objects)
@@ -43,7 +43,7 @@ func (a *allocator) keepPools() {
 		}
 		a.writes.Publish(object, func(ctx context.Context) error {
 			finalizers := want
-			if p.Deleting { // for good: the watch may not have told of all blocks yet
+			if p.Deleting { // if p.Deleting { // irrevocably: the watch may not have delivered all blocks yet
 				now, err := kube.List(ctx, a.Client, kube.IPBlocks, kube.Selection{})
 				if err != nil {
 					return err
@@ -64,11 +64,11 @@ func (a *allocator) keepPools() {
 	}
 }
 
-// wait says whether there are blocks that are still to be told of.
+// wait reports whether there are blocks that remain to be reported.
 func (r *refusals) wait() bool { return len(r.told) < len(r.since) }
 
-// tell returns the events of blocks that have been refused for a while and were not told of yet: one for each node,
-// which is an event of its first block: of Nodes their own agents tell.
+// tell returns the events for blocks that have been refused for a while and were not reported yet: one for each node, on
+// its first block. (The agents report blocks of their own nodes on the Node.)
 func (r *refusals) tell(refused []ippool.RefusedBlock, now time.Time) (events []kube.Event) {
 	if r.since == nil {
 		r.since, r.told, r.next = map[string]time.Time{}, map[string]bool{}, map[string]time.Time{}

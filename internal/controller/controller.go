@@ -1,8 +1,8 @@
-// Package controller is the controller of a cluster: it gives Services of type LoadBalancer addresses of AddressPools, says of
-// pools how full they are, keeps IPPools for as long as blocks of them are left, and takes from BGPPeers what nodes said that
-// are gone. Who answers for an address is each node's own to decide; package agent.
+// Package controller is a cluster's controller. It assigns addresses of AddressPools to Services of type LoadBalancer,
+// reports how full the pools are, protects IPPools that still have blocks, and removes sessions of deleted nodes from the
+// status of BGPPeers. Each node decides itself for which addresses it answers; package agent.
 //
-// Like an agent it has one loop, from the whole of what is known to the whole of what should be: docs/design/load-balancer.md.
+// Like an agent it has one loop, from everything that is known to everything that should be: docs/design/load-balancer.md.
 package controller
 
 import (
@@ -34,22 +34,22 @@ import (
 // Component is the controller's name: in events, as the owner of what it writes, and of its Lease.
 const Component = vip.Owner
 
-// Options are what a controller is told at its start.
+// Options configures a controller.
 type Options struct {
 	Client *kube.Client
 	Log    *slog.Logger
-	// Identity is the process's name among those that want to lead.
+	// Identity is the process's name in the leader election.
 	Identity string
-	// Resync is how often everything is compared without an event to ask for it.
+	// Resync is how often everything is compared without an event.
 	Resync time.Duration
-	// Health and Metrics are HOST:PORT to listen at for probes and for Prometheus; empty does not listen.
+	// Health and Metrics are HOST:PORT to listen on for probes and for Prometheus; nothing listens if empty.
 	Health, Metrics string
 	// MetricsAccess says who may read Metrics.
 	MetricsAccess serve.Access
 }
 
-// Run waits until it leads, and then gives out addresses until the context ends. An error means that it leads no more,
-// or has never begun to.
+// Run waits until it leads, and then assigns addresses until the context ends. An error means that it no longer leads, or
+// that it could not take part in the election.
 func Run(ctx context.Context, o Options) error {
 	m := newMonitor(o.Resync)
 	stop, err := m.serve(ctx, o)
@@ -73,9 +73,9 @@ type allocator struct {
 	events *kube.Recorder
 	gifts  *gifts
 	wake   func()
-	told   map[service.Name]string // what was said of a Service last
-	key    time.Time               // when it was last asked for
-	// problems are those of Services that have nothing to do with pools, too.
+	told   map[service.Name]string // told   map[service.Name]string // what was last reported about a Service
+	key    time.Time               // key    time.Time               // when the key was last checked
+	// problems are those of Services, including ones that have nothing to do with pools.
 	problems *problems
 
 	refusals refusals
@@ -87,7 +87,7 @@ func allocate(ctx context.Context, o Options, m *monitor) error {
 	a := &allocator{Options: o, monitor: m, told: map[service.Name]string{}, gifts: newGifts(), wake: changed.Set, problems: newProblems(),
 		writes: kube.NewPublisher(o.Log, changed.Set), events: o.Client.NewRecorder(ctx, kube.Reporter{Component: Component, Instance: o.Identity})}
 	a.view = o.Client.BalancerView(ctx, Component, changed.Set)
-	// Who leads no more has no write under way: the next one's would meet it.
+	// After the end of the leadership no write may be under way: it could conflict with the next leader's.
 	var writing sync.WaitGroup
 	defer writing.Wait()
 	ctx, stop := context.WithCancel(ctx)
@@ -111,7 +111,7 @@ func allocate(ctx context.Context, o Options, m *monitor) error {
 		if a.refusals.wait() {
 			again = time.After(settled)
 		}
-		// What comes at once is looked at at once; a burst is one look.
+		// Events that arrive together cause one pass.
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):
@@ -119,10 +119,10 @@ func allocate(ctx context.Context, o Options, m *monitor) error {
 	}
 }
 
-// pause is the least time between two looks at everything.
+// pause is the minimal interval between two passes.
 const pause = 20 * time.Millisecond
 
-// pass has the API say what it should. It waits for no answer: what was written comes back by the watches.
+// pass makes the API say what it should. It waits for no answer: what was written comes back by the watches.
 func (a *allocator) pass() {
 	if time.Since(a.key) >= a.Resync {
 		a.writes.Publish("key", a.ensureKey)
@@ -162,7 +162,7 @@ func (a *allocator) pass() {
 	a.tellProblems()
 }
 
-// addresses are those that the API says a Service has.
+// addresses returns the addresses in a Service's status.
 func addresses(s *corev1.Service) (list []netip.Addr) {
 	for _, in := range s.Status.LoadBalancer.Ingress {
 		if addr, err := netip.ParseAddr(in.IP); err == nil {
@@ -172,8 +172,8 @@ func addresses(s *corev1.Service) (list []netip.Addr) {
 	return list
 }
 
-// assign has it written what a Service has, and tells of it. A Service gets no address that another has, or may get by a
-// write that is under way, and is to lose: that one's status says first that it has not.
+// assign writes what a Service should have to its status, and reports it. A Service gets no address that another one has
+// and is to lose, or may still get by a write under way: the other's status has to lose it first.
 func (a *allocator) assign(s *corev1.Service, x vip.Assignment, leaving map[netip.Addr]bool, anyPools bool) {
 	has := addresses(s)
 	now := slices.DeleteFunc(slices.Clone(x.Addresses), func(addr netip.Addr) bool { return leaving[addr] && !slices.Contains(has, addr) })
@@ -182,7 +182,7 @@ func (a *allocator) assign(s *corev1.Service, x vip.Assignment, leaving map[neti
 	differs := !slices.EqualFunc(s.Status.LoadBalancer.Ingress, want, sameIngress) || len(finalizers) != len(s.Finalizers) && (len(want) > 0 || vip.Wrote(s))
 	object := serviceWrite(s)
 	switch turn := a.gifts.supersede(object); {
-	// A cluster without pools may have another's controller for Services without a class.
+	// In a cluster without pools, Services without a class may belong to another controller.
 	case !differs, len(want) == 0 && !anyPools && !vip.Wrote(s):
 		a.writes.Withdraw(object)
 	default:
@@ -191,7 +191,7 @@ func (a *allocator) assign(s *corev1.Service, x vip.Assignment, leaving map[neti
 				return nil
 			}
 			switch err := a.Client.SetIngress(ctx, s, Component, want, finalizers); {
-			case apierrors.IsConflict(err): // what has changed is on its way here, and wakes the loop
+			case apierrors.IsConflict(err): // case apierrors.IsConflict(err): // the newer version is about to arrive, and wakes the loop
 				return nil
 			case err != nil:
 				if a.gifts.failed(object, turn) {
@@ -216,14 +216,14 @@ func (a *allocator) assign(s *corev1.Service, x vip.Assignment, leaving map[neti
 	}
 }
 
-// serviceWrite is a Service among the publisher's objects.
+// serviceWrite is a Service's name among the publisher's objects.
 func serviceWrite(s *corev1.Service) string { return "service/" + s.Namespace + "/" + s.Name }
 
 func sameIngress(a, b corev1.LoadBalancerIngress) bool {
 	return a.IP == b.IP && a.Hostname == b.Hostname && a.IPMode != nil && *a.IPMode == *b.IPMode && len(a.Ports) == len(b.Ports)
 }
 
-// takeBack has the addresses taken of Services that are not ours any more, if it was us who gave them.
+// takeBack removes addresses from Services that no longer belong to this controller, if it assigned them.
 func (a *allocator) takeBack(all []*corev1.Service) {
 	for _, s := range all {
 		switch {
@@ -243,9 +243,8 @@ func (a *allocator) takeBack(all []*corev1.Service) {
 	}
 }
 
-// takeSessions has what nodes have said that the cluster no longer has taken from the status of BGPPeers. The agents may
-// write no entries but their own. Of a node that has only just come an entry may be taken too early: its agent writes it
-// again.
+// takeSessions removes sessions of deleted nodes from the status of BGPPeers. Agents may write only their own entries. The
+// entry of a node that was just created may be removed too early: its agent writes it again.
 func (a *allocator) takeSessions() {
 	nodes := map[string]bool{}
 	for _, n := range a.view.Nodes.All() {
@@ -274,7 +273,7 @@ func (a *allocator) takeSessions() {
 	}
 }
 
-// tellPool has the status of a pool written, and an event made where it has become good or bad.
+// tellPool writes the status of a pool, and records an event if it has become valid or invalid.
 func (a *allocator) tellPool(p *vip.Pool, assignments []vip.Assignment) v1alpha1.AddressPoolStatus {
 	status, differs := p.Status(assignments, time.Now())
 	object := "addresspool/" + p.Name
@@ -297,7 +296,7 @@ func (a *allocator) tellPool(p *vip.Pool, assignments []vip.Assignment) v1alpha1
 	return status
 }
 
-// ensureKey makes the key by which agents know each other, and without which they ask the API server which nodes live.
+// ensureKey creates the key for the agents' membership. Without it they have to learn from the API server which nodes live.
 func (a *allocator) ensureKey(ctx context.Context) error {
 	key := make([]byte, keyset.Size)
 	if _, err := rand.Read(key); err != nil {
@@ -308,6 +307,6 @@ func (a *allocator) ensureKey(ctx context.Context) error {
 
 func (a *allocator) record(s *corev1.Service, e kube.Event) {
 	e.Object = kube.ServiceReference(service.Name{Namespace: s.Namespace, Name: s.Name})
-	e.Object.UID = s.UID // by which `kubectl describe` finds it
+	e.Object.UID = s.UID // e.Object.UID = s.UID // `kubectl describe` looks events up by it
 	a.events.Record(e)
 }

@@ -10,16 +10,16 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/vip"
 )
 
-// gifts are the addresses that writes may give to Services by now or soon, and that the watches do not show. A pass that
-// decides otherwise cannot call back a write that is under way: until it is known what became of it, no other Service
-// gets its addresses.
+// gifts are the addresses that writes have assigned or may assign to Services, and that the watches do not show yet. A
+// later pass that decides otherwise cannot recall a write under way: no other Service gets its addresses until the outcome
+// of the write is known.
 type gifts struct {
 	mu    sync.Mutex
-	turns map[string]int // by object: which write was asked for last
+	turns map[string]int // turns map[string]int // by object: the number of the latest requested write
 	given map[string]gift
 }
 
-// gift is what a write gives to a Service that has not changed since version. To one that has, it gives nothing.
+// gift is what a write assigns to a Service with a resource version. If the Service has changed since, it assigns nothing.
 type gift struct {
 	version   string
 	addresses []netip.Addr
@@ -27,7 +27,7 @@ type gift struct {
 
 func newGifts() *gifts { return &gifts{turns: map[string]int{}, given: map[string]gift{}} }
 
-// supersede has writes of an object that have not begun give nothing, and returns the turn of the next.
+// supersede cancels writes of an object that have not started, and returns the number of the next write.
 func (g *gifts) supersede(object string) int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -35,7 +35,7 @@ func (g *gifts) supersede(object string) int {
 	return g.turns[object]
 }
 
-// begin notes that a write is made, unless another has been asked for since.
+// begin records that a write starts, unless another has been requested since. Then it returns false.
 func (g *gifts) begin(object string, turn int, is gift) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -46,8 +46,8 @@ func (g *gifts) begin(object string, turn int, is gift) bool {
 	return true
 }
 
-// failed notes that a write has given nothing, and says whether another has been asked for since. One that succeeded, or
-// that met a Service that has changed, is settled when the watches show that.
+// failed records that a write has assigned nothing, and reports whether another has been requested since. A write that
+// succeeded or conflicted is settled when the watches show it.
 func (g *gifts) failed(object string, turn int) (superseded bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -55,7 +55,7 @@ func (g *gifts) failed(object string, turn int) (superseded bool) {
 	return g.turns[object] != turn
 }
 
-// pending forgets what the watches show by now, and returns what they do not, by object.
+// pending drops what the watches show by now, and returns what they do not show yet, by object.
 func (g *gifts) pending(services []*corev1.Service) map[string][]netip.Addr {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -79,7 +79,7 @@ func (g *gifts) pending(services []*corev1.Service) map[string][]netip.Addr {
 	return list
 }
 
-// leaving are the addresses that Services have, or may get by a write that is under way, and that they are not to have.
+// leaving returns the addresses that Services have, or may get by a write under way, and should not have.
 func (a *allocator) leaving(all []*corev1.Service, assignments []vip.Assignment) map[netip.Addr]bool {
 	want := map[string][]netip.Addr{}
 	for _, x := range assignments {

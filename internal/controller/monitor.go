@@ -16,7 +16,7 @@ import (
 	"github.com/fathom-network/fathom/internal/serve"
 )
 
-// monitor is what a controller says of itself to the kubelet's probes and to Prometheus; docs/load-balancer.md lists it.
+// monitor serves the controller's probes and metrics; docs/load-balancer.md lists them.
 type monitor struct {
 	registry  *prometheus.Registry
 	leading   prometheus.Gauge
@@ -30,8 +30,8 @@ type monitor struct {
 
 	mu      sync.Mutex
 	leads   bool
-	turned  time.Time // when the loop last came round
-	problem string    // why it does not give out addresses; empty if it does, or another one does
+	turned  time.Time // turned  time.Time // the end of the loop's last iteration
+	problem string    // problem string    // why it does not assign addresses; empty if it does, or if another controller leads
 }
 
 func newMonitor(resync time.Duration) *monitor {
@@ -40,12 +40,12 @@ func newMonitor(resync time.Duration) *monitor {
 	}
 	m := &monitor{
 		registry: prometheus.NewRegistry(), patience: resync + stuck,
-		leading:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "fathom_controller_leading", Help: "Whether this controller is the one that gives out addresses: only that one tells of pools and Services."}),
+		leading:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "fathom_controller_leading", Help: "Whether this controller leads: only the leader assigns addresses and has metrics of pools and Services."}),
 		passes:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fathom_controller_passes_total", Help: "Passes over all Services and pools, by result."}, []string{"result"}),
 		addresses: gauge("fathom_addresspool_addresses", "Addresses that an AddressPool has.", "pool", "family"),
 		assigned:  gauge("fathom_addresspool_assigned", "Addresses of an AddressPool that Services have.", "pool", "family"),
-		valid:     gauge("fathom_addresspool_valid", "Whether an AddressPool gives out addresses.", "pool"),
-		services:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "fathom_loadbalancer_services", Help: "Services that have all addresses that they are to have."}),
+		valid:     gauge("fathom_addresspool_valid", "Whether an AddressPool is valid and assigns addresses.", "pool"),
+		services:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "fathom_loadbalancer_services", Help: "Services that have all addresses that they should have."}),
 		pending:   gauge("fathom_loadbalancer_services_pending", "Services that wait for an address, by the reason that their event names.", "reason"),
 	}
 	for _, result := range []string{"success", "error"} {
@@ -56,16 +56,16 @@ func newMonitor(resync time.Duration) *monitor {
 	return m
 }
 
-// stuck is how much later than it should the loop may come round before the process is started anew. No API server holds
-// it up, since none is waited for.
+// stuck is how much later than due an iteration of the loop may end before the process is restarted. A slow API server does
+// not delay it, since the loop does not wait for answers.
 const stuck = time.Minute
 
-// lead notes that this controller leads now, or no more.
+// lead records whether this controller leads.
 func (m *monitor) lead(leads bool) {
 	m.mu.Lock()
 	m.leads, m.turned, m.problem = leads, time.Now(), ""
 	if leads {
-		m.problem = "the API server has not told of everything yet"
+		m.problem = "the API server has not listed everything yet"
 	}
 	m.mu.Unlock()
 	m.leading.Set(0)
@@ -74,7 +74,7 @@ func (m *monitor) lead(leads bool) {
 	}
 }
 
-// passed notes how a pass went. One that had not heard of everything has done nothing.
+// passed records the result of a pass. Before the watches are synced, a pass does nothing.
 func (m *monitor) passed(synced bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -89,7 +89,7 @@ func (m *monitor) passed(synced bool, err error) {
 	}
 }
 
-// see notes what Services have, and each pool's status.
+// see records what Services have, and each pool's status.
 func (m *monitor) see(assignments []vip.Assignment, pools map[string]v1alpha1.AddressPoolStatus) {
 	m.pending.Reset()
 	for _, reason := range []string{vip.NoPool, vip.PoolExhausted, vip.InvalidRequest, vip.AddressInUse} {
@@ -124,17 +124,17 @@ func (m *monitor) see(assignments []vip.Assignment, pools map[string]v1alpha1.Ad
 	}
 }
 
-// alive says why the process should be started anew, if it should.
+// alive returns an error if the process should be restarted.
 func (m *monitor) alive() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if late := time.Since(m.turned); m.leads && late > m.patience {
-		return fmt.Errorf("nothing was looked at for %v", late.Round(time.Second))
+		return fmt.Errorf("the loop is stuck since %v", late.Round(time.Second))
 	}
 	return nil
 }
 
-// ready says why the controller does not do its part. One that waits for its turn does.
+// ready returns an error if the controller does not do its work. One that waits to lead is ready.
 func (m *monitor) ready() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -144,7 +144,7 @@ func (m *monitor) ready() error {
 	return nil
 }
 
-// serve answers probes at one address and Prometheus at another; an empty one is not listened at.
+// serve serves probes at one address and metrics at another; it does not listen on an empty one.
 func (m *monitor) serve(ctx context.Context, o Options) (stop func(), err error) {
 	probe := func(check func() error) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {

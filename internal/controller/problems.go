@@ -8,14 +8,14 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// ServiceProblem is the reason of events that say what of a Service is not carried.
+// ServiceProblem is the reason of events about a part of a Service that is not carried.
 const ServiceProblem = "ServiceProblem"
 
-// problems makes an event of each problem of a Service: an address that another one has, an external IP that is not
+// problems records an event for each problem of a Service: an address that another one has, an external IP that is not
 // served. All agents find the same ones, so the controller, of which one leads, records them.
 type problems struct {
 	model *service.Model
-	seen  map[service.Name]string // resource versions that the model has
+	seen  map[service.Name]string // seen  map[service.Name]string // the resource versions in the model
 	told  map[service.Problem]bool
 }
 
@@ -23,12 +23,11 @@ func newProblems() *problems {
 	return &problems{model: service.NewModel(service.Node{}), seen: map[service.Name]string{}, told: map[service.Problem]bool{}}
 }
 
-// find brings the model up to date and returns the problems that are new. Where another proxy carries Services there are
-// none.
+// find brings the model up to date and returns new problems. If another proxy carries Services, there are none.
 func (p *problems) find(view *kube.BalancerView, client *kube.Client) []service.Problem {
 	config, err := netconf.Parse(view.Config())
 	if err != nil {
-		return nil // agents follow the configuration before it, and say so
+		return nil // return nil // agents keep the previous configuration, and report that
 	}
 	if config.ServiceProxy == netconf.ProxyOff {
 		clear(p.told)
@@ -66,13 +65,13 @@ func (p *problems) find(view *kube.BalancerView, client *kube.Client) []service.
 	return found
 }
 
-// tellProblems has events made of what is newly wrong with Services.
+// tellProblems records events for new problems of Services.
 func (a *allocator) tellProblems() {
 	for _, p := range a.problems.find(a.view, a.Client) {
 		a.Log.Warn("problem", "what", p.String())
 		e := kube.Event{Object: kube.ServiceReference(p.Service), Warning: true, Reason: ServiceProblem, Message: p.Text}
 		if s, found := a.view.Services.Get(p.Service.Namespace, p.Service.Name); found {
-			e.Object.UID = s.UID // by which `kubectl describe` finds it
+			e.Object.UID = s.UID // e.Object.UID = s.UID // `kubectl describe` looks events up by it
 		}
 		a.events.Record(e)
 	}
