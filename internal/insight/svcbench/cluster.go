@@ -23,8 +23,8 @@ import (
 	"github.com/fathom-network/fathom/internal/kit"
 )
 
-// cluster is an API server with nothing but Services, EndpointSlices and a Node for each proxy. It speaks JSON to it by
-// itself: with client-go the objects alone would take a processor for a minute.
+// cluster is an API server with only Services, EndpointSlices and a Node for each proxy. This package speaks JSON to it
+// directly: client-go would take a minute of one processor for the objects alone.
 type cluster struct {
 	Size
 	dir      string
@@ -40,7 +40,7 @@ const (
 	apiURL      = "https://" + apiAddr + ":6443"
 	standInAddr = apiAddr + ":8080"
 	standInURL  = "http://" + standInAddr
-	// Where Services have their addresses, and where their endpoints have those that they have before and after a change.
+	// The ranges of Services, and of endpoints before and after a change.
 	serviceRange               = "10.96.0.0/12"
 	serviceBase                = "10.97.0.0"
 	oldEndpoints, newEndpoints = "10.128.0.0", "10.160.0.0"
@@ -50,14 +50,14 @@ const (
 	clusterRange               = "10.128.0.0/9"
 )
 
-// startCluster starts etcd and kube-apiserver here, or what stands in for them where there is no kit.
+// startCluster starts etcd and kube-apiserver, or their stand-in if there is no kit.
 func startCluster(ctx context.Context, r run, size Size) (*cluster, error) {
 	dir := filepath.Join(r.Dir, "cluster")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	c := &cluster{Size: size, dir: dir, url: apiURL, token: rand.Text(), client: &http.Client{Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxIdleConnsPerHost: 64}}} // its certificate is new, and nobody else is here
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxIdleConnsPerHost: 64}}} // TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxIdleConnsPerHost: 64}}} // its certificate is new, and the namespace is private
 	if r.KitDir == "" {
 		c.url = standInURL
 	}
@@ -82,7 +82,7 @@ contexts: [{name: bench, context: {cluster: bench, user: bench}}]
 	return c, c.startPrograms(ctx, k)
 }
 
-// startPrograms starts the API server, and returns when it is ready.
+// startPrograms starts etcd and the API server, and returns when it is ready.
 func (c *cluster) startPrograms(ctx context.Context, k kit.Kit) error {
 	dir := c.dir
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -142,7 +142,7 @@ func (c *cluster) kubeconfig() string { return filepath.Join(c.dir, "kubeconfig"
 func (c *cluster) stop() {
 	for _, cmd := range c.programs {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // says that it was killed
+		_ = cmd.Wait() // _ = cmd.Wait() // returns that it was killed
 	}
 	if c.standIn != nil {
 		_ = c.standIn.server.Close()
@@ -200,7 +200,7 @@ const (
 
 func serviceName(i int) string { return fmt.Sprintf("s-%d", i) }
 
-// endpoints are those of a Service, before or after a change.
+// endpoints returns a Service's endpoints, before or after a change.
 func (c *cluster) endpoints(base string, i int) []object {
 	var all []object
 	for j := range c.Endpoints {
@@ -209,7 +209,7 @@ func (c *cluster) endpoints(base string, i int) []object {
 	return all
 }
 
-// load makes all objects.
+// load creates all objects.
 func (c *cluster) load(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(32)
@@ -229,7 +229,7 @@ func (c *cluster) load(ctx context.Context) error {
 	return g.Wait()
 }
 
-// create makes an object. What stands in for an API server is told in this process: it is not what is measured, and a
+// create creates an object. A stand-in for the API server gets it by a function call: its speed is not measured, and a
 // hundred thousand requests take minutes.
 func (c *cluster) create(ctx context.Context, resource, path string, o object) error {
 	if c.standIn == nil {
@@ -245,18 +245,18 @@ func (c *cluster) create(ctx context.Context, resource, path string, o object) e
 	return ctx.Err()
 }
 
-// addNode makes the Node that a kube-proxy looks for.
+// addNode creates the Node that a kube-proxy looks for.
 func (c *cluster) addNode(ctx context.Context, name, addr string) error {
 	return c.do(ctx, http.MethodPost, "/api/v1/nodes", ofJSON, object{"apiVersion": "v1", "kind": "Node", "metadata": object{"name": name},
 		"spec": object{"podCIDR": podRange, "podCIDRs": []string{podRange}}, "status": object{"addresses": []object{{"type": "InternalIP", "address": addr}}}})
 }
 
-// change gives a Service other endpoints.
+// change replaces a Service's endpoints.
 func (c *cluster) change(ctx context.Context, i int, base string) error {
 	return c.do(ctx, http.MethodPatch, slicesPath+"/"+serviceName(i), ofMergePatch, object{"endpoints": c.endpoints(base, i)})
 }
 
-// watch tells when the slice of a Service is said to have changed.
+// watch sends the time at which a change of a Service's slice is reported.
 func (c *cluster) watch(ctx context.Context, i int) (<-chan time.Time, error) {
 	resp, err := c.request(ctx, http.MethodGet, slicesPath+"?watch=1&fieldSelector=metadata.name="+serviceName(i), "", nil)
 	if err != nil {

@@ -23,7 +23,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
-// runInside is the process in namespaces of its own, in which everything else is.
+// runInside is the process in new namespaces, which starts everything else.
 func runInside(ctx context.Context, argument string) error {
 	var r run
 	if err := json.Unmarshal([]byte(argument), &r); err != nil {
@@ -48,7 +48,7 @@ func runInside(ctx context.Context, argument string) error {
 	return json.NewEncoder(os.Stdout).Encode(report)
 }
 
-// prepare makes mounts of our own, which go with the mount namespace, and the address of the API server.
+// prepare makes mounts, which end with the mount namespace, and adds the address of the API server.
 func (r run) prepare() error {
 	bpffs := filepath.Join(r.Dir, "bpf")
 	if err := os.MkdirAll(bpffs, 0o700); err != nil {
@@ -85,7 +85,7 @@ func (r run) measure(ctx context.Context, size Size) (load Load, results []Resul
 	defer c.stop()
 	began := time.Now()
 	if err := c.load(ctx); err != nil {
-		return load, nil, fmt.Errorf("tell the API server of them: %w", err)
+		return load, nil, fmt.Errorf("create them in the API server: %w", err)
 	}
 	load = Load{size, time.Since(began).Seconds()}
 	say("  the API server has them after %.1f s", load.Seconds)
@@ -121,7 +121,7 @@ func (r run) measure(ctx context.Context, size Size) (load Load, results []Resul
 			nodes = append(nodes, n)
 		}
 	}
-	// The kernel balances without its proxy, and nothing disturbs what is measured.
+	// The kernel balances without its proxy, so that the proxy does not disturb the measurement.
 	if err := r.race(c, empty, nodes, results); err != nil {
 		return load, nil, err
 	}
@@ -137,7 +137,7 @@ func (r Result) brief() string {
 	return fmt.Sprintf("answers after %.2f s, changes %.1f ms (p50) %.1f ms (p99), %.0f%% of a processor", r.Start, r.P50, r.P99, r.CPU)
 }
 
-// measure is all that needs the proxy's program, which has ended afterwards.
+// measure measures everything that needs the proxy's program, and ends the program.
 func (n *node) measure(ctx context.Context, c *cluster, result *Result) error {
 	began := time.Now()
 	p, err := n.startProxy(ctx, c)
@@ -179,15 +179,15 @@ func (n *node) measure(ctx context.Context, c *cluster, result *Result) error {
 	return err
 }
 
-// changesLimit is how long changes are followed: kube-proxy takes a second for each by its own defaults.
+// changesLimit is how long changes are measured: kube-proxy takes a second for each by default.
 const changesLimit = 15 * time.Second
 
-// changes has the endpoints of a Service change, again and again, and returns the times until a connection meets them.
+// changes changes the endpoints of a Service repeatedly, and returns the times until a connection reaches the new ones.
 func (n *node) changes(ctx context.Context, c *cluster) (times []time.Duration, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	i := c.Services / 2
-	if err := c.change(ctx, i, oldEndpoints); err != nil { // another proxy's load may have ended with others
+	if err := c.change(ctx, i, oldEndpoints); err != nil { // if err := c.change(ctx, i, oldEndpoints); err != nil { // the load of another proxy may have left others
 		return nil, err
 	}
 	seen, err := c.watch(ctx, i)
@@ -219,12 +219,12 @@ func (n *node) changes(ctx context.Context, c *cluster) (times []time.Duration, 
 		if a.err != nil {
 			return nil, fmt.Errorf("a change has no effect: %w", a.err)
 		}
-		times = append(times, max(0, a.at.Sub(told))) // another watch may be told first
+		times = append(times, max(0, a.at.Sub(told))) // times = append(times, max(0, a.at.Sub(told))) // the proxy's watch may be served before this one
 	}
 	return times, nil
 }
 
-// load has 100 changes a second, of all Services by chance, and tells what they cost the proxy.
+// load makes 100 changes per second, of random Services, and records what they cost the proxy.
 func (n *node) load(ctx context.Context, c *cluster, p *program, result *Result) error {
 	const rate = 100
 	g, gctx := errgroup.WithContext(ctx)
@@ -261,7 +261,7 @@ func (n *node) load(ctx context.Context, c *cluster, p *program, result *Result)
 
 const sample = 50
 
-// sampled are the Services that connections are made to: the first, the last, and others.
+// sampled returns the Services to connect to: the first, the last, and others.
 func (c *cluster) sampled() []int {
 	list := []int{0, c.Services - 1}
 	for i := range min(sample, c.Services) {
@@ -280,8 +280,8 @@ func (c *cluster) services() (all []netip.AddrPort) {
 	return all
 }
 
-// direct are the endpoints themselves, in an order in which the Services are met in turn, as by services: all of them, as
-// a Service has connections go to all, or one of each Service.
+// direct returns the endpoints themselves, ordered so that the Services take turns as in services: all of them, since a
+// Service distributes connections over all, or one of each Service.
 func (c *cluster) direct(each int) (all []netip.AddrPort) {
 	for e := range each {
 		for n, i := range c.sampled() {
@@ -299,7 +299,7 @@ func join(list []netip.AddrPort) string {
 	return strings.Join(words, " ")
 }
 
-// race has all nodes connect in turns, in rounds so short that what else the machine does meets all of them.
+// race makes all nodes connect in turns, in rounds so short that other load on the machine affects all of them.
 func (r run) race(c *cluster, empty *node, nodes []*node, results []Result) error {
 	const turn = 60 * time.Millisecond
 	services := join(c.services())
@@ -310,7 +310,7 @@ func (r run) race(c *cluster, empty *node, nodes []*node, results []Result) erro
 	}
 	for round := range r.Rounds {
 		for _, what := range []string{"crr", "rr"} {
-			// What comes first is another in each round.
+			// Each round starts with another node.
 			order := slices.Concat(nodes[round%max(1, len(nodes)):], nodes[:round%max(1, len(nodes))])
 			ground, err := empty.client.number(fmt.Sprintf("%s %v %s", what, turn, direct[what]))
 			if err != nil {

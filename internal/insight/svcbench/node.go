@@ -23,7 +23,7 @@ import (
 // bare is the node without any proxy.
 const bare = "bare"
 
-// node is a proxy's: a namespace that routes, one of a pod that connects, and one that answers for all endpoints.
+// node is a proxy's node: a routing namespace, a pod's namespace that connects, and one that answers for all endpoints.
 type node struct {
 	run
 	proxy  string // one of Proxies, or bare
@@ -89,14 +89,14 @@ func addNode(ctx context.Context, r run, i int, proxy string) (*node, error) {
 	if err := n.space.Sysctl("ipv4/ip_forward", "1"); err != nil {
 		return nil, err
 	}
-	// Connections end faster than their ports are free again.
+	// Connections end faster than their ports become free.
 	for name, value := range map[string]string{"ipv4/ip_local_port_range": "1024 65535", "ipv4/tcp_tw_reuse": "1"} {
 		if err := n.all[1].Sysctl(name, value); err != nil {
 			return nil, err
 		}
 	}
-	// Connections end faster than connection tracking forgets them, and what is left is the machine's: there is one limit
-	// for all namespaces. A kernel that has not loaded it yet has no such setting.
+	// Connections end faster than connection tracking drops their entries, and the limit counts those of all namespaces
+	// together. A kernel that has not loaded connection tracking lacks the setting.
 	_ = n.space.Sysctl("netfilter/nf_conntrack_tcp_timeout_time_wait", "1")
 	if _, err := n.start(ctx, n.all[2], "", partServer, ""); err != nil {
 		return nil, err
@@ -118,19 +118,19 @@ func runIn(n *link.Namespace, input, program string, args ...string) error {
 	return nil
 }
 
-// client is a part of the measurement that answers orders, a line each.
+// client is a process of the measurement that executes commands, one per line.
 type client struct {
 	cmd *exec.Cmd
 	in  io.Writer
 	out *bufio.Scanner
 }
 
-// start starts a part in a namespace, and in the node's cgroup of that name, and returns when it is ready.
+// start starts a process in a namespace and in the node's cgroup of that name, and returns when it is ready.
 func (n *node) start(ctx context.Context, at *link.Namespace, group, part, argument string) (*client, error) {
 	cmd := exec.CommandContext(ctx, n.Part[0], append(n.Part[1:], part, argument)...)
 	cmd.Stderr = os.Stderr
 	if part != partProxy {
-		cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1") // its signals would interrupt what is measured
+		cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1") // cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1") // its signals would disturb the measurement
 	}
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -145,7 +145,7 @@ func (n *node) start(ctx context.Context, at *link.Namespace, group, part, argum
 	}
 	c := &client{cmd: cmd, in: in, out: bufio.NewScanner(out)}
 	if part == partProxy {
-		return c, nil // it says when it is ready
+		return c, nil // return c, nil // its first line says that it is ready
 	}
 	if !c.out.Scan() {
 		return nil, fmt.Errorf("the part %s of the measurement has ended", part)
@@ -176,11 +176,11 @@ func (n *node) startIn(at *link.Namespace, group string, cmd *exec.Cmd) error {
 	return cgroup.Add(path, cmd.Process.Pid)
 }
 
-// programGroup is the cgroup of the program that is the proxy, which tells what the kernel holds for it. Who connects by
-// it is in another: the program is no client of its own.
+// programGroup is the cgroup of the proxy's program, which shows the kernel memory held for it. Clients are in another
+// cgroup: the program is not a client of its own.
 func programGroup(proxy string) string { return proxy + "-program" }
 
-// do gives an order and returns the answer.
+// do sends a command and returns the answer.
 func (c *client) do(order string) (string, error) {
 	if _, err := fmt.Fprintln(c.in, order); err != nil {
 		return "", err
@@ -202,7 +202,7 @@ func (c *client) number(order string) (float64, error) {
 	return strconv.ParseFloat(text, 64)
 }
 
-// when is number for an order that is answered with a time.
+// when is number for a command whose answer is a time.
 func (c *client) when(order string) (time.Time, error) {
 	text, err := c.do(order)
 	if err != nil {
@@ -212,7 +212,7 @@ func (c *client) when(order string) (time.Time, error) {
 	return time.Unix(0, nanoseconds), err
 }
 
-// remove ends all that runs on the node. Its namespaces go with the last process in them.
+// remove ends everything that runs on the node. Its namespaces end with the last process in them.
 func (n *node) remove() {
 	for _, cmd := range n.began {
 		end(cmd)
@@ -221,20 +221,20 @@ func (n *node) remove() {
 		space.Close()
 	}
 	for _, kind := range []string{"", "-client", "-server"} {
-		_ = link.Delete(filepath.Join(n.Dir, n.name+kind)) // if it stays, it goes with the mount namespace
+		_ = link.Delete(filepath.Join(n.Dir, n.name+kind)) // _ = link.Delete(filepath.Join(n.Dir, n.name+kind)) // if it fails, the file goes with the mount namespace
 	}
 }
 
 func end(cmd *exec.Cmd) {
 	_ = cmd.Process.Kill()
-	_ = cmd.Wait() // says that it was killed
+	_ = cmd.Wait() // _ = cmd.Wait() // returns that it was killed
 }
 
-// encode is a part's argument.
+// encode encodes a process's argument.
 func encode(v any) string {
 	data, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // of values of our own
+		panic(err) // panic(err) // impossible: only this package's values
 	}
 	return string(data)
 }

@@ -30,7 +30,7 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// fathomProxy is what a process that is Fathom's proxy is told.
+// fathomProxy is the argument of a process that runs Fathom's proxy.
 type fathomProxy struct {
 	Kubeconfig string
 	Mode       netconf.ServiceProxy
@@ -38,7 +38,7 @@ type fathomProxy struct {
 	Addr       netip.Addr
 }
 
-// runProxy is Fathom's proxy by itself. It says how many seconds the kernel took for all Services once it has them.
+// runProxy runs Fathom's proxy. When the kernel has all Services, it prints how many seconds writing them took.
 func runProxy(ctx context.Context, argument string) error {
 	var o fathomProxy
 	if err := json.Unmarshal([]byte(argument), &o); err != nil {
@@ -78,7 +78,7 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// applied is how long the kernel took for everything, by the proxy's own metric.
+// applied returns how long writing everything to the kernel took, by the proxy's own metric.
 func applied(p *proxy.Proxy) float64 {
 	r := prometheus.NewRegistry()
 	r.MustRegister(p)
@@ -96,10 +96,10 @@ func applied(p *proxy.Proxy) float64 {
 	return 0
 }
 
-// program is a proxy that runs.
+// program is a running proxy.
 type program struct {
 	cmd *exec.Cmd
-	// spent returns the seconds that it says it took to put everything into the kernel.
+	// spent returns how many seconds the program reports for writing everything to the kernel.
 	spent func(ctx context.Context) (float64, error)
 	log   *tail
 }
@@ -116,7 +116,7 @@ func (n *node) startProxy(ctx context.Context, c *cluster) (*program, error) {
 			if err != nil {
 				return nil, err
 			}
-			if dir != nil { // else it says that there is none
+			if dir != nil { // if dir != nil { // without a BPF file system it reports that there is no connect()
 				paths.Cgroup = dir.Name()
 				dir.Close()
 			}
@@ -143,7 +143,7 @@ func (n *node) startProxy(ctx context.Context, c *cluster) (*program, error) {
 	if err != nil {
 		return nil, err
 	}
-	// What is not said is kube-proxy's own default, and kubeadm's; connection tracking is not what is measured.
+	// Everything else is kube-proxy's default, and kubeadm's; the limits of connection tracking are not measured.
 	cmd := exec.CommandContext(ctx, k.Bin("kube-proxy"), "--kubeconfig="+c.kubeconfig(), "--hostname-override="+n.name,
 		"--proxy-mode="+strings.TrimPrefix(n.proxy, "kube-proxy-"), "--cluster-cidr="+clusterRange, "--conntrack-max-per-core=0",
 		"--conntrack-tcp-timeout-established=0s", "--conntrack-tcp-timeout-close-wait=0s", "--metrics-bind-address=0.0.0.0:10249")
@@ -179,13 +179,13 @@ func kubeProxySpent(ctx context.Context, url string) (float64, error) {
 			seconds, _ := strconv.ParseFloat(string(m[1]), 64)
 			sum += seconds
 		}
-		if sum > 0 { // it counts a round when it is over, and Services answer before
+		if sum > 0 { // if sum > 0 { // a sync is counted when it ends; Services may answer before
 			return sum, nil
 		}
 	}
 }
 
-// cpu returns how long the process, and what it started and waited for, have run.
+// cpu returns the CPU time of the process and of the children it has waited for.
 func (p *program) cpu() (time.Duration, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
 	if err != nil {
@@ -215,7 +215,7 @@ func (p *program) memory() (float64, error) {
 	return float64(kilobytes) * 1024, err
 }
 
-// tail keeps the end of what a program says.
+// tail keeps the end of a program's output.
 type tail struct {
 	mu   sync.Mutex
 	text []byte
@@ -230,7 +230,7 @@ func (t *tail) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// String returns it in one line.
+// String returns it on one line.
 func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()

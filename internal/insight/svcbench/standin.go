@@ -22,9 +22,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
 )
 
-// standIn is as much of an API server as Fathom's proxy asks of one, for machines without the kit. It keeps what it is told
-// in memory, and speaks JSON but for lists, which it has in protobuf as an API server would: else the size of a text would
-// be measured.
+// standIn implements the part of an API server that Fathom's proxy uses, for machines without the kit. It keeps objects in
+// memory, and speaks JSON except for lists, which are protobuf as an API server's would be: otherwise the benchmark would
+// measure JSON decoding.
 type standIn struct {
 	server  *http.Server
 	encoder runtime.Encoder
@@ -32,7 +32,7 @@ type standIn struct {
 	mu      sync.Mutex
 	version int
 	lists   map[string]*list // by resource
-	more    chan struct{}    // closed when there is another event
+	more    chan struct{}    // more    chan struct{}    // closed at the next event
 }
 
 type list struct {
@@ -108,7 +108,7 @@ func (s *standIn) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// write takes a new object, or a merge patch of one.
+// write accepts a new object, or a merge patch of one.
 func (s *standIn) write(w http.ResponseWriter, req *http.Request, l *list, name string) {
 	text, err := io.ReadAll(req.Body)
 	if err == nil {
@@ -119,7 +119,7 @@ func (s *standIn) write(w http.ResponseWriter, req *http.Request, l *list, name 
 	}
 }
 
-// put takes the text of a new object, or of the fields that change of the one that has a name.
+// put stores a new object, or changes the given fields of the one with the name.
 func (s *standIn) put(l *list, name string, text []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

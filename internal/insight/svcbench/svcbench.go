@@ -1,11 +1,11 @@
-// Package svcbench measures how Services are balanced, on any machine and without a cluster: in namespaces that it makes
-// there are a real API server, and for each proxy a node, a pod that connects and one that answers for all endpoints.
-// Fathom's ways and kube-proxy's, all fed by that API server, take turns in one run, and what counts are ratios
-// to connections without a Service, measured in between: a busy machine weighs on both sides.
+// Package svcbench measures how Services are balanced, on any machine and without a cluster. In new namespaces it starts a
+// real API server, and for each proxy a node, a pod that connects and one that answers for all endpoints. Fathom's two ways
+// and kube-proxy's modes, all fed by that API server, take turns in one run. The results are ratios to connections without
+// a Service, measured in between: a busy machine affects both.
 //
-// It is part of the program fathom, and not of the measurements in bench, because users have it: what Services cost on their own
-// machine, `fathom bench services` tells them without a checkout. A measurement's nodes and pods are this same program, run
-// again in namespaces.
+// It is part of the program fathom, and not of the measurements in bench, for the users: `fathom bench services` shows
+// without a checkout what Services cost on their own machine. A measurement's nodes and pods are processes of this same
+// program in namespaces.
 package svcbench
 
 import (
@@ -26,24 +26,24 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/cgroup"
 )
 
-// Size is how many Services there are, and how many endpoints each has.
+// Size is the number of Services, and of endpoints of each.
 type Size struct{ Services, Endpoints int }
 
-// Options are what to measure. All but KitDir must be given.
+// Options says what to measure. All but KitDir are required.
 type Options struct {
 	Sizes   []Size
 	Proxies []string // of Proxies
-	// PeersUpTo is the largest number of Services that kube-proxy is measured with, which may take minutes there.
+	// PeersUpTo is the largest number of Services that kube-proxy is measured with, since it may need minutes for them.
 	PeersUpTo int
 	Rounds    int // of connections
-	Changes   int // of endpoints whose effect is waited for, at most
-	// Patience is how long a proxy has for the Services from nothing, and for the effect of one change.
+	Changes   int // Changes   int // of endpoints whose effect is measured, at most
+	// Patience is how long a proxy may take to serve all Services after its start, and until one change takes effect.
 	Patience time.Duration
-	// Load is how long there are 100 changes a second.
+	// Load is how long 100 changes per second are made.
 	Load time.Duration
-	// Part is the command that, followed by the name of a part and its argument, calls Part in another process.
+	// Part is the command that, followed by a part's name and argument, calls Part in another process.
 	Part []string `json:",omitempty"`
-	// KitDir is the kit's directory. Without one there is no kube-proxy, and something stands in for the API server.
+	// KitDir is the kit's directory. Without one there is no kube-proxy, and a stand-in for the API server.
 	KitDir string
 }
 
@@ -55,30 +55,31 @@ const (
 	KubeProxyNFTables = "kube-proxy-nftables"
 )
 
-// Proxies are all of them.
+// Proxies lists all of them.
 var Proxies = []string{Connect, NFTables, KubeProxyIPTables, KubeProxyNFTables}
 
-// Result is what was measured of one proxy with one size. What was not measured is zero.
+// Result is the measurement of one proxy with one size. What was not measured is zero.
 type Result struct {
 	Size
 	Proxy string
-	// CRR and RR are how fast connections with a request and an answer, and requests and answers on one connection, are
-	// by a Service, as a ratio to the endpoint itself on the same node: medians of rounds.
+	// CRR and RR are the rates of connections with a request and a response, and of requests and responses on one
+	// connection, to a Service, as ratios to the endpoint itself on the same node: medians of rounds.
 	CRR, RR Ratio
-	// Bare is how fast connections to the endpoint itself are, as a ratio to a node without any proxy. What a proxy
-	// costs those who use no Service is there.
+	// Bare is the rate of connections to the endpoint itself, as a ratio to a node without any proxy. It shows what a proxy
+	// costs connections that use no Service.
 	Bare Ratio
-	// Start is from the start of the program until a sample of the Services answers; Program is that part of it that the
-	// program itself says it spent on the kernel.
+	// Start is the time from the start of the program until a sample of the Services answers; Program is the part of it
+	// that the program itself reports as work on the kernel.
 	Start, Program float64 `json:",omitempty"` // seconds
-	// Changes is how many changes of an EndpointSlice were waited for; P50 and P99 are the times from the moment when
-	// another watch has told of one until a connection meets the new endpoint, in milliseconds.
+	// Changes is how many changes of an EndpointSlice were measured; P50 and P99 are the times in milliseconds from the
+	// moment at which another watch reports the change until a connection reaches the new endpoint.
 	Changes  int     `json:",omitempty"`
 	P50, P99 float64 `json:",omitempty"`
-	// CPU is the share of one processor that the program and its children used under ChangeRate changes a second.
+	// CPU is the share of one processor that the program and its children used under ChangeRate changes per second.
 	CPU, ChangeRate float64 `json:",omitempty"`
 	Memory          float64 `json:",omitempty"` // anonymous memory of the program, in MB
-	// Kernel is what the kernel holds for the program, and what that started: maps, rules, sockets, in MB. 0 is not known.
+	// Kernel is the kernel memory in MB that is held for the program and its children: maps, rules, sockets. 0 means
+	// unknown.
 	Kernel float64 `json:",omitempty"`
 	Note   string  `json:",omitempty"` // what is missing and why
 }
@@ -86,24 +87,24 @@ type Result struct {
 // Ratio is a median with its quartiles.
 type Ratio struct{ Median, Low, High float64 }
 
-// Report is a whole run.
+// Report is the result of a run.
 type Report struct {
 	Date    string
 	Kernel  string
 	CPUs    int
-	Load    float64 // mean number of processes that wanted to run in the minute before
-	StandIn bool    `json:",omitempty"` // there was no API server but what stands in for one
-	Loads   []Load  // how long the API server took to get the objects
+	Load    float64 // Load    float64 // load average of the minute before
+	StandIn bool    `json:",omitempty"` // StandIn bool    `json:",omitempty"` // a stand-in was used instead of an API server
+	Loads   []Load  // Loads   []Load  // how long creating the objects took
 	Results []Result
 }
 
-// Load is how long the objects of a size took to be made.
+// Load is how long creating the objects of a size took.
 type Load struct {
 	Size
 	Seconds float64
 }
 
-// Run measures. It says on progress what it is at.
+// Run measures. It writes what it does to progress.
 func Run(ctx context.Context, o Options, progress io.Writer) (report Report, err error) {
 	if err := sweep(); err != nil {
 		return report, err
@@ -115,7 +116,7 @@ func Run(ctx context.Context, o Options, progress io.Writer) (report Report, err
 	defer os.RemoveAll(dir)
 	r := run{Options: o, Dir: dir, Group: fmt.Sprintf("%s/%d", mark, os.Getpid())}
 	defer func() {
-		// Processes of a run that was interrupted may still be on their way out.
+		// Processes of an interrupted run may still be ending.
 		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
 		err = errors.Join(err, cgroup.Kill(ending, r.Group), cgroup.Remove(r.Group), cgroup.Prune(mark))
@@ -136,8 +137,8 @@ func Run(ctx context.Context, o Options, progress io.Writer) (report Report, err
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, o.Part[0], append(o.Part[1:], partRun, string(input))...)
 	cmd.Stdout, cmd.Stderr = &out, progress
-	// The end of the first process of a PID namespace is the end of all of them, and then nobody holds the network
-	// namespaces, the mounts and what is pinned there.
+	// When the first process of a PID namespace ends, all others are killed, and then the network namespaces, the mounts
+	// and the pins end as well.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Run(); err != nil {
 		return report, fmt.Errorf("measure Services: %w", errors.Join(ctx.Err(), err))
@@ -145,11 +146,11 @@ func Run(ctx context.Context, o Options, progress io.Writer) (report Report, err
 	return report, json.Unmarshal(out.Bytes(), &report)
 }
 
-// mark is the group of all runs, in which each has one with its process's number as its name, and how the names of their
-// directories begin.
+// mark is the cgroup of all runs, in which each has a subgroup named after its process ID, and the prefix of their
+// directories' names.
 const mark = "fathom-bench"
 
-// sweep takes away what runs have left that were killed: a group and a directory, of which both tell whose they are.
+// sweep removes the groups and directories of runs that were killed; their names tell whose they are.
 func sweep() error {
 	groups, err := cgroup.List(mark)
 	if err != nil {
@@ -177,7 +178,7 @@ func sweep() error {
 	return nil
 }
 
-// hasEnded says whether there is no process of that number. What is no number is nobody's of ours.
+// hasEnded reports whether there is no process with that ID. A text that is not a number was not made by a run.
 func hasEnded(pid string) bool {
 	n, err := strconv.Atoi(pid)
 	return err == nil && errors.Is(syscall.Kill(n, 0), syscall.ESRCH)
@@ -191,7 +192,7 @@ const (
 	partServer = "server"
 )
 
-// Part is what a process of Options.Part does.
+// Part is what a process started by Options.Part executes.
 func Part(ctx context.Context, name, argument string) error {
 	switch name {
 	case partRun:
@@ -206,7 +207,7 @@ func Part(ctx context.Context, name, argument string) error {
 	return fmt.Errorf("there is no part %q of the measurement", name)
 }
 
-// run is what the process inside is told.
+// run is the argument of the process inside.
 type run struct {
 	Options
 	Dir, Group string

@@ -6,10 +6,10 @@ import (
 	"strings"
 )
 
-// Header are the columns of Rows, in the order of Rows.
+// Header has the columns of Rows, in order.
 const Header = "SERVICES ENDPOINTS PROXY CRR RR BARE START PROGRAM CHANGE-P50 CHANGE-P99 CPU MEMORY KERNEL"
 
-// Rows are what people read of the results.
+// Rows formats the results for people.
 func (r Report) Rows() (rows [][]string) {
 	number := func(format string, v float64) string {
 		if v == 0 {
@@ -29,11 +29,11 @@ func (r Report) Rows() (rows [][]string) {
 	return rows
 }
 
-// Notes say what has to be known to read the rows.
+// Notes are the remarks needed to read the rows.
 func (r Report) Notes() []string {
-	notes := []string{fmt.Sprintf("%s, Linux %s, %d processors, a load of %.1f when it began", r.Date, r.Kernel, r.CPUs, r.Load)}
+	notes := []string{fmt.Sprintf("%s, Linux %s, %d processors, load average %.1f at the start", r.Date, r.Kernel, r.CPUs, r.Load)}
 	if r.StandIn {
-		notes = append(notes, "there is no kit, and so no real API server, but what stands in for one")
+		notes = append(notes, "there is no kit, so a stand-in takes the place of the API server")
 	}
 	for _, x := range r.Results {
 		switch {
@@ -49,13 +49,13 @@ func (r Report) Notes() []string {
 	return notes
 }
 
-// Missed says which of the goals of Fathom's own proxy a run has missed: docs/benchmarks.md.
+// Missed lists the goals of Fathom's own proxy that a run has missed: docs/benchmarks.md.
 func (r Report) Missed() (missed []string) {
 	for _, x := range r.Results {
 		for _, goal := range []struct {
 			what     string
-			of       string // of which proxy; empty is both of ours
-			size     Size   // zero is all
+			of       string // of       string // the proxy; empty means both of Fathom's
+			size     Size   // size     Size   // zero means all
 			is, want float64
 			least    bool
 		}{
@@ -82,7 +82,7 @@ func (r Report) Missed() (missed []string) {
 	return missed
 }
 
-// ParseSizes reads sizes as people write them: 10x10,1000x10.
+// ParseSizes parses sizes as people write them: 10x10,1000x10.
 func ParseSizes(words []string) (sizes []Size, err error) {
 	for _, w := range words {
 		services, endpoints, found := strings.Cut(w, "x")

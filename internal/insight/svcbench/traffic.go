@@ -17,19 +17,18 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/affinity"
 )
 
-// serverPort is the endpoints', servicePort the Services'.
+// serverPort is the endpoints' port, servicePort the Services'.
 const (
 	serverPort  = 8080
 	servicePort = 80
 )
 
-// processor is the one that a client and its server share while they are counted: what counts then is the work that a
-// proxy makes. On two processors more than half of the time is that of waking the other one up, or not, as the scheduler
-// has it.
+// processor is the one that a client and its server share during a measurement, so that it measures the work that a proxy
+// adds. On two processors more than half of the time would go to waking the other one up, or not, as the scheduler decides.
 const processor = 0
 
-// runServer answers each byte with the address that it was sent to. One connection after the other, with plain system
-// calls: Go's network poller would cost several times what is measured.
+// runServer answers each byte with the address that it was sent to. It serves one connection after the other with plain
+// system calls: Go's network poller would cost several times what is measured.
 func runServer() error {
 	release, err := affinity.Bind(processor)
 	if err != nil {
@@ -64,7 +63,7 @@ func runServer() error {
 }
 
 func reply(fd int) {
-	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}) // for a client that was killed
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}) // _ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}) // in case that a client was killed
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	sa, err := unix.Getsockname(fd)
 	if err != nil {
@@ -88,15 +87,15 @@ func reply(fd int) {
 }
 
 const (
-	// patience is for connections that should succeed, impatience for those of which it is not known: the kernel drops
-	// packets to nowhere without a word once there are many, and repeats a SYN after a second.
+	// patience is for connections that should succeed, impatience for those that may fail: the kernel silently drops
+	// packets to nowhere once there are many, and retransmits a SYN only after a second.
 	patience   = time.Second
 	impatience = 20 * time.Millisecond
 )
 
-// dial connects, and gives up after some time. What is impatient tries again and again: it ends its connections without
-// TIME_WAIT, or those who are slow to change would be left with an address for which hardly a port is free, and the kernel
-// would search for one for each connection that is measured afterwards.
+// dial connects, and gives up after limit. Impatient callers try again and again, so dial closes their connections without
+// TIME_WAIT. Otherwise a proxy that is slow to change would be left with an address with hardly a free port, and the kernel
+// would search for one at each connection that is measured afterwards.
 func dial(to netip.AddrPort, limit time.Duration) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -104,7 +103,7 @@ func dial(to netip.AddrPort, limit time.Duration) (int, error) {
 	}
 	read, write := unix.NsecToTimeval(patience.Nanoseconds()), unix.NsecToTimeval(limit.Nanoseconds())
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &read)
-	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &write) // connect(), too
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &write) // _ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &write) // applies to connect(), too
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	if limit == impatience {
 		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
@@ -117,7 +116,8 @@ func dial(to netip.AddrPort, limit time.Duration) (int, error) {
 	return fd, nil
 }
 
-// uninterrupted goes on after a signal. Go's runtime sends them, and with a timeout the kernel does not go on by itself.
+// uninterrupted repeats a call that a signal interrupted. Go's runtime sends signals, and with a timeout the kernel does
+// not restart the call itself.
 func uninterrupted(call func() error) error {
 	for {
 		if err := call(); !errors.Is(err, unix.EINTR) {
@@ -126,9 +126,9 @@ func uninterrupted(call func() error) error {
 	}
 }
 
-// exchange asks once, and says who answers.
+// exchange sends a request, and returns the address that answers.
 func exchange(fd int) (netip.Addr, error) {
-	if _, err := unix.Write(fd, []byte{0}); err != nil { // never waits
+	if _, err := unix.Write(fd, []byte{0}); err != nil { // if _, err := unix.Write(fd, []byte{0}); err != nil { // never blocks
 		return netip.Addr{}, err
 	}
 	var b [4]byte
@@ -143,7 +143,7 @@ func exchange(fd int) (netip.Addr, error) {
 	return netip.AddrFrom4(b), nil
 }
 
-// crr is a connection with a request and an answer.
+// crr makes a connection with a request and a response.
 func crr(to netip.AddrPort, limit time.Duration) (netip.Addr, error) {
 	fd, err := dial(to, limit)
 	if err != nil {
@@ -153,12 +153,12 @@ func crr(to netip.AddrPort, limit time.Duration) (netip.Addr, error) {
 	return exchange(fd)
 }
 
-// runClient does what it is told, a line each, and answers with a line each:
+// runClient executes commands, one per line, and answers each with a line:
 //
-//	crr DURATION ADDRPORT…   connects to them in turn; answers with the number in a second
-//	rr DURATION ADDRPORT…    asks on one connection to each; answers with the number in a second
-//	await DURATION ADDRPORT… answers with the time, in nanoseconds since 1970, when all have answered
-//	until DURATION PREFIX ADDRPORT  answers with the time when an endpoint in the prefix has answered
+//	crr DURATION ADDRPORT…   connects to them in turn; answers with the rate per second
+//	rr DURATION ADDRPORT…    sends requests on one connection to each; answers with the rate per second
+//	await DURATION ADDRPORT… answers with the time, in nanoseconds since 1970, at which all have answered
+//	until DURATION PREFIX ADDRPORT  answers with the time at which an endpoint in the prefix has answered
 func runClient(in io.Reader, out io.Writer) error {
 	runtime.LockOSThread()
 	fmt.Fprintln(out, "ready")
@@ -173,7 +173,7 @@ func runClient(in io.Reader, out io.Writer) error {
 	return nil
 }
 
-// pollInterval leaves a processor to who is waited for.
+// pollInterval leaves the processor to the proxy that is waited for.
 const pollInterval = 200 * time.Microsecond
 
 func do(what string, args []string) (string, error) {
@@ -224,10 +224,10 @@ func do(what string, args []string) (string, error) {
 			time.Sleep(pollInterval)
 		}
 	}
-	return "", errors.New("there is no such order")
+	return "", errors.New("there is no such command")
 }
 
-// countCRR connects to them in turn, and returns how often in a second.
+// countCRR connects to them in turn, and returns the rate per second.
 func countCRR(to []netip.AddrPort, limit time.Duration) (float64, error) {
 	n, began := 0, time.Now()
 	for ; time.Since(began) < limit; n++ {
@@ -238,7 +238,7 @@ func countCRR(to []netip.AddrPort, limit time.Duration) (float64, error) {
 	return float64(n) / time.Since(began).Seconds(), nil
 }
 
-// countRR asks on one connection to each, for the same time, and returns how often in a second.
+// countRR sends requests on one connection to each, for the same time, and returns the rate per second.
 func countRR(to []netip.AddrPort, limit time.Duration) (float64, error) {
 	n, spent := 0, time.Duration(0)
 	for _, at := range to {
@@ -259,7 +259,7 @@ func countRR(to []netip.AddrPort, limit time.Duration) (float64, error) {
 	return float64(n) / spent.Seconds(), nil
 }
 
-// nth numbers addresses from a base.
+// nth returns the i-th address after a base.
 func nth(base string, i int) netip.Addr {
 	b := netip.MustParseAddr(base).As4()
 	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])+uint32(i))

@@ -23,18 +23,18 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// Addresses is who has which address in a cluster.
+// Addresses says which pods have which addresses in a cluster.
 type Addresses struct {
 	Pools  []NodePool  `json:"pools"`
 	Leases []NodeLease `json:"leases"`
-	// IPPools and Blocks are what there is beside the nodes' own ranges.
+	// IPPools and Blocks are the pools besides the nodes' own ranges.
 	IPPools []PoolState  `json:"ipPools,omitempty"`
 	Blocks  []BlockState `json:"blocks,omitempty"`
-	// Problems are nodes that could not be asked.
+	// Problems names nodes whose agents did not answer.
 	Problems []string `json:"problems,omitempty"`
 }
 
-// NodePool is a pool's part on a node.
+// NodePool is a node's part of a pool.
 type NodePool struct {
 	Node   string         `json:"node"`
 	Ranges []netip.Prefix `json:"ranges"`
@@ -45,7 +45,7 @@ type NodePool struct {
 type PoolState struct {
 	Pool   string                 `json:"pool"`
 	Ranges []netip.Prefix         `json:"ranges"`
-	State  string                 `json:"state"` // Valid, Disabled, or what is wrong
+	State  string                 `json:"state"` // State  string                 `json:"state"` // Valid, Disabled, or the problem
 	Status []v1alpha1.IPPoolUsage `json:"usage"`
 	Nodes  int32                  `json:"nodes"`
 }
@@ -58,7 +58,7 @@ type BlockState struct {
 	Fixed bool         `json:"fixed,omitempty"`
 	Size  uint64       `json:"size"`
 	InUse uint64       `json:"inUse"`
-	// Refused says why no node uses it.
+	// Refused says why no node uses it; empty if it is used.
 	Refused string `json:"refused,omitempty"`
 }
 
@@ -108,7 +108,7 @@ func ReadAddresses(ctx context.Context, client *kube.Client) (Addresses, error) 
 	return a, nil
 }
 
-// readPools adds pools and blocks. Leases were read before.
+// readPools adds pools and blocks, after leases were read.
 func (a *Addresses) readPools(c Cluster) {
 	f := c.pools()
 	for _, p := range f.Pools {
@@ -157,18 +157,17 @@ func (a *Addresses) readPools(c Cluster) {
 	}
 }
 
-// HeldError says that an address is that of a pod which is there.
+// HeldError says that an address belongs to an existing pod.
 type HeldError struct {
 	Address netip.Addr
 	Pod     string
 }
 
 func (e *HeldError) Error() string {
-	return fmt.Sprintf("%s is the address of pod %s, which is there", e.Address, e.Pod)
+	return fmt.Sprintf("%s is the address of pod %s, which exists", e.Address, e.Pod)
 }
 
-// Release takes an address back from whom it was given to, on the node that holds it. That of a pod that the API
-// knows is only taken with force.
+// Release takes back an address on the node that holds it. Without force, it refuses if the API still has the pod.
 func Release(ctx context.Context, client *kube.Client, address netip.Addr, force bool) (NodeLease, error) {
 	a, err := ReadAddresses(ctx, client)
 	if err != nil {
@@ -203,8 +202,8 @@ func Release(ctx context.Context, client *kube.Client, address netip.Addr, force
 	return l, nil
 }
 
-// CheckAddresses returns what is wrong with addresses: two pods that have one, pods that have others than they
-// hold, addresses that are held for nobody.
+// CheckAddresses returns problems with addresses: two pods that have one, pods whose addresses differ from their leases,
+// and leases without a pod.
 func CheckAddresses(ctx context.Context, client *kube.Client) ([]string, error) {
 	r, err := readTwice(ctx, client, podsQuestion(func(c Cluster, node string, s answer.Node) []podnet.Difference {
 		d := differ{node: node}

@@ -26,13 +26,13 @@ func TestAddresses(t *testing.T) {
 		want   []string
 	}{
 		{"as it should be", []*corev1.Pod{pod("web", "10.0.0.2")}, []answer.Lease{lease("1", "web", "10.0.0.2")}, nil},
-		{"no lease", []*corev1.Pod{pod("web", "10.0.0.2")}, nil, []string{"has 10.0.0.2, and no lease says so"}},
+		{"no lease", []*corev1.Pod{pod("web", "10.0.0.2")}, nil, []string{"has 10.0.0.2 without a lease"}},
 		{"another address", []*corev1.Pod{pod("web", "10.0.0.2")}, []answer.Lease{lease("1", "web", "10.0.0.3")},
-			[]string{"has 10.0.0.2 in the API and holds 10.0.0.3"}},
+			[]string{"has 10.0.0.2 in the API, but its lease is for 10.0.0.3"}},
 		{"a sandbox that is gone", []*corev1.Pod{pod("web", "10.0.0.2")}, []answer.Lease{lease("2", "web", "10.0.0.2"), lease("1", "web", "10.0.0.3")},
-			[]string{"holds 10.0.0.2, and 10.0.0.3 besides"}},
+			[]string{"holds 10.0.0.2, and additionally 10.0.0.3"}},
 		{"two of nobody", nil, []answer.Lease{lease("1", "web", "10.0.0.2"), lease("2", "web", "10.0.0.3")},
-			[]string{"10.0.0.2 held for pod default/web, which is not there", "10.0.0.3 held for pod default/web, which is not there"}},
+			[]string{"10.0.0.2 is held for pod default/web, which does not exist", "10.0.0.3 is held for pod default/web, which does not exist"}},
 		{"one address twice", []*corev1.Pod{pod("web", "10.0.0.2"), pod("db", "10.0.0.2")},
 			[]answer.Lease{lease("1", "web", "10.0.0.2"), lease("2", "db", "10.0.0.2")}, []string{"10.0.0.2 is held for default/web and for default/db"}},
 	} {

@@ -18,22 +18,22 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// Announced is how packets for a Service's address come to nodes, as the nodes' agents say.
+// Announced says how packets for a Service's address reach nodes, according to the nodes' agents.
 type Announced struct {
-	Address string `json:"address,omitempty"` // empty if the Service waits for one of a load balancer
+	Address string `json:"address,omitempty"` // Address string `json:"address,omitempty"` // empty if the Service waits for a load balancer's address
 	Pool    string `json:"pool,omitempty"`
-	// Answered are the nodes that answer ARP or Neighbour Discovery for it. It should be one.
+	// Answered lists the nodes that answer ARP or Neighbour Discovery for it. It should be one.
 	Answered []string     `json:"answered,omitempty"`
 	Routers  []ToldRouter `json:"routers,omitempty"`
-	// Why tells what is in the way of it.
+	// Why lists the reasons why it is not announced as it should be.
 	Why []string `json:"why,omitempty"`
 }
 
-// ToldRouter is a BGPPeer and the nodes that tell it of an address.
+// ToldRouter is a BGPPeer with the nodes that announce an address to it.
 type ToldRouter struct {
 	Peer  string   `json:"peer"`
 	Nodes []string `json:"nodes,omitempty"`
-	// Silent are nodes that would tell it, and why they do not.
+	// Silent maps nodes that should announce it to the reasons why they do not.
 	Silent map[string]string `json:"silent,omitempty"`
 }
 
@@ -49,10 +49,10 @@ func (r ToldRouter) String() string {
 	return text
 }
 
-// balancersVerb has an agent tell what it does about load balancers' addresses.
+// balancersVerb is the agent's command that prints what it does about load balancers' addresses.
 const balancersVerb = "balancers"
 
-// announcements asks the agents who announces the addresses of a Service.
+// announcements asks the agents which nodes announce the addresses of a Service.
 func announcements(ctx context.Context, client *kube.Client, svc *corev1.Service, c Cluster, pools vip.Pools, agents map[string]*corev1.Pod) []Announced {
 	namespaces := map[string]labels.Set{}
 	for _, n := range c.Namespaces {
@@ -68,8 +68,8 @@ func announcements(ctx context.Context, client *kube.Client, svc *corev1.Service
 	return announced(svc, assigned, pools, accounts, failed)
 }
 
-// announced puts together what the agents say of a Service's addresses. assigned is what the controller should make of
-// the Service, accounts what each node's agent says, and failed why one says nothing.
+// announced combines the agents' answers about a Service's addresses. assigned is what the controller should assign to the
+// Service, accounts holds the answer of each node's agent, and failed the errors of agents that did not answer.
 func announced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, accounts map[string]answer.Balancers, failed map[string]error) []Announced {
 	all := balanced(svc, assigned, pools, accounts, failed)
 	for _, ip := range svc.Spec.ExternalIPs {
@@ -77,7 +77,7 @@ func announced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, ac
 		if err != nil || slices.ContainsFunc(all, func(x Announced) bool { return x.Address == addr.String() }) {
 			continue
 		}
-		if pool := pools.Of(addr); pool != nil { // another is not the cluster's to announce
+		if pool := pools.Of(addr); pool != nil { // if pool := pools.Of(addr); pool != nil { // other addresses are not the cluster's to announce
 			x := announcedBy(addr, svc, accounts, failed)
 			if x.Pool = pool.Name; !decided(addr, accounts) && len(accounts) > 0 {
 				x.Why = []string{fmt.Sprintf("no agent announces it: it is not served, or AddressPool %s is not for this Service", pool.Name)}
@@ -90,7 +90,7 @@ func announced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, ac
 		if err != nil {
 			continue
 		}
-		if x := announcedBy(addr, svc, accounts, failed); len(x.Routers) > 0 { // to most clusters ClusterIPs are their own
+		if x := announcedBy(addr, svc, accounts, failed); len(x.Routers) > 0 { // if x := announcedBy(addr, svc, accounts, failed); len(x.Routers) > 0 { // most clusters do not announce ClusterIPs
 			x.Why = nil
 			all = append(all, x)
 		}
@@ -98,7 +98,7 @@ func announced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, ac
 	return all
 }
 
-// decided says whether an agent has something to say of an address.
+// decided reports whether an agent has a verdict on an address.
 func decided(addr netip.Addr, accounts map[string]answer.Balancers) bool {
 	for _, a := range accounts {
 		if slices.ContainsFunc(a.Addresses, func(v vip.Verdict) bool { return v.Address == addr }) {
@@ -108,7 +108,7 @@ func decided(addr netip.Addr, accounts map[string]answer.Balancers) bool {
 	return false
 }
 
-// balanced is announced of the addresses of a load balancer.
+// balanced returns Announced for a load balancer's addresses.
 func balanced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, accounts map[string]answer.Balancers, failed map[string]error) []Announced {
 	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
 		return nil
@@ -123,7 +123,7 @@ func balanced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, acc
 		}
 		have = append(have, addr)
 		if pool := pools.Of(addr); pool == nil {
-			all = append(all, Announced{Address: in.IP, Why: []string{"it is of no AddressPool, so that no agent announces it: it is another controller's, or the pool is gone"}})
+			all = append(all, Announced{Address: in.IP, Why: []string{"it is in no AddressPool, so no agent announces it: it is another controller's, or the pool is gone"}})
 		} else {
 			x := announcedBy(addr, svc, accounts, failed)
 			x.Pool = pool.Name
@@ -141,7 +141,7 @@ func balanced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, acc
 	default:
 		for _, addr := range assigned.Addresses {
 			if !slices.Contains(have, addr) {
-				waits.Why = append(waits.Why, fmt.Sprintf("it is to have %s, and the controller has not written that: kubectl -n fathom-system logs deploy/fathom-controller", addr))
+				waits.Why = append(waits.Why, fmt.Sprintf("it should have %s, but the controller has not written that: kubectl -n fathom-system logs deploy/fathom-controller", addr))
 			}
 		}
 	}
@@ -151,7 +151,7 @@ func balanced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, acc
 	return all
 }
 
-// announcedBy puts together what agents say of one address.
+// announcedBy combines the agents' answers about one address.
 func announcedBy(addr netip.Addr, svc *corev1.Service, accounts map[string]answer.Balancers, failed map[string]error) Announced {
 	x := Announced{Address: addr.String()}
 	v := views{routers: map[string]*ToldRouter{}, announcers: map[string]bool{}, eligible: map[string]bool{}}
@@ -162,7 +162,7 @@ func announcedBy(addr netip.Addr, svc *corev1.Service, accounts map[string]answe
 		x.Routers = append(x.Routers, *v.routers[peer])
 	}
 	if len(x.Answered) > 1 {
-		x.Why = append(x.Why, "several nodes answer: their agents do not hear each other (port 10472, TCP and UDP), or are about to")
+		x.Why = append(x.Why, "several nodes answer: their agents do not reach each other (port 10472, TCP and UDP), or have not yet")
 	}
 	told := slices.ContainsFunc(x.Routers, func(r ToldRouter) bool { return len(r.Nodes) > 0 })
 	if len(x.Answered) == 0 && !told {
@@ -171,16 +171,16 @@ func announcedBy(addr netip.Addr, svc *corev1.Service, accounts map[string]answe
 	return x
 }
 
-// views are what agents take to be so of an address.
+// views are the agents' views of an address.
 type views struct {
-	decided    bool // by any
+	decided    bool // decided    bool // by any agent
 	near       []string
 	announcers map[string]bool
 	eligible   map[string]bool
 	routers    map[string]*ToldRouter
 }
 
-// hear takes in what one node says.
+// hear adds the answer of one node's agent.
 func (v *views) hear(addr netip.Addr, node string, a answer.Balancers, x *Announced) {
 	for _, r := range a.Routers {
 		if !slices.Contains(r.Selected, addr) {
@@ -198,7 +198,7 @@ func (v *views) hear(addr netip.Addr, node string, a answer.Balancers, x *Announ
 		}
 	}
 	i := slices.IndexFunc(a.Addresses, func(v vip.Verdict) bool { return v.Address == addr })
-	if i < 0 { // a ClusterIP, which routers alone are told of
+	if i < 0 { // if i < 0 { // a ClusterIP, which is announced to routers only
 		return
 	}
 	verdict := a.Addresses[i]
@@ -216,18 +216,18 @@ func (v *views) hear(addr netip.Addr, node string, a answer.Balancers, x *Announ
 		x.Answered = append(x.Answered, node)
 	}
 	if verdict.StandIn == node {
-		x.Why = append(x.Why, fmt.Sprintf("the agent of %s is away: %s says in its place that packets are to go to it", verdict.Announcer, node))
+		x.Why = append(x.Why, fmt.Sprintf("the agent of %s is away: %s announces for it that packets go to it", verdict.Announcer, node))
 	}
 }
 
-// why says why nobody announces an address.
+// why returns the reasons why no node announces an address.
 func (v *views) why(svc *corev1.Service, accounts map[string]answer.Balancers, failed map[string]error) []string {
 	local := svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 	switch {
 	case len(accounts)+len(failed) == 0:
 		return []string{"no agent of Fathom's network runs in the cluster"}
 	case !v.decided:
-		why := []string{"no agent that answers has decided on it"}
+		why := []string{"no agent that answered has a verdict on it"}
 		for _, n := range slices.Sorted(maps.Keys(accounts)) {
 			if w := accounts[n].Waiting; w != "" {
 				why = append(why, n+" waits: "+w)
@@ -235,33 +235,33 @@ func (v *views) why(svc *corev1.Service, accounts map[string]answer.Balancers, f
 		}
 		return why
 	case len(v.eligible) == 0 && local:
-		return []string{"externalTrafficPolicy is Local, and no node that lives has a ready endpoint"}
+		return []string{"externalTrafficPolicy is Local, and no living node has a ready endpoint"}
 	case len(v.eligible) == 0:
-		return []string{"the agents take no node to live"}
+		return []string{"the agents consider no node alive"}
 	}
 	var why []string
 	switch {
 	case len(v.near) == 0:
-		why = append(why, "nobody answers for it: no node is on a network that it is of")
+		why = append(why, "no node answers for it: no node is on a network that contains it")
 	case len(v.announcers) == 0:
-		why = append(why, fmt.Sprintf("nobody answers for it: of the nodes on its network (%s) none may take its packets, but only %s",
+		why = append(why, fmt.Sprintf("no node answers for it: none of the nodes on its network (%s) may take its packets, only %s",
 			strings.Join(v.near, ", "), strings.Join(slices.Sorted(maps.Keys(v.eligible)), ", ")))
 	}
 	for _, n := range slices.Sorted(maps.Keys(v.announcers)) {
 		account, heard := accounts[n]
-		text := "has not begun to"
+		text := "has not started to"
 		switch {
 		case failed[n] != nil:
-			text = "cannot be asked: " + answer.OneLine(failed[n])
+			text = "cannot be reached: " + answer.OneLine(failed[n])
 		case !heard:
-			text = "has no agent that runs"
+			text = "has no running agent"
 		case account.Problem != "":
 			text = "cannot: " + account.Problem
 		}
-		why = append(why, fmt.Sprintf("%s is to answer for it, and %s", n, text))
+		why = append(why, fmt.Sprintf("%s should answer for it, but %s", n, text))
 	}
 	if len(v.routers) == 0 {
-		why = append(why, "no router is told of it: no BGPPeer that advertises it is for a node that may take its packets")
+		why = append(why, "it is announced to no router: no BGPPeer that advertises it selects a node that may take its packets")
 	}
 	return why
 }

@@ -13,15 +13,15 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/vip"
 )
 
-// announcements works out from the API who answers for load balancers' addresses and external IPs on the node's segments, and
-// whether routers may send them to the node, and compares that with what the agent does. Which nodes live is the agent's word:
-// agents know it of each other before the API does.
+// announcements computes from the API which node answers for load balancers' addresses and external IPs on the node's
+// segments, and whether routers may send their packets to the node, and compares that with what the agent does. It takes
+// from the agent which nodes live: the agents know that before the API does.
 func (d *differ) announcements(c Cluster, balancers []service.LoadBalanced, a *answer.Balancers) {
 	if a == nil || a.Waiting != "" {
-		return // of an agent that does not say, or has not decided yet
+		return // return // an older agent's answer, or no decision yet
 	}
 	if a.Problem != "" {
-		d.add("load balancer: addresses are not answered for: %s", a.Problem)
+		d.add("load balancer: the agent answers for no address: %s", a.Problem)
 	}
 	f := vip.Facts{Node: d.node, Pools: vip.Read(vip.Objects{Pools: c.AddressPools}), Balancers: balancers, Segments: a.Segments}
 	for _, n := range c.Nodes {
@@ -37,18 +37,18 @@ func (d *differ) announcements(c Cluster, balancers []service.LoadBalanced, a *a
 		addr, want := v.Address.String(), describeVerdict(v)
 		switch got, found := have[addr]; {
 		case !found:
-			d.add("load balancer: the agent has not decided who answers for %s, want %s", addr, want)
+			d.add("load balancer: the agent has not decided which node answers for %s, want %s", addr, want)
 		case got != want:
 			d.add("load balancer: %s is %s, want %s", addr, got, want)
 		}
 		delete(have, addr)
 	}
 	for addr, got := range have {
-		d.add("load balancer: %s is %s, and no Service has it of an AddressPool", addr, got)
+		d.add("load balancer: %s is %s, but no Service has it from an AddressPool", addr, got)
 	}
 }
 
-// announcer is a node as an agent takes it to be.
+// announcer is a node as the agent sees it.
 func announcer(n *corev1.Node, a *answer.Balancers) vip.Node {
 	_, excluded := n.Labels[vip.Exclude]
 	return vip.Node{Name: n.Name, Alive: slices.Contains(a.Alive, n.Name), Away: slices.Contains(a.Away, n.Name), Excluded: excluded, Addrs: svcfacts.Node(n).Addrs}

@@ -53,11 +53,11 @@ func TestAnnouncements(t *testing.T) {
 		"whose agent is away": {func(a *answer.Balancers) { a.Away = []string{"b"} },
 			address + by("node b", "") + "[b], want " + by("node b", ", for which a stands in") + "[b]"},
 		"nothing decided": {func(a *answer.Balancers) { a.Addresses = nil },
-			"load balancer: the agent has not decided who answers for 10.0.0.80, want " + by("node b", "") + "[b]"},
+			"load balancer: the agent has not decided which node answers for 10.0.0.80, want " + by("node b", "") + "[b]"},
 		"of no Service": {func(a *answer.Balancers) {
 			a.Addresses = append(a.Addresses, vip.Verdict{Address: netip.MustParseAddr("10.0.0.81"), Devices: []string{"eth0"}})
-		}, "load balancer: 10.0.0.81 is " + by("no node here", "") + "[], and no Service has it of an AddressPool"},
-		"the kernel refuses": {func(a *answer.Balancers) { a.Problem = "no socket" }, "load balancer: addresses are not answered for: no socket"},
+		}, "load balancer: 10.0.0.81 is " + by("no node here", "") + "[], but no Service has it from an AddressPool"},
+		"the kernel refuses": {func(a *answer.Balancers) { a.Problem = "no socket" }, "load balancer: the agent answers for no address: no socket"},
 		"it waits":           {func(a *answer.Balancers) { *a = answer.Balancers{Waiting: "for Services"} }, ""},
 	} {
 		for _, mode := range []netconf.ServiceProxy{netconf.ProxyAuto, netconf.ProxyOff} {

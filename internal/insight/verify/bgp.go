@@ -17,10 +17,10 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// bgpVerb has an agent tell of its BGP sessions.
+// bgpVerb is the agent's command that prints its BGP sessions.
 const bgpVerb = "bgp"
 
-// RunBGP asks every node's agent what it tells routers, and compares it with the API.
+// RunBGP asks every node's agent what it announces, and compares that with the API.
 func RunBGP(ctx context.Context, client *kube.Client) (Report, error) {
 	r, err := readTwice(ctx, client, question[answer.BGP]{verb: bgpVerb, objects: readNetwork, compare: BGP})
 	if err != nil {
@@ -37,13 +37,14 @@ func RunBGP(ctx context.Context, client *kube.Client) (Report, error) {
 
 const established = "Established" // as RFC 4271 calls it
 
-// BGP compares what a node tells routers with what the cluster's BGPPeers and nodes imply, worked out anew from them. Which
-// addresses of Services the node may be sent packets for, and which routers it has heard, is taken from the agent.
+// BGP compares what a node announces to routers with what the cluster's BGPPeers and Nodes imply, computed from these
+// objects. It takes from the agent for which addresses of Services the node may get packets, and which routers advertise
+// themselves.
 func BGP(c Cluster, node string, s answer.BGP) []podnet.Difference {
 	d := differ{node: node}
 	config, err := netconf.Parse(c.Config)
 	if err != nil {
-		config = netconf.Default() // which is told of the pod network
+		config = netconf.Default() // config = netconf.Default() // the verification of pods reports the invalid one
 	}
 	own := netfacts.Read(c.Nodes, node, config).WithBlocks(c.pools().Blocks).Own
 	facts := bgpconf.Node{Name: node, Addrs: own.Addrs, PodCIDRs: slices.Concat(own.PodCIDRs, own.Blocks),
@@ -56,7 +57,7 @@ func BGP(c Cluster, node string, s answer.BGP) []podnet.Difference {
 	var peers []*v1alpha1.BGPPeer
 	for _, p := range c.BGPPeers {
 		p = p.DeepCopy()
-		p.Spec.PasswordSecret = nil // passwords are the agents' to read, and to complain of
+		p.Spec.PasswordSecret = nil // p.Spec.PasswordSecret = nil // only agents read passwords, and report problems with them
 		peers = append(peers, p)
 	}
 	want, problems := bgpconf.Read(peers, facts, nil)
@@ -65,7 +66,7 @@ func BGP(c Cluster, node string, s answer.BGP) []podnet.Difference {
 	}
 	if !s.Decided {
 		if len(want.Peers) > 0 {
-			d.add("BGP: the agent has not decided yet what it tells routers")
+			d.add("BGP: the agent has not decided yet what it announces")
 		}
 		return d.found
 	}
@@ -82,22 +83,24 @@ func BGP(c Cluster, node string, s answer.BGP) []podnet.Difference {
 	}
 	for _, x := range s.Sessions {
 		if !slices.ContainsFunc(want.Peers, func(p bgpconf.Peer) bool { return p.Name == x.Peer }) {
-			d.add("BGPPeer %s: there is a session with %s, and should be none: the object is gone, or not for this node", x.Peer, x.Address)
+			d.add("BGPPeer %s: there is a session with %s, but there should be none: the object is gone, or does not select this node", x.Peer, x.Address)
 		}
 	}
 	table := "nftables: table inet " + service.AggregatesTable
 	differences(inet.Disjoint(want.Aggregates()), s.Aggregates,
 		func(p netip.Prefix) {
-			d.add("%s: what is for nobody in %s, which is announced, goes back to the router", table, p)
+			d.add("%s: packets for unused addresses in %s, which is announced, go back to the router", table, p)
 		},
-		func(p netip.Prefix) { d.add("%s: packets for %s are refused, which is not announced", table, p) })
+		func(p netip.Prefix) {
+			d.add("%s: packets for unused addresses in %s are refused, but it is not announced", table, p)
+		})
 	return d.found
 }
 
 // session compares a session with what it should be.
 func (d *differ) session(p bgpconf.Peer, s answer.BGPSession) {
 	if s.Address != p.Address {
-		d.add("BGPPeer %s: the session is with %s, and should be with %s", p.Name, s.Address, p.Address)
+		d.add("BGPPeer %s: the session is with %s instead of %s", p.Name, s.Address, p.Address)
 	}
 	if s.State != established {
 		d.add("BGPPeer %s: the session with %s is %s: %s", p.Name, s.Address, s.State, cmp.Or(s.Reason, "no reason was given"))
@@ -110,14 +113,14 @@ func (d *differ) session(p bgpconf.Peer, s answer.BGPSession) {
 		have, found := told[r.Prefix]
 		delete(told, r.Prefix)
 		if !found {
-			d.add("BGPPeer %s: the router is not told of %s", p.Name, r.Prefix)
+			d.add("BGPPeer %s: %s is not announced", p.Name, r.Prefix)
 		} else if !have.Like(r) {
-			d.add("BGPPeer %s: the router is told of %s with another next hop, communities or preference than the BGPPeer says", p.Name, r.Prefix)
+			d.add("BGPPeer %s: %s is announced with another next hop, other communities or another preference than the BGPPeer says", p.Name, r.Prefix)
 		}
 	}
 	for _, r := range s.Told {
 		if _, left := told[r.Prefix]; left {
-			d.add("BGPPeer %s: the router is told of %s, which the BGPPeer does not have it told of", p.Name, r.Prefix)
+			d.add("BGPPeer %s: %s is announced, but the BGPPeer does not advertise it", p.Name, r.Prefix)
 		}
 	}
 }

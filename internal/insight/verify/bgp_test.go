@@ -57,22 +57,22 @@ func TestBGP(t *testing.T) {
 		{"of a peer that is gone", func(a *answer.BGP) {
 			a.Sessions = append(a.Sessions, answer.BGPSession{Peer: "gone", Address: netip.MustParseAddrPort("192.0.2.9:179"), State: established},
 				answer.BGPSession{Peer: "other", Address: netip.MustParseAddrPort("192.0.2.2:179"), State: established})
-		}, []string{"BGPPeer gone: there is a session with 192.0.2.9:179, and should be none: the object is gone, or not for this node",
-			"BGPPeer other: there is a session with 192.0.2.2:179, and should be none: the object is gone, or not for this node"}},
+		}, []string{"BGPPeer gone: there is a session with 192.0.2.9:179, but there should be none: the object is gone, or does not select this node",
+			"BGPPeer other: there is a session with 192.0.2.2:179, but there should be none: the object is gone, or does not select this node"}},
 		{"with another router", func(a *answer.BGP) { a.Sessions[0].Address = netip.MustParseAddrPort("192.0.2.3:179") },
-			[]string{"BGPPeer border: the session is with 192.0.2.3:179, and should be with 192.0.2.1:179"}},
+			[]string{"BGPPeer border: the session is with 192.0.2.3:179 instead of 192.0.2.1:179"}},
 		{"a router that was not heard", func(a *answer.BGP) {
 			a.Heard, a.Sessions = nil, a.Sessions[:1]
 		}, []string{"BGPPeer leaf: no router advertisement was heard on eth1: does the router send them there, and is that the link to it? Else name its peerAddress"}},
 		{"routes", func(a *answer.BGP) {
 			a.Sessions[0].Told[0].Communities = nil
 			a.Sessions[1].Told = []bgpconf.Route{{Prefix: netip.MustParsePrefix("10.244.9.0/24")}}
-		}, []string{"BGPPeer border: the router is told of 10.244.1.0/24 with another next hop, communities or preference than the BGPPeer says",
-			"BGPPeer leaf: the router is not told of 10.244.1.0/24", "BGPPeer leaf: the router is told of 10.244.9.0/24, which the BGPPeer does not have it told of"}},
+		}, []string{"BGPPeer border: 10.244.1.0/24 is announced with another next hop, other communities or another preference than the BGPPeer says",
+			"BGPPeer leaf: 10.244.1.0/24 is not announced", "BGPPeer leaf: 10.244.9.0/24 is announced, but the BGPPeer does not advertise it"}},
 		{"aggregates", func(a *answer.BGP) { a.Aggregates = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")} },
-			[]string{"nftables: table inet fathom-aggregates: packets for 198.51.100.0/24 are refused, which is not announced",
-				"nftables: table inet fathom-aggregates: what is for nobody in 203.0.113.0/24, which is announced, goes back to the router"}},
-		{"an agent that has just begun", func(a *answer.BGP) { *a = answer.BGP{Heard: a.Heard} }, []string{"BGP: the agent has not decided yet what it tells routers"}},
+			[]string{"nftables: table inet fathom-aggregates: packets for unused addresses in 198.51.100.0/24 are refused, but it is not announced",
+				"nftables: table inet fathom-aggregates: packets for unused addresses in 203.0.113.0/24, which is announced, go back to the router"}},
+		{"an agent that has just begun", func(a *answer.BGP) { *a = answer.BGP{Heard: a.Heard} }, []string{"BGP: the agent has not decided yet what it announces"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			a := answer.BGP{Decided: true, Heard: map[string]bgpconf.Heard{"eth1": {Router: netip.MustParseAddr("fe80::1")}}, Aggregates: []netip.Prefix{aggregate},

@@ -31,7 +31,7 @@ func TestBlocks(t *testing.T) {
 	}
 	want := `b: IPBlock 10.50.0.7-32 of pool "p" on node b is not used: it overlaps 10.50.0.0/26 of node a, which was there first; ` +
 		`a: IPBlock 10.96.0.0-12 of pool "p" on node a is not used: it is not within 10.50.0.0/16, which the pool has; ` +
-		"gone: block 10.50.1.0/26 of pool p is of a node that is not there"
+		"gone: block 10.50.1.0/26 of pool p belongs to a node that does not exist"
 	if got := strings.Join(found, "; "); got != want {
 		t.Errorf("%s\nwant %s", got, want)
 	}
@@ -49,7 +49,7 @@ func TestBlocks(t *testing.T) {
 	for _, x := range d.found {
 		found = append(found, x.Text)
 	}
-	want = "pod n/out has 10.50.0.70 of pool p, which is in no block of the node; addresses of 10.50.1.0/26 are given out, which is no block of the node"
+	want = "pod n/out has 10.50.0.70 of pool p, which is in no block of the node; addresses of 10.50.1.0/26 are assigned, which is not a block of the node"
 	if got := strings.Join(found, "; "); got != want {
 		t.Errorf("%s\nwant %s", got, want)
 	}

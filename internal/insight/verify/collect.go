@@ -21,34 +21,34 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// Report is what a verification of the pod network found.
+// Report is the result of a verification.
 type Report struct {
 	Nodes []NodeReport `json:"nodes"`
 }
 
-// NodeReport is what was found on one node.
+// NodeReport is the result for one node.
 type NodeReport struct {
 	Node        string   `json:"node"`
 	Mode        string   `json:"mode,omitempty"`
 	Pods        int      `json:"pods"`
 	Routes      int      `json:"routes"`
 	Frontends   int      `json:"frontends,omitempty"` // of Services, in nftables
-	Connect     int      `json:"connect,omitempty"`   // of Services, balanced when something connects
-	Sessions    int      `json:"sessions,omitempty"`  // of BGP, that are established
-	Prefixes    int      `json:"prefixes,omitempty"`  // that routers are told in these, each once for every router
+	Connect     int      `json:"connect,omitempty"`   // Connect     int      `json:"connect,omitempty"`   // of Services, translated at connect()
+	Sessions    int      `json:"sessions,omitempty"`  // Sessions    int      `json:"sessions,omitempty"`  // BGP sessions that are established
+	Prefixes    int      `json:"prefixes,omitempty"`  // Prefixes    int      `json:"prefixes,omitempty"`  // announced in these, counted once for every router
 	Differences []string `json:"differences"`
 }
 
-// OK says that there is no difference anywhere.
+// OK reports whether there is no difference anywhere.
 func (r Report) OK() bool {
 	return !slices.ContainsFunc(r.Nodes, func(n NodeReport) bool { return len(n.Differences) > 0 })
 }
 
-// agentsAtOnce bounds how many nodes are read at the same time.
+// agentsAtOnce is how many nodes are read concurrently.
 const agentsAtOnce = 16
 
-// Run reads every node's kernel by its agent and compares it with the API. A cluster changes while it is read: a
-// difference counts if a second reading finds it too.
+// Run reads every node's kernel through its agent and compares it with the API. A cluster may change meanwhile: a
+// difference counts only if a second reading finds it too.
 func Run(ctx context.Context, client *kube.Client) (Report, error) {
 	r, err := readTwice(ctx, client, podsQuestion(Pods))
 	if err != nil {
@@ -59,12 +59,12 @@ func Run(ctx context.Context, client *kube.Client) (Report, error) {
 	}), nil
 }
 
-// question is what an agent is asked for, and how it is compared with what the cluster's objects imply.
+// question is what an agent is asked, and how its answer is compared with what the cluster's objects imply.
 type question[S any] struct {
-	verb    string // of fathom-agent, which answers with an S
+	verb    string // verb    string // a command of fathom-agent, which prints an S
 	objects func(ctx context.Context, client *kube.Client) (Cluster, error)
 	compare func(c Cluster, node string, s S) []podnet.Difference
-	// whole, if set, tells what the objects alone show to be wrong.
+	// whole, if set, returns the problems that the objects alone show.
 	whole func(c Cluster) []podnet.Difference
 }
 
@@ -75,7 +75,7 @@ func podsQuestion(compare func(c Cluster, node string, s answer.Node) []podnet.D
 	}
 }
 
-// readTwice reads, and if there is anything to tell once more: what was only on its way is not there again.
+// readTwice reads and, if it finds anything, reads once more: a difference that was only in transition is gone then.
 func readTwice[S any](ctx context.Context, client *kube.Client, q question[S]) (reading[S], error) {
 	first, err := read(ctx, client, q)
 	if err != nil || len(first.differences)+len(first.unread) == 0 {
@@ -85,16 +85,16 @@ func readTwice[S any](ctx context.Context, client *kube.Client, q question[S]) (
 	return second.confirming(first), err
 }
 
-// reading is what was found at one time.
+// reading is the result of one reading.
 type reading[S any] struct {
 	nodes       []string
 	states      map[string]S
 	differences map[string][]string
-	// unread says of nodes whose kernels are not known why. In which words may change from reading to reading.
+	// unread maps nodes whose kernels are unknown to the reasons. Their wording may change from reading to reading.
 	unread map[string]string
 }
 
-// confirming leaves of the reading what another one has found as well, and what could not be read.
+// confirming keeps the differences that another reading has found as well, and all of unread.
 func (r reading[S]) confirming(other reading[S]) reading[S] {
 	confirmed := map[string][]string{}
 	for node, differences := range r.differences {
@@ -108,8 +108,8 @@ func (r reading[S]) confirming(other reading[S]) reading[S] {
 	return r
 }
 
-// report tells of each node what was found, or why nothing is known of it; tell adds what else there is to say. There
-// may be something of nodes that are gone, such as their blocks.
+// report combines each node's differences, or the reason why its state is unknown; tell adds further facts. Differences may
+// belong to deleted nodes, such as their blocks.
 func (r reading[S]) report(tell func(*NodeReport, S)) Report {
 	report := Report{Nodes: []NodeReport{}}
 	names := slices.AppendSeq(slices.Clone(r.nodes), maps.Keys(r.differences))
@@ -132,7 +132,7 @@ func read[S any](ctx context.Context, client *kube.Client, q question[S]) (readi
 	if err != nil {
 		return r, err
 	}
-	// Kernels before the API: what a pod that comes meanwhile brings is then seen in the second reading only.
+	// Kernels are read before the API: a pod that is created meanwhile causes a difference in the second reading at most.
 	states, failed := ask[S](ctx, client, agents, q.verb)
 	r.states = states
 	var c Cluster
@@ -164,7 +164,7 @@ func read[S any](ctx context.Context, client *kube.Client, q question[S]) (readi
 
 var errNoAgents = errors.New("no agent of Fathom's network runs in namespace " + netconf.Namespace + " of this cluster: install it with `fathom install`")
 
-// findAgents returns the agents' pods by their nodes; that there are none is an error.
+// findAgents returns the agents' pods by node; it is an error if there are none.
 func findAgents(ctx context.Context, client *kube.Client) (map[string]*corev1.Pod, error) {
 	agents, err := client.PodsOf(ctx, netconf.Namespace, netconf.AgentSelector)
 	if err == nil && len(agents) == 0 {
@@ -173,18 +173,18 @@ func findAgents(ctx context.Context, client *kube.Client) (map[string]*corev1.Po
 	return agents, err
 }
 
-// agentPatience is how long an agent may take to answer, be it that it or its kubelet hangs.
+// agentPatience is how long an agent has to answer, in case that it or its kubelet hangs.
 const agentPatience = 15 * time.Second
 
-// Bounds on what is kept of an agent's answer: a node may be somebody else's by now. The largest that is meant has all Services
-// of a cluster: 20 MB for ten thousand with ten endpoints each.
+// Limits on an agent's answer, since a node may be compromised. The largest legitimate answer has all Services of a
+// cluster: 20 MB for ten thousand with ten endpoints each.
 const (
 	maxAnswer = 64 << 20
 	maxWords  = 4 << 10
 )
 
-// bounded is a buffer that takes no more than so many bytes. It takes the rest for written: an error would not end the
-// stream, whose other end goes on, but only be logged.
+// bounded is a buffer of limited size. It reports the rest as written: an error would not end the stream, whose other end
+// continues, but only be logged.
 type bounded struct {
 	bytes.Buffer
 	most int
@@ -198,10 +198,10 @@ func (b *bounded) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// stateVerb has an agent tell all of its node but Services.
+// stateVerb is the agent's command that prints its node's state, except for Services.
 const stateVerb = "state"
 
-// ask asks the agents of all nodes. What one of them cannot answer is in failed.
+// ask asks the agents of all nodes. failed holds the errors of those that did not answer.
 func ask[S any](ctx context.Context, client *kube.Client, agents map[string]*corev1.Pod, verb string) (states map[string]S, failed map[string]error) {
 	states, failed = map[string]S{}, map[string]error{}
 	type answer struct {
@@ -250,7 +250,7 @@ func readCluster(ctx context.Context, client *kube.Client) (Cluster, error) {
 	return c, err
 }
 
-// readNetwork reads what is of all pods together, and routers.
+// readNetwork reads the objects that concern all pods, and BGPPeers.
 func readNetwork(ctx context.Context, client *kube.Client) (Cluster, error) {
 	config, err := client.CoreV1().ConfigMaps(netconf.Namespace).Get(ctx, netconf.ConfigMap, metav1.GetOptions{})
 	if err != nil {
@@ -268,7 +268,7 @@ func readNetwork(ctx context.Context, client *kube.Client) (Cluster, error) {
 	return c, err
 }
 
-// readRanges reads nodes and pools, what pools may not overlap, and what load balancers' addresses follow from.
+// readRanges reads Nodes and pools, the ranges that pools must not overlap, and what determines load balancers' addresses.
 func readRanges(ctx context.Context, client *kube.Client) (c Cluster, err error) {
 	if c.Nodes, err = kube.List(ctx, client, kube.Nodes, kube.Selection{}); err != nil {
 		return c, err

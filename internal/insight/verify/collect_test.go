@@ -27,7 +27,7 @@ func TestConfirming(t *testing.T) {
 
 // What is found of nodes that are gone, or of no node, is told, too.
 func TestReportOfNodesThatAreGone(t *testing.T) {
-	r := reading[answer.Node]{nodes: []string{"a", "c"}, differences: map[string][]string{"b": {"block 10.50.1.0/26 of pool p is of a node that is not there"}, "": {"IPBlock x: no CIDR"}}}
+	r := reading[answer.Node]{nodes: []string{"a", "c"}, differences: map[string][]string{"b": {"block 10.50.1.0/26 of pool p belongs to a node that does not exist"}, "": {"IPBlock x: no CIDR"}}}
 	report := r.report(func(*NodeReport, answer.Node) {})
 	var nodes []string
 	for _, n := range report.Nodes {

@@ -17,26 +17,26 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// FromPod is what becomes of what a pod sends to a Service, as the kernel of its node has it.
+// FromPod explains what happens to packets from a pod to a Service, according to the kernel of the pod's node.
 type FromPod struct {
 	Pod       string       `json:"pod"`
 	Node      string       `json:"node"`
 	Addresses []netip.Addr `json:"addresses"`
-	// HostNetwork says that the pod has no network of its own: it is the node that sends.
+	// HostNetwork is true if the pod uses the node's network.
 	HostNetwork bool   `json:"hostNetwork,omitempty"`
 	Sent        []Sent `json:"sent"`
 }
 
-// Sent is a way to send to a Service.
+// Sent is one way to send to a Service.
 type Sent struct {
 	Protocol string        `json:"protocol"`
 	To       string        `json:"to"`
 	Sender   packet.Sender `json:"sender"`
-	// Paths are what may become of it, one for each endpoint. Hops before the first choice are the same in all.
+	// Paths are the possible outcomes, one for each endpoint. Hops before the first choice are the same in all.
 	Paths []packet.Path `json:"paths"`
 }
 
-// ServiceFrom asks the agent of a pod's node what its kernel does with what the pod sends to a Service.
+// ServiceFrom asks the agent of a pod's node what its kernel does with packets from the pod to a Service.
 func ServiceFrom(ctx context.Context, client *kube.Client, name, pod service.Name) (FromPod, error) {
 	p, err := client.CoreV1().Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -55,7 +55,7 @@ func ServiceFrom(ctx context.Context, client *kube.Client, name, pod service.Nam
 	}
 	agent, found := agents[f.Node]
 	if !found {
-		return f, fmt.Errorf("node %s of the Pod %s has no agent of Fathom's that runs: nothing is known of its kernel", f.Node, pod)
+		return f, fmt.Errorf("node %s of the Pod %s has no running agent of Fathom, so its kernel's state is unknown", f.Node, pod)
 	}
 	of := map[string]*corev1.Pod{f.Node: agent}
 	services, failed := ask[answer.Services](ctx, client, of, servicesVerb)
@@ -70,7 +70,7 @@ func ServiceFrom(ctx context.Context, client *kube.Client, name, pod service.Nam
 	return f, nil
 }
 
-// explain follows what the pod sends to each address of a Service through the parts of its node.
+// explain follows packets of the pod to each address of a Service through the parts of its node.
 func (f *FromPod) explain(name service.Name, s answer.Services, n answer.Node) {
 	parts := partsOf(s, n)
 	origin := packet.Pod
@@ -83,7 +83,7 @@ func (f *FromPod) explain(name service.Name, s answer.Services, n answer.Node) {
 		}
 		from := slices.IndexFunc(f.Addresses, func(a netip.Addr) bool { return a.Is4() == x.Addr.Is4() })
 		if from < 0 {
-			continue // the pod does not speak the family
+			continue // continue // the pod has no address of this family
 		}
 		senders := []packet.Sender{packet.Connected}
 		if x.Protocol == service.UDP {
@@ -91,7 +91,7 @@ func (f *FromPod) explain(name service.Name, s answer.Services, n answer.Node) {
 		}
 		for _, key := range service.KeysOf(x, s.NFTables.NodePortAddrs) {
 			if key.Addr.IsLoopback() && !f.HostNetwork {
-				continue // a pod's loopback addresses are its own
+				continue // continue // the pod's loopback addresses are its own, not the node's
 			}
 			to := netip.AddrPortFrom(key.Addr, key.Port)
 			for _, sender := range senders {
@@ -102,8 +102,8 @@ func (f *FromPod) explain(name service.Name, s answer.Services, n answer.Node) {
 	}
 }
 
-// partsOf are the parts of a node's network that a packet from a pod or a process of it comes to, in order, each as the
-// kernel was found to hold it.
+// partsOf returns the parts of a node's network that a packet from a pod or a process of the node traverses, in order, each
+// in the state that was read from the kernel.
 func partsOf(s answer.Services, n answer.Node) []packet.Part {
 	names := map[uint32]service.Name{}
 	for _, x := range s.NFTables.Frontends {
@@ -120,7 +120,7 @@ func partsOf(s answer.Services, n answer.Node) []packet.Part {
 		}
 	}
 	if len(s.Detached) > 0 {
-		s.Connect = nil // which of them still act is not worth a guess: `fathom verify services` says what is wrong
+		s.Connect = nil // s.Connect = nil // some may still be attached: `fathom verify services` reports what is wrong
 	}
 	held := slices.SortedFunc(slices.Values(s.Connect), func(a, b service.Balanced) int { return a.Compare(b.Key) })
 	return []packet.Part{

@@ -21,7 +21,7 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// Place is where test packets start and end: a pod, or a node.
+// Place is an end of test packets: a pod or a node.
 type Place struct {
 	ping.Place
 	Node string `json:"node"`
@@ -29,33 +29,33 @@ type Place struct {
 
 func (p Place) isNode() bool { return strings.HasPrefix(p.Name, "node/") }
 
-// Way is what went from one place to another and back.
+// Way is the result of packets from one place to another and back.
 type Way struct {
 	From   string        `json:"from"`
 	To     string        `json:"to"`
 	Probes []ping.Result `json:"probes"`
-	// Problems say what is not as the network model demands.
+	// Problems lists violations of the network model.
 	Problems []string `json:"problems,omitempty"`
 }
 
-// Matrix is the ways between all places, ordered by From and To.
+// Matrix has the ways between all places, ordered by From and To.
 type Matrix struct {
 	Places []Place `json:"places"`
 	Ways   []Way   `json:"ways"`
-	// Problems are those of places and of nodes that could not be asked.
+	// Problems names places and nodes that could not be reached.
 	Problems []string `json:"problems,omitempty"`
 }
 
-// OK says that the network is as Kubernetes demands.
+// OK reports whether the network is as Kubernetes demands.
 func (m Matrix) OK() bool {
 	return len(m.Problems) == 0 && !slices.ContainsFunc(m.Ways, func(w Way) bool { return len(w.Problems) > 0 })
 }
 
-// small is the size of the first packet of a way: any link carries it.
+// small is the size of the first packet of a way, which fits any link.
 const small = 128
 
-// Ping sends test packets between places, in namespaces that the agents enter: nothing has to be in the pods. from
-// and to choose the places by their names. https://kubernetes.io/docs/concepts/services-networking/#the-kubernetes-network-model
+// Ping sends test packets between places. The agents send them in the pods' namespaces, so pods need no program for it.
+// from and to select places by name. https://kubernetes.io/docs/concepts/services-networking/#the-kubernetes-network-model
 func Ping(ctx context.Context, client *kube.Client, from, to func(name string) bool) (Matrix, error) {
 	agents, err := findAgents(ctx, client)
 	if err != nil {
@@ -91,7 +91,7 @@ func Ping(ctx context.Context, client *kube.Client, from, to func(name string) b
 	slices.SortFunc(m.Places, func(a, b Place) int { return cmp.Compare(a.Name, b.Name) })
 	probes := map[string][]ping.Probe{} // by node
 	var ways []Way
-	at := map[string][]int{} // by node: the way of each probe
+	at := map[string][]int{} // at := map[string][]int{} // by node: the index of each probe's way
 	for _, a := range m.Places {
 		for _, b := range m.Places {
 			if a.Name == b.Name || a.Problem != "" || b.Problem != "" || !from(a.Name) || !to(b.Name) {
@@ -146,7 +146,7 @@ func Ping(ctx context.Context, client *kube.Client, from, to func(name string) b
 	return m, nil
 }
 
-// probesOf are the packets from a to b: for each family a small one, one of the MTU that must not be cut up, and
+// probesOf returns the packets from a to b: for each family a small one, one of the MTU that must not be fragmented, and
 // one that must be.
 func probesOf(a, b Place, mtu int) []ping.Probe {
 	var list []ping.Probe
@@ -161,11 +161,11 @@ func probesOf(a, b Place, mtu int) []ping.Probe {
 	return list
 }
 
-// judge writes down what is wrong with a way.
+// judge records what is wrong with a way.
 func judge(w *Way, places map[string]Place, states map[string]answer.Node) {
 	a, b := places[w.From], places[w.To]
 	if len(w.Probes) == 0 {
-		w.Problems = append(w.Problems, "they have addresses of no common family")
+		w.Problems = append(w.Problems, "they have no addresses of the same family")
 	}
 	for _, r := range w.Probes {
 		if r.Error != "" {
@@ -173,14 +173,14 @@ func judge(w *Way, places map[string]Place, states map[string]answer.Node) {
 			continue
 		}
 		if allowed := sources(a, b, r.To.Addr(), states); !slices.Contains(allowed, r.Source) {
-			w.Problems = append(w.Problems, fmt.Sprintf("%s saw %s, and %s is %s", r.To.Addr(), r.Source, a.Name, join(allowed)))
+			w.Problems = append(w.Problems, fmt.Sprintf("%s saw %s, but %s is %s", r.To.Addr(), r.Source, a.Name, join(allowed)))
 		}
 	}
 	slices.Sort(w.Problems)
 	w.Problems = slices.Compact(w.Problems)
 }
 
-// sources are the addresses by which b may see a: a's own.
+// sources returns the addresses that b may see as a's.
 func sources(a, b Place, to netip.Addr, states map[string]answer.Node) []netip.Addr {
 	own := a.Addresses
 	s := states[a.Node]
@@ -190,8 +190,8 @@ func sources(a, b Place, to netip.Addr, states map[string]answer.Node) []netip.A
 		}
 		return own
 	}
-	// A node behind a tunnel sees the node's address, as docs/design/podnet.md says: what is between them knows
-	// pods' addresses inside of the tunnel only.
+	// A node behind a tunnel sees the node's address, as docs/design/podnet.md says: the network in between knows pods'
+	// addresses only inside of the tunnel.
 	if b.isNode() && b.Node != a.Node && wayTo(s.Plan, b.Node, to) == podnet.VXLAN {
 		return s.Addresses
 	}
@@ -210,16 +210,16 @@ func wayTo(p podnet.Plan, node string, to netip.Addr) podnet.Mode {
 	return ""
 }
 
-// session is a `fathom-agent probe` in an agent's pod.
+// session is a running `fathom-agent probe` in an agent's pod.
 type session struct {
 	in   *io.PipeWriter
 	enc  *json.Encoder
 	dec  *json.Decoder
-	out  *io.LimitedReader // what dec reads, bounded for each answer
+	out  *io.LimitedReader // out  *io.LimitedReader // what dec reads, limited for each answer
 	done chan struct{}     // closed when the command in the pod has ended
 }
 
-// open starts a session and returns the places that it listens at.
+// open starts a session and returns the places where it listens.
 func open(ctx context.Context, client *kube.Client, agent *corev1.Pod, addrs []netip.Addr) (*session, []ping.Place, error) {
 	inReader, inWriter := io.Pipe()
 	outReader, outWriter := io.Pipe()
@@ -244,7 +244,7 @@ func open(ctx context.Context, client *kube.Client, agent *corev1.Pod, addrs []n
 	return s, hello.Places, nil
 }
 
-// send has probes sent, and returns their results in order.
+// send has the agent send probes, and returns their results in order.
 func (s *session) send(ctx context.Context, probes []ping.Probe) ([]ping.Result, error) {
 	if len(probes) == 0 {
 		return nil, nil
@@ -263,7 +263,7 @@ func (s *session) send(ctx context.Context, probes []ping.Probe) ([]ping.Result,
 	return r.Results, nil
 }
 
-// close ends the session and waits for that.
+// close ends the session and waits for its end.
 func (s *session) close() {
 	_ = s.in.Close()
 	<-s.done

@@ -19,9 +19,9 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// RotateKey has the agents know each other by another key, step by step (keyset.Rotate), and waits for all agents before each
-// step, which read the Secret every half minute. What was begun and not ended goes on when it is called again; until then the
-// agents understand both keys. progress is told of each step.
+// RotateKey replaces the key of the agents' membership, step by step (keyset.Rotate). Before each step it waits for all
+// agents, which read the Secret every half minute. A later call continues an interrupted rotation; until then the agents
+// understand both keys. progress is called at each step.
 func RotateKey(ctx context.Context, client *kube.Client, progress func(string)) error {
 	fresh := make([]byte, keyset.Size)
 	if _, err := rand.Read(fresh); err != nil {
@@ -37,7 +37,7 @@ func RotateKey(ctx context.Context, client *kube.Client, progress func(string)) 
 			}
 			return s, err
 		},
-		put: func(ctx context.Context, s *corev1.Secret) error { // as it was read, or there is a conflict
+		put: func(ctx context.Context, s *corev1.Secret) error { // put: func(ctx context.Context, s *corev1.Secret) error { // fails with a conflict if it has changed since it was read
 			_, err := secrets.Update(ctx, s, metav1.UpdateOptions{FieldManager: "fathom"})
 			return err
 		},
@@ -78,18 +78,18 @@ func (r rotation) run(ctx context.Context) error {
 		s = s.DeepCopy()
 		s.Data = step.Data
 		if err := r.put(ctx, s); apierrors.IsConflict(err) {
-			continue // somebody else rotates it, too
+			continue // continue // something else rotates it as well
 		} else if err != nil {
 			return fmt.Errorf("change Secret %s/%s: %w", netconf.Namespace, keyset.Secret, err)
 		}
 		if step.Last {
-			r.progress("The old key is of no use any more.")
+			r.progress("The old key is no longer accepted.")
 			return nil
 		}
 	}
 }
 
-// await returns when all agents allow a step.
+// await returns when all agents allow the step.
 func (r rotation) await(ctx context.Context, step keyset.Step) error {
 	switch {
 	case step.Accept != "":
@@ -116,14 +116,14 @@ func (r rotation) await(ctx context.Context, step keyset.Step) error {
 		}
 		select {
 		case <-ctx.Done():
-			what := "the key is not changed to the end"
+			what := "the key's rotation is incomplete"
 			if len(late) > 0 {
 				what += ": the agents of " + strings.Join(late, ", ") + " have not read it yet"
 			}
 			if len(silent) > 0 {
 				what += fmt.Sprintf(": the agents of %s do not answer (%s)", strings.Join(silent, ", "), answer.OneLine(failed[silent[0]]))
 			}
-			return fmt.Errorf("%s. All agents understand each other as it is; run this again, and it goes on: %w", what, context.Cause(ctx))
+			return fmt.Errorf("%s. All agents still understand each other; run this again to continue: %w", what, context.Cause(ctx))
 		case <-time.After(r.pause):
 		}
 	}

@@ -72,7 +72,7 @@ func TestRotate(t *testing.T) {
 	if len(secret.Data) != 1 || !bytes.Equal(secret.Data[keyset.Key], fresh) || puts != 4 {
 		t.Errorf("%v after %d steps", secret.Data, puts)
 	}
-	if got := strings.Join(told, " "); strings.Count(got, "understand") != 3 || !strings.HasSuffix(got, "all agents use the new key. The old key is of no use any more.") {
+	if got := strings.Join(told, " "); strings.Count(got, "understand") != 3 || !strings.HasSuffix(got, "all agents use the new key. The old key is no longer accepted.") {
 		t.Error(got)
 	}
 }

@@ -21,10 +21,10 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// servicesVerb has an agent tell what its kernel does with Services.
+// servicesVerb is the agent's command that prints what its kernel does with Services.
 const servicesVerb = "services"
 
-// RunServices reads by its agent what every node's kernel does with Services, and compares it with the API.
+// RunServices reads through its agent what every node's kernel does with Services, and compares it with the API.
 func RunServices(ctx context.Context, client *kube.Client) (Report, error) {
 	r, err := readTwice(ctx, client, question[answer.Services]{verb: servicesVerb, objects: readServices, compare: Services})
 	if err != nil {
@@ -35,8 +35,8 @@ func RunServices(ctx context.Context, client *kube.Client) (Report, error) {
 	}), nil
 }
 
-// Services compares what one node's kernel does with Services with what the cluster's objects imply. Which of the
-// node's addresses and which pods are its own is taken from the agent: Pods proves that.
+// Services compares what a node's kernel does with Services with what the cluster's objects imply. It takes the node's
+// addresses and pods from the agent: Pods verifies those.
 func Services(c Cluster, node string, s answer.Services) []podnet.Difference {
 	d := differ{node: node}
 	i := slices.IndexFunc(c.Nodes, func(n *corev1.Node) bool { return n.Name == node })
@@ -52,10 +52,10 @@ func Services(c Cluster, node string, s answer.Services) []podnet.Difference {
 	switch {
 	case s.Config.Mode == netconf.ProxyOff:
 		if len(s.NFTables.Frontends)+len(s.Connect) > 0 {
-			d.add("it is not to carry Services, and its kernel balances %d frontends", len(s.NFTables.Frontends)+len(s.Connect))
+			d.add("it should not carry Services, but its kernel balances %d frontends", len(s.NFTables.Frontends)+len(s.Connect))
 		}
 		if s.Unserved != nil {
-			d.add("it is not to carry Services, and its kernel refuses what is for none of them: nftables table inet %s", service.UnservedTable)
+			d.add("it should not carry Services, but its kernel refuses packets for unused addresses of Services: nftables table inet %s", service.UnservedTable)
 		}
 		return d.found
 	case s.Problem != "":
@@ -115,19 +115,20 @@ func (d *differ) connect(plan service.Plan, s answer.Services) {
 	d.frontends("connect", describeAll(service.BalancedOf(plan), describeBalanced), describeAll(s.Connect, describeBalanced), plan)
 }
 
-// flows tells of what connection tracking remembers and no client should meet.
+// flows reports entries of connection tracking that clients should not meet.
 func (d *differ) flows(plan service.Plan, model *service.Model, s answer.Services) {
 	index := service.NewIndex(plan, nil, nil)
 	for _, f := range s.Flows {
 		if index.Ended(f.Protocol, f.To, f.Answers, f.Translated, model.Life) {
-			d.add("conntrack: %d flows of %s to %s are answered by %s, which is no endpoint of it", f.Number, f.Protocol, f.To, f.Answers)
+			d.add("conntrack: %d flows of %s to %s are answered by %s, which is not an endpoint of it", f.Number, f.Protocol, f.To, f.Answers)
 		}
 	}
 }
 
-// sharedAddresses tells of Services with externalTrafficPolicy: Local that share a load balancer's address with others whose
-// endpoints are on other nodes: who comes to the address meets a node that has none of theirs. Fathom gives no such
-// address, but a named targetPort that only some of the pods have makes one, and so does another controller.
+// sharedAddresses reports Services with externalTrafficPolicy: Local that share a load balancer's address with Services
+// whose endpoints are on other nodes: a client of the address reaches a node without endpoints of the former. Fathom
+// assigns no such address, but a named targetPort that only some of the pods have leads to one, and another controller may
+// assign one.
 func (d *differ) sharedAddresses(nodes []*corev1.Node, balancers []service.LoadBalanced) {
 	targets := map[netip.Addr][]vip.Target{}
 	for _, l := range balancers {
@@ -146,7 +147,7 @@ func (d *differ) sharedAddresses(nodes []*corev1.Node, balancers []service.LoadB
 		}
 		for _, t := range sharing {
 			if t.Local && len(t.Nodes) > 0 && !slices.Contains(t.Nodes, d.node) {
-				d.add("load balancer: packets for %s come to this node for all Services that share the address, and those for Service %s are dropped: its externalTrafficPolicy is Local, and its ready endpoints are on %s",
+				d.add("load balancer: packets for all Services that share %s come to this node, which drops those for Service %s: its externalTrafficPolicy is Local, and its ready endpoints are on %s",
 					addr, t.Service, strings.Join(t.Nodes, ", "))
 			}
 		}
@@ -169,7 +170,7 @@ func (d *differ) frontends(where string, want, have map[service.Key]string, plan
 	}
 	for key := range have {
 		if _, found := want[key]; !found {
-			d.add("%s: %s is of no Service", where, key)
+			d.add("%s: %s belongs to no Service", where, key)
 		}
 	}
 }
@@ -236,7 +237,7 @@ func readServices(ctx context.Context, client *kube.Client) (Cluster, error) {
 	return c, err
 }
 
-// ReadServices returns the Services and EndpointSlices of a namespace, or of all.
+// ReadServices returns the Services and EndpointSlices of a namespace, or of all if it is empty.
 func ReadServices(ctx context.Context, client *kube.Client, namespace string) ([]*corev1.Service, []*discoveryv1.EndpointSlice, error) {
 	services, err := kube.List(ctx, client, kube.Services, kube.Selection{Namespace: namespace})
 	if err != nil {

@@ -39,7 +39,7 @@ func TestSharedAddresses(t *testing.T) {
 	}{
 		"the same nodes":         {local, []string{"a", "b"}, []string{"a", "b"}, "", ""},
 		"one node has both":      {local, []string{"a"}, []string{"a", "b"}, "", ""},
-		"other nodes":            {local, []string{"a"}, []string{"b"}, "load balancer: packets for 192.0.2.8 come to this node", "shop/mail"},
+		"other nodes":            {local, []string{"a"}, []string{"b"}, "load balancer: packets for all Services that share 192.0.2.8 come to this node", "shop/mail"},
 		"one has none":           {local, []string{"a"}, nil, "", ""},
 		"a policy that is wider": {anywhere, []string{"a"}, []string{"b"}, "", ""},
 	} {

@@ -21,33 +21,33 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// ServiceDetail is all that there is to say of a Service.
+// ServiceDetail is everything that is known of a Service.
 type ServiceDetail struct {
 	Service *corev1.Service `json:"-"`
 	Name    string          `json:"name"`
 	Type    string          `json:"type"`
-	// Node is the one that Frontends and Endpoints are told as it sees them.
+	// Node is the node from whose point of view Frontends and Endpoints are.
 	Node      string                `json:"node"`
 	Frontends []service.Frontend    `json:"frontends"`
 	Endpoints []service.EndpointUse `json:"endpoints"`
 	Problems  []string              `json:"problems,omitempty"`
-	// Kernels are what nodes' kernels have of it, by node.
+	// Kernels maps nodes to what their kernels hold of it.
 	Kernels map[string]KernelService `json:"kernels,omitempty"`
-	Unread  map[string]string        `json:"unread,omitempty"` // nodes that could not be asked, and why
-	// Announced are the addresses that the network outside is led to: of a load balancer, in the order of the Service's status,
-	// external IPs that an AddressPool has, ClusterIPs that routers are told of.
+	Unread  map[string]string        `json:"unread,omitempty"` // Unread  map[string]string        `json:"unread,omitempty"` // nodes that did not answer, and why
+	// Announced are the addresses that the network outside can reach: a load balancer's, in the order of the Service's
+	// status; external IPs that are in an AddressPool; ClusterIPs that are announced to routers.
 	Announced []Announced `json:"announced,omitempty"`
 }
 
-// KernelService is what a kernel has of a Service.
+// KernelService is what a kernel holds of a Service.
 type KernelService struct {
 	NFTables []string `json:"nftables"`
 	Connect  []string `json:"connect"`
 	Flows    []string `json:"flows,omitempty"`
 }
 
-// ShowService tells of a Service as a node sees it: the first if node is empty. kernels asks the agents, too; without
-// Fathom's own Service proxy they have nothing to say.
+// ShowService describes a Service from a node's point of view; an empty node is the first. If kernels is set it also asks
+// the agents, which know nothing without Fathom's own Service proxy.
 func ShowService(ctx context.Context, client *kube.Client, name service.Name, node string, kernels bool) (ServiceDetail, error) {
 	svc, err := client.CoreV1().Services(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -75,7 +75,7 @@ func ShowService(ctx context.Context, client *kube.Client, name service.Name, no
 	if err != nil && !errors.Is(err, errNoAgents) {
 		return d, err
 	}
-	// Both at once: for one that does not answer there is patience.
+	// Concurrently, since an agent that does not answer is waited for.
 	var states map[string]answer.Services
 	var failed map[string]error
 	var asking errgroup.Group
@@ -102,8 +102,8 @@ func ShowService(ctx context.Context, client *kube.Client, name service.Name, no
 	return d, nil
 }
 
-// seen works out the frontends as a node sees them. Without an answer of the node's agent the cluster's configuration says
-// which external IPs are served.
+// seen computes the frontends from the node's point of view. Without an answer of the node's agent, the cluster's
+// configuration decides which external IPs are served.
 func (d *ServiceDetail) seen(ctx context.Context, client *kube.Client, c Cluster, pools vip.Pools, at service.Node, s answer.Services) error {
 	if s.Config.ExternalIPs == "" {
 		m, err := client.CoreV1().ConfigMaps(netconf.Namespace).Get(ctx, netconf.ConfigMap, metav1.GetOptions{})
@@ -134,7 +134,7 @@ func (d *ServiceDetail) seen(ctx context.Context, client *kube.Client, c Cluster
 	return nil
 }
 
-// kernelOf is what a kernel has of these frontends.
+// kernelOf returns what a kernel holds of these frontends.
 func kernelOf(frontends []service.Frontend, s answer.Services) KernelService {
 	var k KernelService
 	index := service.NewIndex(service.Plan{Frontends: frontends, NodePortAddrs: s.Config.NodePortAddrs}, nil, nil)

@@ -13,7 +13,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/vip"
 )
 
-// unserved tells where what is for no Service is refused and should not be, or should be and is not.
+// unserved reports where packets that are for no Service are refused and should not be, and the reverse.
 func (d *differ) unserved(c Cluster, pools vip.Pools, balancers []service.LoadBalanced, s answer.Services) {
 	var others []netip.Addr
 	for _, svc := range c.Services {
@@ -23,31 +23,33 @@ func (d *differ) unserved(c Cluster, pools vip.Pools, balancers []service.LoadBa
 	want := service.UnservedAsHeld(vip.Unserved(vip.ServiceRanges(c.ServiceCIDRs), pools, balancers, s.Config.ExternalIPsFor, others, own))
 	table := "nftables: table inet " + service.UnservedTable
 	if s.Unserved == nil {
-		d.add("%s, which refuses what is for no Service, is not there, or its rules are not as they should be", table)
+		d.add("%s, which refuses packets for unused addresses of Services, is missing, or its rules are wrong", table)
 		return
 	}
 	have := *s.Unserved
 	differences(want.Ranges, have.Ranges,
-		func(p netip.Prefix) { d.add("%s: what is for no Service is not refused at %s", table, p) },
+		func(p netip.Prefix) { d.add("%s: packets for unused addresses in %s are not refused", table, p) },
 		func(p netip.Prefix) {
-			d.add("%s: packets for %s are refused, which is of no Service or pool", table, p)
+			d.add("%s: packets for %s are refused, which is in no range of Services and no pool", table, p)
 		})
 	differences(want.LoadBalancers, have.LoadBalancers,
 		func(a netip.Addr) {
-			d.add("%s: pings of %s are not answered, which a Service has of an AddressPool", table, a)
+			d.add("%s: pings of %s are not answered, which a Service has from an AddressPool", table, a)
 		},
 		func(a netip.Addr) {
-			d.add("%s: pings of %s are answered, which no Service has of an AddressPool", table, a)
+			d.add("%s: pings of %s are answered, which no Service has from an AddressPool", table, a)
 		})
 	differences(want.Others, have.Others,
-		func(a netip.Addr) { d.add("%s: %s is not left to the other proxy that carries its Service", table, a) },
-		func(a netip.Addr) { d.add("%s: %s is left to another proxy, which carries no Service there", table, a) })
+		func(a netip.Addr) {
+			d.add("%s: %s is not left to the other proxy, which carries its Service", table, a)
+		},
+		func(a netip.Addr) { d.add("%s: %s is left to another proxy, which has no Service there", table, a) })
 	if !slices.Equal(want.Node, have.Node) {
 		d.add("%s: pings are answered by %s, want %s", table, fmt.Sprint(have.Node), fmt.Sprint(want.Node))
 	}
 }
 
-// differences calls missing for what is wanted and not there, and more for what is there and not wanted.
+// differences calls missing for items that are wanted and absent, and more for items that are present and not wanted.
 func differences[T comparable](want, have []T, missing, more func(T)) {
 	for _, x := range want {
 		if !slices.Contains(have, x) {

@@ -51,29 +51,29 @@ func TestUnserved(t *testing.T) {
 	}{
 		"as it should be": {netconf.ProxyAuto, func(u *service.Unserved) *service.Unserved { return u }, nil},
 		"no table": {netconf.ProxyNFTables, func(*service.Unserved) *service.Unserved { return nil },
-			[]string{"nftables: table inet fathom-unserved, which refuses what is for no Service, is not there, or its rules are not as they should be"}},
+			[]string{"nftables: table inet fathom-unserved, which refuses packets for unused addresses of Services, is missing, or its rules are wrong"}},
 		"one range less": {netconf.ProxyNFTables, func(u *service.Unserved) *service.Unserved { u.Ranges = u.Ranges[1:]; return u },
-			[]string{table + "what is for no Service is not refused at 10.96.0.0/16"}},
+			[]string{table + "packets for unused addresses in 10.96.0.0/16 are not refused"}},
 		"one range more": {netconf.ProxyAuto, func(u *service.Unserved) *service.Unserved {
 			u.Ranges = append(u.Ranges, netip.MustParsePrefix("198.51.100.0/24"))
 			return u
-		}, []string{table + "packets for 198.51.100.0/24 are refused, which is of no Service or pool"}},
+		}, []string{table + "packets for 198.51.100.0/24 are refused, which is in no range of Services and no pool"}},
 		"another controller's address": {netconf.ProxyAuto, func(u *service.Unserved) *service.Unserved {
 			u.LoadBalancers = append(u.LoadBalancers, netip.MustParseAddr("203.0.113.5"))
 			return u
-		}, []string{table + "packets for 203.0.113.5/32 are refused, which is of no Service or pool", table + "pings of 203.0.113.5 are answered, which no Service has of an AddressPool"}},
+		}, []string{table + "packets for 203.0.113.5/32 are refused, which is in no range of Services and no pool", table + "pings of 203.0.113.5 are answered, which no Service has from an AddressPool"}},
 		"no load balancer's address": {netconf.ProxyAuto, func(u *service.Unserved) *service.Unserved { u.LoadBalancers = nil; return u },
-			[]string{table + "pings of 192.0.2.80 are not answered, which a Service has of an AddressPool", table + "what is for no Service is not refused at 192.0.2.80/32"}},
+			[]string{table + "packets for unused addresses in 192.0.2.80/32 are not refused", table + "pings of 192.0.2.80 are not answered, which a Service has from an AddressPool"}},
 		"not the other proxy's": {netconf.ProxyAuto, func(u *service.Unserved) *service.Unserved {
 			u.Others = []netip.Addr{netip.MustParseAddr("10.96.0.78")}
 			return u
-		}, []string{table + "10.96.0.77 is not left to the other proxy that carries its Service", table + "10.96.0.78 is left to another proxy, which carries no Service there"}},
+		}, []string{table + "10.96.0.77 is not left to the other proxy, which carries its Service", table + "10.96.0.78 is left to another proxy, which has no Service there"}},
 		"another address of the node": {netconf.ProxyAuto, func(u *service.Unserved) *service.Unserved {
 			u.Node = []netip.Addr{netip.MustParseAddr("10.0.0.9")}
 			return u
 		}, []string{table + "pings are answered by [10.0.0.9], want [10.0.0.1]"}},
 		"not to carry Services": {netconf.ProxyOff, func(u *service.Unserved) *service.Unserved { return u },
-			[]string{"it is not to carry Services, and its kernel refuses what is for none of them: nftables table inet fathom-unserved"}},
+			[]string{"it should not carry Services, but its kernel refuses packets for unused addresses of Services: nftables table inet fathom-unserved"}},
 		"nor does it": {netconf.ProxyOff, func(*service.Unserved) *service.Unserved { return nil }, nil},
 	} {
 		u := good

@@ -1,4 +1,4 @@
-// Package verify proves the state of nodes' kernels against what the API implies, and says where they differ.
+// Package verify compares the state of nodes' kernels with what the API implies, and reports the differences.
 package verify
 
 import (
@@ -23,48 +23,48 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/vip"
 )
 
-// Cluster is what the API says, whole.
+// Cluster holds the objects that determine the nodes' state.
 type Cluster struct {
 	Nodes  []*corev1.Node
 	Pods   []*corev1.Pod // of all namespaces
 	Config map[string]string
 	Pools  []*v1alpha1.IPPool
 	Blocks []*v1alpha1.IPBlock
-	// For BGP alone.
+	// Only for BGP.
 	BGPPeers []*v1alpha1.BGPPeer
-	// For Services alone.
+	// Only for Services.
 	Services []*corev1.Service
 	Slices   []*discoveryv1.EndpointSlice
-	// What pools may not overlap, and what load balancers' addresses follow from.
+	// The ranges that pools must not overlap, and what determines load balancers' addresses.
 	AddressPools []*v1alpha1.AddressPool
 	ServiceCIDRs []*networkingv1.ServiceCIDR
 	Namespaces   []*corev1.Namespace
 }
 
-// externalIPs is which external IPs of Services a node serves whose agent has this configuration; pools are what was Read of
-// c.balancing.
+// externalIPs says which external IPs of Services a node serves whose agent has this configuration; pools is the result of
+// Read for c.balancing.
 func (c Cluster) externalIPs(x answer.ProxyConfig, pools vip.Pools) service.ExternalIPs {
 	config := netconf.Config{ExternalIPs: x.ExternalIPs, ExternalIPsFor: x.ExternalIPsFor}
 	return vip.ExternalIPs(config, c.balancing(), pools, c.Namespaces, x.APIServer)
 }
 
-// balancing is what load balancers' addresses follow from.
+// balancing returns the objects that determine load balancers' addresses.
 func (c Cluster) balancing() vip.Objects {
 	return vip.Objects{Pools: c.AddressPools, Nodes: c.Nodes, Services: c.ServiceCIDRs, PodPools: c.Pools}
 }
 
-// pools are the facts of the cluster's address pools.
+// pools returns the facts of the cluster's address pools.
 func (c Cluster) pools() ippool.Facts {
 	return ippool.Read(ippool.Objects{Pools: c.Pools, Blocks: c.Blocks, Nodes: c.Nodes, Services: c.ServiceCIDRs, AddressPools: c.AddressPools})
 }
 
-// Pods compares what one node holds for the pod network with what the cluster's objects imply. The plan is worked
-// out anew from the objects: that of the agent is what it does, not what is right.
+// Pods compares what a node holds for the pod network with what the cluster's objects imply. It computes the plan from the
+// objects: the agent's plan is what it does, not what is right.
 func Pods(c Cluster, node string, s answer.Node) []podnet.Difference {
 	d := differ{node: node}
 	config, err := netconf.Parse(c.Config)
-	if err != nil { // the agent follows the one before it
-		d.add("the configuration is not followed: %v", answer.OneLine(err))
+	if err != nil { // if err != nil { // the agent keeps the previous one
+		d.add("the configuration is invalid, and the previous one is kept: %v", answer.OneLine(err))
 		config = s.Config
 	}
 	if !s.Ready {
@@ -99,13 +99,13 @@ func (d *differ) add(format string, args ...any) {
 	d.found = append(d.found, podnet.Difference{Node: d.node, Text: fmt.Sprintf(format, args...)})
 }
 
-// holders are the leases of a node, by the pod's UID and name. A pod has several if its sandbox was made anew and the
-// addresses of the one before were not taken back.
+// holders are a node's leases by the pod's UID and name. A pod has several if its sandbox was recreated and the previous
+// sandbox's addresses were not taken back.
 type holders map[string][]answer.Lease
 
 func holderOf(uid, namespace, name string) string { return uid + " " + namespace + "/" + name }
 
-// of returns the lease of a pod: of several the one with its addresses. A runtime that does not tell UIDs leaves them out.
+// of returns the lease of a pod; of several, the one with its addresses. Some runtimes pass no UIDs.
 func (h holders) of(p *corev1.Pod) (answer.Lease, bool) {
 	all := slices.Concat(h[holderOf(string(p.UID), p.Namespace, p.Name)], h[holderOf("", p.Namespace, p.Name)])
 	if len(all) == 0 {
@@ -115,7 +115,7 @@ func (h holders) of(p *corev1.Pod) (answer.Lease, bool) {
 	return all[max(i, 0)], true
 }
 
-// addresses compares pods with leases, and returns those of the node.
+// addresses compares pods with leases, and returns the node's leases.
 func (d *differ) addresses(pods []*corev1.Pod, s answer.Node) holders {
 	leases, known, taken := holders{}, map[string]bool{}, map[netip.Addr]string{}
 	for _, l := range s.Leases {
@@ -136,30 +136,30 @@ func (d *differ) addresses(pods []*corev1.Pod, s answer.Node) holders {
 		known[holderOf(string(p.UID), p.Namespace, p.Name)], known[holderOf("", p.Namespace, p.Name)] = true, true
 		have := podAddrs(p)
 		if len(have) == 0 || finished(p) {
-			continue // it has none yet, or no longer
+			continue // continue // it has none yet, or no longer any
 		}
 		l, found := leases.of(p)
 		switch {
 		case !found:
-			d.add("pod %s/%s has %s, and no lease says so", p.Namespace, p.Name, join(have))
+			d.add("pod %s/%s has %s without a lease", p.Namespace, p.Name, join(have))
 		case !sameAddrs(have, l.Addresses):
-			d.add("pod %s/%s has %s in the API and holds %s", p.Namespace, p.Name, join(have), join(l.Addresses))
+			d.add("pod %s/%s has %s in the API, but its lease is for %s", p.Namespace, p.Name, join(have), join(l.Addresses))
 		}
 		for _, other := range leases[holderOf(l.UID, l.Namespace, l.Pod)] {
 			if found && other.ContainerID != l.ContainerID {
-				d.add("pod %s/%s holds %s, and %s besides", p.Namespace, p.Name, join(l.Addresses), join(other.Addresses))
+				d.add("pod %s/%s holds %s, and additionally %s", p.Namespace, p.Name, join(l.Addresses), join(other.Addresses))
 			}
 		}
 	}
 	for _, l := range s.Leases {
 		if !known[holderOf(l.UID, l.Namespace, l.Pod)] {
-			d.add("%s held for pod %s/%s, which is not there", join(l.Addresses), l.Namespace, l.Pod)
+			d.add("%s is held for pod %s/%s, which does not exist", join(l.Addresses), l.Namespace, l.Pod)
 		}
 	}
 	return leases
 }
 
-// devices compares pods with what the node has to reach them by.
+// devices compares pods with the devices, routes and neighbours by which the node reaches them.
 func (d *differ) devices(pods []*corev1.Pod, leases holders, s answer.Node, plan podnet.Plan, ranges []netip.Prefix) {
 	ends, leased := map[string]podnet.PodEnd{}, map[string]bool{}
 	for _, e := range s.Pods {
@@ -208,11 +208,11 @@ func (d *differ) device(pod string, l answer.Lease, ends map[string]podnet.PodEn
 		}
 	}
 	if plan.PodMTU != 0 && end.MTU != plan.PodMTU {
-		d.add("device %s of pod %s has MTU %d, and %d is what the network carries", end.Device, pod, end.MTU, plan.PodMTU)
+		d.add("device %s of pod %s has MTU %d, but the network's is %d", end.Device, pod, end.MTU, plan.PodMTU)
 	}
 }
 
-// blocks compares leases and what the node gives addresses from with the blocks that it has.
+// blocks compares leases and the ranges that the node assigns addresses from with its blocks.
 func (d *differ) blocks(f ippool.Facts, s answer.Node) {
 	own := f.Of(d.node)
 	for _, l := range s.Leases {
@@ -231,14 +231,14 @@ func (d *differ) blocks(f ippool.Facts, s answer.Node) {
 		}
 		for _, r := range slices.Concat(p.Ranges, p.Fixed) {
 			if !slices.ContainsFunc(own, func(b ippool.Block) bool { return b.Prefix == r }) {
-				d.add("addresses of %s are given out, which is no block of the node", r)
+				d.add("addresses of %s are assigned, which is not a block of the node", r)
 			}
 		}
 	}
 }
 
-// Blocks returns blocks that nobody uses, for what they say or for others that they overlap, and those of nodes that are
-// gone.
+// Blocks returns problems with blocks: those that no node uses, because of their contents or an overlap, and those of
+// deleted nodes.
 func Blocks(c Cluster) []podnet.Difference {
 	var d differ
 	f := c.pools()
@@ -249,13 +249,13 @@ func Blocks(c Cluster) []podnet.Difference {
 	for _, b := range f.Blocks {
 		d.node = b.Node
 		if f.NodeUID(b.Node) == "" {
-			d.add("block %s of pool %s is of a node that is not there", b.Prefix, b.Pool)
+			d.add("block %s of pool %s belongs to a node that does not exist", b.Prefix, b.Pool)
 		}
 	}
 	return d.found
 }
 
-// Doubles returns addresses that several pods of a cluster have.
+// Doubles returns addresses that several of the cluster's pods have.
 func Doubles(pods []*corev1.Pod) []podnet.Difference {
 	var d differ
 	holder := map[netip.Addr]*corev1.Pod{}

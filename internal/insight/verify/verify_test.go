@@ -77,18 +77,18 @@ func TestPods(t *testing.T) {
 		"the agent plans wrongly": {func(_ *verify.Cluster, s *answer.Node) { s.Plan = podnet.Plan{Node: "a"}; s.Kernel.Routes = nil },
 			[]string{"route 10.244.1.0/24 via 10.0.0.2 dev eth0 is missing", "route unreachable 10.244.0.0/24 metric 65535 is missing"}},
 		"another address": {func(_ *verify.Cluster, s *answer.Node) { s.Leases[0].Addresses = addrs("10.244.0.3") },
-			[]string{"neighbour 10.244.0.3 dev web-abcde of pod default/web is missing", "pod default/web has 10.244.0.2 in the API and holds 10.244.0.3",
+			[]string{"neighbour 10.244.0.3 dev web-abcde of pod default/web is missing", "pod default/web has 10.244.0.2 in the API, but its lease is for 10.244.0.3",
 				"route 10.244.0.2 dev web-abcde should not be there: pod default/web does not have that address", "route 10.244.0.3 dev web-abcde to pod default/web is missing"}},
 		"no lease": {func(_ *verify.Cluster, s *answer.Node) { s.Leases = nil },
-			[]string{"device web-abcde () has no lease", "pod default/web has 10.244.0.2, and no lease says so"}},
+			[]string{"device web-abcde () has no lease", "pod default/web has 10.244.0.2 without a lease"}},
 		"a lease without a pod": {func(c *verify.Cluster, _ *answer.Node) { c.Pods = nil },
-			[]string{"10.244.0.2 held for pod default/web, which is not there"}},
+			[]string{"10.244.0.2 is held for pod default/web, which does not exist"}},
 		"a pod of the same name came after it": {func(c *verify.Cluster, _ *answer.Node) { c.Pods[0].UID = "u2" },
-			[]string{"10.244.0.2 held for pod default/web, which is not there", "pod default/web has 10.244.0.2, and no lease says so"}},
+			[]string{"10.244.0.2 is held for pod default/web, which does not exist", "pod default/web has 10.244.0.2 without a lease"}},
 		"a runtime without UIDs": {func(_ *verify.Cluster, s *answer.Node) { s.Leases[0].UID = "" }, nil},
 		"no device":              {func(_ *verify.Cluster, s *answer.Node) { s.Pods = nil }, []string{"pod default/web has no device: web-abcde is missing"}},
 		"no neighbour, and another MTU": {func(_ *verify.Cluster, s *answer.Node) { s.Pods[0].Neighbours, s.Pods[0].MTU = nil, 9000 },
-			[]string{"device web-abcde of pod default/web has MTU 9000, and 1500 is what the network carries", "neighbour 10.244.0.2 dev web-abcde of pod default/web is missing"}},
+			[]string{"device web-abcde of pod default/web has MTU 9000, but the network's is 1500", "neighbour 10.244.0.2 dev web-abcde of pod default/web is missing"}},
 		"out of range": {func(c *verify.Cluster, s *answer.Node) {
 			c.Pods[0].Status.PodIPs[0].IP, s.Leases[0].Addresses = "10.99.0.2", addrs("10.99.0.2")
 			s.Pods[0].Routes, s.Pods[0].Neighbours = addrs("10.99.0.2"), addrs("10.99.0.2")
@@ -112,7 +112,7 @@ func TestPods(t *testing.T) {
 			c.Pods = append(c.Pods, p)
 		}, nil},
 		"a configuration that is wrong": {func(c *verify.Cluster, _ *answer.Node) { c.Config = map[string]string{"mode": "x"} },
-			[]string{`the configuration is not followed: mode: "x": want auto or direct or vxlan`}},
+			[]string{`the configuration is invalid, and the previous one is kept: mode: "x": want auto or direct or vxlan`}},
 	} {
 		c := cluster()
 		s := state(t, c)
