@@ -9,12 +9,12 @@ import (
 	"github.com/fathom-network/fathom/internal/agent"
 )
 
-// clean is what the DaemonSet runs in the place of `run` while the network is uninstalled.
+// clean is what the DaemonSet runs instead of `run` while the network is uninstalled.
 func clean() *cobra.Command {
 	o := agent.Options{Paths: agent.NodePaths()}
 	cmd := &cobra.Command{
 		Use:   "clean",
-		Short: "Take away what the agent and the plugin made on this node, and wait to be ended",
+		Short: "Remove what the agent and the plugin made on this node, and wait to be stopped",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.Log = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), nil))

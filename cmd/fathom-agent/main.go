@@ -46,11 +46,11 @@ func run() *cobra.Command {
 	var level slog.Level
 	cmd := &cobra.Command{
 		Use:   "run",
-		Short: "Make the kernel of this node what the API says, and keep it so",
+		Short: "Make this node's kernel match the API, and keep it so",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.Node == "" {
-				return errors.New("which node is this? Give --node, or set NODE_NAME")
+				return errors.New("the name of this node is unknown: give --node, or set NODE_NAME")
 			}
 			if o.FastPath != "" && o.FastPath != agent.FastPathAuto && o.FastPath != agent.FastPathOff {
 				return fmt.Errorf("--fast-path %q: want auto or off", o.FastPath)
@@ -66,26 +66,26 @@ func run() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.Node, "node", os.Getenv("NODE_NAME"), "the `name` of this node's Node object")
-	f.StringVar(&kubeconfig, "kubeconfig", "", "`file` with credentials; without, those of the pod")
+	f.StringVar(&kubeconfig, "kubeconfig", "", "`file` with credentials (default: the pod's)")
 	f.TextVar(&level, "log-level", slog.LevelInfo, "a `level`: debug, info, warn or error")
-	f.StringVar(&o.Metrics, "metrics-address", ":10471", "where to answer /metrics")
-	f.StringVar((*string)(&o.MetricsAccess), "metrics-access", string(serve.Open), "who may read metrics: open, or authenticated, by TLS and with a token of the cluster whose user may get /metrics")
+	f.StringVar(&o.Metrics, "metrics-address", ":10471", "where to serve /metrics")
+	f.StringVar((*string)(&o.MetricsAccess), "metrics-access", string(serve.Open), "who may read metrics: open (everyone), or authenticated (over TLS, with a token of the cluster whose user may get /metrics)")
 	f.DurationVar(&o.Resync, "resync", 30*time.Second, "how often to compare everything without an event")
-	f.StringVar(&o.Paths.Plugin, "plugin", "/fathom-cni", "the CNI plugin to install, or nothing")
-	f.StringVar(&o.FastPath, "fast-path", "", "auto or off, against what the configuration says")
+	f.StringVar(&o.Paths.Plugin, "plugin", "/fathom-cni", "the CNI plugin to install; empty for none")
+	f.StringVar(&o.FastPath, "fast-path", "", "auto or off; overrides the configuration")
 	registerPaths(f, &o)
 	return cmd
 }
 
 // registerPaths registers the flags that say where the node's directories are.
 func registerPaths(f *pflag.FlagSet, o *agent.Options) {
-	f.StringVar(&o.Health, "health-address", "127.0.0.1:10470", "where to answer /healthz and /readyz")
+	f.StringVar(&o.Health, "health-address", "127.0.0.1:10470", "where to serve /healthz and /readyz")
 	f.StringVar(&o.Paths.CNIBin, "cni-bin", "/host/opt/cni/bin", "the node's directory of CNI plugins")
-	f.StringVar(&o.Paths.Conflist, "conflist", "/host/etc/cni/net.d/10-fathom.conflist", "the file to write when the node carries pods")
+	f.StringVar(&o.Paths.Conflist, "conflist", "/host/etc/cni/net.d/10-fathom.conflist", "the file to write when the node can carry pods")
 	f.StringVar(&o.Paths.Leases, "leases", o.Paths.Leases, "the directory of the plugin's leases")
-	f.StringVar(&o.Paths.Socket, "socket", o.Paths.Socket, "where to answer the plugin")
+	f.StringVar(&o.Paths.Socket, "socket", o.Paths.Socket, "where to listen for the plugin")
 	f.StringVar(&o.Paths.BPF, "bpf-dir", o.Paths.BPF, "where to pin the fast path, on a bpffs")
 	f.StringVar(&o.Paths.Cgroup, "cgroup-dir", "/host/sys/fs/cgroup", "where the node has its cgroup file systems")
 	f.StringVar(&o.Paths.NetNS, "netns-dir", o.Paths.NetNS, "where the runtime mounts pods' network namespaces")
-	f.StringVar(&o.Paths.Sysctl, "sysctl-dir", "/host/proc/sys/net", "/proc/sys/net, or where it can be written")
+	f.StringVar(&o.Paths.Sysctl, "sysctl-dir", "/host/proc/sys/net", "/proc/sys/net, or another mount of it that is writable")
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/echo"
 )
 
-// probePackets is run by `fathom ping` in each agent's pod.
+// probePackets is the command that `fathom ping` runs in each agent's pod.
 func probePackets() *cobra.Command {
 	var addresses []string
 	o := agent.Options{Paths: agent.NodePaths()}

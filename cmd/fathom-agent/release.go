@@ -12,11 +12,11 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/link"
 )
 
-// release is run by `fathom ipam release` in the pod of the agent whose node holds the address.
+// release is the command that `fathom ipam release` runs in the pod of the agent whose node holds the address.
 func release() *cobra.Command {
 	return &cobra.Command{
 		Use:   "release ADDRESS",
-		Short: "Take back an address of this node from the pod that holds it, which is cut off",
+		Short: "Take back an address of this node from the pod that holds it, which loses it",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			address, err := netip.ParseAddr(args[0])

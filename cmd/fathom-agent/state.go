@@ -14,8 +14,8 @@ import (
 	"github.com/fathom-network/fathom/internal/agent"
 )
 
-// questions are commands that ask the agent that runs on this node; `fathom verify` and `fathom service show` run them in
-// the agent's pod. There may be tens of thousands of Services, so that each is a question of its own.
+// questions returns the commands that query this node's agent; `fathom verify` and `fathom service show` run them in the
+// agent's pod. Services have a command of their own, since there may be tens of thousands.
 func questions() []*cobra.Command {
 	question := func(use, short, path string) *cobra.Command {
 		return &cobra.Command{
@@ -26,14 +26,14 @@ func questions() []*cobra.Command {
 		}
 	}
 	return []*cobra.Command{
-		question("state", "Tell what the agent of this node should hold in the kernel, and what it does, as JSON", "/v1/state"),
-		question("services", "Tell what the kernel of this node does with Services, as JSON", "/v1/services"),
-		question("balancers", "Tell which load balancers' addresses this node answers for and tells routers of, as JSON", "/v1/balancers"),
-		question("bgp", "Tell what this node tells which routers, as JSON", "/v1/bgp"),
+		question("state", "Print what the kernel of this node should hold, and what it holds, as JSON", "/v1/state"),
+		question("services", "Print what the kernel of this node does with Services, as JSON", "/v1/services"),
+		question("balancers", "Print which load balancers' addresses this node answers for and announces to routers, as JSON", "/v1/balancers"),
+		question("bgp", "Print what this node announces to which routers, as JSON", "/v1/bgp"),
 	}
 }
 
-// ask copies what the agent answers.
+// ask prints the agent's answer.
 func ask(ctx context.Context, out io.Writer, path string) error {
 	socket := agent.NodePaths().Socket
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -21,7 +21,7 @@ func main() {
 	}
 	if err := cni.Main(os.Stdout, "CNI plugin fathom-cni "+version); err != nil {
 		if err := err.Print(); err != nil {
-			fmt.Fprintln(os.Stderr, "fathom-cni: tell the error:", err)
+			fmt.Fprintln(os.Stderr, "fathom-cni: write the error:", err)
 		}
 		os.Exit(1)
 	}

@@ -1,4 +1,4 @@
-// Command fathom-controller gives Services of type LoadBalancer their addresses. One runs in a cluster, as a Deployment,
+// Command fathom-controller assigns addresses to Services of type LoadBalancer. One runs in a cluster, as a Deployment,
 // deploy/fathom.yaml.
 package main
 
@@ -26,7 +26,7 @@ func main() {
 	defer stop()
 	root := &cobra.Command{
 		Use:           "fathom-controller",
-		Short:         "Give Services of a Kubernetes cluster addresses outside of it",
+		Short:         "Assign addresses outside of the cluster to its Services",
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -42,10 +42,10 @@ func run() *cobra.Command {
 	var o controller.Options
 	var kubeconfig string
 	var level slog.Level
-	host, _ := os.Hostname() // one without a name is nobody else's, either
+	host, _ := os.Hostname() // without a name, the process ID has to be unique
 	cmd := &cobra.Command{
 		Use:   "run",
-		Short: "Wait until no other controller leads, and give out addresses",
+		Short: "Wait until no other controller leads, and assign addresses",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.Log = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
@@ -58,13 +58,13 @@ func run() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&kubeconfig, "kubeconfig", "", "`file` with credentials; without, those of the pod")
+	f.StringVar(&kubeconfig, "kubeconfig", "", "`file` with credentials (default: the pod's)")
 	f.TextVar(&level, "log-level", slog.LevelInfo, "a `level`: debug, info, warn or error")
-	f.StringVar(&o.Identity, "identity", envOr("POD_NAME", fmt.Sprintf("%s-%d", host, os.Getpid())), "this process's `name` among controllers")
+	f.StringVar(&o.Identity, "identity", envOr("POD_NAME", fmt.Sprintf("%s-%d", host, os.Getpid())), "this process's `name` in the leader election")
 	f.DurationVar(&o.Resync, "resync", 30*time.Second, "how often to compare everything without an event")
 	f.StringVar(&o.Health, "health-address", "127.0.0.1:10475", "`HOST:PORT` of the kubelet's probes, /healthz and /readyz; empty for none")
 	f.StringVar(&o.Metrics, "metrics-address", ":10476", "`HOST:PORT` of metrics for Prometheus, /metrics; empty for none")
-	f.StringVar((*string)(&o.MetricsAccess), "metrics-access", string(serve.Open), "who may read metrics: open, or authenticated, by TLS and with a token of the cluster whose user may get /metrics")
+	f.StringVar((*string)(&o.MetricsAccess), "metrics-access", string(serve.Open), "who may read metrics: open (everyone), or authenticated (over TLS, with a token of the cluster whose user may get /metrics)")
 	return cmd
 }
 

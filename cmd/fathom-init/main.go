@@ -1,6 +1,6 @@
-// Command fathom-init is the first process of a lab's node. It is started by fathom in new namespaces,
-// makes the node's root file system, and then keeps containerd and kubelet running. It is a program of its
-// own because every node has one: it holds a few megabytes where the fathom command would hold tens.
+// Command fathom-init is the first process of a lab's node. fathom starts it in new namespaces. It makes
+// the node's root file system, and then keeps containerd and kubelet running. It is a program of its own because every
+// node has one: it takes a few megabytes where the fathom command would take tens.
 package main
 
 import (
@@ -19,7 +19,7 @@ func main() {
 	if len(os.Args) > 3 && os.Args[1] == machine.EnterCommand {
 		err := boot.Become(os.Args[2], os.Args[3:])
 		fmt.Fprintln(os.Stderr, err)
-		os.Exit(126) // a program that cannot be executed, as shells have it
+		os.Exit(126) // the status that shells use for a program that cannot be executed
 	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "fathom-init is the first process of a lab's node; it is started by `fathom up`")
@@ -67,7 +67,7 @@ func supervise() error {
 	if err != nil {
 		return err
 	}
-	// What was executed is /proc/self/exe, and ps would show "exe".
+	// It was executed as /proc/self/exe, so ps would show "exe".
 	if err := os.WriteFile("/proc/self/comm", []byte("fathom-init"), 0o644); err != nil {
 		return err
 	}

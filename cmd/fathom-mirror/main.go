@@ -1,5 +1,5 @@
-// Command fathom-mirror is the registry that the containerd of a lab's node asks. `fathom up` has it run on each node,
-// below the node's init.
+// Command fathom-mirror is the registry mirror of a lab's node. The node's init runs it, and the node's containerd
+// pulls from it.
 package main
 
 import (
@@ -24,7 +24,7 @@ func main() {
 	listen := flag.String("listen", mirror.Address, "`HOST:PORT` to serve at")
 	content := flag.String("content", "/var/lib/containerd/io.containerd.content.v1.content/blobs/sha256", "`directory` of containerd's blobs")
 	socket := flag.String("containerd", "/run/containerd/containerd.sock", "containerd's `socket`")
-	ctr := flag.String("ctr", "/usr/local/bin/ctr", "`program` to ask containerd with")
+	ctr := flag.String("ctr", "/usr/local/bin/ctr", "`program` to query containerd with")
 	kubectl := flag.String("kubectl", "/usr/local/bin/kubectl", "`program` to write events with")
 	kubeconfig := flag.String("kubeconfig", "/etc/kubernetes/kubelet.conf", "the node's credentials, a `file`")
 	flag.Parse()

@@ -25,19 +25,19 @@ func (a *app) benchServices() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "services",
 		Short: "Measure how fast Services are, by Fathom and by kube-proxy, in one run",
-		Long: `Makes namespaces with nodes, pods and a real API server, has each proxy carry the same Services there, and tells:
+		Long: `Creates namespaces with nodes, pods and a real API server, runs each proxy there with the same Services, and measures:
 
-  CRR, RR      connections with a request and an answer, and requests on one connection, by a Service, as a ratio to
+  CRR, RR      connections with a request and a response, and requests on one connection, to a Service, as a ratio to
                the endpoint itself on the same node; measured in short turns, medians
   BARE         connections to the endpoint itself, as a ratio to a node without any proxy
   START        from the start of the proxy until a sample of the Services answers
-  PROGRAM      the part of it that the proxy itself counts as work on the kernel
-  CHANGE       from another watch's being told of new endpoints until a connection meets them
-  CPU          of one processor, under 100 changes a second
-  MEMORY       anonymous memory of the proxy's process; what the kernel holds is not in it
+  PROGRAM      the part of it that the proxy itself reports as work on the kernel
+  CHANGE       from another watch's event about new endpoints until a connection reaches them
+  CPU          of one processor, at 100 changes per second
+  MEMORY       anonymous memory of the proxy's process, without what the kernel holds
 
-Fathom's proxy runs twice: connect balances what starts on the node when it connects, nftables all by packets.
-Nothing stays, and nothing outside these namespaces is touched. It wants the machine for itself.`,
+Fathom's proxy runs twice: connect translates sockets of the node when they connect, nftables translates packets.
+Nothing is left behind, and nothing outside these namespaces is touched. Run nothing else on the machine meanwhile.`,
 		Example: "sudo fathom bench services\nsudo fathom bench services --sizes 10000x10,50000x5 --proxies connect,nftables",
 		Args:    cobra.NoArgs,
 		PreRunE: requireRoot,
@@ -51,7 +51,7 @@ Nothing stays, and nothing outside these namespaces is touched. It wants the mac
 					return fmt.Errorf("--proxies: %q: want some of %s", p, strings.Join(svcbench.Proxies, ", "))
 				}
 			}
-			// Who has no kit measures Fathom alone.
+			// Without a kit, only Fathom is measured.
 			if k, err := kit.Find(); err != nil {
 				fmt.Fprintln(a.err, "without kube-proxy and a real API server:", err)
 			} else if err := k.Require(k.Bin("etcd"), k.Bin("kube-apiserver"), k.Bin("kube-proxy")); err != nil {
@@ -79,11 +79,11 @@ Nothing stays, and nothing outside these namespaces is touched. It wants the mac
 	f := cmd.Flags()
 	f.StringSliceVar(&sizes, "sizes", []string{"10x10", "1000x10", "10000x10"}, "`SERVICESxENDPOINTS` of each round")
 	f.StringSliceVar(&b.Proxies, "proxies", svcbench.Proxies, "which `proxies` take part")
-	f.IntVar(&b.PeersUpTo, "peers-up-to", 10_000, "the largest `number` of Services that kube-proxy takes part with")
+	f.IntVar(&b.PeersUpTo, "peers-up-to", 10_000, "the largest `number` of Services to measure kube-proxy with")
 	f.IntVar(&b.Rounds, "rounds", 20, "how many `rounds` of connections")
-	f.IntVar(&b.Changes, "changes", 100, "how many `changes` of endpoints are followed, at most")
-	f.DurationVar(&b.Patience, "patience", 2*time.Minute, "what `duration` a proxy may take from nothing")
-	f.DurationVar(&b.Load, "load", 5*time.Second, "for what `duration` there are 100 changes a second")
+	f.IntVar(&b.Changes, "changes", 100, "how many `changes` of endpoints are measured, at most")
+	f.DurationVar(&b.Patience, "patience", 2*time.Minute, "what `duration` a proxy may take to serve all Services after its start")
+	f.DurationVar(&b.Load, "load", 5*time.Second, "for what `duration` to make 100 changes per second")
 	_ = cmd.RegisterFlagCompletionFunc("proxies", cobra.FixedCompletions(svcbench.Proxies, cobra.ShellCompDirectiveNoFileComp))
 	o.register(cmd)
 	return cmd

@@ -16,7 +16,7 @@ func (a *app) doctor() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use:   "doctor [-f LAB.YAML]",
-		Short: "Tell what this machine has and lacks for a lab, with remedies",
+		Short: "Show what this machine has and lacks for a lab, with remedies",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			want, err := a.describe(cmd.Context(), file, topology.Overrides{})
@@ -46,7 +46,7 @@ func (a *app) doctor() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&file, "file", "f", "", "check for the lab of this `file` instead of the default one")
-	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "show also what is as it should be")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "show what is fine, too")
 	o.register(cmd)
 	return cmd
 }

@@ -13,10 +13,10 @@ func (a *app) down() *cobra.Command {
 	var all, purge bool
 	cmd := &cobra.Command{
 		Use:   "down",
-		Short: "Take a lab down and leave nothing of it",
+		Short: "Take a lab down and leave nothing behind",
 		Long: `Ends every process of a lab and removes its namespaces, devices, mounts, cgroups and files, and its contexts
-from the kubeconfig. It works on whatever state an interrupted command left. What is made once for all labs,
-the images in /var/cache/fathom, stays unless --purge is given.`,
+from the kubeconfig. It works on any state that an interrupted command left. The images in /var/cache/fathom,
+which all labs share, stay unless --purge is given.`,
 		Example: "  fathom down\n  fathom down --all --purge",
 		Args:    cobra.NoArgs,
 		PreRunE: requireRoot,

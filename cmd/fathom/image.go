@@ -81,7 +81,7 @@ docker-archive or an OCI layout in a tar file, plain or compressed with gzip, zs
 func (a *app) imageLs() *cobra.Command {
 	var o output
 	cmd := &cobra.Command{
-		Use: "ls", Short: "List the images of a lab's nodes and on how many nodes each is", Args: cobra.NoArgs, PreRunE: requireRoot,
+		Use: "ls", Short: "List the images of a lab's nodes, and how many nodes have each", Args: cobra.NoArgs, PreRunE: requireRoot,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			l, err := a.open()
 			if err != nil {
@@ -96,7 +96,7 @@ func (a *app) imageLs() *cobra.Command {
 				ID    string   `json:"id"`
 				Size  uint64   `json:"size"`
 				Nodes []string `json:"nodes"`
-				// StandIn says that the image is the lab's and not the one whose name it bears.
+				// StandIn says that the image is the lab's stand-in for the one whose name it has.
 				StandIn bool `json:"standIn"`
 			}
 			index := map[string]int{}

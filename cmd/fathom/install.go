@@ -28,12 +28,12 @@ func (a *app) install() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "install",
 		Short: "Install the network on a cluster, or change an installation",
-		Long: `Installs Fathom's pod network on any Kubernetes cluster whose nodes have podCIDRs, by the manifests of
-deploy/fathom.yaml. Installing again changes what differs and keeps settings that are not named. docs/install.md
-tells how to replace another network.
+		Long: `Installs Fathom's pod network on any Kubernetes cluster whose nodes have podCIDRs, with the manifests of
+deploy/fathom.yaml. Installing again changes what differs, and keeps settings that are not named. docs/install.md
+says how to replace another network.
 
-With --replace-kube-proxy the agents carry Services as well. When every node's kernel is proved to, kube-proxy takes
-its rules away and is deleted. Connections that are established live on.
+With --replace-kube-proxy the agents carry Services as well. Once every node's kernel is verified to do so, kube-proxy
+removes its rules and is deleted. Established connections continue.
 
 ` + targetHelp,
 		Example: `  fathom install
@@ -102,15 +102,15 @@ its rules away and is deleted. Connections that are established live on.
 	}
 	t.register(cmd)
 	f := cmd.Flags()
-	f.StringVar(&o.Image, "image", "", "the agent's `image` (default: that of the manifests)")
-	f.StringVar(&o.DNSImage, "dns-image", "", "the `image` of nodes' DNS cache, for --set dns=node-cache (default: that of the manifests)")
-	f.StringVar(&registry, "registry", "", "take the images from this `REGISTRY/PATH`, by the digests of those that were made with this fathom")
-	f.StringVar(&o.DNSConfig, "dns-config", "", "the `ConfigMap` of kube-system with CoreDNS's Corefile, which nodes' DNS cache has to know (default: coredns)")
+	f.StringVar(&o.Image, "image", "", "the agent's `image` (default: the manifests')")
+	f.StringVar(&o.DNSImage, "dns-image", "", "the `image` of nodes' DNS cache, for --set dns=node-cache (default: the manifests')")
+	f.StringVar(&registry, "registry", "", "take the images from this `REGISTRY/PATH`, by the digests of those that were built with this fathom")
+	f.StringVar(&o.DNSConfig, "dns-config", "", "the `ConfigMap` of kube-system with CoreDNS's Corefile, for the nodes' DNS cache (default: coredns)")
 	f.StringVar(&o.APIServer, "api-server", "", "`HOST:PORT` at which nodes reach the API server without a Service proxy (default: as the cluster says)")
-	f.BoolVar(&o.AuthenticatedMetrics, "authenticated-metrics", false, "agents and controller answer scrapes by TLS, and only to tokens of the cluster whose user may get /metrics")
+	f.BoolVar(&o.AuthenticatedMetrics, "authenticated-metrics", false, "agents and controller serve metrics over TLS only, and only to tokens of the cluster whose user may get /metrics")
 	f.StringArrayVar(&set, "set", nil, "a setting of ConfigMap fathom-config, `KEY=VALUE`; may be repeated")
 	f.StringArrayVar(&nodes, "nodes", nil, "only on nodes with this label, `KEY=VALUE`; may be repeated (default: every node)")
-	f.BoolVar(&replaceKubeProxy, "replace-kube-proxy", false, "carry Services, too, and take kube-proxy off the cluster when every node does")
+	f.BoolVar(&replaceKubeProxy, "replace-kube-proxy", false, "carry Services, too, and remove kube-proxy from the cluster when every node does")
 	f.BoolVar(&dryRun, "dry-run", false, "print the manifests and do nothing")
 	f.BoolVar(&noWait, "no-wait", false, "do not wait until every node carries pods")
 	f.DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait")
@@ -121,7 +121,7 @@ its rules away and is deleted. Connections that are established live on.
 	return cmd
 }
 
-// imagesIn are the network's images in a registry.
+// imagesIn returns the names of the network's images in a registry.
 func imagesIn(registry string) (agent, dns string, err error) {
 	k, err := kit.Find()
 	if err != nil {
@@ -134,7 +134,7 @@ func imagesIn(registry string) (agent, dns string, err error) {
 	return n.In(registry)
 }
 
-// replaceKubeProxy takes kube-proxy away once every node's kernel is proved to carry all Services.
+// replaceKubeProxy removes kube-proxy once every node's kernel is verified to carry all Services.
 func (a *app) replaceKubeProxy(ctx context.Context, client *kube.Client) error {
 	for {
 		report, err := verify.RunServices(ctx, client)
@@ -147,19 +147,19 @@ func (a *app) replaceKubeProxy(ctx context.Context, client *kube.Client) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for every node to carry Services, kube-proxy is still there: %w\n`fathom verify services` tells what is missing", context.Cause(ctx))
+			return fmt.Errorf("wait for every node to carry Services, kube-proxy is still there: %w\n`fathom verify services` shows what is missing", context.Cause(ctx))
 		case <-time.After(time.Second):
 		}
 	}
 	err := install.RemoveKubeProxy(ctx, client, func(clean, want int) { fmt.Fprintf(a.out, "  kube-proxy has left %d of %d nodes\n", clean, want) })
 	if errors.Is(err, install.ErrNoKubeProxy) {
-		fmt.Fprintf(a.out, "Nothing to take away: %v. A proxy of another kind is to be switched off where it is configured.\n", err)
+		fmt.Fprintf(a.out, "Nothing to remove: %v. Turn off another kind of proxy where it is configured.\n", err)
 		return nil
 	}
 	return err
 }
 
-// parsePairs reads the values of a flag that may be repeated.
+// parsePairs parses the values of a repeatable flag.
 func parsePairs(flag string, words []string) (map[string]string, error) {
 	pairs := map[string]string{}
 	for _, w := range words {
@@ -191,9 +191,9 @@ func (a *app) uninstall() *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "uninstall",
-		Short: "Take the network off a cluster and leave nodes' kernels as they were",
-		Long: `Has the agents take back what they put into the kernels of their nodes, and then deletes what was installed.
-Pods that are on the network are cut off: it does nothing while there are any, unless with --force.
+		Short: "Remove the network from a cluster and restore its nodes' kernels",
+		Long: `Makes the agents remove what they wrote to their nodes' kernels, and then deletes what was installed. Pods on the
+network would lose it: while there are any, it refuses unless --force is given.
 
 ` + targetHelp,
 		Args: cobra.NoArgs,
@@ -204,21 +204,21 @@ Pods that are on the network are cut off: it does nothing while there are any, u
 			}
 			ctx, cancel := context.WithTimeoutCause(cmd.Context(), timeout, fmt.Errorf("not within %v", timeout))
 			defer cancel()
-			fmt.Fprintf(a.out, "Taking the network off %s.\n", name)
+			fmt.Fprintf(a.out, "Removing the network from %s.\n", name)
 			err = install.Remove(ctx, client, force, func(clean, want int32) { fmt.Fprintf(a.out, "  %d of %d nodes are clean\n", clean, want) })
 			var inUse *install.InUseError
 			if errors.As(err, &inUse) {
-				return fmt.Errorf("%w\nMove or delete them, or cut them off with --force", err)
+				return fmt.Errorf("%w\nMove or delete them, or disconnect them with --force", err)
 			}
 			if err != nil {
 				return err
 			}
-			fmt.Fprintln(a.out, "The network is gone. Nodes are NotReady until another one is there.")
+			fmt.Fprintln(a.out, "The network is gone. Nodes are NotReady until another one is installed.")
 			return nil
 		},
 	}
 	t.register(cmd)
-	cmd.Flags().BoolVar(&force, "force", false, "cut off the pods that are on the network")
+	cmd.Flags().BoolVar(&force, "force", false, "remove the network even if pods use it: they lose it")
 	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait")
 	return cmd
 }

@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) ipam() *cobra.Command {
-	cmd := &cobra.Command{Use: "ipam", Short: "Look at the addresses of pods, and take them back"}
+	cmd := &cobra.Command{Use: "ipam", Short: "Inspect the addresses of pods, and take them back"}
 	cmd.AddCommand(a.ipamShow(), a.ipamCheck(), a.ipamRelease())
 	return cmd
 }
@@ -25,9 +25,9 @@ func (a *app) ipamShow() *cobra.Command {
 	var pods, pools, blocks bool
 	cmd := &cobra.Command{
 		Use:   "show",
-		Short: "Tell how full each node's ranges are, or who has which address",
-		Long: "Tells how full the ranges of each node are; with --pods who has which address, with --pools how much of each IPPool nodes\n" +
-			"have taken, and with --blocks which node has which part of them.\n\n" + targetHelp,
+		Short: "Show how full each node's ranges are, or which pod has which address",
+		Long: "Shows how full the ranges of each node are; with --pods which pod has which address, with --pools how much of each\n" +
+			"IPPool nodes have taken, and with --blocks which node has which part of them.\n\n" + targetHelp,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, _, err := a.connect(cmd, t)
@@ -93,7 +93,7 @@ func (a *app) ipamShow() *cobra.Command {
 	return cmd
 }
 
-// addressCount writes a number of addresses.
+// addressCount formats a number of addresses.
 func addressCount(n uint64) string {
 	if n >= math.MaxInt64 {
 		return "2^63 or more"
@@ -106,8 +106,8 @@ func (a *app) ipamCheck() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Compare the addresses that nodes hold with the pods that the API knows",
-		Long: `Finds addresses that two pods have, pods with other addresses than they hold, addresses that are held for nobody,
-blocks of IPPools that no node uses, and those of nodes that are gone. The exit status is 0 if there are none.
+		Long: `Finds addresses that two pods have, pods whose addresses differ from their leases, leases without a pod, blocks of
+IPPools that no node uses, and blocks of deleted nodes. The exit status is 0 if there are none.
 
 ` + targetHelp,
 		Args: cobra.NoArgs,
@@ -124,9 +124,9 @@ blocks of IPPools that no node uses, and those of nodes that are gone. The exit 
 				fmt.Fprintln(a.out, f)
 			}
 			if len(found) > 0 {
-				return fmt.Errorf("%d addresses are not as the API implies", len(found))
+				return fmt.Errorf("%d addresses differ from what the API implies", len(found))
 			}
-			fmt.Fprintln(a.out, "every address that is held is that of one pod")
+			fmt.Fprintln(a.out, "every lease belongs to exactly one pod")
 			return nil
 		},
 	}
@@ -140,15 +140,15 @@ func (a *app) ipamRelease() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "release ADDRESS",
 		Short: "Take back an address that is held for a pod that is gone",
-		Long: `Takes an address back, and the one of the other family that was given out with it. Agents do so by themselves for
-pods that left without their runtime saying so; this is for what they cannot know.
+		Long: `Takes back an address, and the one of the other family in the same lease. Agents take back addresses themselves when
+a pod goes without a CNI DEL; this command is for cases that they cannot detect.
 
 ` + targetHelp,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			address, err := netip.ParseAddr(args[0])
 			if err != nil {
-				return fmt.Errorf("%q is no address; want something like 10.244.1.7", args[0])
+				return fmt.Errorf("%q is not an address; want something like 10.244.1.7", args[0])
 			}
 			client, _, err := a.connect(cmd, t)
 			if err != nil {
@@ -157,16 +157,16 @@ pods that left without their runtime saying so; this is for what they cannot kno
 			l, err := verify.Release(cmd.Context(), client, address, force)
 			var held *verify.HeldError
 			if errors.As(err, &held) {
-				return fmt.Errorf("%w; --force takes it back all the same, and another pod may get it", err)
+				return fmt.Errorf("%w; with --force it is taken back all the same, and another pod may get it", err)
 			}
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.out, "%s, held for pod %s/%s on node %s, is free when it has rested.\n", address, l.Namespace, l.Pod, l.Node)
+			fmt.Fprintf(a.out, "%s, held for pod %s/%s on node %s, is released; it can be assigned again after a pause.\n", address, l.Namespace, l.Pod, l.Node)
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "also from a pod that is there, which is cut off")
+	cmd.Flags().BoolVar(&force, "force", false, "even if its pod exists, which then loses the address")
 	t.register(cmd)
 	return cmd
 }

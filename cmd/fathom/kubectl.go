@@ -55,11 +55,11 @@ func (a *app) kubectl() *cobra.Command {
 			if err := os.Setenv("KUBECONFIG", conf); err != nil {
 				return err
 			}
-			// A file that kubectl is to apply may be behind the proxy; the lab never is.
+			// A URL that kubectl applies may need the proxy; the lab never does.
 			if err := os.Setenv("NO_PROXY", strings.Trim(noProxy()+","+l.APIAddr(c).String(), ",")); err != nil {
 				return err
 			}
-			// kubectl takes this process's place, and with it the terminal and the signals.
+			// kubectl replaces this process, and so gets the terminal and the signals.
 			path := k.Bin("kubectl")
 			if err := syscall.Exec(path, append([]string{"kubectl"}, rest...), os.Environ()); err != nil {
 				return fmt.Errorf("run %s: %w", path, err)
@@ -69,7 +69,7 @@ func (a *app) kubectl() *cobra.Command {
 	}
 }
 
-// ownFlags takes fathom's flags off the front of the arguments, up to the first that is not one or to "--".
+// ownFlags removes fathom's own flags from the start of the arguments, up to the first other argument or "--".
 func (a *app) ownFlags(args []string) (rest []string, help bool, err error) {
 	targets := map[string]*string{"--name": &a.name, "--cluster": &a.cluster}
 	for len(args) > 0 {
@@ -93,7 +93,7 @@ func (a *app) ownFlags(args []string) (rest []string, help bool, err error) {
 	return nil, false, nil
 }
 
-// noProxy is what the environment excepts from its proxy, as Go's programs read it.
+// noProxy returns what the environment exempts from its proxy, as Go programs read it.
 func noProxy() string {
 	if v := os.Getenv("NO_PROXY"); v != "" {
 		return v
@@ -130,6 +130,6 @@ func (a *app) kubeconfig() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&path, "to", "", "write it to a `file` that only its owner reads, instead of standard output")
+	cmd.Flags().StringVar(&path, "to", "", "write it to a `file` that only its owner can read, instead of standard output")
 	return cmd
 }

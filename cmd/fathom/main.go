@@ -18,8 +18,8 @@ import (
 var version = "devel"
 
 func main() {
-	// The first Ctrl-C asks the command to end and to leave a state to go on from; the second one is for
-	// who cannot wait, and `up` and `down` recover from that too.
+	// The first Ctrl-C makes the command end in a state from which it can continue. The second one kills it, and
+	// `up` and `down` recover from that too.
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	context.AfterFunc(ctx, stop)
 	a := &app{paths: lab.DefaultPaths(), in: os.Stdin, out: os.Stdout, err: os.Stderr}
@@ -64,12 +64,12 @@ runc, unmodified, with Linux namespaces as nodes. No Docker, no VM, no download.
   fathom kubectl --cluster east -- get nodes
   fathom node shell east-worker1             a shell on a node
   fathom wire cut east-worker1               pull its cable
-  fathom down                                leave nothing`,
+  fathom down                                leave nothing behind`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Name() == "kubectl" {
-				return nil // it has its own way with proxies
+				return nil // it treats proxies itself
 			}
 			if cmd.Flags().Lookup("kubeconfig") != nil {
 				return nil // the cluster may be behind one
@@ -94,7 +94,7 @@ runc, unmodified, with Linux namespaces as nodes. No Docker, no VM, no download.
 	return root
 }
 
-// withoutProxy has fathom connect directly: all that it talks to is on this machine, where no proxy leads.
+// withoutProxy makes fathom connect directly: its peers are all on this machine, which a proxy cannot reach.
 func withoutProxy() error {
 	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"} {
 		if err := os.Unsetenv(name); err != nil {
@@ -107,7 +107,7 @@ func withoutProxy() error {
 // open opens the lab that the flags select.
 func (a *app) open() (*lab.Lab, error) { return a.openNamed(a.name) }
 
-// openNamed opens a lab. Its definition is root's alone, since its nodes' credentials are.
+// openNamed opens a lab. Only root can read its definition, since only root may have its nodes' credentials.
 func (a *app) openNamed(name string) (*lab.Lab, error) {
 	l, err := lab.Open(a.paths, name)
 	if errors.Is(err, os.ErrPermission) {
@@ -148,7 +148,7 @@ func (a *app) completeNodes(_ *cobra.Command, args []string, _ string) ([]string
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
-// requireRoot says at once what a command would otherwise fail with half-way.
+// requireRoot fails before the command would, half-way.
 func requireRoot(cmd *cobra.Command, _ []string) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("`%s` needs root, since nodes are namespaces, mounts and devices: run it with sudo", cmd.CommandPath())

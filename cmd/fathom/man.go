@@ -17,12 +17,12 @@ func (a *app) man() *cobra.Command {
 		Args:   cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			root := cmd.Root()
-			root.DisableAutoGenTag = true // a line with the date of the build
+			root.DisableAutoGenTag = true // the tag contains the build's date
 			root.InitDefaultCompletionCmd()
 			if err := os.MkdirAll(args[0], 0o755); err != nil {
 				return err
 			}
-			// The pages' date is that of SOURCE_DATE_EPOCH, which the library looks at.
+			// The library dates the pages by SOURCE_DATE_EPOCH.
 			if err := doc.GenManTree(root, &doc.GenManHeader{Section: "1", Source: "fathom " + version, Manual: "Fathom"}, args[0]); err != nil {
 				return fmt.Errorf("write the manual pages: %w", err)
 			}

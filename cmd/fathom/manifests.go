@@ -23,7 +23,7 @@ import (
 // kustomizations are the names by which kustomize knows its own files.
 var kustomizations = []string{"kustomization.yaml", "kustomization.yml", "Kustomization"}
 
-// manifestFiles reads what a lab names as a manifest: a file, standard input, a directory, or what kustomize makes of one.
+// manifestFiles reads a lab's manifest: a file, standard input, a directory, or the output of kustomize for one.
 func (a *app) manifestFiles(ctx context.Context, path string) ([]manifest.File, error) {
 	if path == topology.Stdin {
 		data, err := a.readStdin(ctx, manifest.MaxSize, "manifest")
@@ -42,8 +42,8 @@ func (a *app) manifestFiles(ctx context.Context, path string) ([]manifest.File, 
 	return []manifest.File{{Name: path, Data: data}}, err
 }
 
-// manifestDir reads a directory as kubectl does: with a kustomization what that makes, and without one the files of objects
-// in it, not of the directories in it.
+// manifestDir reads a directory as kubectl does: the output of its kustomization or, without one, the files of objects
+// in it, not recursively.
 func manifestDir(ctx context.Context, dir string) ([]manifest.File, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -74,7 +74,7 @@ func manifestDir(ctx context.Context, dir string) ([]manifest.File, error) {
 	return files, nil
 }
 
-// kustomize has the kit's kubectl make the objects of a kustomization.
+// kustomize builds a kustomization's objects with the kit's kubectl.
 func kustomize(ctx context.Context, dir string) ([]manifest.File, error) {
 	k, err := kit.Find()
 	if err == nil {
@@ -99,7 +99,7 @@ func kustomize(ctx context.Context, dir string) ([]manifest.File, error) {
 	return []manifest.File{{Name: "`kubectl kustomize " + dir + "`", Data: out.Bytes()}}, nil
 }
 
-// limited is a buffer that takes no more than some bytes.
+// limited is a buffer of limited size.
 type limited struct {
 	bytes.Buffer
 	most int
@@ -133,7 +133,7 @@ func (a *app) readStdin(ctx context.Context, limit int64, what string) ([]byte, 
 		return nil, ctx.Err()
 	case r := <-done:
 		if r.err == nil && int64(len(r.data)) > limit {
-			r.err = fmt.Errorf("standard input has more than %d bytes: it is no %s", limit, what)
+			r.err = fmt.Errorf("standard input has more than %d bytes: it is not a %s", limit, what)
 		}
 		return r.data, r.err
 	}

@@ -13,9 +13,9 @@ import (
 func (a *app) membership() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "membership",
-		Short: "The key by which agents know each other",
-		Long: `Agents ask each other whether they live, for load balancers' addresses to move to another node when one loses power.
-What they say is encrypted with a key that all of them have: the Secret fathom-membership in fathom-system.`,
+		Short: "The key of the agents' membership",
+		Long: `Agents probe each other, so that a load balancer's address moves to another node when its node loses power. Their
+messages are encrypted with a key that all of them share: the Secret fathom-membership in fathom-system.`,
 		Args: cobra.NoArgs,
 	}
 	cmd.AddCommand(a.membershipRotate())
@@ -27,10 +27,10 @@ func (a *app) membershipRotate() *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "rotate",
-		Short: "Have the agents know each other by another key",
-		Long: `Makes a key, has all agents understand it, then use it, and then forget the one before. Agents read the Secret every half
-minute, so that it takes about two. They hear each other all the time: no address moves. Interrupted, it goes on when it is
-run again; an agent that does not answer is waited for.
+		Short: "Replace the key of the agents' membership",
+		Long: `Creates a key, waits until all agents accept it and then until all use it, and drops the previous key. Agents read the
+Secret every half minute, so this takes about two minutes. They understand each other all the time: no address moves.
+Run it again to continue an interrupted rotation. It waits for agents that do not answer.
 
 ` + targetHelp,
 		Args: cobra.NoArgs,

@@ -21,7 +21,7 @@ import (
 )
 
 func (a *app) node() *cobra.Command {
-	cmd := &cobra.Command{Use: "node", Short: "Look at, enter, stop and start nodes"}
+	cmd := &cobra.Command{Use: "node", Short: "Inspect, enter, stop and start nodes"}
 	cmd.AddCommand(a.nodeLs(), a.nodeExec(), a.nodeShell(), a.nodePs(), a.nodeLogs(),
 		a.nodeAction("start NODE…", "Boot nodes that are off", func(cmd *cobra.Command, node string) error {
 			l, err := a.open()
@@ -47,7 +47,7 @@ func (a *app) node() *cobra.Command {
 	return cmd
 }
 
-// nodeAction is a command that does the same to each node named.
+// nodeAction returns a command that does the same to each given node.
 func (a *app) nodeAction(use, short string, do func(*cobra.Command, string) error) *cobra.Command {
 	return &cobra.Command{
 		Use: use, Short: short, Args: cobra.MinimumNArgs(1), PreRunE: requireRoot, ValidArgsFunction: a.completeNodes,
@@ -137,7 +137,7 @@ func (a *app) runOn(cmd *cobra.Command, node string, args []string) error {
 		return err
 	}
 	c := machine.Command(args...)
-	// Ctrl-C reaches the command by the terminal, and it may want to go on: fathom waits for it.
+	// The terminal sends Ctrl-C to the command as well, which may handle it: fathom waits for it to end.
 	ctx := context.WithoutCancel(cmd.Context())
 	if term.IsTerminal(int(a.in.Fd())) && term.IsTerminal(int(a.out.Fd())) {
 		err = a.runInTerminal(ctx, m, c)
@@ -148,15 +148,15 @@ func (a *app) runOn(cmd *cobra.Command, node string, args []string) error {
 	var exited *exec.ExitError
 	if errors.As(err, &exited) {
 		if status, ok := exited.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-			return programExit(128 + int(status.Signal())) // as a shell has it
+			return programExit(128 + int(status.Signal())) // as a shell does
 		}
 		return programExit(exited.ExitCode())
 	}
 	return err
 }
 
-// programExit is the status of a program that ran on a node, which becomes fathom's own. The program has
-// told why.
+// programExit is the exit status of a program on a node, which becomes fathom's own. The program has reported
+// the reason itself.
 type programExit int
 
 func (e programExit) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
@@ -267,7 +267,7 @@ func (a *app) nodeLogs() *cobra.Command {
 			return tailFile(cmd.Context(), a.out, path, tail, follow)
 		},
 	}
-	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on printing as the log grows")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "keep printing as the log grows")
 	cmd.Flags().IntVar(&tail, "tail", -1, "only the last `lines`")
 	return cmd
 }

@@ -18,8 +18,8 @@ func (a *app) ping() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ping --all | FROM TO",
 		Short: "Prove the network model with real packets between pods and nodes",
-		Long: `Sends test packets from pods and nodes to pods and nodes and back: both families, a small one, one of the full
-MTU that must not be fragmented and one that must be. The other end tells whom it saw: source addresses must be the
+		Long: `Sends test packets between pods and nodes, there and back, in both families: a small one, one of the full MTU that
+must not be fragmented, and one that must be. The receiver reports the source address that it saw: it must be the
 sender's own. The agents send and answer in the pods' network namespaces, so pods need no program for it.
 
 FROM and TO are names of pods, NAMESPACE/POD or POD in the namespace default, or node/NAME. The table has a row for
@@ -49,7 +49,7 @@ each sender: "." is good, "X" is not. The exit status is 0 if all is good.
 				return err
 			}
 			if !all && len(m.Ways) == 0 && len(m.Problems) == 0 {
-				return fmt.Errorf("there is no way from %s to %s: each must be a node or a pod that is on the network", args[0], args[1])
+				return fmt.Errorf("cannot send from %s to %s: each must be a node, or a pod on the network", args[0], args[1])
 			}
 			if err := a.printMatrix(&o, m, all); err != nil {
 				return err
@@ -66,7 +66,7 @@ each sender: "." is good, "X" is not. The exit status is 0 if all is good.
 	return cmd
 }
 
-// named matches a place by what a person would call it.
+// named matches a place by its name as a user writes it.
 func named(name string) func(string) bool {
 	if !strings.Contains(name, "/") {
 		name = "default/" + name

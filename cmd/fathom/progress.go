@@ -16,8 +16,8 @@ import (
 	"github.com/fathom-network/fathom/internal/lab"
 )
 
-// progress shows the steps of a command: a line for each when it ends, and on a terminal, below those, the
-// steps that go on.
+// progress shows the steps of a command: a line for each when it ends and, on a terminal, the running steps
+// below.
 type progress struct {
 	w     io.Writer
 	width int // of the terminal; 0 when there is none
@@ -81,7 +81,7 @@ func (p *progress) report(e lab.Event) {
 			p.running = slices.Delete(p.running, i, i+1)
 		}
 		p.ended = append(p.ended, e)
-		// A step that was ended because another failed is no news.
+		// A step that was cancelled because another failed is not reported.
 		if !errors.Is(e.Err, context.Canceled) {
 			mark := ""
 			if e.Err != nil {
@@ -100,7 +100,7 @@ func prefix(e lab.Event) string {
 	return e.Cluster + ": "
 }
 
-// erase takes the live view off the screen.
+// erase removes the live view from the screen.
 func (p *progress) erase() {
 	if p.lines > 0 {
 		fmt.Fprintf(p.w, "\x1b[%dA\x1b[J", p.lines)

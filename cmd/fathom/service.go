@@ -17,7 +17,7 @@ import (
 )
 
 func (a *app) service() *cobra.Command {
-	cmd := &cobra.Command{Use: "service", Aliases: []string{"svc"}, Short: "Look at Services: where they are met, where they lead, and what kernels have of them"}
+	cmd := &cobra.Command{Use: "service", Aliases: []string{"svc"}, Short: "Inspect Services: their addresses, where they lead, and what nodes' kernels hold of them"}
 	cmd.AddCommand(a.serviceList(), a.serviceShow())
 	return cmd
 }
@@ -29,7 +29,7 @@ func (a *app) serviceList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Short:   "List Services with their addresses, ports and endpoints",
-		Long:    "Lists Services with the addresses and ports at which they are met, and how many of their endpoints are ready.\n\n" + targetHelp,
+		Long:    "Lists Services with their addresses and ports, and how many of their endpoints are ready.\n\n" + targetHelp,
 		Example: "fathom service ls\nfathom service ls --namespace kube-system",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -69,7 +69,7 @@ func (a *app) serviceList() *cobra.Command {
 			return o.print(a, all, "NAMESPACE NAME TYPE ADDRESSES PORTS READY", rows)
 		},
 	}
-	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "of this namespace only (default: all)")
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only this namespace (default: all)")
 	o.register(cmd)
 	t.register(cmd)
 	return cmd
@@ -77,7 +77,7 @@ func (a *app) serviceList() *cobra.Command {
 
 func dash(list []string) string { return cmp.Or(strings.Join(list, ","), "-") }
 
-// addressesOf are all addresses that a Service has, each kind as `kubectl` has it.
+// addressesOf returns all addresses of a Service, each kind as `kubectl` shows it.
 func addressesOf(s *corev1.Service) []string {
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
 		return []string{s.Spec.ExternalName}
@@ -110,16 +110,19 @@ func (a *app) serviceShow() *cobra.Command {
 	var namespace, node, from string
 	cmd := &cobra.Command{
 		Use:   "show NAME",
-		Short: "Tell of a Service where it is met, by whom, where it leads, and what nodes' kernels have of it",
-		Long: `Tells of a Service at which addresses and ports it is met and where a node sends what comes to them; of its
-endpoints in which state, on which node and in which zone they are, and why one is not used; of a load balancer's
-addresses which node answers for them and which nodes routers are told of, as the agents say, or why none; and what the
-nodes' kernels have of it: the entries of nftables, those that are used when something on the node connects, and the flows
-that connection tracking remembers. What is used depends on the node: --node chooses it.
+		Short: "Show a Service's addresses, which nodes announce them, where they lead, and what nodes' kernels hold",
+		Long: `Shows a Service:
+  - its addresses and ports, and to which endpoints a node sends their traffic;
+  - its endpoints with their state, node and zone, and why one is not used;
+  - for load balancers' addresses, which node answers for them and which nodes announce them to routers, as the agents
+    report, or why none does;
+  - what the nodes' kernels hold: entries of nftables, entries for sockets that connect on the node, and flows of
+    connection tracking.
+Which endpoints are used depends on the node: --node chooses it.
 
-With --from it tells instead what becomes of what a pod sends there, for each address and port of the Service and each
-endpoint: at connect(), in the fast path, by the rules of Services and of masquerade; each decision with its reason, the
-object that has it so, and where to look it up in the kernel of the pod's node.
+With --from it explains instead what happens to packets from a pod, for each address and port of the Service and each
+endpoint: at connect(), in the fast path, in the rules of Services and of masquerade. Each decision comes with its reason,
+the object that causes it, and where to find it in the kernel of the pod's node.
 
 ` + targetHelp,
 		Example: "fathom service show kubernetes\nfathom service show kube-dns --namespace kube-system --node east-worker1\n" +
@@ -145,15 +148,15 @@ object that has it so, and where to look it up in the kernel of the pod's node.
 		},
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", metav1.NamespaceDefault, "the Service's namespace")
-	cmd.Flags().StringVar(&node, "node", "", "as this node sees it (default: the first by name, and the kernels of all)")
-	cmd.Flags().StringVar(&from, "from", "", "what becomes of what this `pod` sends there: POD of the Service's namespace, or NAMESPACE/POD")
+	cmd.Flags().StringVar(&node, "node", "", "from this node's point of view (default: the first by name, and the kernels of all)")
+	cmd.Flags().StringVar(&from, "from", "", "explain packets from this `pod`: POD in the Service's namespace, or NAMESPACE/POD")
 	cmd.MarkFlagsMutuallyExclusive("node", "from")
 	o.register(cmd)
 	t.register(cmd)
 	return cmd
 }
 
-// printService writes for people.
+// printService prints a Service for people.
 func (a *app) printService(d verify.ServiceDetail) error {
 	s := d.Service
 	fmt.Fprintf(a.out, "%s  %s  addresses %s  ports %s\n", d.Name, d.Type, dash(addressesOf(s)), dash(portsOf(s)))
@@ -161,10 +164,10 @@ func (a *app) printService(d verify.ServiceDetail) error {
 		fmt.Fprintln(a.out, "sessionAffinity ClientIP")
 	}
 	if p := s.Spec.ExternalTrafficPolicy; p == corev1.ServiceExternalTrafficPolicyLocal {
-		fmt.Fprintln(a.out, "externalTrafficPolicy Local: from outside a node sends to its own endpoints only, and they see the client's address")
+		fmt.Fprintln(a.out, "externalTrafficPolicy Local: traffic from outside goes only to endpoints on the node that receives it, which see the client's address")
 	}
 	if p := s.Spec.InternalTrafficPolicy; p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal {
-		fmt.Fprintln(a.out, "internalTrafficPolicy Local: a node's pods reach its own endpoints only")
+		fmt.Fprintln(a.out, "internalTrafficPolicy Local: a node's pods reach only endpoints on the same node")
 	}
 	for _, p := range d.Problems {
 		fmt.Fprintf(a.out, "problem: %s\n", p)
@@ -202,7 +205,7 @@ func (a *app) printService(d verify.ServiceDetail) error {
 			}
 		}
 		if len(k.NFTables)+len(k.Connect) == 0 {
-			fmt.Fprintln(a.out, "  nothing of Fathom's: another proxy carries Services here")
+			fmt.Fprintln(a.out, "  nothing of Fathom: another proxy carries Services here")
 		}
 	}
 	for _, n := range slices.Sorted(maps.Keys(d.Unread)) {
@@ -211,7 +214,7 @@ func (a *app) printService(d verify.ServiceDetail) error {
 	return nil
 }
 
-// printAnnounced tells how packets for a Service's addresses come to nodes from outside.
+// printAnnounced prints how packets from outside for a Service's addresses reach nodes.
 func (a *app) printAnnounced(all []verify.Announced) error {
 	fmt.Fprint(a.out, "\nHow its addresses lead to nodes:\n\n")
 	var rows [][]string
@@ -241,7 +244,7 @@ func leads(f service.Frontend) string {
 		case len(b.Endpoints) > 0:
 			return fmt.Sprintf("one of %d", len(b.Endpoints))
 		case b.Drop:
-			return "nowhere: dropped, for there are endpoints on other nodes"
+			return "nowhere: dropped, since the endpoints are on other nodes"
 		}
 		return "nowhere: rejected"
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// showFrom tells what becomes of what a pod sends to a Service.
+// showFrom prints what happens to packets from a pod to a Service.
 func (a *app) showFrom(ctx context.Context, client *kube.Client, name service.Name, pod string, o output) error {
 	from := service.Name{Namespace: name.Namespace, Name: pod}
 	if namespace, rest, cut := strings.Cut(pod, "/"); cut {
@@ -47,7 +47,7 @@ func (a *app) printFrom(d verify.ServiceDetail, f verify.FromPod) {
 		fmt.Fprintf(a.out, "problem: %s\n", p)
 	}
 	if len(f.Sent) == 0 {
-		fmt.Fprintln(a.out, "\nThe node's kernel has nothing of it at an address of a family that the Pod has.")
+		fmt.Fprintln(a.out, "\nThe node's kernel has no entry for it in a family in which the Pod has an address.")
 	}
 	endpoints := map[netip.AddrPort]string{}
 	for _, e := range d.Endpoints {
@@ -72,10 +72,10 @@ func (a *app) printFrom(d verify.ServiceDetail, f verify.FromPod) {
 	}
 }
 
-// mostPaths is how many endpoints are told of one by one.
+// mostPaths is how many endpoints are listed one by one.
 const mostPaths = 8
 
-// printPaths prints what paths have in common once, and below it where they part.
+// printPaths prints the common start of paths once, and below it where they differ.
 func (a *app) printPaths(paths []packet.Path, endpoints map[netip.AddrPort]string) {
 	const indent = "  "
 	common := 0

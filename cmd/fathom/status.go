@@ -11,7 +11,7 @@ func (a *app) status() *cobra.Command {
 	var o output
 	cmd := &cobra.Command{
 		Use:     "status",
-		Short:   "Tell what the clusters and nodes of a lab are doing",
+		Short:   "Show the state of a lab's clusters and nodes",
 		Args:    cobra.NoArgs,
 		PreRunE: requireRoot,
 		RunE: func(cmd *cobra.Command, _ []string) error {

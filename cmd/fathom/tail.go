@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// tailFile prints the last lines of a file, all if lines is negative, and what is added to it, if asked.
+// tailFile prints the last lines of a file, or all if lines is negative, and with follow also what is appended later.
 func tailFile(ctx context.Context, w io.Writer, path string, lines int, follow bool) error {
 	f, err := os.Open(path)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// target is the cluster that a command about the network works on: any cluster, not only one of a lab.
+// target is the cluster that a network command works on, which need not be a lab's.
 type target struct{ kubeconfig, context string }
 
 func (t *target) register(cmd *cobra.Command) {
@@ -18,10 +18,10 @@ func (t *target) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&t.context, "context", "", "the `context` of the kubeconfig (default: the current one)")
 }
 
-const targetHelp = `The cluster is that of the kubeconfig's current context, as for kubectl, unless --kubeconfig or --context say
-otherwise. --name or --cluster choose a cluster of a lab.`
+const targetHelp = `The cluster is that of the kubeconfig's current context, as for kubectl. --kubeconfig and --context choose another,
+and --name or --cluster a lab's.`
 
-// withoutProxyToLabs excepts the API servers of this machine's labs from the environment's proxies.
+// withoutProxyToLabs exempts the API servers of this machine's labs from the environment's proxies.
 func (a *app) withoutProxyToLabs() error {
 	except := []string{noProxy()}
 	names, _ := lab.Names(a.paths)
@@ -37,7 +37,7 @@ func (a *app) withoutProxyToLabs() error {
 	return os.Setenv("NO_PROXY", strings.Trim(strings.Join(except, ","), ","))
 }
 
-// connect connects to the cluster that the flags choose, and returns how a person would call it.
+// connect connects to the cluster that the flags choose, and returns its name for messages.
 func (a *app) connect(cmd *cobra.Command, t target) (*kube.Client, string, error) {
 	asked := cmd.Flags().Changed("name") || cmd.Flags().Changed("cluster")
 	if asked && t.kubeconfig == "" && t.context == "" {
@@ -55,7 +55,7 @@ func (a *app) connect(cmd *cobra.Command, t target) (*kube.Client, string, error
 		client, err := kube.Connect(l.AdminKubeconfig(c))
 		return client, l.Name + "-" + c.Name, err
 	}
-	// Labs are on this machine, where no proxy leads.
+	// Labs are on this machine, which a proxy cannot reach.
 	if err := a.withoutProxyToLabs(); err != nil {
 		return nil, "", err
 	}

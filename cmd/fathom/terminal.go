@@ -16,8 +16,8 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/machine"
 )
 
-// runInTerminal runs cmd on the node in a terminal of the node's own, joined to ours: the node's /dev/pts is
-// not the host's, and a shell that is given ours finds no terminal of its name and no job control.
+// runInTerminal runs cmd in a terminal of the node, connected to ours. The node's /dev/pts is not the host's: with the
+// host's terminal, a shell would find no terminal of that name and have no job control.
 func (a *app) runInTerminal(ctx context.Context, m *machine.Machine, cmd *exec.Cmd) error {
 	master, slave, err := openTerminal(m)
 	if err != nil {
@@ -50,7 +50,7 @@ func (a *app) runInTerminal(ctx context.Context, m *machine.Machine, cmd *exec.C
 	go func() { _, _ = io.Copy(master, a.in) }()
 	drained := make(chan struct{})
 	go func() {
-		_, _ = io.Copy(a.out, master) // ends with EIO when the last process lets go of the terminal
+		_, _ = io.Copy(a.out, master) // ends with EIO when the last process closes the terminal
 		close(drained)
 	}()
 	err = m.Run(ctx, cmd)
@@ -59,7 +59,7 @@ func (a *app) runInTerminal(ctx context.Context, m *machine.Machine, cmd *exec.C
 	return err
 }
 
-// openTerminal makes a pseudoterminal in the machine's /dev/pts: pts(4).
+// openTerminal creates a pseudoterminal in the machine's /dev/pts: pts(4).
 func openTerminal(m *machine.Machine) (master, slave *os.File, err error) {
 	master, err = os.OpenFile(m.File("/dev/pts/ptmx"), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {

@@ -30,12 +30,12 @@ func (a *app) up() *cobra.Command {
 		Short: "Bring a lab up",
 		Long: `Brings a lab up and returns when its nodes are Ready and names resolve in it.
 
-Without a file: clusters east and west, one control-plane node and two workers each. A lab that is there is
-brought to that state again: nodes that are off are started, a cluster that an interrupted run left half
-made is made anew. Flags win over the file. docs/lab-file.md describes the file.
+Without a file: clusters east and west, one control-plane node and two workers each. An existing lab is brought
+back to its state: nodes that are off are started, and a cluster that an interrupted run left unfinished is
+recreated. Flags override the file. docs/lab-file.md describes the file.
 
-Manifests, of the file and of --manifest, are applied while the clusters start, and again by each up that names
-them. It does not wait for their pods.`,
+Manifests, from the file and from --manifest, are applied while the clusters start, and again by each up that
+names them. It does not wait for their pods.`,
 		Example: `  fathom up
   fathom up --clusters 1 --workers 3
   fathom up --name net --clusters a,b --network flannel --proxy-mode iptables
@@ -53,11 +53,11 @@ them. It does not wait for their pods.`,
 	f.StringVar(&o.Network, "network", "", "pod network: fathom, bridge, flannel or none")
 	f.StringVar(&o.Proxy, "proxy", "", "Service proxy: fathom, kube-proxy or none")
 	f.StringVar(&o.ProxyMode, "proxy-mode", "", "mode of the proxy: auto or nftables (fathom), nftables, iptables or ipvs (kube-proxy)")
-	f.StringVar(&o.DNS, "dns", "", "who answers pods' DNS queries: cluster (CoreDNS's pods) or node-cache (a cache on the pod's node)")
+	f.StringVar(&o.DNS, "dns", "", "what answers pods' DNS queries: cluster (CoreDNS's pods) or node-cache (a cache on the pod's node)")
 	f.StringVar(&o.IPFamily, "ip-family", "", "ipv4, ipv6 or dual")
 	f.StringVar(&o.PodCIDR, "pod-cidr", "", "addresses of pods")
 	f.StringVar(&o.ServiceCIDR, "service-cidr", "", "addresses of Services")
-	f.StringArrayVar(&o.Manifests, "manifest", nil, "`file` of objects that every cluster gets while it starts, a directory of such, a kustomization, or -; may be repeated")
+	f.StringArrayVar(&o.Manifests, "manifest", nil, "`file` of objects for every cluster, a directory of such files, a kustomization, or -; may be repeated")
 	f.BoolVar(&timings, "timings", false, "end with a timeline of the steps")
 	complete := func(flag string, values ...string) {
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
@@ -92,10 +92,10 @@ them. It does not wait for their pods.`,
 		if err != nil {
 			return err
 		}
-		if !asked { // no wishes: the lab that exists is the one that is meant
+		if !asked { // no flags: the existing lab is meant
 			if have, err := lab.Open(a.paths, want.Name); err == nil {
 				for i := range have.Clusters {
-					have.Clusters[i].Manifests = want.Clusters[0].Manifests // those of the flag
+					have.Clusters[i].Manifests = want.Clusters[0].Manifests // the flag's
 				}
 				want = &have.Lab
 			}
@@ -113,7 +113,7 @@ them. It does not wait for their pods.`,
 				if hasManifests(want) {
 					again = "the same command"
 				}
-				fmt.Fprintf(a.err, "Interrupted: %s goes on, `fathom down%s` leaves nothing.\n", again, nameFlag(want.Name))
+				fmt.Fprintf(a.err, "Interrupted: %s continues, `fathom down%s` removes the lab.\n", again, nameFlag(want.Name))
 			}
 			return err
 		}
@@ -123,7 +123,7 @@ them. It does not wait for their pods.`,
 	return cmd
 }
 
-// describe makes the lab that the file and the flags ask for.
+// describe returns the lab that the file and the flags describe.
 func (a *app) describe(ctx context.Context, file string, o topology.Overrides) (*topology.Lab, error) {
 	if file == topology.Stdin && slices.Contains(o.Manifests, topology.Stdin) {
 		return nil, errors.New("standard input is either the lab file or a manifest: put one of them into a file")
@@ -150,7 +150,7 @@ func (a *app) parseLab(ctx context.Context, file string, o topology.Overrides) (
 	var data []byte
 	var err error
 	if file == topology.Stdin {
-		file = "standard input" // whose paths begin here
+		file = "standard input" // its relative paths start here
 		data, err = a.readStdin(ctx, most, what)
 	} else {
 		data, err = readBounded(file, most, what)
@@ -164,10 +164,10 @@ func (a *app) parseLab(ctx context.Context, file string, o topology.Overrides) (
 	return topology.Parse(data, file, o)
 }
 
-// readable says why a path of the host cannot be given to nodes. It opens nothing: a pipe would wait for its writer.
+// readable checks that a path of the host can be given to nodes. It opens nothing: a pipe would block.
 func readable(path string) error {
 	if err := unix.Access(path, unix.R_OK); err != nil {
-		return fmt.Errorf("nodes are to see it, and this machine says of it: %w", err)
+		return fmt.Errorf("nodes need it, but it is not accessible: %w", err)
 	}
 	return nil
 }
@@ -184,7 +184,7 @@ func readBounded(path string, limit int64, what string) ([]byte, error) {
 		return nil, err
 	}
 	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("%s has more than %d bytes: it is no %s", path, limit, what)
+		return nil, fmt.Errorf("%s has more than %d bytes: it is not a %s", path, limit, what)
 	}
 	return data, nil
 }
@@ -223,7 +223,7 @@ func (a *app) summary(l *lab.Lab, took time.Duration) {
 	}
 }
 
-// commandName is what the user has to type to run this program.
+// commandName returns what the user has to type to run this program.
 func commandName() string {
 	exe, err := os.Executable()
 	if err != nil {

@@ -14,21 +14,21 @@ import (
 )
 
 func (a *app) verify() *cobra.Command {
-	cmd := &cobra.Command{Use: "verify", Short: "Prove the state of nodes' kernels against what the API implies"}
+	cmd := &cobra.Command{Use: "verify", Short: "Verify that nodes' kernels hold what the API implies"}
 	cmd.AddCommand(a.verifyPods(), a.verifyServices(), a.verifyBGP())
 	return cmd
 }
 
-// errDiffers ends a verification that found something, after it was told.
-var errDiffers = errors.New("the kernel is not what the API implies")
+// errDiffers ends a verification that found differences, after they were printed.
+var errDiffers = errors.New("the kernel differs from what the API implies")
 
 func (a *app) verifyPods() *cobra.Command {
 	return a.verification(&cobra.Command{
 		Use:   "pods",
 		Short: "Compare every node's routes, neighbours, devices, rules and addresses with Nodes and Pods",
-		Long: `Reads back every node's kernel and says where it differs from what the API implies: routes, neighbours and
-forwarding entries that are missing or stale, devices, addresses held without a pod, masquerade, the rules that stop
-false sources, settings. What is expected is worked out from the cluster's objects by this command; the agents only read their kernels. The exit
+		Long: `Reads back every node's kernel and reports where it differs from what the API implies: missing or stale routes,
+neighbours and forwarding entries, devices, leases without a pod, masquerade, the rules that drop false sources, and
+sysctls. This command computes what is expected from the cluster's objects; the agents only read their kernels. The exit
 status is 0 if nothing differs.
 
 ` + targetHelp,
@@ -41,10 +41,9 @@ func (a *app) verifyServices() *cobra.Command {
 	return a.verification(&cobra.Command{
 		Use:   "services",
 		Short: "Compare every node's balancing of Services with Services and EndpointSlices",
-		Long: `Reads back what every node's kernel does with Services, in nftables and where sockets connect, and what connection
-tracking remembers of flows to them, and says where it differs from what the API implies. What is expected is worked
-out from the cluster's objects by this command; the agents only read their kernels. The exit status is 0 if nothing
-differs.
+		Long: `Reads back what every node's kernel does with Services, in nftables, at connect() and in connection tracking, and
+reports where it differs from what the API implies. This command computes what is expected from the cluster's objects;
+the agents only read their kernels. The exit status is 0 if nothing differs.
 
 ` + targetHelp,
 	}, verify.RunServices, "NODE PROXY NFTABLES CONNECT KERNEL", func(n verify.NodeReport) []string {
@@ -55,11 +54,11 @@ differs.
 func (a *app) verifyBGP() *cobra.Command {
 	return a.verification(&cobra.Command{
 		Use:   "bgp",
-		Short: "Compare every node's BGP sessions and what it tells routers with BGPPeers",
-		Long: `Asks every node's agent for its sessions and what it tells routers in them, and says where that differs from what the
-cluster's BGPPeers, Nodes and address pools imply: sessions that are not there, not established, or too many; prefixes
-that are missing, stale, or told with other attributes; aggregates of whose addresses the kernel does not refuse what is for nobody.
-What is expected is worked out from the cluster's objects by this command. The exit status is 0 if nothing differs.
+		Short: "Compare every node's BGP sessions and announcements with BGPPeers",
+		Long: `Asks every node's agent for its BGP sessions and announcements, and reports where these differ from what the
+cluster's BGPPeers, Nodes and address pools imply: sessions that are missing, not established, or too many; prefixes that
+are missing, stale, or announced with other attributes; aggregates whose unused addresses the kernel does not refuse.
+This command computes what is expected from the cluster's objects. The exit status is 0 if nothing differs.
 
 ` + targetHelp,
 	}, verify.RunBGP, "NODE SESSIONS PREFIXES BGP", func(n verify.NodeReport) []string {
@@ -67,7 +66,8 @@ What is expected is worked out from the cluster's objects by this command. The e
 	})
 }
 
-// verification completes a command that compares every node with the API: run does, and row is a node's line below the header.
+// verification completes a command that compares every node with the API: run compares, and row returns a node's row of
+// the table.
 func (a *app) verification(cmd *cobra.Command, run func(context.Context, *kube.Client) (verify.Report, error), header string, row func(verify.NodeReport) []string) *cobra.Command {
 	var o output
 	var t target
@@ -99,7 +99,7 @@ func verdict(n verify.NodeReport) string {
 	return "as the API implies"
 }
 
-// printReport writes a report, and returns errDiffers if it found something.
+// printReport prints a report, and returns errDiffers if it has differences.
 func (a *app) printReport(o output, report verify.Report, header string, rows [][]string) error {
 	if err := o.print(a, report, header, rows); err != nil {
 		return err

@@ -14,7 +14,7 @@ func (a *app) version() *cobra.Command {
 	var o output
 	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "Tell the version of fathom and of every program that it runs",
+		Short: "Show the version of fathom and of every program that it runs",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			v := struct {
@@ -41,7 +41,7 @@ func (a *app) version() *cobra.Command {
 	return cmd
 }
 
-// balancer is what stands before the API servers of a cluster with several; `up` starts it.
+// balancer is the load balancer of a cluster with several API servers; `up` starts it.
 func (a *app) balancer() *cobra.Command {
 	return &cobra.Command{
 		Use:    lab.BalancerCommand + " LISTEN SERVER…",

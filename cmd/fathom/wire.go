@@ -9,7 +9,7 @@ import (
 )
 
 func (a *app) wire() *cobra.Command {
-	cmd := &cobra.Command{Use: "wire", Short: "Look at, cut, slow and heal the links of nodes"}
+	cmd := &cobra.Command{Use: "wire", Short: "Inspect, cut, slow and heal the links of nodes"}
 	cmd.AddCommand(a.wireLs(), a.wireSlow(),
 		a.nodeAction("cut NODE…", "Take the link of nodes down, as if the cable were pulled", func(_ *cobra.Command, node string) error {
 			l, err := a.open()
@@ -65,7 +65,7 @@ func (a *app) wireSlow() *cobra.Command {
 	var loss string
 	cmd := &cobra.Command{
 		Use:   "slow NODE --rate RATE [--delay DELAY] [--loss PERCENT]",
-		Short: "Limit the rate of a node's link, delay and lose its packets, both ways alike",
+		Short: "Limit the rate of a node's link, and delay and lose its packets, in both directions",
 		Example: `  fathom wire slow east-worker1 --rate 10mbit
   fathom wire slow east-worker1 --rate 100mbit --delay 20ms --loss 1`,
 		Args: cobra.ExactArgs(1), PreRunE: requireRoot, ValidArgsFunction: a.completeNodes,
