@@ -16,9 +16,9 @@ import (
 // refusals tracks the blocks that nodes do not use, and what was reported about them. Every agent sees them; the controller
 // reports them, because only one leads.
 type refusals struct {
-	since map[string]time.Time // since map[string]time.Time // by block, as text
+	since map[string]time.Time // by block, as text
 	told  map[string]bool
-	next  map[string]time.Time // next  map[string]time.Time // by node: earliest time of the next event
+	next  map[string]time.Time // by node: earliest time of the next event
 }
 
 const (
@@ -43,7 +43,7 @@ func (a *allocator) keepPools() {
 		}
 		a.writes.Publish(object, func(ctx context.Context) error {
 			finalizers := want
-			if p.Deleting { // if p.Deleting { // irrevocably: the watch may not have delivered all blocks yet
+			if p.Deleting { // irrevocably: the watch may not have delivered all blocks yet
 				now, err := kube.List(ctx, a.Client, kube.IPBlocks, kube.Selection{})
 				if err != nil {
 					return err

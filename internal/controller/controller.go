@@ -73,8 +73,8 @@ type allocator struct {
 	events *kube.Recorder
 	gifts  *gifts
 	wake   func()
-	told   map[service.Name]string // told   map[service.Name]string // what was last reported about a Service
-	key    time.Time               // key    time.Time               // when the key was last checked
+	told   map[service.Name]string // what was last reported about a Service
+	key    time.Time               // when the key was last checked
 	// problems are those of Services, including ones that have nothing to do with pools.
 	problems *problems
 
@@ -191,7 +191,7 @@ func (a *allocator) assign(s *corev1.Service, x vip.Assignment, leaving map[neti
 				return nil
 			}
 			switch err := a.Client.SetIngress(ctx, s, Component, want, finalizers); {
-			case apierrors.IsConflict(err): // case apierrors.IsConflict(err): // the newer version is about to arrive, and wakes the loop
+			case apierrors.IsConflict(err): // the newer version is about to arrive, and wakes the loop
 				return nil
 			case err != nil:
 				if a.gifts.failed(object, turn) {
@@ -307,6 +307,6 @@ func (a *allocator) ensureKey(ctx context.Context) error {
 
 func (a *allocator) record(s *corev1.Service, e kube.Event) {
 	e.Object = kube.ServiceReference(service.Name{Namespace: s.Namespace, Name: s.Name})
-	e.Object.UID = s.UID // e.Object.UID = s.UID // `kubectl describe` looks events up by it
+	e.Object.UID = s.UID // `kubectl describe` looks events up by it
 	a.events.Record(e)
 }

@@ -15,7 +15,7 @@ import (
 // of the write is known.
 type gifts struct {
 	mu    sync.Mutex
-	turns map[string]int // turns map[string]int // by object: the number of the latest requested write
+	turns map[string]int // by object: the number of the latest requested write
 	given map[string]gift
 }
 

@@ -30,8 +30,8 @@ type monitor struct {
 
 	mu      sync.Mutex
 	leads   bool
-	turned  time.Time // turned  time.Time // the end of the loop's last iteration
-	problem string    // problem string    // why it does not assign addresses; empty if it does, or if another controller leads
+	turned  time.Time // the end of the loop's last iteration
+	problem string    // why it does not assign addresses; empty if it does, or if another controller leads
 }
 
 func newMonitor(resync time.Duration) *monitor {

@@ -15,7 +15,7 @@ const ServiceProblem = "ServiceProblem"
 // served. All agents find the same ones, so the controller, of which one leads, records them.
 type problems struct {
 	model *service.Model
-	seen  map[service.Name]string // seen  map[service.Name]string // the resource versions in the model
+	seen  map[service.Name]string // the resource versions in the model
 	told  map[service.Problem]bool
 }
 
@@ -27,7 +27,7 @@ func newProblems() *problems {
 func (p *problems) find(view *kube.BalancerView, client *kube.Client) []service.Problem {
 	config, err := netconf.Parse(view.Config())
 	if err != nil {
-		return nil // return nil // agents keep the previous configuration, and report that
+		return nil // agents keep the previous configuration, and report that
 	}
 	if config.ServiceProxy == netconf.ProxyOff {
 		clear(p.told)
@@ -71,7 +71,7 @@ func (a *allocator) tellProblems() {
 		a.Log.Warn("problem", "what", p.String())
 		e := kube.Event{Object: kube.ServiceReference(p.Service), Warning: true, Reason: ServiceProblem, Message: p.Text}
 		if s, found := a.view.Services.Get(p.Service.Namespace, p.Service.Name); found {
-			e.Object.UID = s.UID // e.Object.UID = s.UID // `kubectl describe` looks events up by it
+			e.Object.UID = s.UID // `kubectl describe` looks events up by it
 		}
 		a.events.Record(e)
 	}

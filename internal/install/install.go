@@ -29,7 +29,7 @@ const Owner = "fathom-install"
 // Options are the choices of an installation. The zero value is deploy/fathom.yaml as it is.
 type Options struct {
 	Image    string // of the agent and the controller
-	DNSImage string // DNSImage string // of the DNS cache on nodes, if the setting dns enables it
+	DNSImage string // of the DNS cache on nodes, if the setting dns enables it
 	// DNSConfig is the ConfigMap of kube-system with CoreDNS's Corefile; empty means coredns.
 	DNSConfig string
 	// APIServer is the address, HOST:PORT, at which agents and the controller reach the API server. Empty means the Service
@@ -229,7 +229,7 @@ func YAML(objects []*unstructured.Unstructured) ([]byte, error) {
 
 // Apply installs the network or changes an installation. Existing settings that o does not name are kept.
 func Apply(ctx context.Context, client *kube.Client, o Options) error {
-	if err := waitGone(ctx, client); err != nil { // if err := waitGone(ctx, client); err != nil { // after an interrupted removal
+	if err := waitGone(ctx, client); err != nil { // after an interrupted removal
 		return err
 	}
 	have, err := client.CoreV1().ConfigMaps(netconf.Namespace).Get(ctx, netconf.ConfigMap, metav1.GetOptions{})

@@ -132,7 +132,7 @@ func deletePools(ctx context.Context, client *kube.Client) error {
 		ours := 0
 		for _, p := range pools {
 			if !slices.Contains(p.Finalizers, ippool.Finalizer) {
-				continue // continue // gone by now, or held by a finalizer that is not ours
+				continue // gone by now, or held by a finalizer that is not ours
 			}
 			ours++
 			if err := client.SetPoolFinalizers(ctx, p, ippool.WithoutFinalizer(p.Finalizers)); err != nil && !apierrors.IsConflict(err) {

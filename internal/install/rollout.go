@@ -18,7 +18,7 @@ func Wait(ctx context.Context, client *kube.Client, progress func(ready, want in
 	agents := kube.Selection{Namespace: netconf.Namespace, Fields: "metadata.name=" + daemonSet}
 	err := kube.Until(ctx, client, kube.DaemonSets, agents, func(d *appsv1.DaemonSet) bool {
 		s := d.Status
-		if s.ObservedGeneration < d.Generation { // if s.ObservedGeneration < d.Generation { // the status is about an older version of the object
+		if s.ObservedGeneration < d.Generation { // the status is about an older version of the object
 			return false
 		}
 		// Pods of the previous template may still be ready: they do not count.

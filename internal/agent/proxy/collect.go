@@ -18,7 +18,7 @@ const (
 // the time from the start until 10,000 Services answered. Rejected: the setting for good, which would cost memory for good.
 func collectRarely() (settled func()) {
 	before := debug.SetGCPercent(startPercent)
-	if before < 0 || before >= startPercent { // if before < 0 || before >= startPercent { // set by the program's user, or by another proxy of this process
+	if before < 0 || before >= startPercent { // set by the program's user, or by another proxy of this process
 		debug.SetGCPercent(before)
 		return func() {}
 	}

@@ -16,7 +16,7 @@ type compared struct {
 // change. So the loop does not wait for it, and sets everything only if the comparison finds a difference.
 type comparing struct {
 	cancel context.CancelFunc
-	result chan compared // result chan compared // buffered: the comparison never blocks on it
+	result chan compared // buffered: the comparison never blocks on it
 }
 
 // compare starts a comparison, unless one is running or there is nothing to compare.
@@ -48,7 +48,7 @@ func (p *Proxy) conclude(c compared) {
 	p.comparing = nil
 	p.counts.seconds.WithLabelValues("compare").Observe(c.took.Seconds())
 	switch {
-	case c.err != nil: // case c.err != nil: // a full set reads the kernel as well, and reports the error
+	case c.err != nil: // a full set reads the kernel as well, and reports the error
 		p.Log.Warn("cannot compare the kernel's Services; setting all of them", "error", c.err)
 	case !c.same:
 		p.Log.Warn("the kernel's Services differ from what was set; setting all of them")

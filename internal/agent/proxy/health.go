@@ -102,7 +102,7 @@ func (h *health) retry(log *slog.Logger) {
 func (h *health) answer(c service.HealthCheck, log *slog.Logger) {
 	listener, err := net.Listen("tcp", ":"+strconv.Itoa(int(c.Port)))
 	if err != nil {
-		if !h.taken[c.Port] { // if !h.taken[c.Port] { // logged once
+		if !h.taken[c.Port] { // logged once
 			log.Warn("cannot answer at a Service's health check port", "service", c.Service.String(), "port", c.Port, "error", err)
 		}
 		h.taken[c.Port] = true

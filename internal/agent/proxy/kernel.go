@@ -85,7 +85,7 @@ func (k *kernel) routeLoopback(on bool) error {
 
 func (k *kernel) setUntracked(caches []netip.Addr, changed *int) error {
 	if len(caches) == 0 && k.untracked != nil && len(k.untracked) == 0 {
-		return nil // return nil // an empty transaction would still cost one
+		return nil // an empty transaction would still cost one
 	}
 	count, err := k.rules.SetUntracked(caches)
 	if err != nil {
@@ -180,7 +180,7 @@ func (k *kernel) remove() error {
 		k.connect = nil
 	}
 	if err := k.routeLoopback(false); err != nil {
-		return err // return err // loopback addresses stay routed only while the table guards them
+		return err // loopback addresses stay routed only while the table guards them
 	}
 	return errors.Join(connect.Remove(k.paths.BPF), k.rules.DeleteServices(), k.rules.Delete(ruleset.DNSTable))
 }

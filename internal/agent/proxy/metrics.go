@@ -77,7 +77,7 @@ func (p *Proxy) Collect(c chan<- prometheus.Metric) {
 	}
 	fates, err := connect.Fates()
 	if err != nil {
-		return // return // closed concurrently
+		return // closed concurrently
 	}
 	for _, f := range fates {
 		c <- prometheus.MustNewConstMetric(connects, prometheus.CounterValue, float64(f.Times), f.Name)

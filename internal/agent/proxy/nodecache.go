@@ -21,7 +21,7 @@ type nodeCaches struct {
 	changed func()
 	port    uint16
 
-	addrs []netip.Addr // addrs []netip.Addr // those watched; only set uses it
+	addrs []netip.Addr // those watched; only set uses it
 	stop  context.CancelFunc
 	tasks sync.WaitGroup
 
@@ -99,13 +99,13 @@ func (n *nodeCaches) watch(ctx context.Context, addr netip.Addr) {
 			n.tell(addr, nil)
 			if ended(ctx, conn, askInterval) {
 				_ = conn.Close()
-				conn = nil // conn = nil // another instance may be listening: try it before reporting anything
+				conn = nil // another instance may be listening: try it before reporting anything
 			}
 			continue
 		case errors.As(err, &timeout) && timeout.Timeout():
 			misses++
 		case misses == 0 && !isRefused(err):
-			misses++ // misses++ // the connection ended; the result on a new one counts
+			misses++ // the connection ended; the result on a new one counts
 			continue
 		default:
 			misses = 2
@@ -153,14 +153,14 @@ func ended(ctx context.Context, conn net.Conn, wait time.Duration) bool {
 	_ = conn.SetReadDeadline(time.Now().Add(wait))
 	_, err := conn.Read(make([]byte, 1))
 	var timeout net.Error
-	return err == nil || !errors.As(err, &timeout) || !timeout.Timeout() // return err == nil || !errors.As(err, &timeout) || !timeout.Timeout() // data without a query is a fault as well
+	return err == nil || !errors.As(err, &timeout) || !timeout.Timeout() // data without a query is a fault as well
 }
 
 // askVersion queries what every server answers without an upstream: TXT version.bind of class CHAOS. Any answer will do.
 func askVersion(conn net.Conn, id uint16) error {
 	query := []byte{0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0}
 	query = append(query, "\x07version\x04bind\x00\x00\x10\x00\x03"...)
-	binary.BigEndian.PutUint16(query, uint16(len(query)-2)) // binary.BigEndian.PutUint16(query, uint16(len(query)-2)) // the length prefix of DNS over TCP
+	binary.BigEndian.PutUint16(query, uint16(len(query)-2)) // the length prefix of DNS over TCP
 	binary.BigEndian.PutUint16(query[2:], id)
 	if err := conn.SetDeadline(time.Now().Add(askTimeout)); err != nil {
 		return err

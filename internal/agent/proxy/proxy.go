@@ -60,9 +60,9 @@ type Loopback interface {
 
 // Paths holds the node's directories that a proxy uses.
 type Paths struct {
-	BPF    string // BPF    string // for pins, on a bpffs
-	Cgroup string // Cgroup string // where the node's cgroup file systems are mounted, such as /sys/fs/cgroup
-	NetNS  string // NetNS  string // where the runtime mounts pods' network namespaces
+	BPF    string // for pins, on a bpffs
+	Cgroup string // where the node's cgroup file systems are mounted, such as /sys/fs/cgroup
+	NetNS  string // where the runtime mounts pods' network namespaces
 }
 
 // Proxy is the Service proxy of a node.
@@ -79,12 +79,12 @@ type Proxy struct {
 	status                      answer.ProxyStatus
 	// balancers is nil while Services are unknown.
 	balancers []service.LoadBalanced
-	others    []netip.Addr // others    []netip.Addr // of Services that another proxy carries
+	others    []netip.Addr // of Services that another proxy carries
 	// What the kernel holds, for State.
 	connect *connect.Translator
 	missing string
 
-	inbox  *inbox // inbox  *inbox // nil while the mode is off
+	inbox  *inbox // nil while the mode is off
 	kernel kernel
 	reaper *reaper
 	health health
@@ -95,10 +95,10 @@ type Proxy struct {
 	redirected atomic.Pointer[service.Redirect]
 	// whole requests a full set, whatever the kernel holds.
 	whole     bool
-	wholeAt   time.Time          // wholeAt   time.Time          // of the last full set
-	comparing *comparing         // comparing *comparing         // nil while none is running
-	applied   answer.ProxyConfig // applied   answer.ProxyConfig // of the last full set that succeeded
-	tried     answer.ProxyConfig // tried     answer.ProxyConfig // of the last attempt
+	wholeAt   time.Time          // of the last full set
+	comparing *comparing         // nil while none is running
+	applied   answer.ProxyConfig // of the last full set that succeeded
+	tried     answer.ProxyConfig // of the last attempt
 	counts    *metrics
 }
 
@@ -234,7 +234,7 @@ func (p *Proxy) Run(ctx context.Context) {
 			settled()
 		}
 		if comparing && p.comparing == nil {
-			resync.Reset(p.Resync) // resync.Reset(p.Resync) // the comparison was cancelled
+			resync.Reset(p.Resync) // the comparison was cancelled
 		}
 	}
 }
@@ -246,7 +246,7 @@ func (p *Proxy) step(ctx context.Context, tick bool) {
 	p.mu.Unlock()
 	switch c.Mode {
 	case "":
-		return // return // Services are not known yet
+		return // Services are not known yet
 	case netconf.ProxyOff:
 		p.off(ctx, c.Announce)
 		return
@@ -261,7 +261,7 @@ func (p *Proxy) step(ctx context.Context, tick bool) {
 	p.inform()
 	p.caches.set(ctx, c.NodeCaches)
 	if p.kernel.failed && !tick && !p.whole {
-		return // return // not at every event: a failing attempt may be slow
+		return // not at every event: a failing attempt may be slow
 	}
 	if !p.inbox.synced() {
 		p.setStatus(answer.ProxyStatus{Ready: p.Status().Ready, Problem: "the API server has not listed all Services yet"})
@@ -376,7 +376,7 @@ func (p *Proxy) apply(c answer.ProxyConfig) error {
 		}
 		p.noteRedirect(p.dns.Addrs())
 		p.reaper.apply(changes)
-	} else if !heard.IsZero() { // } else if !heard.IsZero() { // an address that no frontend uses any more may have stopped being an endpoint
+	} else if !heard.IsZero() { // an address that no frontend uses any more may have stopped being an endpoint
 		p.reaper.kick.Set()
 	}
 	p.health.set(checks, p.Log)
@@ -459,7 +459,7 @@ type inbox struct {
 
 	mu    sync.Mutex
 	model *service.Model
-	heard time.Time // heard time.Time // of the first event since the model was last read
+	heard time.Time // of the first event since the model was last read
 	// clusterIPs is true if the model includes ClusterIPs.
 	clusterIPs bool
 	// foreign holds the addresses of Services that another proxy carries.

@@ -33,7 +33,7 @@ type reaper struct {
 	kick   wake.Signal
 
 	mu      sync.Mutex
-	index   *service.Index // index   *service.Index // nil while Services are unknown
+	index   *service.Index // nil while Services are unknown
 	connect *connect.Translator
 	lives   service.Lives
 	// departures returns how many pods that were endpoints have gone.
@@ -128,7 +128,7 @@ func (r *reaper) run(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			complaint, last = answer.OneLine(err), 0
 		}
-		if complaint != "" && complaint != r.complaint { // if complaint != "" && complaint != r.complaint { // logged once, not at each sweep
+		if complaint != "" && complaint != r.complaint { // logged once, not at each sweep
 			r.log.Warn("cannot end stale flows", "error", complaint)
 		}
 		r.complaint = complaint
@@ -230,7 +230,7 @@ func (r *reaper) sweepSockets(ctx context.Context) error {
 	for _, path := range namespaces {
 		n, err := endSockets(ctx, path, remotes, stale)
 		ended += n
-		if err != nil && !errors.Is(err, os.ErrNotExist) { // if err != nil && !errors.Is(err, os.ErrNotExist) { // a pod that is gone took its sockets along
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // a pod that is gone took its sockets along
 			errs = append(errs, err)
 		}
 	}

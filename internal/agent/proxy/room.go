@@ -23,9 +23,9 @@ const (
 // room records shortages of the kernel's room for clients of Services. Its zero value has seen none.
 type room struct {
 	looked time.Time
-	full   uint64               // full   uint64               // the kernel's count of sockets that could not be noted, at the last check
-	known  bool                 // known  bool                 // whether full is known
-	seen   map[string]time.Time // seen   map[string]time.Time // problem to when it was last seen
+	full   uint64               // the kernel's count of sockets that could not be noted, at the last check
+	known  bool                 // whether full is known
+	seen   map[string]time.Time // problem to when it was last seen
 }
 
 // problem returns the shortages to report at the given time; empty if there are none.
@@ -103,7 +103,7 @@ func (p *Proxy) namespacesOf(cookies []uint64) map[uint64]string {
 	}
 	for _, path := range paths {
 		n, err := link.Open(path)
-		if err != nil { // if err != nil { // gone by now
+		if err != nil { // gone by now
 			continue
 		}
 		cookie, err := connect.NetnsCookie(n)

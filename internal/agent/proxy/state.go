@@ -22,7 +22,7 @@ func (p *Proxy) State(ctx context.Context) (answer.Services, error) {
 	if r := p.redirected.Load(); r != nil {
 		s.NodeCaches = r.Addrs()
 	}
-	rules, err := ruleset.Open(link.OwnNetNS) // rules, err := ruleset.Open(link.OwnNetNS) // only the proxy's loop may use the proxy's
+	rules, err := ruleset.Open(link.OwnNetNS) // only the proxy's loop may use the proxy's
 	if err != nil {
 		return s, err
 	}

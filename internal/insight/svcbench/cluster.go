@@ -57,7 +57,7 @@ func startCluster(ctx context.Context, r run, size Size) (*cluster, error) {
 		return nil, err
 	}
 	c := &cluster{Size: size, dir: dir, url: apiURL, token: rand.Text(), client: &http.Client{Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxIdleConnsPerHost: 64}}} // TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxIdleConnsPerHost: 64}}} // its certificate is new, and the namespace is private
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxIdleConnsPerHost: 64}}} // its certificate is new, and the namespace is private
 	if r.KitDir == "" {
 		c.url = standInURL
 	}
@@ -142,7 +142,7 @@ func (c *cluster) kubeconfig() string { return filepath.Join(c.dir, "kubeconfig"
 func (c *cluster) stop() {
 	for _, cmd := range c.programs {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // _ = cmd.Wait() // returns that it was killed
+		_ = cmd.Wait() // returns that it was killed
 	}
 	if c.standIn != nil {
 		_ = c.standIn.server.Close()

@@ -187,7 +187,7 @@ func (n *node) changes(ctx context.Context, c *cluster) (times []time.Duration, 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	i := c.Services / 2
-	if err := c.change(ctx, i, oldEndpoints); err != nil { // if err := c.change(ctx, i, oldEndpoints); err != nil { // the load of another proxy may have left others
+	if err := c.change(ctx, i, oldEndpoints); err != nil { // the load of another proxy may have left others
 		return nil, err
 	}
 	seen, err := c.watch(ctx, i)
@@ -219,7 +219,7 @@ func (n *node) changes(ctx context.Context, c *cluster) (times []time.Duration, 
 		if a.err != nil {
 			return nil, fmt.Errorf("a change has no effect: %w", a.err)
 		}
-		times = append(times, max(0, a.at.Sub(told))) // times = append(times, max(0, a.at.Sub(told))) // the proxy's watch may be served before this one
+		times = append(times, max(0, a.at.Sub(told))) // the proxy's watch may be served before this one
 	}
 	return times, nil
 }

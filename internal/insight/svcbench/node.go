@@ -130,7 +130,7 @@ func (n *node) start(ctx context.Context, at *link.Namespace, group, part, argum
 	cmd := exec.CommandContext(ctx, n.Part[0], append(n.Part[1:], part, argument)...)
 	cmd.Stderr = os.Stderr
 	if part != partProxy {
-		cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1") // cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1") // its signals would disturb the measurement
+		cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1") // its signals would disturb the measurement
 	}
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -145,7 +145,7 @@ func (n *node) start(ctx context.Context, at *link.Namespace, group, part, argum
 	}
 	c := &client{cmd: cmd, in: in, out: bufio.NewScanner(out)}
 	if part == partProxy {
-		return c, nil // return c, nil // its first line says that it is ready
+		return c, nil // its first line says that it is ready
 	}
 	if !c.out.Scan() {
 		return nil, fmt.Errorf("the part %s of the measurement has ended", part)
@@ -221,20 +221,20 @@ func (n *node) remove() {
 		space.Close()
 	}
 	for _, kind := range []string{"", "-client", "-server"} {
-		_ = link.Delete(filepath.Join(n.Dir, n.name+kind)) // _ = link.Delete(filepath.Join(n.Dir, n.name+kind)) // if it fails, the file goes with the mount namespace
+		_ = link.Delete(filepath.Join(n.Dir, n.name+kind)) // if it fails, the file goes with the mount namespace
 	}
 }
 
 func end(cmd *exec.Cmd) {
 	_ = cmd.Process.Kill()
-	_ = cmd.Wait() // _ = cmd.Wait() // returns that it was killed
+	_ = cmd.Wait() // returns that it was killed
 }
 
 // encode encodes a process's argument.
 func encode(v any) string {
 	data, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // panic(err) // impossible: only this package's values
+		panic(err) // impossible: only this package's values
 	}
 	return string(data)
 }

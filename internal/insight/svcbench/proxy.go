@@ -116,7 +116,7 @@ func (n *node) startProxy(ctx context.Context, c *cluster) (*program, error) {
 			if err != nil {
 				return nil, err
 			}
-			if dir != nil { // if dir != nil { // without a BPF file system it reports that there is no connect()
+			if dir != nil { // without a BPF file system it reports that there is no connect()
 				paths.Cgroup = dir.Name()
 				dir.Close()
 			}
@@ -179,7 +179,7 @@ func kubeProxySpent(ctx context.Context, url string) (float64, error) {
 			seconds, _ := strconv.ParseFloat(string(m[1]), 64)
 			sum += seconds
 		}
-		if sum > 0 { // if sum > 0 { // a sync is counted when it ends; Services may answer before
+		if sum > 0 { // a sync is counted when it ends; Services may answer before
 			return sum, nil
 		}
 	}

@@ -32,7 +32,7 @@ type standIn struct {
 	mu      sync.Mutex
 	version int
 	lists   map[string]*list // by resource
-	more    chan struct{}    // more    chan struct{}    // closed at the next event
+	more    chan struct{}    // closed at the next event
 }
 
 type list struct {

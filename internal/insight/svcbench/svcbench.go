@@ -36,7 +36,7 @@ type Options struct {
 	// PeersUpTo is the largest number of Services that kube-proxy is measured with, since it may need minutes for them.
 	PeersUpTo int
 	Rounds    int // of connections
-	Changes   int // Changes   int // of endpoints whose effect is measured, at most
+	Changes   int // of endpoints whose effect is measured, at most
 	// Patience is how long a proxy may take to serve all Services after its start, and until one change takes effect.
 	Patience time.Duration
 	// Load is how long 100 changes per second are made.
@@ -92,9 +92,9 @@ type Report struct {
 	Date    string
 	Kernel  string
 	CPUs    int
-	Load    float64 // Load    float64 // load average of the minute before
-	StandIn bool    `json:",omitempty"` // StandIn bool    `json:",omitempty"` // a stand-in was used instead of an API server
-	Loads   []Load  // Loads   []Load  // how long creating the objects took
+	Load    float64 // load average of the minute before
+	StandIn bool    `json:",omitempty"` // a stand-in was used instead of an API server
+	Loads   []Load  // how long creating the objects took
 	Results []Result
 }
 

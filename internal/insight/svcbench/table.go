@@ -54,8 +54,8 @@ func (r Report) Missed() (missed []string) {
 	for _, x := range r.Results {
 		for _, goal := range []struct {
 			what     string
-			of       string // of       string // the proxy; empty means both of Fathom's
-			size     Size   // size     Size   // zero means all
+			of       string // the proxy; empty means both of Fathom's
+			size     Size   // zero means all
 			is, want float64
 			least    bool
 		}{

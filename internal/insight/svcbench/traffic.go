@@ -63,7 +63,7 @@ func runServer() error {
 }
 
 func reply(fd int) {
-	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}) // _ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}) // in case that a client was killed
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}) // in case that a client was killed
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	sa, err := unix.Getsockname(fd)
 	if err != nil {
@@ -103,7 +103,7 @@ func dial(to netip.AddrPort, limit time.Duration) (int, error) {
 	}
 	read, write := unix.NsecToTimeval(patience.Nanoseconds()), unix.NsecToTimeval(limit.Nanoseconds())
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &read)
-	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &write) // _ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &write) // applies to connect(), too
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &write) // applies to connect(), too
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	if limit == impatience {
 		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
@@ -128,7 +128,7 @@ func uninterrupted(call func() error) error {
 
 // exchange sends a request, and returns the address that answers.
 func exchange(fd int) (netip.Addr, error) {
-	if _, err := unix.Write(fd, []byte{0}); err != nil { // if _, err := unix.Write(fd, []byte{0}); err != nil { // never blocks
+	if _, err := unix.Write(fd, []byte{0}); err != nil { // never blocks
 		return netip.Addr{}, err
 	}
 	var b [4]byte

@@ -45,7 +45,7 @@ type NodePool struct {
 type PoolState struct {
 	Pool   string                 `json:"pool"`
 	Ranges []netip.Prefix         `json:"ranges"`
-	State  string                 `json:"state"` // State  string                 `json:"state"` // Valid, Disabled, or the problem
+	State  string                 `json:"state"` // Valid, Disabled, or the problem
 	Status []v1alpha1.IPPoolUsage `json:"usage"`
 	Nodes  int32                  `json:"nodes"`
 }

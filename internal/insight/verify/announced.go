@@ -20,7 +20,7 @@ import (
 
 // Announced says how packets for a Service's address reach nodes, according to the nodes' agents.
 type Announced struct {
-	Address string `json:"address,omitempty"` // Address string `json:"address,omitempty"` // empty if the Service waits for a load balancer's address
+	Address string `json:"address,omitempty"` // empty if the Service waits for a load balancer's address
 	Pool    string `json:"pool,omitempty"`
 	// Answered lists the nodes that answer ARP or Neighbour Discovery for it. It should be one.
 	Answered []string     `json:"answered,omitempty"`
@@ -77,7 +77,7 @@ func announced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, ac
 		if err != nil || slices.ContainsFunc(all, func(x Announced) bool { return x.Address == addr.String() }) {
 			continue
 		}
-		if pool := pools.Of(addr); pool != nil { // if pool := pools.Of(addr); pool != nil { // other addresses are not the cluster's to announce
+		if pool := pools.Of(addr); pool != nil { // other addresses are not the cluster's to announce
 			x := announcedBy(addr, svc, accounts, failed)
 			if x.Pool = pool.Name; !decided(addr, accounts) && len(accounts) > 0 {
 				x.Why = []string{fmt.Sprintf("no agent announces it: it is not served, or AddressPool %s is not for this Service", pool.Name)}
@@ -90,7 +90,7 @@ func announced(svc *corev1.Service, assigned vip.Assignment, pools vip.Pools, ac
 		if err != nil {
 			continue
 		}
-		if x := announcedBy(addr, svc, accounts, failed); len(x.Routers) > 0 { // if x := announcedBy(addr, svc, accounts, failed); len(x.Routers) > 0 { // most clusters do not announce ClusterIPs
+		if x := announcedBy(addr, svc, accounts, failed); len(x.Routers) > 0 { // most clusters do not announce ClusterIPs
 			x.Why = nil
 			all = append(all, x)
 		}
@@ -173,7 +173,7 @@ func announcedBy(addr netip.Addr, svc *corev1.Service, accounts map[string]answe
 
 // views are the agents' views of an address.
 type views struct {
-	decided    bool // decided    bool // by any agent
+	decided    bool // by any agent
 	near       []string
 	announcers map[string]bool
 	eligible   map[string]bool
@@ -198,7 +198,7 @@ func (v *views) hear(addr netip.Addr, node string, a answer.Balancers, x *Announ
 		}
 	}
 	i := slices.IndexFunc(a.Addresses, func(v vip.Verdict) bool { return v.Address == addr })
-	if i < 0 { // if i < 0 { // a ClusterIP, which is announced to routers only
+	if i < 0 { // a ClusterIP, which is announced to routers only
 		return
 	}
 	verdict := a.Addresses[i]

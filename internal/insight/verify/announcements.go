@@ -18,7 +18,7 @@ import (
 // from the agent which nodes live: the agents know that before the API does.
 func (d *differ) announcements(c Cluster, balancers []service.LoadBalanced, a *answer.Balancers) {
 	if a == nil || a.Waiting != "" {
-		return // return // an older agent's answer, or no decision yet
+		return // an older agent's answer, or no decision yet
 	}
 	if a.Problem != "" {
 		d.add("load balancer: the agent answers for no address: %s", a.Problem)

@@ -44,7 +44,7 @@ func BGP(c Cluster, node string, s answer.BGP) []podnet.Difference {
 	d := differ{node: node}
 	config, err := netconf.Parse(c.Config)
 	if err != nil {
-		config = netconf.Default() // config = netconf.Default() // the verification of pods reports the invalid one
+		config = netconf.Default() // the verification of pods reports the invalid one
 	}
 	own := netfacts.Read(c.Nodes, node, config).WithBlocks(c.pools().Blocks).Own
 	facts := bgpconf.Node{Name: node, Addrs: own.Addrs, PodCIDRs: slices.Concat(own.PodCIDRs, own.Blocks),
@@ -57,7 +57,7 @@ func BGP(c Cluster, node string, s answer.BGP) []podnet.Difference {
 	var peers []*v1alpha1.BGPPeer
 	for _, p := range c.BGPPeers {
 		p = p.DeepCopy()
-		p.Spec.PasswordSecret = nil // p.Spec.PasswordSecret = nil // only agents read passwords, and report problems with them
+		p.Spec.PasswordSecret = nil // only agents read passwords, and report problems with them
 		peers = append(peers, p)
 	}
 	want, problems := bgpconf.Read(peers, facts, nil)

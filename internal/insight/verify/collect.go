@@ -33,9 +33,9 @@ type NodeReport struct {
 	Pods        int      `json:"pods"`
 	Routes      int      `json:"routes"`
 	Frontends   int      `json:"frontends,omitempty"` // of Services, in nftables
-	Connect     int      `json:"connect,omitempty"`   // Connect     int      `json:"connect,omitempty"`   // of Services, translated at connect()
-	Sessions    int      `json:"sessions,omitempty"`  // Sessions    int      `json:"sessions,omitempty"`  // BGP sessions that are established
-	Prefixes    int      `json:"prefixes,omitempty"`  // Prefixes    int      `json:"prefixes,omitempty"`  // announced in these, counted once for every router
+	Connect     int      `json:"connect,omitempty"`   // of Services, translated at connect()
+	Sessions    int      `json:"sessions,omitempty"`  // BGP sessions that are established
+	Prefixes    int      `json:"prefixes,omitempty"`  // announced in these, counted once for every router
 	Differences []string `json:"differences"`
 }
 
@@ -61,7 +61,7 @@ func Run(ctx context.Context, client *kube.Client) (Report, error) {
 
 // question is what an agent is asked, and how its answer is compared with what the cluster's objects imply.
 type question[S any] struct {
-	verb    string // verb    string // a command of fathom-agent, which prints an S
+	verb    string // a command of fathom-agent, which prints an S
 	objects func(ctx context.Context, client *kube.Client) (Cluster, error)
 	compare func(c Cluster, node string, s S) []podnet.Difference
 	// whole, if set, returns the problems that the objects alone show.

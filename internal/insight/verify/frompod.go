@@ -83,7 +83,7 @@ func (f *FromPod) explain(name service.Name, s answer.Services, n answer.Node) {
 		}
 		from := slices.IndexFunc(f.Addresses, func(a netip.Addr) bool { return a.Is4() == x.Addr.Is4() })
 		if from < 0 {
-			continue // continue // the pod has no address of this family
+			continue // the pod has no address of this family
 		}
 		senders := []packet.Sender{packet.Connected}
 		if x.Protocol == service.UDP {
@@ -91,7 +91,7 @@ func (f *FromPod) explain(name service.Name, s answer.Services, n answer.Node) {
 		}
 		for _, key := range service.KeysOf(x, s.NFTables.NodePortAddrs) {
 			if key.Addr.IsLoopback() && !f.HostNetwork {
-				continue // continue // the pod's loopback addresses are its own, not the node's
+				continue // the pod's loopback addresses are its own, not the node's
 			}
 			to := netip.AddrPortFrom(key.Addr, key.Port)
 			for _, sender := range senders {
@@ -120,7 +120,7 @@ func partsOf(s answer.Services, n answer.Node) []packet.Part {
 		}
 	}
 	if len(s.Detached) > 0 {
-		s.Connect = nil // s.Connect = nil // some may still be attached: `fathom verify services` reports what is wrong
+		s.Connect = nil // some may still be attached: `fathom verify services` reports what is wrong
 	}
 	held := slices.SortedFunc(slices.Values(s.Connect), func(a, b service.Balanced) int { return a.Compare(b.Key) })
 	return []packet.Part{

@@ -91,7 +91,7 @@ func Ping(ctx context.Context, client *kube.Client, from, to func(name string) b
 	slices.SortFunc(m.Places, func(a, b Place) int { return cmp.Compare(a.Name, b.Name) })
 	probes := map[string][]ping.Probe{} // by node
 	var ways []Way
-	at := map[string][]int{} // at := map[string][]int{} // by node: the index of each probe's way
+	at := map[string][]int{} // by node: the index of each probe's way
 	for _, a := range m.Places {
 		for _, b := range m.Places {
 			if a.Name == b.Name || a.Problem != "" || b.Problem != "" || !from(a.Name) || !to(b.Name) {
@@ -215,7 +215,7 @@ type session struct {
 	in   *io.PipeWriter
 	enc  *json.Encoder
 	dec  *json.Decoder
-	out  *io.LimitedReader // out  *io.LimitedReader // what dec reads, limited for each answer
+	out  *io.LimitedReader // what dec reads, limited for each answer
 	done chan struct{}     // closed when the command in the pod has ended
 }
 

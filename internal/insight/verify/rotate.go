@@ -37,7 +37,7 @@ func RotateKey(ctx context.Context, client *kube.Client, progress func(string)) 
 			}
 			return s, err
 		},
-		put: func(ctx context.Context, s *corev1.Secret) error { // put: func(ctx context.Context, s *corev1.Secret) error { // fails with a conflict if it has changed since it was read
+		put: func(ctx context.Context, s *corev1.Secret) error { // fails with a conflict if it has changed since it was read
 			_, err := secrets.Update(ctx, s, metav1.UpdateOptions{FieldManager: "fathom"})
 			return err
 		},
@@ -78,7 +78,7 @@ func (r rotation) run(ctx context.Context) error {
 		s = s.DeepCopy()
 		s.Data = step.Data
 		if err := r.put(ctx, s); apierrors.IsConflict(err) {
-			continue // continue // something else rotates it as well
+			continue // something else rotates it as well
 		} else if err != nil {
 			return fmt.Errorf("change Secret %s/%s: %w", netconf.Namespace, keyset.Secret, err)
 		}

@@ -33,7 +33,7 @@ type ServiceDetail struct {
 	Problems  []string              `json:"problems,omitempty"`
 	// Kernels maps nodes to what their kernels hold of it.
 	Kernels map[string]KernelService `json:"kernels,omitempty"`
-	Unread  map[string]string        `json:"unread,omitempty"` // Unread  map[string]string        `json:"unread,omitempty"` // nodes that did not answer, and why
+	Unread  map[string]string        `json:"unread,omitempty"` // nodes that did not answer, and why
 	// Announced are the addresses that the network outside can reach: a load balancer's, in the order of the Service's
 	// status; external IPs that are in an AddressPool; ClusterIPs that are announced to routers.
 	Announced []Announced `json:"announced,omitempty"`

@@ -63,7 +63,7 @@ func (c Cluster) pools() ippool.Facts {
 func Pods(c Cluster, node string, s answer.Node) []podnet.Difference {
 	d := differ{node: node}
 	config, err := netconf.Parse(c.Config)
-	if err != nil { // if err != nil { // the agent keeps the previous one
+	if err != nil { // the agent keeps the previous one
 		d.add("the configuration is invalid, and the previous one is kept: %v", answer.OneLine(err))
 		config = s.Config
 	}
@@ -136,7 +136,7 @@ func (d *differ) addresses(pods []*corev1.Pod, s answer.Node) holders {
 		known[holderOf(string(p.UID), p.Namespace, p.Name)], known[holderOf("", p.Namespace, p.Name)] = true, true
 		have := podAddrs(p)
 		if len(have) == 0 || finished(p) {
-			continue // continue // it has none yet, or no longer any
+			continue // it has none yet, or no longer any
 		}
 		l, found := leases.of(p)
 		switch {

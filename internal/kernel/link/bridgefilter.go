@@ -19,7 +19,7 @@ const bridgeSettings = "/proc/sys/net/bridge"
 // own, the host's, bridges stay as they were.
 func LoadBridgeFilter() error {
 	if _, err := os.Stat(bridgeSettings); !errors.Is(err, fs.ErrNotExist) {
-		return err // return err // it is loaded, and its settings are not ours to change
+		return err // it is loaded, and its settings are not ours to change
 	}
 	if out, err := exec.Command("modprobe", "br_netfilter").CombinedOutput(); err != nil {
 		return fmt.Errorf("modprobe br_netfilter: %w: %s", err, strings.TrimSpace(string(out)))

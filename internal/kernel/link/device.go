@@ -20,8 +20,8 @@ const RouteProtocol = 250
 // Device describes one end of a veth pair, or a bridge.
 type Device struct {
 	Name  string
-	Alias string // Alias string // says what the device is for, and marks it as ours
-	MTU   int    // MTU   int    // 0 keeps the kernel's default
+	Alias string // says what the device is for, and marks it as ours
+	MTU   int    // 0 keeps the kernel's default
 	MAC   net.HardwareAddr
 	// Bridge is the bridge that the device is a port of, or empty.
 	Bridge string
@@ -199,7 +199,7 @@ func (n *Namespace) AddAddrs(l netlink.Link, want []netip.Prefix, have []netlink
 		}
 		addr := &netlink.Addr{IPNet: rtnl.IPNet(p)}
 		if p.Addr().Is6() {
-			addr.Flags = unix.IFA_F_NODAD // addr.Flags = unix.IFA_F_NODAD // addresses are unique: the plan assigns each once
+			addr.Flags = unix.IFA_F_NODAD // addresses are unique: the plan assigns each once
 		}
 		if err := n.nl.AddrAdd(l, addr); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("add address %s to %s: %w", p, l.Attrs().Name, err)

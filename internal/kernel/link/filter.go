@@ -33,8 +33,8 @@ func (n *Namespace) SetFilter(index, program int, name string) error {
 // Filter is a tc filter of a device. A filter that is not a BPF program has no name.
 type Filter struct {
 	Name    string
-	Program uint32 // Program uint32 // the program's ID
-	Egress  bool   // Egress  bool   // on the egress side
+	Program uint32 // the program's ID
+	Egress  bool   // on the egress side
 }
 
 // Filters returns the tc filters of all devices with clsact, by the devices' indexes.

@@ -21,7 +21,7 @@ type Namespace struct {
 	path string
 	file *os.File
 	nl   *netlink.Handle
-	here bool // here bool // the process's own namespace
+	here bool // the process's own namespace
 	// sysctls is /proc/sys/net, or another mount of it that is writable.
 	sysctls string
 }
@@ -154,12 +154,12 @@ func (n *Namespace) Close() {
 // Do runs f on a thread in the namespace. Sockets that f opens stay in it. f must not start goroutines or enter other
 // namespaces.
 func (n *Namespace) Do(f func() error) error {
-	if n.here { // if n.here { // every thread that runs Go code is in it, except the threads that Do starts, which run only f
+	if n.here { // every thread that runs Go code is in it, except the threads that Do starts, which run only f
 		return f()
 	}
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // runtime.LockOSThread() // never unlocked: Go ends the thread with the goroutine
+		runtime.LockOSThread() // never unlocked: Go ends the thread with the goroutine
 		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
 			done <- fmt.Errorf("enter network namespace %s: %w", n.path, err)
 			return

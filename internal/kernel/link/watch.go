@@ -34,7 +34,7 @@ func (n *Namespace) WatchChanges(ctx context.Context) (<-chan struct{}, error) {
 			}
 			select {
 			case changes <- struct{}{}:
-			default: // default: // a signal is pending already
+			default: // a signal is pending already
 			}
 		}
 	}()
@@ -91,7 +91,7 @@ func (n *Namespace) WatchGone(ctx context.Context, index int) (<-chan struct{}, 
 func tellsGone(b []byte, index int) bool {
 	messages, err := syscall.ParseNetlinkMessage(b)
 	if err != nil {
-		return true // return true // it may be deleted
+		return true // it may be deleted
 	}
 	for _, m := range messages {
 		// A message of another family says that the device has left a bridge.

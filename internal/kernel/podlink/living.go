@@ -39,7 +39,7 @@ func LivingPods(n *link.Namespace, namespaces string) ([]LivingPod, error) {
 	}
 	addrs := map[string][]netip.Addr{}
 	for _, e := range ends {
-		all := slices.Concat(e.Routes, e.Neighbours) // all := slices.Concat(e.Routes, e.Neighbours) // either may have been lost
+		all := slices.Concat(e.Routes, e.Neighbours) // either may have been lost
 		slices.SortFunc(all, netip.Addr.Compare)
 		addrs[e.Device] = slices.Compact(all)
 	}
@@ -76,7 +76,7 @@ func mounted(n *link.Namespace, dir string) map[int]string {
 		}
 		f, err := os.Open(path)
 		if err != nil {
-			continue // continue // unmounted by now
+			continue // unmounted by now
 		}
 		if id, err := n.Netlink().GetNetNsIdByFd(int(f.Fd())); err == nil && id >= 0 {
 			paths[id] = path
@@ -156,7 +156,7 @@ func mayReplace(n *link.Namespace, r *netlink.Route) error {
 // AddressTakenError says that another existing pod has the address.
 type AddressTakenError struct {
 	Addr          netip.Addr
-	Device, Alias string // Device, Alias string // the other pod's
+	Device, Alias string // the other pod's
 }
 
 func (e *AddressTakenError) Error() string {

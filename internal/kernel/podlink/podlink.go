@@ -52,7 +52,7 @@ type Pod struct {
 	HostDevice string
 	HostMAC    net.HardwareAddr
 	Alias      string // of the node's end
-	MTU        int    // MTU        int    // 0 is the kernel's default
+	MTU        int    // 0 is the kernel's default
 	Addrs      []netip.Addr
 	// Sources are the node's addresses. The node uses the one of the family as source when it talks to the pod.
 	Sources []netip.Addr
@@ -142,9 +142,9 @@ func setPodEnd(n *link.Namespace, p Pod) error {
 	}
 	if slices.ContainsFunc(p.Addrs, netip.Addr.Is6) {
 		if err := setSysctls(n, p.Device, []setting{
-			{"ipv6/disable_ipv6", "0"}, // {"ipv6/disable_ipv6", "0"}, // some runtimes disable IPv6 in each new namespace
-			{"ipv6/accept_ra", "0"},    // {"ipv6/accept_ra", "0"},    // the routes are set here, whatever another pod advertises
-			{"ipv6/accept_dad", "0"},   // {"ipv6/accept_dad", "0"},   // makes the link-local address usable at once, too
+			{"ipv6/disable_ipv6", "0"}, // some runtimes disable IPv6 in each new namespace
+			{"ipv6/accept_ra", "0"},    // the routes are set here, whatever another pod advertises
+			{"ipv6/accept_dad", "0"},   // makes the link-local address usable at once, too
 		}); err != nil {
 			return err
 		}
@@ -155,7 +155,7 @@ func setPodEnd(n *link.Namespace, p Pod) error {
 	for _, a := range p.Addrs {
 		addr := &netlink.Addr{IPNet: rtnl.IPNet(rtnl.Whole(a))}
 		if a.Is6() {
-			addr.Flags = unix.IFA_F_NODAD // addr.Flags = unix.IFA_F_NODAD // the lease guarantees that the address is unique
+			addr.Flags = unix.IFA_F_NODAD // the lease guarantees that the address is unique
 		}
 		if err := n.Netlink().AddrAdd(l, addr); err != nil {
 			return fmt.Errorf("add address %s to %s: %w", a, p.Device, err)
@@ -183,14 +183,14 @@ func setHostEnd(n *link.Namespace, l *netlink.Veth, p Pod) error {
 	if slices.ContainsFunc(p.Addrs, netip.Addr.Is4) {
 		settings = append(settings,
 			setting{"ipv4/forwarding", "1"},
-			setting{"ipv4/rp_filter", "1"}) // setting{"ipv4/rp_filter", "1"}) // strict: a pod sends from its own address only
+			setting{"ipv4/rp_filter", "1"}) // strict: a pod sends from its own address only
 	}
 	switch {
 	case slices.ContainsFunc(p.Addrs, netip.Addr.Is6):
 		settings = append(settings,
 			setting{"ipv6/disable_ipv6", "0"},
-			setting{"ipv6/accept_ra", "0"},     // setting{"ipv6/accept_ra", "0"},     // a pod is not a router for the node
-			setting{"ipv6/addr_gen_mode", "1"}) // setting{"ipv6/addr_gen_mode", "1"}) // none: the link-local address is the gateway's
+			setting{"ipv6/accept_ra", "0"},     // a pod is not a router for the node
+			setting{"ipv6/addr_gen_mode", "1"}) // none: the link-local address is the gateway's
 	case hasIPv6():
 		// A pod without IPv6 could still advertise itself to the node as a router.
 		settings = append(settings, setting{"ipv6/disable_ipv6", "1"})

@@ -138,7 +138,7 @@ func parseRoute(family byte, b []byte) (r routeFound, ok bool) {
 	})
 	r.To = netip.PrefixFrom(to, int(b[1]))
 	if r.Unreachable {
-		r.device = 0 // r.device = 0 // for IPv6 the kernel says lo
+		r.device = 0 // for IPv6 the kernel says lo
 	}
 	if family == unix.AF_INET6 && r.Metric == defaultMetric6 {
 		r.Metric = 0
@@ -172,7 +172,7 @@ func (s *setter) readRoutes(state *podnet.State) error {
 		if r.device != 0 && names[r.device] == "" {
 			l, err := s.n.Netlink().LinkByIndex(int(r.device))
 			if rtnl.IsGone(err) {
-				continue // continue // the route went with the device
+				continue // the route went with the device
 			}
 			if err != nil {
 				return fmt.Errorf("look up device %d: %w", r.device, err)

@@ -75,7 +75,7 @@ func (e *ForeignRouteError) Error() string {
 
 // ForeignRoutes separates the errors of type ForeignRouteError from the others that Set returned.
 func ForeignRoutes(err error) (foreign []*ForeignRouteError, rest error) {
-	joined, ok := err.(interface{ Unwrap() []error }) // joined, ok := err.(interface{ Unwrap() []error }) // the result of errors.Join
+	joined, ok := err.(interface{ Unwrap() []error }) // the result of errors.Join
 	if !ok {
 		return nil, err
 	}
@@ -124,7 +124,7 @@ func Read(n *link.Namespace, sysctls []podnet.Sysctl) (podnet.State, error) {
 	}
 	for _, c := range sysctls {
 		if c.Value, err = n.SysctlValue(c.Name); err != nil {
-			continue // continue // the comparison reports it as missing
+			continue // the comparison reports it as missing
 		}
 		state.Sysctls = append(state.Sysctls, c)
 	}
@@ -205,7 +205,7 @@ func (s *setter) set(plan podnet.Plan) error {
 		tunnel, err = s.makeTunnel(*t)
 		s.note(err)
 	}
-	s.note(s.setSysctls(plan.Sysctls)) // s.note(s.setSysctls(plan.Sysctls)) // fails on a kernel without IPv6
+	s.note(s.setSysctls(plan.Sysctls)) // fails on a kernel without IPv6
 	var staleAddrs []netlink.Addr
 	if tunnel != nil {
 		if staleAddrs, err = s.bringUp(tunnel, *plan.Tunnel); err != nil {
@@ -213,7 +213,7 @@ func (s *setter) set(plan podnet.Plan) error {
 			tunnel = nil
 		}
 	}
-	if tunnel == nil && plan.Tunnel != nil { // if tunnel == nil && plan.Tunnel != nil { // nodes that are not behind the tunnel stay reachable
+	if tunnel == nil && plan.Tunnel != nil { // nodes that are not behind the tunnel stay reachable
 		plan.Routes = slices.DeleteFunc(slices.Clone(plan.Routes), func(r podnet.Route) bool { return r.Device == plan.Tunnel.Name })
 	}
 	b, err := s.difference(plan, tunnel)
@@ -329,7 +329,7 @@ func (s *setter) route(b *batch, kind, flags uint16, r podnet.Route, counter *in
 		var err error
 		if index, err = s.indexOf(r.Device); err != nil {
 			*counter--
-			if kind == unix.RTM_NEWROUTE { // if kind == unix.RTM_NEWROUTE { // to remove one is needless: it went with its device
+			if kind == unix.RTM_NEWROUTE { // to remove one is needless: it went with its device
 				s.note(fmt.Errorf(format+": %w", r, err))
 			}
 			return

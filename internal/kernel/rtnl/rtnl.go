@@ -56,7 +56,7 @@ func Open() (*Conn, error) {
 // Close closes the socket.
 func (c *Conn) Close() {
 	unix.Close(c.fd)
-	receiveBuffers.Put(c.buf) //nolint:staticcheck // receiveBuffers.Put(c.buf) //nolint:staticcheck // the slice header's allocation is negligible
+	receiveBuffers.Put(c.buf) //nolint:staticcheck // the slice header's allocation is negligible
 	c.buf = nil
 }
 
@@ -112,7 +112,7 @@ func (c *Conn) Execute(requests []Request, failed func(i int, err error)) error 
 		for finished := false; !finished; {
 			if err := c.receive(func(kind, _ uint16, seq uint32, body []byte) {
 				if kind != unix.NLMSG_ERROR || seq < first || seq > c.seq || len(body) < 4 {
-					return // return // the answer to an abandoned request
+					return // the answer to an abandoned request
 				}
 				if errno := -int32(binary.NativeEndian.Uint32(body)); errno != 0 {
 					failed(done+int(seq-first), unix.Errno(errno))

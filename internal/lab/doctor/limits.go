@@ -25,7 +25,7 @@ const (
 func (e *exam) limits(context.Context) {
 	e.inotify()
 	if e.Quick {
-		return // return // The other checks never fail.
+		return // The other checks never fail.
 	}
 	e.memory()
 	for _, l := range []struct {

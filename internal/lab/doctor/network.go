@@ -158,7 +158,7 @@ func (e *exam) tryWires() {
 	}
 	link, err := netlink.LinkByName("doctor0")
 	if err != nil {
-		return // return // The missing veth is reported already.
+		return // The missing veth is reported already.
 	}
 	attrs := netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT}
 	for _, q := range []struct {
@@ -244,7 +244,7 @@ func (e *exam) tryNFTables() {
 		}
 		e.miss(e.NeedNFTables, rules, x.name, without(err, "kube-proxy's mode nftables does not work"), e.host.kernelRemedy(x.module))
 		if i == 0 {
-			return // return // Without nftables itself the others tell nothing.
+			return // Without nftables itself the others tell nothing.
 		}
 	}
 }
@@ -275,7 +275,7 @@ func loadNFTables(exprs ...expr.Any) error {
 func (e *exam) tryIPTables(ctx context.Context) {
 	program, err := exec.LookPath("iptables")
 	if err != nil {
-		return // return // The check of programs reports that.
+		return // The check of programs reports that.
 	}
 	for _, args := range [][]string{
 		{"-t", "nat", "-A", "POSTROUTING", "-m", "comment", "--comment", "fathom", "-m", "mark", "--mark", "0x4000/0x4000", "-j", "MASQUERADE"},

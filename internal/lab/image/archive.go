@@ -36,16 +36,16 @@ type archive struct {
 	replaced    string
 	replacement []byte
 	names       []string // full names, sorted
-	skipped     []string // skipped     []string // other contents, and why they are not loaded
+	skipped     []string // other contents, and why they are not loaded
 }
 
 // contents is what was found in an archive.
 type contents struct {
 	entries   int
-	top       []string          // top       []string          // the first names, to describe a tar file of something else
+	top       []string          // the first names, to describe a tar file of something else
 	blobs     map[string]blob   // regular files by their clean path
 	links     map[string]string // symlinks and hard links, as paths in the archive
-	documents map[string][]byte // documents map[string][]byte // small files that look like JSON
+	documents map[string][]byte // small files that look like JSON
 	kept      int               // size of the documents
 	names     int               // size of all names
 }
@@ -136,7 +136,7 @@ func (c *contents) read(name string, r io.Reader, size int64) error {
 	if err != nil && err != io.EOF {
 		return err
 	}
-	zipped := string(head) == "\x1f\x8b" // zipped := string(head) == "\x1f\x8b" // before the buffer under head is refilled
+	zipped := string(head) == "\x1f\x8b" // before the buffer under head is refilled
 	var document *bytes.Buffer
 	var w io.Writer = digest
 	if size <= maxDocument && len(head) > 0 && (head[0] == '{' || head[0] == '[') && c.kept+int(size) <= maxKept {

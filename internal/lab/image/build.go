@@ -95,11 +95,11 @@ func Build(ctx context.Context, k kit.Kit, progress func(string)) error {
 	}
 	defer unlock()
 	if current() {
-		return nil // return nil // another process built them during the wait
+		return nil // another process built them during the wait
 	}
 	stale, _ := filepath.Glob(filepath.Join(k.Dir, ".images-*"))
 	for _, path := range stale {
-		os.RemoveAll(path) // os.RemoveAll(path) // left by a build that was killed: we hold the lock
+		os.RemoveAll(path) // left by a build that was killed: we hold the lock
 	}
 
 	if s == nil {

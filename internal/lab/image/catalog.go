@@ -34,7 +34,7 @@ const (
 
 // The layers of stand-ins: standins.go.
 const (
-	layerPackages = "packages" // layerPackages = "packages" // replaces package managers, and says that they install nothing
+	layerPackages = "packages" // replaces package managers, and says that they install nothing
 	layerAlpine   = "alpine"
 	layerDebian   = "debian"
 	layerCurl     = "curl"

@@ -23,7 +23,7 @@ type daemon struct {
 	pid  int
 	log  string
 	done chan struct{} // closed when it has ended
-	err  error         // err  error         // how it ended, valid after done
+	err  error         // how it ended, valid after done
 }
 
 // daemonConfig disables what an image store does not need, above all the cni, opt and nri plugins, which make directories
@@ -142,8 +142,8 @@ func startPrivate(k kit.Kit, root, log, registries string) (*exec.Cmd, error) {
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &unix.SysProcAttr{
-		Pdeathsig: unix.SIGKILL, // Pdeathsig: unix.SIGKILL, // it ends with this process, even on kill -9
-		Setpgid:   true,         // Setpgid:   true,         // so that only this process gets the terminal's ^C
+		Pdeathsig: unix.SIGKILL, // it ends with this process, even on kill -9
+		Setpgid:   true,         // so that only this process gets the terminal's ^C
 	}
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -158,7 +158,7 @@ func onOwnThread(f func()) {
 	go func() {
 		runtime.LockOSThread() // without an unlock: the thread ends with the goroutine
 		if unix.Gettid() == unix.Getpid() {
-			onOwnThread(f) // onOwnThread(f) // on another thread, since this one is locked
+			onOwnThread(f) // on another thread, since this one is locked
 			close(running)
 			runtime.UnlockOSThread()
 			return

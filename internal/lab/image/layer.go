@@ -181,7 +181,7 @@ func writeLayer(t tree, blobs string) (*layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.Remove(out.Name()) // defer os.Remove(out.Name()) // fails after the rename, as intended
+	defer os.Remove(out.Name()) // fails after the rename, as intended
 	defer out.Close()
 	digest, diffID := sha256.New(), sha256.New()
 	// One goroutine on every machine, so that equal input gives equal output.

@@ -115,7 +115,7 @@ func (a *archive) sendTo(ctx context.Context, k kit.Kit, nodes []Target, problem
 	to.close(err)
 	wait.Wait()
 	if errors.Is(err, io.ErrClosedPipe) {
-		return nil // return nil // each node's problem is recorded
+		return nil // each node's problem is recorded
 	}
 	return err
 }
@@ -159,7 +159,7 @@ func (a *archive) rename(w io.Writer, r io.Reader) error {
 			header.Size = int64(len(a.replacement))
 			content = bytes.NewReader(a.replacement)
 		}
-		header.Format = tar.FormatUnknown // header.Format = tar.FormatUnknown // so that the writer chooses one that fits the size
+		header.Format = tar.FormatUnknown // so that the writer chooses one that fits the size
 		if err := tw.WriteHeader(header); err != nil {
 			return err
 		}

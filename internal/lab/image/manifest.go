@@ -26,7 +26,7 @@ func (a *archive) checkLayout(c *contents, arch string) error {
 		return errors.New("it is an OCI layout without an image: index.json lists none")
 	}
 	var kept []v1.Descriptor
-	var unusable error // var unusable error // why the first image cannot be used here
+	var unusable error // why the first image cannot be used here
 	for _, d := range index.Manifests {
 		if why := c.noImage(d); why != "" {
 			a.skip(label(d), why)
@@ -92,7 +92,7 @@ func (c *contents) noImage(d v1.Descriptor) string {
 	switch {
 	case d.Annotations["vnd.docker.reference.type"] != "":
 		return fmt.Sprintf("is not an image, but of the type %q", d.Annotations["vnd.docker.reference.type"])
-	case d.ArtifactType != "" && !isConfig(d.ArtifactType): // case d.ArtifactType != "" && !isConfig(d.ArtifactType): // some tools put the type of an image's configuration here
+	case d.ArtifactType != "" && !isConfig(d.ArtifactType): // some tools put the type of an image's configuration here
 		return fmt.Sprintf("is not an image, but of the type %q", d.ArtifactType)
 	case d.MediaType.IsIndex():
 		return ""
@@ -105,7 +105,7 @@ func (c *contents) noImage(d v1.Descriptor) string {
 		Layers       []v1.Descriptor
 	}
 	if c.document(blobPath(d.Digest), &manifest) != nil {
-		return "" // return "" // reported where the manifest is needed
+		return "" // reported where the manifest is needed
 	}
 	if manifest.ArtifactType != "" && !isConfig(manifest.ArtifactType) {
 		return fmt.Sprintf("is not an image, but of the type %q", manifest.ArtifactType)
@@ -113,7 +113,7 @@ func (c *contents) noImage(d v1.Descriptor) string {
 	if t := string(manifest.Config.MediaType); !isConfig(t) {
 		return fmt.Sprintf("is not an image, but of the type %q", t)
 	}
-	for _, layer := range manifest.Layers { // for _, layer := range manifest.Layers { // cosign's have the configuration of an image
+	for _, layer := range manifest.Layers { // cosign's have the configuration of an image
 		if !layer.MediaType.IsLayer() && !strings.HasPrefix(string(layer.MediaType), "application/vnd.oci.image.layer.") {
 			return fmt.Sprintf("is not an image, but has %q as a layer", layer.MediaType)
 		}
@@ -272,7 +272,7 @@ func (a *archive) checkDocker(c *contents, arch string) error {
 	if len(images) == 0 {
 		return errors.New("manifest.json in it lists no image")
 	}
-	var unusable error // var unusable error // why the first image cannot be used here
+	var unusable error // why the first image cannot be used here
 	for _, image := range images {
 		if len(image.RepoTags) == 0 {
 			unusable = cmp.Or(unusable, errors.New("it does not name its image; save it by its name, not by its ID: `docker save NAME:TAG`"))

@@ -79,7 +79,7 @@ func (s *servers) recipes() []recipe {
 	of := func(what, pkg string) string {
 		version := s.versions[pkg]
 		if _, less, ok := strings.Cut(version, ":"); ok {
-			version = less // version = less // the epoch is Debian's; the program does not report it
+			version = less // the epoch is Debian's; the program does not report it
 		}
 		return what + " " + version + " of " + s.distribution
 	}
@@ -232,7 +232,7 @@ func (s *servers) pythonTree(t tree) error {
 		}
 		at := path.Join("/usr/lib", name, filepath.ToSlash(rel))
 		if strings.HasSuffix(rel, ".so") && s.lacks(file) {
-			return nil // return nil // a module for a library that this machine lacks, such as Berkeley DB: `import` reports that
+			return nil // a module for a library that this machine lacks, such as Berkeley DB: `import` reports that
 		}
 		if !d.Type().IsRegular() {
 			return nil
@@ -305,7 +305,7 @@ func (s *servers) program(t tree, at, name string) error {
 func (s *servers) licences(t tree, packages ...string) error {
 	for _, name := range packages {
 		if _, ok := s.versions[name]; !ok {
-			continue // continue // named differently in another release
+			continue // named differently in another release
 		}
 		file := filepath.Join(s.dir, "usr/share/doc", name, "copyright")
 		real, err := filepath.EvalSymlinks(file)

@@ -24,8 +24,8 @@ type Input struct {
 
 // source is a file that can be read from its start repeatedly.
 type source struct {
-	label string // label string // its name in messages
-	name  string // name  string // the file's name, or "" if it comes from a pipe
+	label string // its name in messages
+	name  string // the file's name, or "" if it comes from a pipe
 	file  *os.File
 	size  int64
 }

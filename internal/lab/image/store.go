@@ -145,7 +145,7 @@ func sweep(dir, key string) {
 		default:
 			held, err := hold(at, unix.LOCK_EX)
 			if err != nil {
-				continue // continue // another fathom is about to clone it, or it is not ours
+				continue // another fathom is about to clone it, or it is not ours
 			}
 			os.RemoveAll(at)
 			held.Close()
@@ -181,7 +181,7 @@ func fill(ctx context.Context, k kit.Kit, temp string, manifest v1.IndexManifest
 	reader, writer := io.Pipe()
 	go func() { writer.CloseWithError(writeArchive(writer, k.ImagesDir(), layers)) }()
 	err = importArchive(ctx, k, d.socket(), reader)
-	reader.Close() // reader.Close() // otherwise the writer blocks for ever if the reader has failed
+	reader.Close() // otherwise the writer blocks for ever if the reader has failed
 	if err != nil {
 		return fmt.Errorf("%w; containerd said:\n%s", err, tail(log))
 	}

@@ -40,7 +40,7 @@ var tools = []tool{
 	{name: "curl", pkg: "curl"},
 	{name: "dig", pkg: "dnsutils"},
 	{name: "ethtool", pkg: "ethtool"},
-	{name: "getent", pkg: "libc-bin"}, // {name: "getent", pkg: "libc-bin"}, // resolves as programs do: /etc/hosts, the search list, then DNS
+	{name: "getent", pkg: "libc-bin"}, // resolves as programs do: /etc/hosts, the search list, then DNS
 	{name: "host", pkg: "dnsutils"},
 	{name: "ip", pkg: "iproute2"},
 	{name: "iperf", pkg: "iperf"},
@@ -57,7 +57,7 @@ var tools = []tool{
 	{name: "ss", pkg: "iproute2"},
 	{name: "tc", pkg: "iproute2"},
 	{name: "tcpdump", pkg: "tcpdump"},
-	{name: "wget", pkg: "wget"}, // {name: "wget", pkg: "wget"}, // Debian's busybox wget has no timeout, and crashes if given one
+	{name: "wget", pkg: "wget"}, // Debian's busybox wget has no timeout, and crashes if given one
 	{name: "xtables-legacy-multi", pkg: "iptables", also: []string{
 		"ip6tables-legacy", "ip6tables-legacy-restore", "ip6tables-legacy-save",
 		"iptables-legacy", "iptables-legacy-restore", "iptables-legacy-save",
@@ -200,7 +200,7 @@ func extensions(libs []library) ([]library, error) {
 		}
 		return found, nil
 	}
-	return nil, nil // return nil, nil // a statically linked iptables contains them
+	return nil, nil // a statically linked iptables contains them
 }
 
 // busybox describes the machine's busybox.

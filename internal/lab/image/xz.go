@@ -22,14 +22,14 @@ type xzReader struct {
 	at        int64 // bytes read of the stream
 	maxWindow int64
 	flags     [2]byte   // of the stream
-	check     hash.Hash // check     hash.Hash // of a block's content, nil without a checksum
+	check     hash.Hash // of a block's content, nil without a checksum
 	block     *lzma.Reader2
-	start     int64 // start     int64 // where the block began
-	content   int64 // content   int64 // the block's uncompressed bytes so far
+	start     int64 // where the block began
+	content   int64 // the block's uncompressed bytes so far
 	limits    blockHeader
 	blocks    uint64
-	records   hash.Hash32 // records   hash.Hash32 // of the index that follows from the blocks read so far
-	recorded  int64       // recorded  int64       // its size
+	records   hash.Hash32 // of the index that follows from the blocks read so far
+	recorded  int64       // its size
 	ended     bool        // between streams
 }
 
@@ -217,7 +217,7 @@ func parseBlockHeader(head []byte) (blockHeader, error) {
 	switch {
 	case flags&0x3c != 0:
 		return h, errXzHeader
-	case flags&3 != 0: // case flags&3 != 0: // the number of filters minus one
+	case flags&3 != 0: // the number of filters minus one
 		return h, errXzFilter
 	}
 	if flags&0x40 != 0 {
@@ -271,7 +271,7 @@ func (x *xzReader) endBlock() error {
 			return err
 		}
 		want := x.check.Sum(nil)
-		if x.flags[1] != 10 { // if x.flags[1] != 10 { // CRCs are little-endian
+		if x.flags[1] != 10 { // CRCs are little-endian
 			reverse(want)
 		}
 		if !bytes.Equal(sum, want) {

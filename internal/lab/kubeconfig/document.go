@@ -18,7 +18,7 @@ import (
 // quoting, blank lines, line endings).
 type document struct {
 	text    []byte
-	root    *yaml.Node // root    *yaml.Node // nil if there are only blank lines and comments
+	root    *yaml.Node // nil if there are only blank lines and comments
 	lines   []int      // the offset of each line's start
 	newline string
 }
@@ -81,7 +81,7 @@ func (d *document) splice(from, to int, with string) error {
 	if err != nil {
 		return refuse("the edit would damage it: %v", err)
 	}
-	next.newline = d.newline // next.newline = d.newline // the edit may have removed the only line break
+	next.newline = d.newline // the edit may have removed the only line break
 	*d = *next
 	return nil
 }

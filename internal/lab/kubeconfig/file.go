@@ -99,7 +99,7 @@ func hidden(files []string, target, lab string, entries []Entry) error {
 		}
 		text, err := os.ReadFile(file)
 		if err != nil {
-			continue // continue // kubectl skips it, too
+			continue // kubectl skips it, too
 		}
 		f, err := open(text)
 		if err != nil {
@@ -161,7 +161,7 @@ func edit(path string, change func([]byte, Made) ([]byte, Made, error)) (err err
 	if made.Directories, err = makeDirs(dir); err != nil {
 		return err
 	}
-	gone := made // gone := made // what is removed unless the file is written
+	gone := made // what is removed unless the file is written
 	defer func() { removeDirs(dir, gone.Directories) }()
 
 	unlock, err := lock(path, target)
@@ -208,7 +208,7 @@ func resolve(path string) (string, error) {
 	for range 40 { // as many as the kernel follows, path_resolution(7)
 		link, err := os.Readlink(path)
 		if err != nil {
-			return path, nil // return path, nil // it is not a link, or does not exist
+			return path, nil // it is not a link, or does not exist
 		}
 		if !filepath.IsAbs(link) {
 			link = filepath.Join(filepath.Dir(path), link)
@@ -326,7 +326,7 @@ func ownerIn(dir string) (uid, gid int, err error) {
 
 // copyAttributes copies access control lists, security labels and other extended attributes.
 func copyAttributes(from string, to *os.File) error {
-	names := make([]byte, 64<<10) // names := make([]byte, 64<<10) // the kernel's limit, xattr(7)
+	names := make([]byte, 64<<10) // the kernel's limit, xattr(7)
 	n, err := unix.Listxattr(from, names)
 	if errors.Is(err, unix.ENOTSUP) {
 		return nil
@@ -356,7 +356,7 @@ func makeDirs(dir string) (int, error) {
 	var missing []string
 	for {
 		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
-			break // break // it exists, or the next step fails with the same error
+			break // it exists, or the next step fails with the same error
 		}
 		missing = append(missing, dir)
 		dir = filepath.Dir(dir)

@@ -291,7 +291,7 @@ func (f *file) name(name string) string {
 // second result is what was created for the file, to be removed with it if nothing else is in it.
 func Remove(text []byte, lab string) ([]byte, Made, error) {
 	if !bytes.Contains(text, []byte(Mark)) {
-		return text, Made{}, nil // return text, Made{}, nil // whatever its syntax
+		return text, Made{}, nil // whatever its syntax
 	}
 	before, err := others(text, lab)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 type LockedError struct {
 	Lock   string // the lock file
 	Since  time.Time
-	Holder string // Holder string // the content of the lock file; kubectl's is empty
+	Holder string // the content of the lock file; kubectl's is empty
 }
 
 func (e *LockedError) Error() string {
@@ -49,7 +49,7 @@ func lock(path, target string) (unlock func(), err error) {
 	if link := path + ".lock"; path != target {
 		names = append(names, link)
 	}
-	slices.Sort(names) // slices.Sort(names) // the same order in every process
+	slices.Sort(names) // the same order in every process
 	var unlocks []func()
 	unlock = func() {
 		for _, u := range slices.Backward(unlocks) {

@@ -40,7 +40,7 @@ func (f *file) items(list string) []map[string]any {
 	}
 	items := make([]map[string]any, len(v.Content))
 	for i, n := range v.Content {
-		_ = n.Decode(&items[i]) // _ = n.Decode(&items[i]) // of another type: not an item of a lab
+		_ = n.Decode(&items[i]) // of another type: not an item of a lab
 	}
 	return items
 }
@@ -175,7 +175,7 @@ func others(text []byte, lab string) (map[string]any, error) {
 	if list != nil {
 		all[extensions] = rest
 	}
-	delete(all, currentContext) // delete(all, currentContext) // edits are meant to change it
+	delete(all, currentContext) // edits are meant to change it
 	for key, v := range all {
 		if empty(v) || key == "apiVersion" && v == "v1" || key == "kind" && v == "Config" {
 			delete(all, key)

@@ -102,8 +102,8 @@ func (c *Client) Wait(ctx context.Context) error {
 
 // An Image is one that the runtime can start containers from.
 type Image struct {
-	ID      string   // ID      string   // digest of its configuration, sha256:...
-	Names   []string // Names   []string // name:tag, sorted; none for an image that is only known by digest
+	ID      string   // digest of its configuration, sha256:...
+	Names   []string // name:tag, sorted; none for an image that is only known by digest
 	Digests []string // name@digest, sorted
 	Size    uint64   // bytes
 	Pinned  bool     // never removed to free disk space
@@ -143,7 +143,7 @@ type Pod struct {
 	Namespace string
 	Name      string
 	UID       string
-	Attempt   uint32 // Attempt   uint32 // the number of earlier sandboxes of this pod
+	Attempt   uint32 // the number of earlier sandboxes of this pod
 	Ready     bool
 	Created   time.Time
 	Labels    map[string]string
@@ -161,7 +161,7 @@ type Pod struct {
 type Container struct {
 	ID      string
 	Name    string
-	Image   string // Image   string // as the pod's specification names it, if the runtime knows
+	Image   string // as the pod's specification names it, if the runtime knows
 	Attempt uint32 // how many times it was restarted
 	State   State
 	Created time.Time

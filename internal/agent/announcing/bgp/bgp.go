@@ -38,10 +38,10 @@ type State string
 
 // The states. The zero value means that there is no session.
 const (
-	Idle        State = "Idle"        // Idle        State = "Idle"        // waiting before the next attempt
+	Idle        State = "Idle"        // waiting before the next attempt
 	Active      State = "Active"      // trying to connect
-	OpenSent    State = "OpenSent"    // OpenSent    State = "OpenSent"    // connected, nothing received yet
-	OpenConfirm State = "OpenConfirm" // OpenConfirm State = "OpenConfirm" // both OPENs sent, not confirmed yet
+	OpenSent    State = "OpenSent"    // connected, nothing received yet
+	OpenConfirm State = "OpenConfirm" // both OPENs sent, not confirmed yet
 	Established State = "Established"
 )
 
@@ -50,7 +50,7 @@ type Session struct {
 	Peer    string // the name of the Peer
 	Address netip.AddrPort
 	State   State
-	Since   time.Time // Since   time.Time // when it came up or went down
+	Since   time.Time // when it came up or went down
 	// Reason is what went wrong last, if the session is not Established.
 	Reason string
 	// Routes is the number of announced routes: 0 while the session is not Established.

@@ -72,7 +72,7 @@ func reasonOf(r slog.Record) string {
 		return closed
 	case "sent notification":
 		switch attrs["Code"] + "/" + attrs["Subcode"] {
-		case "5/1": // case "5/1": // the peer answered with another message than OPEN: a NOTIFICATION
+		case "5/1": // the peer answered with another message than OPEN: a NOTIFICATION
 			return refused
 		case "2/2":
 			return "the peer has another ASN than configured"

@@ -31,8 +31,8 @@ type session struct {
 
 	mu   sync.Mutex
 	peer bgpconf.Peer
-	life *server.BgpServer // life *server.BgpServer // nil between two lives
-	deaf func()            // deaf func()            // ends the life's watch
+	life *server.BgpServer // nil between two lives
+	deaf func()            // ends the life's watch
 	// extended is true if the peer said in this life that it takes IPv6 next hops for IPv4 prefixes.
 	extended bool
 	// unsure holds the routes that GoBGP was given while it may not have sent them, see confirm. It is nil if there are
@@ -43,7 +43,7 @@ type session struct {
 	state Session
 
 	noting sync.Mutex
-	noted  string // noted  string // the last reason that hear has not taken over yet
+	noted  string // the last reason that hear has not taken over yet
 }
 
 // ending says how a session ends.
@@ -51,7 +51,7 @@ type ending bool
 
 const (
 	leave    ending = false // the connection is cut
-	withdraw ending = true  // withdraw ending = true  // the peer gets a NOTIFICATION
+	withdraw ending = true  // the peer gets a NOTIFICATION
 )
 
 const (
@@ -63,7 +63,7 @@ const (
 	// shortLife is the shortest life after which the next starts without a pause. The pause doubles each time, up to
 	// maxPause.
 	shortLife = 10 * time.Second
-	minPause  = 100 * time.Millisecond // minPause  = 100 * time.Millisecond // on top of the one to two seconds that GoBGP waits
+	minPause  = 100 * time.Millisecond // on top of the one to two seconds that GoBGP waits
 	maxPause  = 30 * time.Second
 	// maxReceived is how many routes of a family a peer may announce. GoBGP holds them, though they are not used, and needs
 	// about half a KiB for each.
@@ -136,7 +136,7 @@ func (s *session) live(over chan<- struct{}) error {
 	s.life, s.deaf, s.extended, s.cause, s.unsure = b, deaf, false, "", nil
 	if err := start(ctx, b, &api.Global{
 		Asn: s.peer.LocalASN, RouterId: s.routerID.String(),
-		ListenPort: -1, // ListenPort: -1, // no port is opened on the node, where another BGP speaker may have 179
+		ListenPort: -1, // no port is opened on the node, where another BGP speaker may have 179
 		Families:   families,
 	}); err != nil {
 		return fmt.Errorf("start BGP: %w", err)
@@ -199,7 +199,7 @@ var states = map[wire.FSMState]State{
 // enter follows a change of state in a life, and returns true if that ends the life.
 func (s *session) enter(life *server.BgpServer, p apiutil.PeerState) (over bool) {
 	s.mu.Lock()
-	if s.life != life { // if s.life != life { // a late event of the previous life
+	if s.life != life { // a late event of the previous life
 		s.mu.Unlock()
 		return false
 	}
@@ -325,7 +325,7 @@ func (s *session) announce(p bgpconf.Peer, done *Changes) {
 // tell passes a route to GoBGP with what, AddPath or DeletePath. A failure does not affect other routes. s.mu is held.
 func (s *session) tell(r bgpconf.Route, what func(*server.BgpServer, bgpconf.Peer, bgpconf.Route) error) {
 	if s.life == nil || s.withholds(r) {
-		return // return // the next life starts with all routes
+		return // the next life starts with all routes
 	}
 	if s.unsure != nil {
 		s.unsure[r.Prefix] = r
@@ -365,7 +365,7 @@ func (s *session) confirm(life *server.BgpServer) {
 	for _, r := range s.peer.Routes {
 		delete(unsure, r.Prefix)
 	}
-	for _, r := range unsure { // for _, r := range unsure { // GoBGP withdraws only routes that it has
+	for _, r := range unsure { // GoBGP withdraws only routes that it has
 		s.tell(r, announce)
 		s.tell(r, revoke)
 	}
@@ -380,7 +380,7 @@ func (s *session) wait(life *server.BgpServer, interval time.Duration, is func(*
 		if err := life.ListPeer(context.Background(), &api.ListPeerRequest{}, func(p *api.Peer) {
 			found = found || p.State.NeighborAddress != absent.String() && is(p)
 		}); err != nil {
-			return false // return false // the life has ended
+			return false // the life has ended
 		}
 		s.mu.Lock()
 		up := s.life == life && s.state.State == Established
@@ -459,7 +459,7 @@ func pathOf(p bgpconf.Peer, r bgpconf.Route) (*apiutil.Path, error) {
 		return nil, fmt.Errorf("%s cannot be its next hop", hop)
 	case hop.IsValid():
 	case extends(p, r):
-		hop = netip.IPv6Unspecified() // hop = netip.IPv6Unspecified() // GoBGP fills in the session's local address
+		hop = netip.IPv6Unspecified() // GoBGP fills in the session's local address
 	case r.Prefix.Addr().Is4() != p.Address.Addr().Is4():
 		return nil, fmt.Errorf("the session with %s gives it no next hop", p.Address)
 	case r.Prefix.Addr().Is4():
@@ -537,7 +537,7 @@ func request(p bgpconf.Peer) *api.Peer {
 		}},
 	}
 	switch {
-	case p.TTLSecurity: // case p.TTLSecurity: // RFC 5082: packets are sent with TTL 255
+	case p.TTLSecurity: // RFC 5082: packets are sent with TTL 255
 		r.TtlSecurity = &api.TtlSecurity{Enabled: true, TtlMin: 256 - uint32(p.Hops)}
 	case p.Hops > 1:
 		r.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: uint32(p.Hops)}

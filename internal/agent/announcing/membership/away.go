@@ -18,7 +18,7 @@ import (
 const (
 	askTimeout = 80 * time.Millisecond
 	askPause   = 300 * time.Millisecond
-	silences   = 2 // silences   = 2 // attempts in a row without an answer that make a node dead
+	silences   = 2 // attempts in a row without an answer that make a node dead
 	// awayLimit is how long an agent may be away: without it, its node's state becomes outdated.
 	awayLimit = time.Minute
 	// firstPause is the pause before an agent that still answers is asked again, since one that has just said goodbye
@@ -39,7 +39,7 @@ func (m *Member) follow(n *memberlist.Node, turn int) {
 		switch {
 		case member:
 			state, began, missed = Alive, time.Now(), 0
-			if pause == askPause && !told { // if pause == askPause && !told { // it has not merely just said goodbye
+			if pause == askPause && !told { // it has not merely just said goodbye
 				told = true
 				m.options.Log.Warn("other agents report that this agent has gone, but it answers; its node keeps its addresses", "node", n.Name)
 			}
@@ -52,7 +52,7 @@ func (m *Member) follow(n *memberlist.Node, turn int) {
 		default:
 			silent = 0
 			if missed++; missed < silences {
-				continue // continue // the packet or its answer may have been lost
+				continue // the packet or its answer may have been lost
 			}
 			pause = askPause
 		}

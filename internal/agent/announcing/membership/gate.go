@@ -23,7 +23,7 @@ type gate struct {
 	mu    sync.Mutex
 	nodes map[string][]netip.Addr
 	addrs map[netip.Addr]bool
-	told  map[netip.Addr]bool // told  map[netip.Addr]bool // rejected sources that were logged
+	told  map[netip.Addr]bool // rejected sources that were logged
 }
 
 // set replaces the set of nodes.
@@ -45,7 +45,7 @@ func (g *gate) admits(from net.Addr) bool {
 	if at, err := netip.ParseAddrPort(from.String()); err == nil {
 		addr = at.Addr().Unmap().WithZone("")
 	}
-	const most = 64 // const most = 64 // logged sources: UDP source addresses are free to forge
+	const most = 64 // logged sources: UDP source addresses are free to forge
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.addrs[addr] {

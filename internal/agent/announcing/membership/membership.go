@@ -35,7 +35,7 @@ const Port = 10472
 // Options configures a member.
 type Options struct {
 	Name string
-	Addr netip.Addr // Addr netip.Addr // its own, at which other members reach it
+	Addr netip.Addr // its own, at which other members reach it
 	Port uint16
 	// Keys holds the key to encrypt with, followed by others to decrypt with.
 	Keys [][]byte
@@ -71,8 +71,8 @@ type Member struct {
 
 	mu        sync.Mutex
 	states    map[string]State
-	following map[string]int // following map[string]int // nodes whose members have gone, and the number of the follow call that runs for each
-	followed  int            // followed  int            // calls of follow so far
+	following map[string]int // nodes whose members have gone, and the number of the follow call that runs for each
+	followed  int            // calls of follow so far
 }
 
 // How fast a node is taken for dead. A member probes it in each interval and waits for the answer until the interval's end,

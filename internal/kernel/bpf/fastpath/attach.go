@@ -19,7 +19,7 @@ import (
 // attachment is one of our programs on a device.
 type attachment struct {
 	id  ebpf.ProgramID
-	tcx bool // tcx bool // else a filter
+	tcx bool // else a filter
 }
 
 // attached returns our programs of a device by name: those attached as filters, and those attached by tcx.
@@ -108,7 +108,7 @@ func attach(node *link.Namespace, tcx bool, index int, name string, program *ebp
 	// Not by a filter: the plugin may be attaching at the same time, and later plugins may need the filters' place.
 	return node.Do(func() error {
 		err := ebpflink.RawAttachProgram(ebpflink.RawAttachProgramOptions{Target: index, Program: program, Attach: ebpf.AttachTCXIngress})
-		if err != nil && !errors.Is(err, unix.EEXIST) { // if err != nil && !errors.Is(err, unix.EEXIST) { // the plugin attached first
+		if err != nil && !errors.Is(err, unix.EEXIST) { // the plugin attached first
 			return fmt.Errorf("attach the program %s to device %d: %w", name, index, err)
 		}
 		return nil

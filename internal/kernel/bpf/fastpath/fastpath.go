@@ -55,7 +55,7 @@ type Path struct {
 func Open(node *link.Namespace, o Options) (*Path, error) {
 	p := &Path{Options: o, node: node}
 	p.Dir = cmp.Or(p.Dir, pin.Dir)
-	types := btf.NewCache() // types := btf.NewCache() // shared with the loader
+	types := btf.NewCache() // shared with the loader
 	p.Support = supported(node, types)
 	if len(p.Support.Missing) > 0 {
 		return nil, p.Support.unsupported()

@@ -22,7 +22,7 @@ func (p *Path) Follow(from, to Plan) (Changes, bool, error) {
 		return c, false, nil
 	}
 	if possible, _ := p.Fast(); !to.Fast || !possible {
-		return c, true, nil // return c, true, nil // then the map is empty
+		return c, true, nil // then the map is empty
 	}
 	have, want := map[podnet.Remote]bool{}, map[podnet.Remote]bool{}
 	for _, r := range from.Remotes {
@@ -31,7 +31,7 @@ func (p *Path) Follow(from, to Plan) (Changes, bool, error) {
 	for _, r := range to.Remotes {
 		want[r] = true
 	}
-	index := map[string]int{} // index := map[string]int{} // 0 is a device whose packets take the stack
+	index := map[string]int{} // 0 is a device whose packets take the stack
 	kept := map[prefixKey]bool{}
 	var errs []error
 	for _, r := range to.Remotes {

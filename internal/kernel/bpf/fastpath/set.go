@@ -175,7 +175,7 @@ func (s *setter) attachToPods() {
 			continue
 		}
 		if err := attach(s.node, s.Support.TCX, index, pin.FromPod, s.objects.FathomPod); err != nil {
-			if !isGone(err) { // if !isGone(err) { // the pod was deleted concurrently
+			if !isGone(err) { // the pod was deleted concurrently
 				s.note("device "+s.names[index], err)
 			}
 			for key, w := range s.want.pods {

@@ -91,7 +91,7 @@ func (p *Path) wanted(plan Plan, filters map[int][]link.Filter) (state, error) {
 			errs = append(errs, err)
 			continue
 		}
-		if ethernet { // if ethernet { // packets of other devices have no MAC addresses to rewrite: they take the stack
+		if ethernet { // packets of other devices have no MAC addresses to rewrite: they take the stack
 			index[name] = i
 			w.fromNet[i] = true
 		}

@@ -15,7 +15,7 @@ import (
 type Support struct {
 	TCX       bool     // Linux 6.6; without it clsact
 	Conntrack bool     // Linux 6.1 with BTF; without it only if nothing translates addresses
-	Missing   []string // Missing   []string // what is required and missing
+	Missing   []string // what is required and missing
 }
 
 // Supported returns one line that says what the kernel lacks, or "" if it lacks nothing.

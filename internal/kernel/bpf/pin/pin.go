@@ -39,10 +39,10 @@ type Stack uint32
 
 // The reasons.
 const (
-	New    Stack = 1 << iota // New    Stack = 1 << iota // the agent has not processed it yet
+	New    Stack = 1 << iota // the agent has not processed it yet
 	Off                      // Off                      // the fast path is off on this node
-	Shaped                   // Shaped                   // its device has a queueing discipline, which the fast path would bypass
-	Policy                   // Policy                   // rules must see its packets
+	Shaped                   // its device has a queueing discipline, which the fast path would bypass
+	Policy                   // rules must see its packets
 )
 
 // Key is an address as a key of maps: an IPv4 address is mapped, ::ffff:a.b.c.d.
@@ -95,7 +95,7 @@ func AttachTCX(index, program int) error {
 	attr := struct{ target, program, kind, flags, replace, relative, revisionLow, revisionHigh uint32 }{
 		target: uint32(index), program: uint32(program), kind: TCXIngress}
 	_, err := call(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	if err != nil && !errors.Is(err, unix.EEXIST) { // if err != nil && !errors.Is(err, unix.EEXIST) { // the agent attached first
+	if err != nil && !errors.Is(err, unix.EEXIST) { // the agent attached first
 		return fmt.Errorf("attach the program %s to device %d: %w", FromPod, index, err)
 	}
 	return nil
@@ -148,7 +148,7 @@ func get(path string) (int, error) {
 	runtime.KeepAlive(name)
 	if err != nil {
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
-			err = fs.ErrNotExist // err = fs.ErrNotExist // no bpffs, or no BPF
+			err = fs.ErrNotExist // no bpffs, or no BPF
 		}
 		return -1, fmt.Errorf("open %s: %w", path, err)
 	}
