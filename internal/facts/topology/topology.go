@@ -4,7 +4,11 @@
 // validation, so that what the rest of the program gets is always a lab that can be built.
 package topology
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"github.com/fathom-network/fathom/internal/facts/podnet"
+)
 
 // Lab is a whole lab with every default filled in.
 type Lab struct {
@@ -141,6 +145,25 @@ type Network struct {
 	// VNI and Port are those of Fathom's and flannel's VXLAN; other networks have neither.
 	VNI  int // 1 to 16777215, default 4242 and 1
 	Port int // UDP, default 4789 and 8472
+}
+
+// KernelNeeds are parts of the kernel that only some networks need.
+type KernelNeeds struct {
+	VXLAN        bool // devices of type vxlan
+	BridgeFilter bool // br_netfilter: rules of IP see what bridges carry
+}
+
+// Needs returns what the network cannot do without. Fathom's mode auto uses VXLAN where nodes are on several segments, and a
+// lab's are on one.
+func (n Network) Needs() KernelNeeds {
+	switch n.Kind {
+	case NetworkFathom:
+		return KernelNeeds{VXLAN: n.Mode == string(podnet.VXLAN)}
+	case NetworkFlannel:
+		return KernelNeeds{VXLAN: true, BridgeFilter: true} // flanneld exits without br_netfilter
+	case NetworkBridge, NetworkNone:
+	}
+	return KernelNeeds{}
 }
 
 // ProxyKind names a Service proxy.

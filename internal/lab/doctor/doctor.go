@@ -58,9 +58,9 @@ type Options struct {
 	// Clusters and Nodes are the numbers to be started, and ControlPlanes how many of the nodes are control-plane nodes. No
 	// clusters means a default lab.
 	Clusters, Nodes, ControlPlanes int
-	// NeedNFTables, NeedIPTables, NeedIPVS, NeedFlannel, NeedTBF and NeedNetem make a missing feature a failure instead of
-	// a warning.
-	NeedNFTables, NeedIPTables, NeedIPVS, NeedFlannel, NeedTBF, NeedNetem bool
+	// NeedNFTables, NeedIPTables, NeedIPVS, NeedVXLAN, NeedBridgeFilter, NeedTBF and NeedNetem make a missing feature a failure
+	// instead of a warning.
+	NeedNFTables, NeedIPTables, NeedIPVS, NeedVXLAN, NeedBridgeFilter, NeedTBF, NeedNetem bool
 	// Quick leaves out every check that cannot fail.
 	Quick bool
 }
@@ -75,7 +75,9 @@ func For(lab *topology.Lab) Options {
 		o.NeedNFTables = o.NeedNFTables || c.Proxy.Mode == "nftables"
 		o.NeedIPTables = o.NeedIPTables || c.Proxy.Mode == "iptables" || c.Proxy.Mode == "ipvs"
 		o.NeedIPVS = o.NeedIPVS || c.Proxy.Mode == "ipvs"
-		o.NeedFlannel = o.NeedFlannel || c.Network.Kind == topology.NetworkFlannel
+		needs := c.Network.Needs()
+		o.NeedVXLAN = o.NeedVXLAN || needs.VXLAN
+		o.NeedBridgeFilter = o.NeedBridgeFilter || needs.BridgeFilter
 		for j := range c.Nodes {
 			w := c.Nodes[j].Wire
 			o.NeedTBF = o.NeedTBF || w.Rate != ""

@@ -102,9 +102,9 @@ func TestPureChecks(t *testing.T) {
 		{name: "br_netfilter", files: map[string]string{"/proc/sys/net/bridge/bridge-nf-call-iptables": "1"},
 			run: (*exam).bridgeFilter, want: "ok br_netfilter", text: "available"},
 		{name: "br_netfilter not loaded", files: map[string]string{"/lib/modules/6.1.0/modules.dep": "kernel/net/bridge/br_netfilter.ko: kernel/net/bridge/bridge.ko\n"},
-			run: func(e *exam) { e.NeedFlannel = true; e.bridgeFilter() }, want: "ok br_netfilter", text: "fathom up"},
+			run: func(e *exam) { e.NeedBridgeFilter = true; e.bridgeFilter() }, want: "ok br_netfilter", text: "fathom up"},
 		{name: "no br_netfilter", run: (*exam).bridgeFilter, want: "warn br_netfilter", text: "by a Service"},
-		{name: "no br_netfilter for flannel", run: func(e *exam) { e.NeedFlannel = true; e.bridgeFilter() }, want: "fail br_netfilter"},
+		{name: "no br_netfilter for flannel", run: func(e *exam) { e.NeedBridgeFilter = true; e.bridgeFilter() }, want: "fail br_netfilter"},
 		{name: "cgroup v1", files: map[string]string{"/proc/cgroups": "pids 0 1 1\n"},
 			run: func(e *exam) {
 				var all []cgroup.Hierarchy
@@ -185,9 +185,21 @@ func TestFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	lab.Clusters[1].Nodes[1].Wire.Delay = "1ms"
-	want := Options{Clusters: 2, Nodes: 6, ControlPlanes: 2, NeedIPTables: true, NeedIPVS: true, NeedFlannel: true, NeedNetem: true}
+	want := Options{Clusters: 2, Nodes: 6, ControlPlanes: 2, NeedIPTables: true, NeedIPVS: true, NeedVXLAN: true, NeedBridgeFilter: true, NeedNetem: true}
 	if got := For(lab); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if lab, err = topology.Default(topology.Overrides{}); err != nil {
+		t.Fatal(err)
+	}
+	want = Options{Clusters: 2, Nodes: 6, ControlPlanes: 2}
+	if got := For(lab); got != want {
+		t.Errorf("the default lab: got %+v, want %+v", got, want)
+	}
+	lab.Clusters[1].Network.Mode = "vxlan"
+	want.NeedVXLAN = true
+	if got := For(lab); got != want {
+		t.Errorf("mode vxlan in one cluster: got %+v, want %+v", got, want)
 	}
 }
 

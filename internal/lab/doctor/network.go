@@ -121,7 +121,7 @@ func (e *exam) tryLinks() {
 	}{
 		{"veth", "veth", true, &netlink.Veth{LinkAttrs: attrs("doctor0"), PeerName: "doctor1"}, "nodes and pods cannot be wired"},
 		{"bridge", "bridge", true, &netlink.Bridge{LinkAttrs: attrs("doctor2")}, "clusters have no switch"},
-		{"vxlan", "vxlan", e.NeedFlannel, &netlink.Vxlan{LinkAttrs: attrs("doctor3"), VxlanId: 1, Port: 8472}, "the network flannel does not work"},
+		{"vxlan", "vxlan", e.NeedVXLAN, &netlink.Vxlan{LinkAttrs: attrs("doctor3"), VxlanId: 1, Port: 8472}, "the network flannel and Fathom's mode vxlan do not work"},
 		{"dummy", "dummy", e.NeedIPVS, &netlink.Dummy{LinkAttrs: attrs("doctor4")}, "kube-proxy's mode ipvs does not work"},
 		{"wireguard", "wireguard", false, &netlink.Wireguard{LinkAttrs: attrs("doctor5")}, "a network of your own that encrypts with WireGuard does not work"},
 	} {
@@ -141,13 +141,13 @@ func (e *exam) tryLinks() {
 func (e *exam) bridgeFilter() {
 	remedy := e.host.kernelRemedy("br_netfilter")
 	switch {
-	case e.Quick && !e.NeedFlannel:
+	case e.Quick && !e.NeedBridgeFilter:
 	case e.host.exists("/proc/sys/net/bridge/bridge-nf-call-iptables"):
-		e.have(e.NeedFlannel, links, "br_netfilter", "available")
+		e.have(e.NeedBridgeFilter, links, "br_netfilter", "available")
 	case strings.HasPrefix(remedy, "modprobe"):
-		e.have(e.NeedFlannel, links, "br_netfilter", "a module that `fathom up` loads; the host's own bridges stay as they are")
+		e.have(e.NeedBridgeFilter, links, "br_netfilter", "a module that `fathom up` loads; the host's own bridges stay as they are")
 	default:
-		e.miss(e.NeedFlannel, links, "br_netfilter", "not in this kernel: flannel does not start, and pods on one bridge do not reach each other by a Service", remedy)
+		e.miss(e.NeedBridgeFilter, links, "br_netfilter", "not in this kernel: flannel does not start, and pods on one bridge do not reach each other by a Service", remedy)
 	}
 }
 

@@ -50,6 +50,22 @@ func TestKinds(t *testing.T) {
 	}
 }
 
+// TestNeeds: what the machine is asked for before a lab starts is what the networks use.
+func TestNeeds(t *testing.T) {
+	flannel := cluster(t, "network: {name: flannel}").Network.Needs()
+	if uses := strings.Contains(flannelManifest, `"Type": "vxlan"`); flannel.VXLAN != uses || !flannel.BridgeFilter {
+		t.Errorf("flannel uses VXLAN: %v, and needs %+v", uses, flannel)
+	}
+	for settings, vxlan := range map[string]bool{
+		"network: {name: fathom}": false, "network: {name: fathom, mode: vxlan}": true, "network: {name: fathom, mode: direct}": false,
+		"network: {name: bridge}": false, "network: {name: none}": false,
+	} {
+		if got, want := cluster(t, settings).Network.Needs(), (topology.KernelNeeds{VXLAN: vxlan}); got != want {
+			t.Errorf("%s needs %+v, want %+v", settings, got, want)
+		}
+	}
+}
+
 // TestBridge: pods of both families, the way to those of other nodes, and the address of what leaves the cluster.
 func TestBridge(t *testing.T) {
 	c := cluster(t, "network: {name: bridge}, ipFamily: dual")

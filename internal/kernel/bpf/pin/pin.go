@@ -40,7 +40,7 @@ type Stack uint32
 // The reasons.
 const (
 	New    Stack = 1 << iota // the agent has not processed it yet
-	Off                      // Off                      // the fast path is off on this node
+	Off                      // the fast path is off on this node
 	Shaped                   // its device has a queueing discipline, which the fast path would bypass
 	Policy                   // rules must see its packets
 )
