@@ -1,22 +1,23 @@
 package podnet_test
 
 import (
-	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/fathom-network/fathom/internal/facts/inet"
+	"github.com/fathom-network/fathom/internal/facts/ippool"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/netfacts"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/testenv/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
@@ -55,96 +56,76 @@ var (
 
 func underlayOfA() []podnet.Interface { return eth0("10.201.1.2/24", "fd00:201:1::2/64") }
 
-func withBlocks(n podnet.Node, blocks ...string) podnet.Node {
-	n.Blocks = prefixes(blocks...)
-	return n
-}
-
-func at(n podnet.Node, second int) podnet.Node {
-	n.Created = time.Unix(int64(second), 0)
-	return n
-}
-
+// TestPlan: what a node's kernel should hold, for objects as one writes them.
 func TestPlan(t *testing.T) {
-	all := []podnet.Node{a, b, c}
-	for _, tc := range []struct {
-		name     string
-		underlay []podnet.Interface
-		nodes    []podnet.Node
-		config   podnet.Config
-	}{
-		{name: "auto", nodes: all},
-		{name: "auto-one-segment", nodes: []podnet.Node{a, b}},
-		{name: "auto-one-segment-standby", nodes: []podnet.Node{a, b}, config: podnet.Config{Standby: true}},
-		{name: "direct", nodes: all, config: podnet.Config{Mode: podnet.Direct}},
-		{name: "vxlan", nodes: all, config: podnet.Config{Mode: podnet.VXLAN}},
-		{name: "vxlan-over-ipv6", nodes: all, config: podnet.Config{Mode: podnet.VXLAN, Underlay: inet.IPv6, Device: "pods0", VNI: 7, Port: 8472}},
-		{name: "vxlan-alone", nodes: []podnet.Node{a}, config: podnet.Config{Mode: podnet.VXLAN}},
-		{name: "ipv4", underlay: eth0("10.201.1.2/24"), nodes: []podnet.Node{
-			node("a", "10.201.1.2", "10.244.1.0/24"), node("b", "10.201.1.3", "10.244.2.0/24"), node("c", "10.201.2.2", "10.244.3.0/24")}},
-		{name: "ipv6", underlay: eth0("fd00:201:1::2/64"), nodes: []podnet.Node{
-			node("a", "fd00:201:1::2", "fd00:10:244:1::/64"), node("b", "fd00:201:1::3", "fd00:10:244:2::/64"), node("c", "fd00:201:2::2", "fd00:10:244:3::/64")}},
-		{name: "dual-stack-pods-on-ipv4-nodes", underlay: eth0("10.201.1.2/24"), nodes: []podnet.Node{
-			node("a", "10.201.1.2", "10.244.1.0/24", "fd00:10:244:1::/64"), node("b", "10.201.1.3", "10.244.2.0/24", "fd00:10:244:2::/64")}},
-		{name: "blocks", nodes: []podnet.Node{
-			node("a", "10.201.1.2", "10.244.1.0/24", "10.244.9.0/26", "10.244.1.64/26"), node("b", "10.201.1.3", "10.244.2.0/24", "10.244.9.64/26")}},
-		{name: "pool-blocks", nodes: []podnet.Node{
-			withBlocks(at(node("a", "10.201.1.2", "10.244.1.0/24"), 1), "10.50.0.0/26", "10.50.1.7/32", "10.244.3.0/26", "fd50::40/122"),
-			withBlocks(at(node("b", "10.201.1.3", "10.244.2.0/24", "fd00:10:244:2::/64"), 2), "10.50.0.64/26", "10.50.1.8/32", "fd50::9/128", "10.50.0.0/28"),
-			at(node("c", "10.201.2.2", "10.244.3.0/24"), 3)}},
-		{name: "masquerade", nodes: all, config: podnet.Config{NoMasquerade6: true,
-			PodRanges: prefixes("10.244.0.0/16"), NonMasquerade: prefixes("172.16.0.0/12", "172.16.1.0/24")}},
-		{name: "link-local", nodes: []podnet.Node{a}, config: podnet.Config{LinkLocal: podnet.Metadata}},
-		{name: "overlap", nodes: []podnet.Node{at(a, 2), at(b, 3), at(c, 4),
-			at(node("young", "10.201.1.4", "10.244.2.128/25", "10.244.7.0/24"), 5), at(node("old", "10.201.1.5", "10.244.3.0/25"), 1)}},
-		{name: "invalid", nodes: []podnet.Node{a, b, b,
-			node("default", "10.201.1.4", "0.0.0.0/0"), node("link-local", "169.254.1.1", "10.244.5.0/24"),
-			node("no-address", "10.244.6.0/24"), node("no-pods", "10.201.1.5"), node("same", "10.201.1.3", "10.244.8.0/24"),
-			node("me-too", "10.201.1.2", "10.244.10.0/24"), node("host-bits", "10.201.1.6", "10.244.11.1/24"),
-			node("eats-nodes", "10.201.1.7", "10.201.0.0/16"), node("other-family", "fd00:201:2::9", "10.244.12.0/24"),
-			{Name: "zero", Addrs: []netip.Addr{{}}, PodCIDRs: []netip.Prefix{{}}}, {},
-		}, config: podnet.Config{Device: "a name that is too long", VNI: 1 << 24, MTU: 9000, Underlay: 5, Mode: "bgp", NonMasquerade: prefixes("10.0.0.1/8")}},
-		{name: "segment-clash", underlay: append(underlayOfA(), podnet.Interface{Name: "docker0", MTU: 1500, Addrs: prefixes("10.244.2.1/24")}), nodes: all},
-		{name: "left-over", underlay: append(underlayOfA(), podnet.Interface{Name: "cni0", MTU: 1450, Addrs: prefixes("10.244.1.1/24", "fd00:10:244:1::1/64")}), nodes: all},
-		{name: "address-without-segment", underlay: []podnet.Interface{{Name: "eth0", MTU: 1450, Addrs: prefixes("192.0.2.7/24")},
-			{Name: "lo", MTU: 65536, Addrs: prefixes("10.201.1.2/32")}}, nodes: all},
-		{name: "address-elsewhere", underlay: eth0("192.0.2.7/24"), nodes: all},
-		{name: "by-address", nodes: []podnet.Node{node("known-as", "10.201.1.2", "10.244.1.0/24"), b}},
-		{name: "unknown", underlay: eth0("192.0.2.7/24"), nodes: []podnet.Node{b, c}},
-		{name: "mtu", nodes: all, config: podnet.Config{MTU: 1400}},
-		// Clamped to what the tunnel carries, and told.
-		{name: "large-mtu", nodes: all, config: podnet.Config{MTU: 1500}},
-		{name: "large-mtu-direct", nodes: []podnet.Node{a, b}, config: podnet.Config{MTU: 9000, Standby: true}},
-		{name: "small-mtu", underlay: []podnet.Interface{{Name: "eth0", MTU: 1300, Addrs: prefixes("10.201.1.2/24", "fd00:201:1::2/64")}}, nodes: all},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			if tc.underlay == nil {
-				tc.underlay = underlayOfA()
-			}
-			plan, problems := podnet.NewPlan("a", tc.underlay, tc.nodes, tc.config)
-			got := plan.String()
-			for _, p := range problems {
-				got += fmt.Sprintf("problem %s: %s\n", p.Reason, p)
-			}
-			golden := filepath.Join("testdata", tc.name+".txt")
-			if *update {
-				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
+	golden.Run(t, func(in golden.Objects) string {
+		plan := planOf(t, in)
+		// The order in which the API lists nodes decides nothing.
+		slices.Reverse(in.Nodes)
+		if again := planOf(t, in); again != plan {
+			t.Errorf("nodes in another order give another plan:\n%s", again)
+		}
+		return plan
+	})
+}
+
+// planOf returns the plan of node a and its problems. The ConfigMap devices has what a's kernel says: for each device its MTU
+// and addresses. Every IPBlock counts: which of them nodes use is decided elsewhere, and the plan has to cope with any.
+func planOf(t *testing.T, in golden.Objects) string {
+	config := netconf.Default()
+	var underlay []podnet.Interface
+	for _, m := range in.ConfigMaps {
+		switch m.Name {
+		case netconf.ConfigMap:
+			var err error
+			if config, err = netconf.Parse(m.Data); err != nil {
 				t.Fatal(err)
 			}
-			if got != string(want) {
-				t.Errorf("got:\n%s\nwant (%s; -update rewrites it):\n%s", got, golden, want)
+		case "devices":
+			for _, name := range slices.Sorted(maps.Keys(m.Data)) {
+				words := strings.Fields(m.Data[name])
+				mtu, err := strconv.Atoi(words[1])
+				if err != nil || words[0] != "mtu" {
+					t.Fatalf("device %s: %q: want mtu NUMBER ADDRESS…", name, m.Data[name])
+				}
+				underlay = append(underlay, podnet.Interface{Name: name, MTU: mtu, Addrs: prefixes(words[2:]...)})
 			}
-			// The order in which the API lists nodes decides nothing.
-			slices.Reverse(tc.nodes)
-			again, _ := podnet.NewPlan("a", tc.underlay, tc.nodes, tc.config)
-			if again.String() != plan.String() {
-				t.Errorf("nodes in another order give another plan:\n%s", again)
+		default:
+			t.Fatalf("ConfigMap %s is of no use here", m.Name)
+		}
+	}
+	var blocks []ippool.Block
+	for _, b := range in.IPBlocks {
+		blocks = append(blocks, ippool.Block{Prefix: prefix(b.Spec.CIDR), Node: b.Spec.Node, Pool: b.Spec.Pool})
+	}
+	f := netfacts.Read(in.Nodes, "a", config).WithBlocks(blocks)
+	plan, problems := podnet.NewPlan("a", underlay, f.Nodes, f.Config)
+	return text(plan, append(problems, f.Problems...))
+}
+
+func text(plan podnet.Plan, problems []podnet.Problem) string {
+	b := strings.Builder{}
+	b.WriteString(plan.String())
+	for _, p := range problems {
+		fmt.Fprintf(&b, "problem %s: %s\n", p.Reason, p)
+	}
+	return b.String()
+}
+
+// TestPlanOfConfig: what no setting of the ConfigMap says, and what is wrong with a configuration that none accepts.
+func TestPlanOfConfig(t *testing.T) {
+	for name, config := range map[string]podnet.Config{
+		"vxlan-over-ipv6": {Mode: podnet.VXLAN, Underlay: inet.IPv6, Device: "pods0", VNI: 7, Port: 8472},
+		"masquerade":      {NoMasquerade6: true, PodRanges: prefixes("10.244.0.0/16"), NonMasquerade: prefixes("172.16.0.0/12", "172.16.1.0/24")},
+		"invalid":         {Device: "a name that is too long", VNI: 1 << 24, MTU: 9000, Underlay: 5, Mode: "bgp", NonMasquerade: prefixes("10.0.0.1/8")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			nodes := []podnet.Node{a, b, c}
+			if name == "invalid" { // of which the API has none
+				nodes = append(nodes, podnet.Node{Name: "zero", Addrs: []netip.Addr{{}}, PodCIDRs: []netip.Prefix{{}}}, podnet.Node{})
 			}
+			plan, problems := podnet.NewPlan("a", underlayOfA(), nodes, config)
+			golden.Compare(t, text(plan, problems), "testdata/config-"+name+".txt")
 		})
 	}
 }
@@ -290,17 +271,7 @@ func TestDiff(t *testing.T) {
 	for _, d := range podnet.Diff(plan, have.State) {
 		got = append(got, d.String())
 	}
-	text := strings.Join(got, "\n") + "\n"
-	golden := "testdata/diff.txt"
-	if *update {
-		if err := os.WriteFile(golden, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, _ := os.ReadFile(golden)
-	if text != string(want) {
-		t.Errorf("got:\n%s\nwant:\n%s", text, want)
-	}
+	golden.Compare(t, strings.Join(got, "\n")+"\n", "testdata/diff.txt")
 }
 
 func TestTunnelMAC(t *testing.T) {

@@ -25,6 +25,7 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 
 // Objects are the objects of a file, by kind, in the order in which they are written.
 type Objects struct {
+	ConfigMaps     []*corev1.ConfigMap
 	Nodes          []*corev1.Node
 	Namespaces     []*corev1.Namespace
 	Pods           []*corev1.Pod
@@ -49,7 +50,7 @@ func Run(t *testing.T, render func(Objects) string) {
 		name := strings.TrimSuffix(in, ".in.yaml")
 		out := name + ".out.txt"
 		used[out] = true
-		t.Run(filepath.Base(name), func(t *testing.T) { compare(t, render(read(t, in)), out) })
+		t.Run(filepath.Base(name), func(t *testing.T) { Compare(t, render(read(t, in)), out) })
 	}
 	outputs, err := filepath.Glob("testdata/*.out.txt")
 	if err != nil {
@@ -62,7 +63,8 @@ func Run(t *testing.T, render func(Objects) string) {
 	}
 }
 
-func compare(t *testing.T, got, path string) {
+// Compare compares a text with the golden file at path.
+func Compare(t *testing.T, got, path string) {
 	t.Helper()
 	if *update {
 		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
@@ -100,6 +102,8 @@ func read(t *testing.T, path string) (all Objects) {
 
 func (all *Objects) add(o manifest.Object) error {
 	switch o.GetKind() {
+	case "ConfigMap":
+		return add(&all.ConfigMaps, o)
 	case "Node":
 		return add(&all.Nodes, o)
 	case "Namespace":
