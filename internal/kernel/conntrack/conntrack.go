@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/kernel/nlmsg"
 	"golang.org/x/sys/unix"
 )
 
@@ -94,7 +95,7 @@ func (c *Table) Entries(ctx context.Context, f Filter, each func(Entry) error) e
 	if err != nil {
 		return err
 	}
-	requests := []request{dumpRequest(f.DNAT)}
+	requests := []nlmsg.Request{dumpRequest(f.DNAT)}
 	switch {
 	case count == 0: // as in most pods: no walk at all
 		return nil
@@ -134,8 +135,8 @@ const countUnfiltered = 50_000
 func (c *Table) count(ctx context.Context) (count uint32, err error) {
 	const ctaStatsGlobalEntries = 1
 	found := false
-	err = c.list.ask(ctx, newRequest(msgGetStats, nfgenmsg(unix.AF_UNSPEC)), unix.NLM_F_ACK, func(body []byte) error {
-		attrs(body[min(len(body), sizeofNfgenmsg):], func(kind uint16, data []byte) {
+	err = c.list.ask(ctx, nlmsg.New(msgGetStats, 0, nfgenmsg(unix.AF_UNSPEC)), unix.NLM_F_ACK, func(body []byte) error {
+		nlmsg.Attrs(body[min(len(body), sizeofNfgenmsg):], func(kind uint16, data []byte) {
 			if kind == ctaStatsGlobalEntries {
 				count, found = bigEndian(data, 4), true
 			}
@@ -157,7 +158,7 @@ func (c *Table) Sweep(ctx context.Context, protocols []service.Protocol, stale f
 	if len(protocols) == 0 {
 		return 0, nil // nil would mean all
 	}
-	pending := make([]request, 0, batch)
+	pending := make([]nlmsg.Request, 0, batch)
 	flush := func() error {
 		n, err := c.delete(pending)
 		deleted, pending = deleted+n, pending[:0]
@@ -187,11 +188,11 @@ func (c *Table) Delete(e Entry) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	n, err := c.delete([]request{r})
+	n, err := c.delete([]nlmsg.Request{r})
 	return n == 1, err
 }
 
-func (c *Table) delete(requests []request) (deleted int, err error) {
+func (c *Table) delete(requests []nlmsg.Request) (deleted int, err error) {
 	answers, err := c.end.execute(requests)
 	if err != nil {
 		return 0, fmt.Errorf("delete connection tracking's entries in %s: %w", c.path, err)
@@ -248,36 +249,36 @@ func nfgenmsg(family uint8) []byte { return []byte{family, unix.NFNETLINK_V0, 0,
 const sizeofNfgenmsg = 4
 
 // dumpRequest asks for all entries, or all that are translated.
-func dumpRequest(dnat bool) request {
-	r := newRequest(msgGet, nfgenmsg(unix.AF_UNSPEC))
+func dumpRequest(dnat bool) nlmsg.Request {
+	r := nlmsg.New(msgGet, 0, nfgenmsg(unix.AF_UNSPEC))
 	if dnat {
-		r = r.translated()
+		r = translated(r)
 	}
 	return r
 }
 
 // dumpRequestOf asks for those of a protocol in a family; the kernel does not filter by protocol without one.
-func dumpRequestOf(family uint8, protocol service.Protocol, dnat bool) request {
-	r := newRequest(msgGet, nfgenmsg(family))
+func dumpRequestOf(family uint8, protocol service.Protocol, dnat bool) nlmsg.Request {
+	r := nlmsg.New(msgGet, 0, nfgenmsg(family))
 	if dnat {
-		r = r.translated()
+		r = translated(r)
 	}
-	return r.nest(ctaTupleOrig, func(r request) request {
-		return r.nest(ctaTupleProto, func(r request) request { return r.attr(ctaProtoNum, []byte{uint8(protocol)}) })
-	}).nest(ctaFilter, func(r request) request {
-		return r.attr(ctaFilterOrigFlags, binary.NativeEndian.AppendUint32(nil, filterProtoNum))
+	return r.Nest(ctaTupleOrig, func(r nlmsg.Request) nlmsg.Request {
+		return r.Nest(ctaTupleProto, func(r nlmsg.Request) nlmsg.Request { return r.Attr(ctaProtoNum, []byte{uint8(protocol)}) })
+	}).Nest(ctaFilter, func(r nlmsg.Request) nlmsg.Request {
+		return r.Attr(ctaFilterOrigFlags, binary.NativeEndian.AppendUint32(nil, filterProtoNum))
 	})
 }
 
-func (r request) translated() request {
+func translated(r nlmsg.Request) nlmsg.Request {
 	bit := binary.BigEndian.AppendUint32(nil, uint32(DNAT))
-	return r.attr(ctaStatus, bit).attr(ctaStatusMask, bit)
+	return r.Attr(ctaStatus, bit).Attr(ctaStatusMask, bit)
 }
 
 // deleteRequest names an entry by the tuple of its answers and by its number. The original tuple, which others name
 // entries by, would not do: who sends on gets a new entry with the same one, often at the same place in memory, and so
 // with the same number. The tuple of the answers says who answers, and that is what has changed.
-func deleteRequest(e Entry) (request, error) {
+func deleteRequest(e Entry) (nlmsg.Request, error) {
 	source, destination := e.Reply.Source.Addr(), e.Reply.Destination.Addr()
 	if !sameFamily(source, destination) {
 		return nil, fmt.Errorf("delete %s of connection tracking: it has no addresses", e) // without a tuple all would go
@@ -286,27 +287,27 @@ func deleteRequest(e Entry) (request, error) {
 	if source.Is4() {
 		family = unix.AF_INET
 	}
-	r := appendTuple(newRequest(msgDelete, nfgenmsg(family)), ctaTupleReply, e.Protocol, e.Reply)
+	r := appendTuple(nlmsg.New(msgDelete, 0, nfgenmsg(family)), ctaTupleReply, e.Protocol, e.Reply)
 	if e.Reply.Zone != 0 {
-		r = r.attr(ctaZone, binary.BigEndian.AppendUint16(nil, e.Reply.Zone))
+		r = r.Attr(ctaZone, binary.BigEndian.AppendUint16(nil, e.Reply.Zone))
 	}
-	return r.attr(ctaID, binary.BigEndian.AppendUint32(nil, e.ID)), nil
+	return r.Attr(ctaID, binary.BigEndian.AppendUint32(nil, e.ID)), nil
 }
 
 // appendTuple appends the addresses and ports of a tuple. They are of one family.
-func appendTuple(r request, kind uint16, protocol service.Protocol, t Tuple) request {
+func appendTuple(r nlmsg.Request, kind uint16, protocol service.Protocol, t Tuple) nlmsg.Request {
 	ipSource, ipDestination := uint16(ctaIPv6Source), uint16(ctaIPv6Destination)
 	if t.Source.Addr().Is4() {
 		ipSource, ipDestination = ctaIPv4Source, ctaIPv4Destination
 	}
-	return r.nest(kind, func(r request) request {
-		r = r.nest(ctaTupleIP, func(r request) request {
-			return r.attr(ipSource, t.Source.Addr().AsSlice()).attr(ipDestination, t.Destination.Addr().AsSlice())
+	return r.Nest(kind, func(r nlmsg.Request) nlmsg.Request {
+		r = r.Nest(ctaTupleIP, func(r nlmsg.Request) nlmsg.Request {
+			return r.Attr(ipSource, t.Source.Addr().AsSlice()).Attr(ipDestination, t.Destination.Addr().AsSlice())
 		})
-		return r.nest(ctaTupleProto, func(r request) request {
-			return r.attr(ctaProtoNum, []byte{uint8(protocol)}).
-				attr(ctaProtoSourcePort, binary.BigEndian.AppendUint16(nil, t.Source.Port())).
-				attr(ctaProtoDestinationPort, binary.BigEndian.AppendUint16(nil, t.Destination.Port()))
+		return r.Nest(ctaTupleProto, func(r nlmsg.Request) nlmsg.Request {
+			return r.Attr(ctaProtoNum, []byte{uint8(protocol)}).
+				Attr(ctaProtoSourcePort, binary.BigEndian.AppendUint16(nil, t.Source.Port())).
+				Attr(ctaProtoDestinationPort, binary.BigEndian.AppendUint16(nil, t.Destination.Port()))
 		})
 	})
 }
@@ -323,7 +324,7 @@ func parseEntry(body []byte) (Entry, error) {
 	var e Entry
 	var replyProtocol service.Protocol
 	numbered := false
-	ok := attrs(body[sizeofNfgenmsg:], func(kind uint16, data []byte) {
+	ok := nlmsg.Attrs(body[sizeofNfgenmsg:], func(kind uint16, data []byte) {
 		switch kind {
 		case ctaTupleOrig:
 			e.Protocol = e.Original.parse(data)
@@ -350,10 +351,10 @@ func parseEntry(body []byte) (Entry, error) {
 func (t *Tuple) parse(b []byte) (protocol service.Protocol) {
 	var source, destination netip.Addr
 	var sourcePort, destinationPort uint16
-	attrs(b, func(kind uint16, data []byte) {
+	nlmsg.Attrs(b, func(kind uint16, data []byte) {
 		switch kind {
 		case ctaTupleIP:
-			attrs(data, func(kind uint16, data []byte) {
+			nlmsg.Attrs(data, func(kind uint16, data []byte) {
 				switch kind {
 				case ctaIPv4Source, ctaIPv6Source:
 					source, _ = netip.AddrFromSlice(data)
@@ -362,7 +363,7 @@ func (t *Tuple) parse(b []byte) (protocol service.Protocol) {
 				}
 			})
 		case ctaTupleProto:
-			attrs(data, func(kind uint16, data []byte) {
+			nlmsg.Attrs(data, func(kind uint16, data []byte) {
 				switch kind {
 				case ctaProtoNum:
 					protocol = service.Protocol(bigEndian(data, 1))

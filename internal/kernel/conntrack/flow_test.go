@@ -14,6 +14,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/nlmsg"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 	"golang.org/x/sys/unix"
@@ -165,29 +166,28 @@ func at(addr string, port uint16) netip.AddrPort {
 // where it is translated to.
 func insert(t testing.TB, c *Table, entries []inserted) {
 	t.Helper()
-	var pending []request
+	var pending []nlmsg.Request
 	for i, e := range entries {
 		family := uint8(unix.AF_INET6)
 		if e.to.Addr().Is4() {
 			family = unix.AF_INET
 		}
-		r := newRequest(unix.NFNL_SUBSYS_CTNETLINK<<8, nfgenmsg(family))
-		binary.NativeEndian.PutUint16(r[6:], unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+		r := nlmsg.New(unix.NFNL_SUBSYS_CTNETLINK<<8, unix.NLM_F_CREATE|unix.NLM_F_EXCL, nfgenmsg(family))
 		r = appendTuple(r, ctaTupleOrig, e.protocol, Tuple{Source: e.client, Destination: e.to})
 		r = appendTuple(r, ctaTupleReply, e.protocol, Tuple{Source: e.to, Destination: e.client})
-		r = r.attr(ctaTimeout, binary.BigEndian.AppendUint32(nil, 300))
+		r = r.Attr(ctaTimeout, binary.BigEndian.AppendUint32(nil, 300))
 		if e.zone != 0 {
-			r = r.attr(ctaZone, binary.BigEndian.AppendUint16(nil, e.zone))
+			r = r.Attr(ctaZone, binary.BigEndian.AppendUint16(nil, e.zone))
 		}
 		if e.endpoint.IsValid() {
 			const ctaNATDestination, ipv4From, ipv4To, ports, ipv6From, ipv6To, portFrom, portTo = 13, 1, 2, 3, 4, 5, 1, 2
-			r = r.nest(ctaNATDestination, func(r request) request {
+			r = r.Nest(ctaNATDestination, func(r nlmsg.Request) nlmsg.Request {
 				from, to, addr := uint16(ipv6From), uint16(ipv6To), e.endpoint.Addr().AsSlice()
 				if e.endpoint.Addr().Is4() {
 					from, to = ipv4From, ipv4To
 				}
 				port := binary.BigEndian.AppendUint16(nil, e.endpoint.Port())
-				return r.attr(from, addr).attr(to, addr).nest(ports, func(r request) request { return r.attr(portFrom, port).attr(portTo, port) })
+				return r.Attr(from, addr).Attr(to, addr).Nest(ports, func(r nlmsg.Request) nlmsg.Request { return r.Attr(portFrom, port).Attr(portTo, port) })
 			})
 		}
 		if pending = append(pending, r); len(pending) < batch && i+1 < len(entries) {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/kernel/nlmsg"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"golang.org/x/sys/unix"
 )
@@ -90,7 +91,7 @@ func FuzzEntry(f *testing.F) {
 		// What is deleted is what was listed: the request names the same answers, in the same words.
 		var reply Tuple
 		var id uint32
-		if !attrs(r[unix.NLMSG_HDRLEN+sizeofNfgenmsg:], func(kind uint16, data []byte) {
+		if !nlmsg.Attrs(r[unix.NLMSG_HDRLEN+sizeofNfgenmsg:], func(kind uint16, data []byte) {
 			switch kind {
 			case ctaTupleReply:
 				reply.parse(data)
@@ -116,21 +117,6 @@ func FuzzSocket(f *testing.F) {
 		}
 		if err == nil && !strings.Contains(string(destroyRequest(s)), string(s.id[:])) {
 			t.Fatalf("%s is destroyed as another", s)
-		}
-	})
-}
-
-func FuzzMessages(f *testing.F) {
-	f.Add([]byte(newRequest(unix.SOCK_DESTROY, unhex(f, capturedSockets[0])).seal(unix.NLM_F_MULTI, 3)))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		size := 0
-		_ = messages(b, func(_, _ uint16, _ uint32, body []byte) {
-			size += unix.NLMSG_HDRLEN + len(body)
-			_ = refusal(body)
-			attrs(body, func(_ uint16, data []byte) { attrs(data, func(uint16, []byte) {}) })
-		})
-		if size > len(b) {
-			t.Fatalf("messages of %d bytes in %d", size, len(b))
 		}
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/kernel/nlmsg"
 	"golang.org/x/sys/unix"
 )
 
@@ -91,7 +92,7 @@ func (s *Sockets) List(ctx context.Context, protocol service.Protocol, remotes [
 // programs get ECONNABORTED, and so begin anew.
 func (s *Sockets) Sweep(ctx context.Context, protocol service.Protocol, remotes []netip.AddrPort, stale func(Socket) bool) (destroyed int, err error) {
 	// Not while they are listed: the kernel goes on in a list by counting, and would leave some out.
-	var ends []request
+	var ends []nlmsg.Request
 	err = s.List(ctx, protocol, remotes, func(socket Socket) error {
 		if stale(socket) {
 			ends = append(ends, destroyRequest(socket))
@@ -111,11 +112,11 @@ func (s *Sockets) Sweep(ctx context.Context, protocol service.Protocol, remotes 
 // Destroy ends the socket, and says whether it was there. No other one is hit. Of several of UDP with the same addresses
 // and ports (SO_REUSEPORT) the kernel finds one only, until that has ended.
 func (s *Sockets) Destroy(socket Socket) (bool, error) {
-	n, err := s.destroy([]request{destroyRequest(socket)})
+	n, err := s.destroy([]nlmsg.Request{destroyRequest(socket)})
 	return n == 1, err
 }
 
-func (s *Sockets) destroy(requests []request) (destroyed int, err error) {
+func (s *Sockets) destroy(requests []nlmsg.Request) (destroyed int, err error) {
 	answers, err := s.conn.execute(requests)
 	if err != nil {
 		return 0, fmt.Errorf("destroy sockets in %s: %w", s.path, err)
@@ -172,8 +173,8 @@ func diagRequest(family uint8, protocol service.Protocol, states uint32, id [siz
 const kernelRemotes = 64
 
 // socketsRequest asks for the sockets of a family, and says whether there can be any.
-func socketsRequest(family uint8, protocol service.Protocol, remotes []netip.AddrPort) (request, bool) {
-	r := newRequest(unix.SOCK_DIAG_BY_FAMILY, diagRequest(family, protocol, connectedStates, [sizeofSockID]byte{}))
+func socketsRequest(family uint8, protocol service.Protocol, remotes []netip.AddrPort) (nlmsg.Request, bool) {
+	r := nlmsg.New(unix.SOCK_DIAG_BY_FAMILY, 0, diagRequest(family, protocol, connectedStates, [sizeofSockID]byte{}))
 	if remotes == nil {
 		return r, true
 	}
@@ -189,7 +190,7 @@ func socketsRequest(family uint8, protocol service.Protocol, remotes []netip.Add
 	if n := len(conditions); n == 0 || n > kernelRemotes {
 		return r, n > 0
 	}
-	return r.attr(diagReqBytecode, anyOf(conditions)), true
+	return r.Attr(diagReqBytecode, anyOf(conditions)), true
 }
 
 // condition is the kernel's byte code for: the remote address and port are these. Where it goes on is added by anyOf.
@@ -221,8 +222,8 @@ func anyOf(conditions [][]byte) []byte {
 	return b
 }
 
-func destroyRequest(s Socket) request {
-	return newRequest(unix.SOCK_DESTROY, diagRequest(s.family, s.Protocol, 0, s.id))
+func destroyRequest(s Socket) nlmsg.Request {
+	return nlmsg.New(unix.SOCK_DESTROY, 0, diagRequest(s.family, s.Protocol, 0, s.id))
 }
 
 // parseSocket reads an inet_diag_msg.

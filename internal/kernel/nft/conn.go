@@ -14,6 +14,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/kernel/nlmsg"
 )
 
 // Conn is the nftables of a network namespace, by netlink. It is for one goroutine at a time.
@@ -103,8 +105,10 @@ func (c *Conn) receive(flags int, f func(kind uint16, sequence uint32, payload [
 		if err != nil {
 			return err
 		}
-		if more, err := eachMessage(c.answer[:size], f); err != nil || !more {
-			return err
+		for m, err := range nlmsg.Messages(c.answer[:size]) {
+			if err != nil || !f(m.Kind, m.Seq, m.Body) {
+				return err
+			}
 		}
 	}
 }
@@ -144,7 +148,7 @@ func (c *Conn) ask(kind, flags uint16, attributes func(*messages), f func(attrib
 func (c *Conn) Generation() (generation uint32, err error) {
 	found := false
 	err = c.ask(unix.NFT_MSG_GETGEN, 0, func(*messages) {}, func(b []byte) {
-		eachAttribute(b, func(kind uint16, data []byte) {
+		nlmsg.Attrs(b, func(kind uint16, data []byte) {
 			if kind == unix.NFTA_GEN_ID && len(data) == 4 {
 				generation, found = binary.BigEndian.Uint32(data), true
 			}
@@ -237,9 +241,9 @@ func (c *Conn) Each(table string, s *Set, yield func(Element)) error {
 }
 
 func eachElement(b []byte, yield func(bound)) {
-	eachAttribute(b, func(kind uint16, data []byte) {
+	nlmsg.Attrs(b, func(kind uint16, data []byte) {
 		if kind == unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-			eachAttribute(data, func(_ uint16, e []byte) { yield(elementOf(e)) })
+			nlmsg.Attrs(data, func(_ uint16, e []byte) { yield(elementOf(e)) })
 		}
 	})
 }
@@ -269,7 +273,7 @@ func (c *Conn) HasSets(table Table) (bool, error) {
 	err := c.ask(unix.NFT_MSG_GETSET, unix.NLM_F_DUMP, func(t *messages) { t.text(unix.NFTA_SET_TABLE, table.Name) }, func(b []byte) {
 		var name string
 		var s shape
-		eachAttribute(b, func(kind uint16, data []byte) {
+		nlmsg.Attrs(b, func(kind uint16, data []byte) {
 			to := map[uint16]*uint32{unix.NFTA_SET_FLAGS: &s.flags, unix.NFTA_SET_KEY_TYPE: &s.keyType, unix.NFTA_SET_KEY_LEN: &s.keySize,
 				unix.NFTA_SET_DATA_TYPE: &s.dataType, unix.NFTA_SET_DATA_LEN: &s.dataSize}[kind]
 			switch {

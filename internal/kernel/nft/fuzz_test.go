@@ -1,8 +1,6 @@
 package nft
 
 import (
-	"bytes"
-	"encoding/binary"
 	"strings"
 	"testing"
 
@@ -93,29 +91,6 @@ func FuzzElement(f *testing.F) {
 			if again := elementOf(elementMessage(e)); again != e {
 				t.Errorf("%+v is read again as %+v", e, again)
 			}
-		}
-	})
-}
-
-// A datagram is messages to its end, or an error; none reaches beyond it.
-func FuzzMessages(f *testing.F) {
-	m, err := encode(Transaction{Table: "services", Delete: true, Make: &Table{}})
-	testenv.Must(f, err)
-	f.Add(bytes.Clone(m.buf))
-	f.Add(binary.NativeEndian.AppendUint32(nil, 1<<31))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		read := 0
-		_, err := eachMessage(b, func(_ uint16, _ uint32, payload []byte) bool {
-			read += unix.NLMSG_HDRLEN + len(payload)
-			eachAttribute(payload, func(_ uint16, data []byte) {
-				if len(data) > len(payload) {
-					t.Fatalf("an attribute of %d bytes in %d", len(data), len(payload))
-				}
-			})
-			return true
-		})
-		if read > len(b) {
-			t.Errorf("%d of %d bytes were read: %v", read, len(b), err)
 		}
 	})
 }

@@ -3,7 +3,6 @@ package nft
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -11,6 +10,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/kernel/nlmsg"
 )
 
 // A table may have hundreds of thousands of elements. The library makes a dozen allocations for each and asks the kernel to
@@ -269,33 +270,6 @@ func (t *messages) element(e bound, whole bool) {
 	t.unnest(at)
 }
 
-// eachMessage hands over the messages of a datagram until f has seen enough.
-func eachMessage(b []byte, f func(kind uint16, sequence uint32, payload []byte) bool) (more bool, err error) {
-	for len(b) >= unix.NLMSG_HDRLEN {
-		length := int(binary.NativeEndian.Uint32(b))
-		if length < unix.NLMSG_HDRLEN || length > len(b) {
-			return false, errors.New("the kernel's answer is cut off")
-		}
-		if !f(binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint32(b[8:]), b[unix.NLMSG_HDRLEN:length]) {
-			return false, nil
-		}
-		b = b[min(len(b), (length+3)&^3):]
-	}
-	return true, nil
-}
-
-// eachAttribute hands over every attribute, without the flags of its kind.
-func eachAttribute(b []byte, f func(kind uint16, data []byte)) {
-	for len(b) >= unix.SizeofNlAttr {
-		length := int(binary.NativeEndian.Uint16(b))
-		if length < unix.SizeofNlAttr || length > len(b) {
-			return
-		}
-		f(binary.NativeEndian.Uint16(b[2:])&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER), b[unix.SizeofNlAttr:length])
-		b = b[min(len(b), (length+3)&^3):]
-	}
-}
-
 // commentOf reads a comment out of the user data of an element or a rule; empty if there is none. Whoever may write nftables
 // may write any bytes there, and userdata.GetString reads beyond the end of those that say they are longer than they are.
 func commentOf(data []byte, kind userdata.Type) string {
@@ -311,23 +285,23 @@ func commentOf(data []byte, kind userdata.Type) string {
 
 func elementOf(b []byte) bound {
 	var e bound
-	eachAttribute(b, func(kind uint16, data []byte) {
+	nlmsg.Attrs(b, func(kind uint16, data []byte) {
 		switch kind {
 		case unix.NFTA_SET_ELEM_KEY:
-			eachAttribute(data, func(_ uint16, v []byte) { e.Key = string(v) })
+			nlmsg.Attrs(data, func(_ uint16, v []byte) { e.Key = string(v) })
 		case elementKeyEnd:
-			eachAttribute(data, func(_ uint16, v []byte) { e.KeyEnd = string(v) })
+			nlmsg.Attrs(data, func(_ uint16, v []byte) { e.KeyEnd = string(v) })
 		case unix.NFTA_SET_ELEM_FLAGS:
 			e.end = len(data) == 4 && binary.BigEndian.Uint32(data)&unix.NFT_SET_ELEM_INTERVAL_END != 0
 		case unix.NFTA_SET_ELEM_USERDATA:
 			e.Comment = commentOf(data, userdata.NFTNL_UDATA_SET_ELEM_COMMENT)
 		case unix.NFTA_SET_ELEM_DATA:
-			eachAttribute(data, func(kind uint16, v []byte) {
+			nlmsg.Attrs(data, func(kind uint16, v []byte) {
 				if kind == unix.NFTA_DATA_VALUE {
 					e.Value = string(v)
 					return
 				}
-				eachAttribute(v, func(kind uint16, v []byte) {
+				nlmsg.Attrs(v, func(kind uint16, v []byte) {
 					switch {
 					case kind == unix.NFTA_VERDICT_CODE && len(v) == 4:
 						e.Verdict, e.Code = true, expr.VerdictKind(int32(binary.BigEndian.Uint32(v)))

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/facts/podnet"
-	"github.com/fathom-network/fathom/internal/kernel/rtnl"
+	"github.com/fathom-network/fathom/internal/kernel/nlmsg"
 )
 
 // routeMessage is a route as the kernel tells it in a dump.
@@ -16,7 +16,7 @@ func routeMessage(family byte, to netip.Prefix, via netip.Addr, device uint32) [
 	body := make([]byte, unix.SizeofRtMsg)
 	body[0], body[1], body[4], body[5], body[7] = family, byte(to.Bits()), unix.RT_TABLE_MAIN, podnet.RouteProtocol, unix.RTN_UNICAST
 	binary.NativeEndian.PutUint32(body[8:], unix.RTNH_F_ONLINK)
-	return rtnl.New(unix.RTM_NEWROUTE, 0, body).Attr(unix.RTA_DST, to.Addr().AsSlice()).Attr(unix.RTA_GATEWAY, via.AsSlice()).Uint32(unix.RTA_OIF, device)[unix.NLMSG_HDRLEN:]
+	return nlmsg.New(unix.RTM_NEWROUTE, 0, body).Attr(unix.RTA_DST, to.Addr().AsSlice()).Attr(unix.RTA_GATEWAY, via.AsSlice()).Uint32(unix.RTA_OIF, device)[unix.NLMSG_HDRLEN:]
 }
 
 func TestParseRoute(t *testing.T) {
@@ -32,7 +32,7 @@ func TestParseRoute(t *testing.T) {
 		parseRoute(unix.AF_INET, whole[:size:size])
 	}
 	short := append(make([]byte, 0, 64), whole[:unix.SizeofRtMsg]...)
-	short = rtnl.Request(short).Attr(unix.RTA_OIF, []byte{1}).Attr(unix.RTA_PRIORITY, nil)
+	short = nlmsg.Request(short).Attr(unix.RTA_OIF, []byte{1}).Attr(unix.RTA_PRIORITY, nil)
 	if r, ok := parseRoute(unix.AF_INET, short); !ok || r.device != 0 || r.Metric != 0 {
 		t.Errorf("with attributes that are too short: %+v, %v", r, ok)
 	}
@@ -53,7 +53,7 @@ func FuzzRoute(f *testing.F) {
 func FuzzNeighbour(f *testing.F) {
 	body := make([]byte, unix.SizeofNdMsg)
 	body[4] = 7
-	f.Add([]byte(rtnl.New(unix.RTM_NEWNEIGH, 0, body).Attr(unix.NDA_DST, []byte{10, 0, 0, 2}).Attr(unix.NDA_LLADDR, []byte{2, 0, 0, 0, 0, 1})[unix.NLMSG_HDRLEN:]))
+	f.Add([]byte(nlmsg.New(unix.RTM_NEWNEIGH, 0, body).Attr(unix.NDA_DST, []byte{10, 0, 0, 2}).Attr(unix.NDA_LLADDR, []byte{2, 0, 0, 0, 0, 1})[unix.NLMSG_HDRLEN:]))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if isNeighbourOf(b, 7) {
 			parseNeighbour(b)

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/kernel/nlmsg"
 	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
@@ -21,7 +22,7 @@ const ndaProtocol = 12
 
 // routeRequest adds or removes a route. To remove one, type and scope stay unspecified: our protocol and the rest identify
 // it.
-func routeRequest(kind, flags uint16, device int, r podnet.Route) rtnl.Request {
+func routeRequest(kind, flags uint16, device int, r podnet.Route) nlmsg.Request {
 	body := make([]byte, unix.SizeofRtMsg)
 	body[0], body[1] = byte(rtnl.Family(r.To.Addr())), byte(r.To.Bits())
 	body[4], body[5] = unix.RT_TABLE_MAIN, podnet.RouteProtocol
@@ -35,7 +36,7 @@ func routeRequest(kind, flags uint16, device int, r podnet.Route) rtnl.Request {
 	if r.Onlink && kind == unix.RTM_NEWROUTE {
 		binary.NativeEndian.PutUint32(body[8:], unix.RTNH_F_ONLINK)
 	}
-	m := rtnl.New(kind, flags, body).Attr(unix.RTA_DST, r.To.Addr().AsSlice())
+	m := nlmsg.New(kind, flags, body).Attr(unix.RTA_DST, r.To.Addr().AsSlice())
 	if r.Via.IsValid() {
 		m = m.Attr(unix.RTA_GATEWAY, r.Via.AsSlice())
 	}
@@ -56,7 +57,7 @@ func routeRequest(kind, flags uint16, device int, r podnet.Route) rtnl.Request {
 }
 
 // neighbourMessage begins a request about an entry of a device's neighbour table or forwarding database.
-func neighbourMessage(kind uint16, family byte, device int, flags byte) rtnl.Request {
+func neighbourMessage(kind uint16, family byte, device int, flags byte) nlmsg.Request {
 	body := make([]byte, unix.SizeofNdMsg)
 	body[0] = family
 	binary.NativeEndian.PutUint32(body[4:], uint32(device))
@@ -66,16 +67,16 @@ func neighbourMessage(kind uint16, family byte, device int, flags byte) rtnl.Req
 	if kind == unix.RTM_NEWNEIGH {
 		how = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 	}
-	return rtnl.New(kind, how, body)
+	return nlmsg.New(kind, how, body)
 }
 
-func neighbourRequest(kind uint16, device int, x podnet.Neighbour) rtnl.Request {
+func neighbourRequest(kind uint16, device int, x podnet.Neighbour) nlmsg.Request {
 	return neighbourMessage(kind, byte(rtnl.Family(x.Addr)), device, 0).
 		Attr(unix.NDA_DST, x.Addr.AsSlice()).Attr(unix.NDA_LLADDR, x.MAC[:]).
 		Attr(ndaProtocol, []byte{podnet.RouteProtocol})
 }
 
-func forwardRequest(kind uint16, device int, f podnet.Forward) rtnl.Request {
+func forwardRequest(kind uint16, device int, f podnet.Forward) nlmsg.Request {
 	m := neighbourMessage(kind, unix.AF_BRIDGE, device, unix.NTF_SELF).Attr(unix.NDA_LLADDR, f.MAC[:])
 	if f.To.IsValid() {
 		m = m.Attr(unix.NDA_DST, f.To.AsSlice())
@@ -122,7 +123,7 @@ func parseRoute(family byte, b []byte) (r routeFound, ok bool) {
 	if family == unix.AF_INET {
 		to = netip.IPv4Unspecified()
 	}
-	rtnl.Attrs(b[unix.SizeofRtMsg:], func(kind uint16, data []byte) {
+	nlmsg.Attrs(b[unix.SizeofRtMsg:], func(kind uint16, data []byte) {
 		switch {
 		case kind == unix.RTA_DST:
 			to, _ = netip.AddrFromSlice(data)
@@ -152,7 +153,7 @@ func (s *setter) readRoutes(state *podnet.State) error {
 		body := make([]byte, unix.SizeofRtMsg)
 		body[0], body[4], body[5] = family, unix.RT_TABLE_MAIN, podnet.RouteProtocol
 		before := len(all)
-		if err := s.conn.Dump(rtnl.New(unix.RTM_GETROUTE, 0, body), func(restart bool, b []byte) {
+		if err := s.conn.Dump(nlmsg.New(unix.RTM_GETROUTE, 0, body), func(restart bool, b []byte) {
 			if restart {
 				all = all[:before]
 				return
@@ -193,7 +194,7 @@ func (s *setter) readRoutes(state *podnet.State) error {
 }
 
 func (s *setter) readNeighbours(state *podnet.State, device int) error {
-	request := rtnl.New(unix.RTM_GETNEIGH, 0, make([]byte, unix.SizeofNdMsg)).Uint32(unix.NDA_IFINDEX, uint32(device))
+	request := nlmsg.New(unix.RTM_GETNEIGH, 0, make([]byte, unix.SizeofNdMsg)).Uint32(unix.NDA_IFINDEX, uint32(device))
 	err := s.conn.Dump(request, func(restart bool, b []byte) {
 		if restart {
 			state.Neighbours = nil
@@ -213,7 +214,7 @@ func (s *setter) readNeighbours(state *podnet.State, device int) error {
 func (s *setter) readForwards(state *podnet.State, device int) error {
 	body := make([]byte, unix.SizeofNdMsg)
 	body[0] = unix.AF_BRIDGE
-	request := rtnl.New(unix.RTM_GETNEIGH, 0, body).Uint32(unix.NDA_IFINDEX, uint32(device))
+	request := nlmsg.New(unix.RTM_GETNEIGH, 0, body).Uint32(unix.NDA_IFINDEX, uint32(device))
 	err := s.conn.Dump(request, func(restart bool, b []byte) {
 		if restart {
 			state.Forwards = nil
@@ -233,7 +234,7 @@ func (s *setter) readForwards(state *podnet.State, device int) error {
 
 // parseNeighbour parses a neighbour or a forwarding entry. Both are struct ndmsg with attributes.
 func parseNeighbour(b []byte) (addr netip.Addr, mac podnet.MAC) {
-	rtnl.Attrs(b[unix.SizeofNdMsg:], func(kind uint16, data []byte) {
+	nlmsg.Attrs(b[unix.SizeofNdMsg:], func(kind uint16, data []byte) {
 		switch {
 		case kind == unix.NDA_DST:
 			addr, _ = netip.AddrFromSlice(data)

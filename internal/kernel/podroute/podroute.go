@@ -16,6 +16,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/nlmsg"
 	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
@@ -306,12 +307,12 @@ func (s *setter) execute(b *batch) error {
 
 // batch is a list of requests with the texts of their errors.
 type batch struct {
-	requests []rtnl.Request
+	requests []nlmsg.Request
 	counters []*int
 	what     []func() string
 }
 
-func (b *batch) add(r rtnl.Request, counter *int, format string, x fmt.Stringer) {
+func (b *batch) add(r nlmsg.Request, counter *int, format string, x fmt.Stringer) {
 	b.requests = append(b.requests, r)
 	b.counters = append(b.counters, counter)
 	b.what = append(b.what, func() string { return fmt.Sprintf(format, x) })

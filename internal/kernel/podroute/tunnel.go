@@ -12,21 +12,22 @@ import (
 
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/nlmsg"
 	"github.com/fathom-network/fathom/internal/kernel/rtnl"
 )
 
 // tunnels lists the names of the vxlan devices with our mark.
 func (s *setter) tunnels() ([]string, error) {
-	kind := rtnl.Request(nil).Attr(unix.IFLA_INFO_KIND, []byte("vxlan"))
+	kind := nlmsg.Request(nil).Attr(unix.IFLA_INFO_KIND, []byte("vxlan"))
 	var names []string
-	err := s.conn.Dump(rtnl.New(unix.RTM_GETLINK, 0, make([]byte, unix.SizeofIfInfomsg)).Attr(unix.IFLA_LINKINFO|unix.NLA_F_NESTED, kind),
+	err := s.conn.Dump(nlmsg.New(unix.RTM_GETLINK, 0, make([]byte, unix.SizeofIfInfomsg)).Attr(unix.IFLA_LINKINFO|unix.NLA_F_NESTED, kind),
 		func(restart bool, b []byte) {
 			if restart {
 				names = nil
 				return
 			}
 			var name, alias string
-			rtnl.Attrs(b[min(len(b), unix.SizeofIfInfomsg):], func(kind uint16, data []byte) {
+			nlmsg.Attrs(b[min(len(b), unix.SizeofIfInfomsg):], func(kind uint16, data []byte) {
 				switch kind {
 				case unix.IFLA_IFNAME:
 					name = unix.ByteSliceToString(data)

@@ -3,12 +3,13 @@
 package rtnl
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/kernel/nlmsg"
 )
 
 // Conn is a route netlink socket. It sends many requests in one system call, and its dumps are filtered by the kernel.
@@ -60,64 +61,33 @@ func (c *Conn) Close() {
 	c.buf = nil
 }
 
-// Request is a netlink message, without its sequence number.
-type Request []byte
-
-// Kind returns the kind of message, such as RTM_NEWROUTE.
-func (r Request) Kind() uint16 { return binary.NativeEndian.Uint16(r[4:]) }
-
-// New starts a message of a kind; body is the fixed part of that kind.
-func New(kind, flags uint16, body []byte) Request {
-	r := make(Request, unix.NLMSG_HDRLEN, 128)
-	binary.NativeEndian.PutUint16(r[4:], kind)
-	binary.NativeEndian.PutUint16(r[6:], flags|unix.NLM_F_REQUEST)
-	return append(r, body...)
-}
-
-// Attr appends an attribute.
-func (r Request) Attr(kind uint16, data []byte) Request {
-	r = binary.NativeEndian.AppendUint16(r, uint16(unix.SizeofRtAttr+len(data)))
-	r = binary.NativeEndian.AppendUint16(r, kind)
-	r = append(r, data...)
-	for len(r)%unix.NLMSG_ALIGNTO != 0 {
-		r = append(r, 0)
-	}
-	return r
-}
-
-// Uint32 appends an attribute with a number in host byte order.
-func (r Request) Uint32(kind uint16, v uint32) Request {
-	return r.Attr(kind, binary.NativeEndian.AppendUint32(nil, v))
-}
-
 // Execute sends all requests in order. It calls failed for each that the kernel rejects; the others are carried out all the
 // same.
-func (c *Conn) Execute(requests []Request, failed func(i int, err error)) error {
+func (c *Conn) Execute(requests []nlmsg.Request, failed func(i int, err error)) error {
 	for done := 0; done < len(requests); {
 		first, last := c.seq+1, done
 		var batch []byte
 		for ; last < len(requests) && len(batch)+len(requests[last]) <= batchBytes; last++ {
 			r := requests[last]
 			c.seq++
-			binary.NativeEndian.PutUint32(r[0:], uint32(len(r)))
-			binary.NativeEndian.PutUint32(r[8:], c.seq)
+			var flags uint16
 			if last+1 == len(requests) || len(batch)+len(r)+len(requests[last+1]) > batchBytes {
-				binary.NativeEndian.PutUint16(r[6:], binary.NativeEndian.Uint16(r[6:])|unix.NLM_F_ACK)
+				flags = unix.NLM_F_ACK
 			}
-			batch = append(batch, r...)
+			batch = append(batch, r.Seal(flags, c.seq)...)
 		}
 		if _, err := unix.Write(c.fd, batch); err != nil {
 			return fmt.Errorf("send netlink requests: %w", err)
 		}
 		for finished := false; !finished; {
-			if err := c.receive(func(kind, _ uint16, seq uint32, body []byte) {
-				if kind != unix.NLMSG_ERROR || seq < first || seq > c.seq || len(body) < 4 {
+			if err := c.receive(func(m nlmsg.Message) {
+				if m.Kind != unix.NLMSG_ERROR || m.Seq < first || m.Seq > c.seq {
 					return // the answer to an abandoned request
 				}
-				if errno := -int32(binary.NativeEndian.Uint32(body)); errno != 0 {
-					failed(done+int(seq-first), unix.Errno(errno))
+				if err := nlmsg.Refusal(m.Body); err != nil {
+					failed(done+int(m.Seq-first), err)
 				}
-				finished = finished || seq == c.seq
+				finished = finished || m.Seq == c.seq
 			}); err != nil {
 				return err
 			}
@@ -129,34 +99,26 @@ func (c *Conn) Execute(requests []Request, failed func(i int, err error)) error 
 
 // Dump calls each with the body of every message of a dump. If a change interrupts the dump, Dump repeats it and calls each
 // with restart set first, so that each discards what it has kept.
-func (c *Conn) Dump(r Request, each func(restart bool, body []byte)) error {
+func (c *Conn) Dump(r nlmsg.Request, each func(restart bool, body []byte)) error {
 	for {
 		c.seq++
-		binary.NativeEndian.PutUint32(r[0:], uint32(len(r)))
-		binary.NativeEndian.PutUint16(r[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
-		binary.NativeEndian.PutUint32(r[8:], c.seq)
-		if _, err := unix.Write(c.fd, r); err != nil {
+		if _, err := unix.Write(c.fd, r.Seal(unix.NLM_F_DUMP, c.seq)); err != nil {
 			return fmt.Errorf("send a netlink dump request: %w", err)
 		}
 		each(true, nil)
 		interrupted := false
 		var refused error
 		for finished := false; !finished; {
-			if err := c.receive(func(kind, flags uint16, seq uint32, body []byte) {
-				if seq != c.seq {
+			if err := c.receive(func(m nlmsg.Message) {
+				if m.Seq != c.seq {
 					return
 				}
-				interrupted = interrupted || flags&unix.NLM_F_DUMP_INTR != 0
-				switch kind {
+				interrupted = interrupted || m.Flags&unix.NLM_F_DUMP_INTR != 0
+				switch m.Kind {
 				case unix.NLMSG_DONE, unix.NLMSG_ERROR:
-					finished = true
-					if len(body) >= 4 {
-						if errno := -int32(binary.NativeEndian.Uint32(body)); errno > 0 {
-							refused = unix.Errno(errno)
-						}
-					}
+					finished, refused = true, nlmsg.Refusal(m.Body)
 				default:
-					each(false, body)
+					each(false, m.Body)
 				}
 			}); err != nil {
 				return err
@@ -173,7 +135,7 @@ func (c *Conn) Dump(r Request, each func(restart bool, body []byte)) error {
 }
 
 // receive waits for one datagram and calls each for its messages.
-func (c *Conn) receive(each func(kind, flags uint16, seq uint32, body []byte)) error {
+func (c *Conn) receive(each func(nlmsg.Message)) error {
 	var size int
 	for {
 		var err error
@@ -184,31 +146,11 @@ func (c *Conn) receive(each func(kind, flags uint16, seq uint32, body []byte)) e
 			return fmt.Errorf("receive from netlink: %w", err)
 		}
 	}
-	return messages(c.buf[:size], each)
-}
-
-// messages calls each for a datagram's messages.
-func messages(rest []byte, each func(kind, flags uint16, seq uint32, body []byte)) error {
-	for len(rest) >= unix.NLMSG_HDRLEN {
-		length := int(binary.NativeEndian.Uint32(rest))
-		if length < unix.NLMSG_HDRLEN || length > len(rest) {
-			return errors.New("receive from netlink: a message is cut off")
+	for m, err := range nlmsg.Messages(c.buf[:size]) {
+		if err != nil {
+			return fmt.Errorf("receive from netlink: %w", err)
 		}
-		each(binary.NativeEndian.Uint16(rest[4:]), binary.NativeEndian.Uint16(rest[6:]),
-			binary.NativeEndian.Uint32(rest[8:]), rest[unix.NLMSG_HDRLEN:length])
-		rest = rest[min(len(rest), (length+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)):]
+		each(m)
 	}
 	return nil
-}
-
-// Attrs calls each for a message's attributes.
-func Attrs(b []byte, each func(kind uint16, data []byte)) {
-	for len(b) >= unix.SizeofRtAttr {
-		length := int(binary.NativeEndian.Uint16(b))
-		if length < unix.SizeofRtAttr || length > len(b) {
-			return
-		}
-		each(binary.NativeEndian.Uint16(b[2:])&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER), b[unix.SizeofRtAttr:length])
-		b = b[min(len(b), (length+3)&^3):]
-	}
 }

@@ -9,11 +9,13 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fathom-network/fathom/internal/kernel/nlmsg"
 )
 
 // fakeKernel answers each datagram that rtnl sends with the datagrams that answer returns, n being the how-manyeth
 // it is.
-func fakeKernel(t *testing.T, answer func(n int, requests []Request) [][]byte) *Conn {
+func fakeKernel(t *testing.T, answer func(n int, requests []nlmsg.Request) [][]byte) *Conn {
 	t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -28,10 +30,10 @@ func fakeKernel(t *testing.T, answer func(n int, requests []Request) [][]byte) *
 			if err != nil || size == 0 {
 				return
 			}
-			var requests []Request
+			var requests []nlmsg.Request
 			for rest := b[:size]; len(rest) > 0; {
 				length := binary.NativeEndian.Uint32(rest)
-				requests, rest = append(requests, Request(rest[:length])), rest[length:]
+				requests, rest = append(requests, nlmsg.Request(rest[:length])), rest[length:]
 			}
 			for _, d := range answer(n, requests) {
 				_, _ = unix.Write(pair[1], d)
@@ -46,7 +48,7 @@ func fakeKernel(t *testing.T, answer func(n int, requests []Request) [][]byte) *
 	return &Conn{fd: pair[0], buf: make([]byte, 1<<16)}
 }
 
-func (r Request) seq() uint32 { return binary.NativeEndian.Uint32(r[8:]) }
+func seqOf(r nlmsg.Request) uint32 { return binary.NativeEndian.Uint32(r[8:]) }
 
 // message makes what a kernel would send.
 func message(kind, flags uint16, seq uint32, body ...byte) []byte {
@@ -72,15 +74,15 @@ func TestDumpIsRepeated(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := fakeKernel(t, func(n int, requests []Request) [][]byte {
-				seq := requests[0].seq()
+			c := fakeKernel(t, func(n int, requests []nlmsg.Request) [][]byte {
+				seq := seqOf(requests[0])
 				if n == 0 {
 					return first(seq)
 				}
 				return [][]byte{message(99, 0, seq-1, 'l', 'a', 't', 'e'), message(99, 0, seq, 'n', 'e', 'w', 0), message(unix.NLMSG_DONE, 0, seq, errno(0)...)}
 			})
 			var got []string
-			err := c.Dump(New(unix.RTM_GETROUTE, 0, make([]byte, 12)), func(restart bool, b []byte) {
+			err := c.Dump(nlmsg.New(unix.RTM_GETROUTE, 0, make([]byte, 12)), func(restart bool, b []byte) {
 				if restart {
 					got = nil
 					return
@@ -102,8 +104,8 @@ func TestDumpFails(t *testing.T) {
 		"refused": {func(seq uint32) []byte { return message(unix.NLMSG_ERROR, 0, seq, errno(unix.EPERM)...) }, unix.EPERM},
 		"cut off": {func(seq uint32) []byte { return message(99, 0, seq, 1, 2, 3, 4)[:18] }, nil},
 	} {
-		c := fakeKernel(t, func(_ int, requests []Request) [][]byte { return [][]byte{tc.answer(requests[0].seq())} })
-		err := c.Dump(New(unix.RTM_GETROUTE, 0, make([]byte, 12)), func(bool, []byte) {})
+		c := fakeKernel(t, func(_ int, requests []nlmsg.Request) [][]byte { return [][]byte{tc.answer(seqOf(requests[0]))} })
+		err := c.Dump(nlmsg.New(unix.RTM_GETROUTE, 0, make([]byte, 12)), func(bool, []byte) {})
 		if err == nil || tc.want != nil && !errors.Is(err, tc.want) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -113,7 +115,7 @@ func TestDumpFails(t *testing.T) {
 // TestExecute sends more than fits one datagram, and has every tenth request fail.
 func TestExecute(t *testing.T) {
 	var sent atomic.Int32 // by the kernel's goroutine, and read here
-	c := fakeKernel(t, func(_ int, requests []Request) [][]byte {
+	c := fakeKernel(t, func(_ int, requests []nlmsg.Request) [][]byte {
 		var answers [][]byte
 		for i, r := range requests {
 			acked := binary.NativeEndian.Uint16(r[6:])&unix.NLM_F_ACK != 0
@@ -122,17 +124,17 @@ func TestExecute(t *testing.T) {
 			}
 			switch {
 			case sent.Load()%10 == 3:
-				answers = append(answers, message(unix.NLMSG_ERROR, 0, r.seq(), errno(unix.EEXIST)...))
+				answers = append(answers, message(unix.NLMSG_ERROR, 0, seqOf(r), errno(unix.EEXIST)...))
 			case acked:
-				answers = append(answers, message(unix.NLMSG_ERROR, 0, r.seq(), errno(0)...))
+				answers = append(answers, message(unix.NLMSG_ERROR, 0, seqOf(r), errno(0)...))
 			}
 			sent.Add(1)
 		}
 		return answers
 	})
-	var requests []Request
+	var requests []nlmsg.Request
 	for range 2000 {
-		requests = append(requests, New(unix.RTM_NEWROUTE, 0, make([]byte, 12)).Attr(1, make([]byte, 60)))
+		requests = append(requests, nlmsg.New(unix.RTM_NEWROUTE, 0, make([]byte, 12)).Attr(1, make([]byte, 60)))
 	}
 	var failed []int
 	if err := c.Execute(requests, func(i int, err error) {
