@@ -172,7 +172,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer stop()
-	a.view = o.Client.View(ctx, kube.ViewOptions{Node: o.Node, Namespace: netconf.Namespace, ConfigMap: netconf.ConfigMap, Changed: a.Wake})
+	a.view = o.Client.View(ctx, o.Node, a.Wake)
 	changed, err := a.node.WatchChanges(ctx)
 	if err != nil {
 		return err

@@ -114,13 +114,13 @@ func (a *Agent) writePoolStatus(ctx context.Context, name string) error {
 	if !differs {
 		return nil
 	}
-	if err := a.Client.SetPoolStatus(ctx, name, status); err != nil {
+	if err := kube.SetStatus(ctx, a.Client, kube.IPPools, name, status); err != nil {
 		return err
 	}
 	was := meta.FindStatusCondition(p.Object().Status.Conditions, v1alpha1.PoolValid)
 	is := meta.FindStatusCondition(status.Conditions, v1alpha1.PoolValid)
 	if was == nil || was.Status != is.Status || was.Reason != is.Reason {
-		a.events.Record(kube.Event{Object: kube.PoolReference(p.Object()), Warning: is.Status != metav1.ConditionTrue, Reason: is.Reason, Message: is.Message})
+		a.events.Record(kube.Event{Object: kube.Reference(p.Object()), Warning: is.Status != metav1.ConditionTrue, Reason: is.Reason, Message: is.Message})
 	}
 	return nil
 }

@@ -8,7 +8,9 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
@@ -112,7 +114,7 @@ func (r *refusals) tell(refused []ippool.RefusedBlock, now time.Time) (events []
 		if more := len(fresh[node]) - most; more > 0 {
 			texts = append(texts, fmt.Sprintf("and %d more", more))
 		}
-		events = append(events, kube.Event{Object: kube.BlockReference(fresh[node][0].Name, fresh[node][0].UID), Warning: true, Reason: "BlockRefused", Message: strings.Join(texts, "; ")})
+		events = append(events, kube.Event{Object: kube.Reference(&v1alpha1.IPBlock{ObjectMeta: metav1.ObjectMeta{Name: fresh[node][0].Name, UID: fresh[node][0].UID}}), Warning: true, Reason: "BlockRefused", Message: strings.Join(texts, "; ")})
 	}
 	return events
 }

@@ -283,9 +283,9 @@ func (a *allocator) tellPool(p *vip.Pool, assignments []vip.Assignment) v1alpha1
 	}
 	was := meta.FindStatusCondition(p.Object().Status.Conditions, v1alpha1.PoolValid)
 	is := meta.FindStatusCondition(status.Conditions, v1alpha1.PoolValid)
-	reference := kube.AddressPoolReference(p.Object())
+	reference := kube.Reference(p.Object())
 	a.writes.Publish(object, func(ctx context.Context) error {
-		if err := a.Client.SetAddressPoolStatus(ctx, p.Name, status); err != nil {
+		if err := kube.SetStatus(ctx, a.Client, kube.AddressPools, p.Name, status); err != nil {
 			return err
 		}
 		if was == nil || was.Status != is.Status || was.Message != is.Message {
@@ -306,7 +306,6 @@ func (a *allocator) ensureKey(ctx context.Context) error {
 }
 
 func (a *allocator) record(s *corev1.Service, e kube.Event) {
-	e.Object = kube.ServiceReference(service.Name{Namespace: s.Namespace, Name: s.Name})
-	e.Object.UID = s.UID // `kubectl describe` looks events up by it
+	e.Object = kube.Reference(s)
 	a.events.Record(e)
 }

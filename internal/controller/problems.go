@@ -69,10 +69,8 @@ func (p *problems) find(view *kube.BalancerView, client *kube.Client) []service.
 func (a *allocator) tellProblems() {
 	for _, p := range a.problems.find(a.view, a.Client) {
 		a.Log.Warn("problem", "what", p.String())
-		e := kube.Event{Object: kube.ServiceReference(p.Service), Warning: true, Reason: ServiceProblem, Message: p.Text}
 		if s, found := a.view.Services.Get(p.Service.Namespace, p.Service.Name); found {
-			e.Object.UID = s.UID // `kubectl describe` looks events up by it
+			a.record(s, kube.Event{Warning: true, Reason: ServiceProblem, Message: p.Text})
 		}
-		a.events.Record(e)
 	}
 }

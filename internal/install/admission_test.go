@@ -20,7 +20,6 @@ import (
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
-	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/install"
 	"github.com/fathom-network/fathom/internal/testenv"
@@ -221,7 +220,7 @@ func token(ctx context.Context, t *testing.T, admin *kube.Client, account string
 func useAgent(ctx context.Context, t *testing.T, as *caller, admin *kube.Client) {
 	t.Helper()
 	c := as.client(t)
-	view := c.View(ctx, kube.ViewOptions{Node: "node-a", Namespace: netconf.Namespace, ConfigMap: netconf.ConfigMap, Changed: func() {}})
+	view := c.View(ctx, "node-a", func() {})
 	services := kube.Watch(ctx, c, kube.Services, kube.Options[*corev1.Service]{})
 	endpoints := kube.Watch(ctx, c, kube.EndpointSlices, kube.Options[*discoveryv1.EndpointSlice]{})
 	testenv.Eventually(t, "an agent sees everything", func() (bool, string) {
@@ -240,7 +239,7 @@ func useAgent(ctx context.Context, t *testing.T, as *caller, admin *kube.Client)
 	testenv.Must(t, c.PublishBGPSession(ctx, "router", "node-a", session("node-a", "Established")))
 	testenv.Must(t, c.PublishBGPSession(ctx, "router", "node-a", session("node-a", "Active")))
 	testenv.Must(t, c.PublishBGPSession(ctx, "router", "node-a", nil))
-	testenv.Must(t, c.SetPoolStatus(ctx, "public", v1alpha1.IPPoolStatus{Nodes: 1, IPv4: &v1alpha1.IPPoolUsage{Blocks: 1, Addresses: 65536, Taken: 64},
+	testenv.Must(t, kube.SetStatus(ctx, c, kube.IPPools, "public", v1alpha1.IPPoolStatus{Nodes: 1, IPv4: &v1alpha1.IPPoolUsage{Blocks: 1, Addresses: 65536, Taken: 64},
 		Conditions: []metav1.Condition{{Type: v1alpha1.PoolValid, Status: metav1.ConditionTrue, Reason: "Valid", LastTransitionTime: metav1.Now()}}}))
 	for name, cidr := range map[string]string{"10.50.0.64-26": "10.50.0.64/26", "10.50.0.7-32": "10.50.0.7/32", "fd00-50-0-0-0-0-0-40-122": "fd00:50::40/122"} {
 		want := block(name, cidr, "node-a")
@@ -254,7 +253,7 @@ func useAgent(ctx context.Context, t *testing.T, as *caller, admin *kube.Client)
 	testenv.Must(t, err)
 	peers := view.BGPPeers.All()
 	by := kube.Reporter{Component: agentAccount, Instance: "node-a"}
-	recordTwice(ctx, t, c, admin, by, []corev1.ObjectReference{kube.NodeReference("node-a"), kube.PoolReference(pools[0]), kube.BGPPeerReference(peers[0])})
+	recordTwice(ctx, t, c, admin, by, []corev1.ObjectReference{kube.NodeReference("node-a"), kube.Reference(pools[0]), kube.Reference(peers[0])})
 	for _, name := range []string{"fathom-bgp", "fathom-membership"} {
 		if _, err := c.Secret(ctx, netconf.Namespace, name); err != nil {
 			t.Error(err)
@@ -300,11 +299,12 @@ func useController(ctx context.Context, t *testing.T, as *caller, admin *kube.Cl
 		testenv.Must(t, err)
 		testenv.Must(t, c.SetIngress(ctx, s, vip.Owner, ingress, vip.Finalizers(s, len(ingress) > 0)))
 	}
-	testenv.Must(t, c.SetAddressPoolStatus(ctx, "outside", v1alpha1.AddressPoolStatus{Services: 1,
+	testenv.Must(t, kube.SetStatus(ctx, c, kube.AddressPools, "outside", v1alpha1.AddressPoolStatus{Services: 1,
 		Conditions: []metav1.Condition{{Type: v1alpha1.PoolValid, Status: metav1.ConditionTrue, Reason: "Valid", LastTransitionTime: metav1.Now()}}}))
 	testenv.Must(t, c.PublishBGPSession(ctx, "router", "node-z", nil))
-	recordTwice(ctx, t, c, admin, kube.Reporter{Component: vip.Owner, Instance: "pod"}, []corev1.ObjectReference{kube.AddressPoolReference(view.AddressPools.All()[0]),
-		kube.ServiceReference(service.Name{Namespace: "default", Name: "web"}), kube.BlockReference("10.50.0.0-26", "uid")})
+	recordTwice(ctx, t, c, admin, kube.Reporter{Component: vip.Owner, Instance: "pod"}, []corev1.ObjectReference{kube.Reference(view.AddressPools.All()[0]),
+		kube.Reference(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}}),
+		kube.Reference(&v1alpha1.IPBlock{ObjectMeta: metav1.ObjectMeta{Name: "10.50.0.0-26", UID: "uid"}})})
 	for range 2 { // the second time there is one
 		testenv.Must(t, c.EnsureSecret(ctx, netconf.Namespace, "fathom-membership", map[string][]byte{"key": bytes.Repeat([]byte{1}, 32)}))
 	}

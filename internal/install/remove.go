@@ -5,9 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -184,25 +182,4 @@ func unused(ctx context.Context, client *kube.Client) error {
 		return &InUseError{names}
 	}
 	return nil
-}
-
-// APIServer finds the address at which nodes reach the API server without a Service proxy: the one that kubeadm published
-// for joining nodes, otherwise the endpoint of the Service kubernetes.
-func APIServer(ctx context.Context, client *kube.Client) (string, error) {
-	published, err := client.ClusterInfo(ctx)
-	if err != nil || published != "" {
-		return published, err
-	}
-	slices, err := client.DiscoveryV1().EndpointSlices("default").List(ctx, metav1.ListOptions{LabelSelector: "kubernetes.io/service-name=kubernetes"})
-	if err != nil {
-		return "", fmt.Errorf("look for the API server's address: %w", err)
-	}
-	for _, s := range slices.Items {
-		for _, e := range s.Endpoints {
-			if len(e.Addresses) > 0 && len(s.Ports) > 0 && s.Ports[0].Port != nil {
-				return net.JoinHostPort(e.Addresses[0], strconv.Itoa(int(*s.Ports[0].Port))), nil
-			}
-		}
-	}
-	return "", nil
 }

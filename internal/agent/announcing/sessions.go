@@ -109,7 +109,7 @@ func (b *BGP) tellSessions(peers []*v1alpha1.BGPPeer, sessions []bgp.Session) {
 		if i < 0 {
 			continue
 		}
-		e := kube.Event{Object: kube.BGPPeerReference(peers[i]), Reason: "SessionUp", Message: fmt.Sprintf("node %s: %d prefixes are announced to %s", b.Node, s.Routes, s.Address)}
+		e := kube.Event{Object: kube.Reference(peers[i]), Reason: "SessionUp", Message: fmt.Sprintf("node %s: %d prefixes are announced to %s", b.Node, s.Routes, s.Address)}
 		if !up[s.Peer] {
 			e.Warning, e.Reason, e.Message = true, "SessionDown", fmt.Sprintf("node %s: the session with %s is %s: %s", b.Node, s.Address, s.State, cmp.Or(s.Reason, "no reason was given"))
 		}

@@ -166,11 +166,20 @@ var errNoAgents = errors.New("no agent of Fathom's network runs in namespace " +
 
 // findAgents returns the agents' pods by node; it is an error if there are none.
 func findAgents(ctx context.Context, client *kube.Client) (map[string]*corev1.Pod, error) {
-	agents, err := client.PodsOf(ctx, netconf.Namespace, netconf.AgentSelector)
-	if err == nil && len(agents) == 0 {
-		err = errNoAgents
+	pods, err := kube.List(ctx, client, kube.Pods, kube.Selection{Namespace: netconf.Namespace, Labels: netconf.AgentSelector})
+	if err != nil {
+		return nil, err
 	}
-	return agents, err
+	agents := map[string]*corev1.Pod{}
+	for _, p := range pods {
+		if p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil {
+			agents[p.Spec.NodeName] = p
+		}
+	}
+	if len(agents) == 0 {
+		return nil, errNoAgents
+	}
+	return agents, nil
 }
 
 // agentPatience is how long an agent has to answer, in case that it or its kubelet hangs.

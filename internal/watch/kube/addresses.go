@@ -9,8 +9,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-
-	"github.com/fathom-network/fathom/api/v1alpha1"
 )
 
 // SetIngress writes the load balancer's addresses into the status of a Service as it was seen, and with them its
@@ -33,19 +31,6 @@ func (c *Client) SetIngress(ctx context.Context, s *corev1.Service, owner string
 	_, err = c.CoreV1().Services(s.Namespace).Patch(ctx, s.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: owner}, "status")
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("write the status of Service %s/%s: %w", s.Namespace, s.Name, err)
-	}
-	return nil
-}
-
-// SetAddressPoolStatus writes the status of a pool. One that is gone is not an error.
-func (c *Client) SetAddressPoolStatus(ctx context.Context, name string, status v1alpha1.AddressPoolStatus) error {
-	patch, err := json.Marshal(map[string]any{"status": status})
-	if err != nil {
-		return err
-	}
-	err = c.fathom.Patch(types.MergePatchType).Resource("addresspools").Name(name).SubResource("status").Body(patch).Do(ctx).Error()
-	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("write the status of AddressPool %s: %w", name, err)
 	}
 	return nil
 }

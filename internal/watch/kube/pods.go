@@ -6,27 +6,11 @@ import (
 	"io"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/streaming/pkg/httpstream"
 )
-
-// PodsOf returns the pods of a selector that run, by the node that they run on.
-func (c *Client) PodsOf(ctx context.Context, namespace, selector string) (map[string]*corev1.Pod, error) {
-	list, err := c.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
-	if err != nil {
-		return nil, fmt.Errorf("list pods %s in %s: %w", selector, namespace, err)
-	}
-	pods := map[string]*corev1.Pod{}
-	for i := range list.Items {
-		if p := &list.Items[i]; p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil {
-			pods[p.Spec.NodeName] = p
-		}
-	}
-	return pods, nil
-}
 
 // Exec runs a command in a pod, as `kubectl exec` does, until it ends or the context does. stdin may be nil.
 func (c *Client) Exec(ctx context.Context, pod *corev1.Pod, container string, stdin io.Reader, stdout, stderr io.Writer, command ...string) error {

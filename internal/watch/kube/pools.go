@@ -44,18 +44,6 @@ func (c *Client) SetBlockOwner(ctx context.Context, name string, uid types.UID, 
 	return nil
 }
 
-// SetPoolStatus writes the status of a pool.
-func (c *Client) SetPoolStatus(ctx context.Context, name string, status v1alpha1.IPPoolStatus) error {
-	patch, err := json.Marshal(map[string]any{"status": status})
-	if err != nil {
-		return err
-	}
-	if err := c.fathom.Patch(types.MergePatchType).Resource("ippools").Name(name).SubResource("status").Body(patch).Do(ctx).Error(); err != nil {
-		return fmt.Errorf("write the status of IPPool %s: %w", name, err)
-	}
-	return nil
-}
-
 // SetPoolFinalizers replaces the finalizers of a pool as it was seen: if it has changed since, the error is one that
 // apierrors.IsConflict knows. A pool that is gone is not an error.
 func (c *Client) SetPoolFinalizers(ctx context.Context, p *v1alpha1.IPPool, finalizers []string) error {

@@ -31,12 +31,12 @@ func TestPoolsOfServer(t *testing.T) {
 
 	// A view of a cluster without the kinds is not waited for.
 	changed := make(chan struct{}, 1000)
-	view := c.View(ctx, ViewOptions{Node: "a", Namespace: "fathom-system", ConfigMap: "fathom-config", Changed: func() {
+	view := c.View(ctx, "a", func() {
 		select {
 		case changed <- struct{}{}:
 		default:
 		}
-	}})
+	})
 	await(t, "a view without the CRDs", view.Synced)
 	if blocks, err := List(ctx, c, IPBlocks, Selection{}); err != nil || len(blocks) > 0 {
 		t.Errorf("blocks without the CRD: %v, %v", blocks, err)
@@ -112,7 +112,7 @@ func TestPoolsOfServer(t *testing.T) {
 			t.Errorf("%s: %s", p.Name, p.Problem)
 		}
 		status, differs := f.Status(p, time.Now())
-		if err := c.SetPoolStatus(ctx, p.Name, status); err != nil || !differs {
+		if err := SetStatus(ctx, c, IPPools, p.Name, status); err != nil || !differs {
 			t.Errorf("%s: %v", p.Name, err)
 		}
 	}
@@ -202,7 +202,7 @@ func agentsAreKeptApart(t *testing.T, c *Client, made *v1alpha1.IPBlock) {
 	if err := a.DeleteBlock(ctx, mine.Name, mine.UID); err != nil {
 		t.Error(err)
 	}
-	if err := a.SetPoolStatus(ctx, "v4", v1alpha1.IPPoolStatus{Nodes: 1}); err != nil {
+	if err := SetStatus(ctx, a, IPPools, "v4", v1alpha1.IPPoolStatus{Nodes: 1}); err != nil {
 		t.Error(err)
 	}
 }

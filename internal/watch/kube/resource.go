@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -13,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 
@@ -124,12 +126,28 @@ func List[T Object](ctx context.Context, c *Client, r Resource[T], s Selection) 
 // another error.
 func isAbsent(err error) bool { return apierrors.IsNotFound(err) }
 
-// DeleteAll deletes all objects of one of Fathom's own kinds. Objects with finalizers remain until the finalizers are removed. A
-// cluster that does not know the kind is not an error.
-func DeleteAll[T interface {
+// own are Fathom's own kinds.
+type own interface {
 	Object
 	*v1alpha1.IPPool | *v1alpha1.IPBlock | *v1alpha1.AddressPool | *v1alpha1.BGPPeer
-}](ctx context.Context, c *Client, r Resource[T]) error {
+}
+
+// SetStatus merges status into the status of an object of one of Fathom's own kinds. An object that is gone is not an error.
+func SetStatus[T own](ctx context.Context, c *Client, r Resource[T], name string, status any) error {
+	patch, err := json.Marshal(map[string]any{"status": status})
+	if err != nil {
+		return err
+	}
+	err = c.fathom.Patch(types.MergePatchType).Resource(strings.ToLower(r.name)).Name(name).SubResource("status").Body(patch).Do(ctx).Error()
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("write the status of %s in %s: %w", name, r.name, err)
+	}
+	return nil
+}
+
+// DeleteAll deletes all objects of one of Fathom's own kinds. Objects with finalizers remain until the finalizers are removed. A
+// cluster that does not know the kind is not an error.
+func DeleteAll[T own](ctx context.Context, c *Client, r Resource[T]) error {
 	err := c.fathom.Delete().Resource(strings.ToLower(r.name)).Do(ctx).Error()
 	if err != nil && !isAbsent(err) {
 		return fmt.Errorf("delete all %s: %w", r.name, err)

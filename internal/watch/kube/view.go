@@ -32,43 +32,35 @@ type View struct {
 	problem atomic.Pointer[error]
 }
 
-// ViewOptions says what a View shows.
-type ViewOptions struct {
-	Node                 string // whose pods
-	Namespace, ConfigMap string // of the network's configuration
-	// Changed is called when the picture has changed. It must not block.
-	Changed func()
-}
-
-// View begins to watch. The view is empty until Synced.
-func (c *Client) View(ctx context.Context, o ViewOptions) *View {
+// View starts to watch, for a node. The view is empty until Synced. changed is called when it has changed, and must not block.
+func (c *Client) View(ctx context.Context, node string, changed func()) *View {
 	v := &View{}
-	k := kept{o.Changed, func(err error) {
+	k := kept{changed, func(err error) {
 		v.problem.Store(&err)
-		o.Changed()
+		changed()
 	}}
 	v.Nodes = Watch(ctx, c, Nodes, options(k, shrinkNode))
 	pods := options(k, shrinkPod)
-	pods.Fields = "spec.nodeName=" + o.Node
+	pods.Fields = "spec.nodeName=" + node
 	v.Pods = Watch(ctx, c, Pods, pods)
 	v.Namespaces = Watch(ctx, c, Namespaces, options(k, shrinkNamespace))
 	v.Pools = Watch(ctx, c, IPPools, optional(k, shrinkPool))
 	v.Blocks = Watch(ctx, c, IPBlocks, optional(k, shrinkBlock))
 	v.ServiceCIDRs = Watch(ctx, c, ServiceCIDRs, optional(k, shrinkServiceCIDR))
 	v.AddressPools = Watch(ctx, c, AddressPools, optional(k, shrinkAddressPool))
-	v.config = watchConfig(ctx, c, o.Namespace, o.ConfigMap, k)
+	v.config = watchConfig(ctx, c, k)
 	v.BGPPeers = Watch(ctx, c, BGPPeers, Options[*v1alpha1.BGPPeer]{
-		Optional: true, Changed: o.Changed,
-		Shrink: func(p *v1alpha1.BGPPeer) *v1alpha1.BGPPeer { return shrinkPeer(p, o.Node) },
+		Optional: true, Changed: changed,
+		Shrink: func(p *v1alpha1.BGPPeer) *v1alpha1.BGPPeer { return shrinkPeer(p, node) },
 		// Every node writes its session into the status. Other nodes' sessions do not concern this node.
 		Same: func(was, is *v1alpha1.BGPPeer) bool {
-			return was.Generation == is.Generation && reflect.DeepEqual(bgpconf.SessionOf(was, o.Node), bgpconf.SessionOf(is, o.Node))
+			return was.Generation == is.Generation && reflect.DeepEqual(bgpconf.SessionOf(was, node), bgpconf.SessionOf(is, node))
 		},
 	})
 	return v
 }
 
-// Synced says whether everything was seen at least once.
+// Synced reports whether everything was listed at least once.
 func (v *View) Synced() bool {
 	return v.Nodes.Synced() && v.Pods.Synced() && v.Namespaces.Synced() && v.Pools.Synced() && v.Blocks.Synced() &&
 		v.ServiceCIDRs.Synced() && v.AddressPools.Synced() && v.config.Synced()
@@ -113,7 +105,7 @@ type BalancerView struct {
 	config *Store[*corev1.ConfigMap]
 }
 
-// BalancerView begins to watch. The view is empty until Synced. Services keep the managed fields of owner, the field manager
+// BalancerView starts to watch. The view is empty until Synced. changed is called when it has changed, and must not block. Services keep the managed fields of owner, the field manager
 // that writes their status.
 func (c *Client) BalancerView(ctx context.Context, owner string, changed func()) *BalancerView {
 	k := kept{changed: changed}
@@ -130,11 +122,11 @@ func (c *Client) BalancerView(ctx context.Context, owner string, changed func())
 		APIServers:   Watch(ctx, c, EndpointSlices, apiServers),
 		BGPPeers: Watch(ctx, c, BGPPeers, Options[*v1alpha1.BGPPeer]{Optional: true,
 			Shrink: func(p *v1alpha1.BGPPeer) *v1alpha1.BGPPeer { return shrinkPeer(p, "") }}),
-		config: watchConfig(ctx, c, netconf.Namespace, netconf.ConfigMap, k),
+		config: watchConfig(ctx, c, k),
 	}
 }
 
-// Synced says whether everything was seen at least once.
+// Synced reports whether everything was listed at least once.
 func (v *BalancerView) Synced() bool {
 	return v.Services.Synced() && v.Namespaces.Synced() && v.Nodes.Synced() && v.AddressPools.Synced() &&
 		v.ServiceCIDRs.Synced() && v.PodPools.Synced() && v.Blocks.Synced() && v.APIServers.Synced() && v.config.Synced()
@@ -159,9 +151,9 @@ func optional[T Object](k kept, shrink func(T) T) Options[T] {
 	return o
 }
 
-func watchConfig(ctx context.Context, c *Client, namespace, name string, k kept) *Store[*corev1.ConfigMap] {
+func watchConfig(ctx context.Context, c *Client, k kept) *Store[*corev1.ConfigMap] {
 	o := options(k, shrinkConfigMap)
-	o.Selection = Selection{Namespace: namespace, Fields: "metadata.name=" + name}
+	o.Selection = Selection{Namespace: netconf.Namespace, Fields: "metadata.name=" + netconf.ConfigMap}
 	return Watch(ctx, c, configMaps, o)
 }
 
