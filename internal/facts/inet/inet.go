@@ -74,6 +74,25 @@ func ParseAddr(s string) (netip.Addr, error) {
 	return a.Unmap(), nil
 }
 
+// ParsePrefix reads a range of addresses in CIDR notation as the API has always done, that is as ParseAddr reads an address, and
+// without host bits.
+func ParsePrefix(s string) (netip.Prefix, error) {
+	addr, length, _ := strings.Cut(s, "/")
+	a, err := ParseAddr(addr)
+	bits, bitsErr := strconv.Atoi(length)
+	if err != nil || bitsErr != nil {
+		return netip.Prefix{}, errors.New("is no range of addresses")
+	}
+	if strings.Contains(addr, ":") && a.Is4() { // IPv4 within IPv6
+		bits -= 96
+	}
+	p, err := a.Prefix(bits)
+	if err != nil {
+		return netip.Prefix{}, errors.New("is no range of addresses")
+	}
+	return p, nil
+}
+
 // Contains says whether an address is in one of some prefixes.
 func Contains(list []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a) })

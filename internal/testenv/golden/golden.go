@@ -25,16 +25,17 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 
 // Objects are the objects of a file, by kind, in the order in which they are written.
 type Objects struct {
-	ConfigMaps     []*corev1.ConfigMap
-	Nodes          []*corev1.Node
-	Namespaces     []*corev1.Namespace
-	Pods           []*corev1.Pod
-	Services       []*corev1.Service
-	EndpointSlices []*discoveryv1.EndpointSlice
-	ServiceCIDRs   []*networkingv1.ServiceCIDR
-	AddressPools   []*v1alpha1.AddressPool
-	IPPools        []*v1alpha1.IPPool
-	IPBlocks       []*v1alpha1.IPBlock
+	ConfigMaps      []*corev1.ConfigMap
+	Nodes           []*corev1.Node
+	Namespaces      []*corev1.Namespace
+	Pods            []*corev1.Pod
+	Services        []*corev1.Service
+	EndpointSlices  []*discoveryv1.EndpointSlice
+	ServiceCIDRs    []*networkingv1.ServiceCIDR
+	NetworkPolicies []*networkingv1.NetworkPolicy
+	AddressPools    []*v1alpha1.AddressPool
+	IPPools         []*v1alpha1.IPPool
+	IPBlocks        []*v1alpha1.IPBlock
 }
 
 // Run runs a test for each NAME.in.yaml of the folder testdata and compares what render returns with NAME.out.txt. There is at
@@ -116,6 +117,8 @@ func (all *Objects) add(o manifest.Object) error {
 		return add(&all.EndpointSlices, o)
 	case "ServiceCIDR":
 		return add(&all.ServiceCIDRs, o)
+	case "NetworkPolicy":
+		return add(&all.NetworkPolicies, o)
 	case "AddressPool":
 		return add(&all.AddressPools, o)
 	case "IPPool":

@@ -1,0 +1,438 @@
+package policy
+
+import (
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/fathom-network/fathom/internal/facts/service"
+)
+
+// Model follows policies, namespaces and pods one by one, and tells what that changes in the Facts of a node. A change costs
+// what it is about: a pod that comes is looked at by the selectors that can see it, and only classes that its identity is
+// new to are compiled again. It is for one goroutine at a time.
+type Model struct {
+	node       string // whose pods are its own; everywhere says that all are
+	everywhere bool
+
+	namespaces map[string]map[string]string // labels
+	pods       map[service.Name]*podState
+	addrs      map[netip.Addr][]*podState // who says that it is his
+	policies   map[ID]*policyState
+	inside     map[string]map[ID]*policyState // policies by namespace
+
+	// What policies look at: keys of pods' labels, and names of ports. Each with how many do.
+	labels, ports map[string]int
+
+	identities map[string]*identity
+	within     map[string]map[*identity]bool // identities by namespace
+	selectors  map[string]*peers
+	narrow     map[string]map[*peers]bool // selectors of one namespace, by its name
+	wide       map[*peers]bool            // those of several
+	classes    map[string]*classState
+
+	identityNumbers, classNumbers numbers
+
+	facts   Facts // as last told
+	touched map[netip.Addr]bool
+	dirty   map[*classState]bool // to be compiled
+	gone    map[Number]bool      // classes that are not there any more
+}
+
+// podState is a pod with what follows from it.
+type podState struct {
+	Pod
+	own bool
+	*identity
+}
+
+// identity is what pods have in common that no policy tells apart: the namespace, and of labels and named ports those that
+// policies look at.
+type identity struct {
+	key       string
+	number    Number
+	namespace string
+	labels    map[string]string
+	ports     []PodPort
+	pods      map[*podState]bool
+	own       int             // how many pods are the node's
+	classes   [2]*classState  // by direction; nil is not isolated, or without pods of the node
+	of        map[*peers]bool // selectors that select it
+}
+
+// peers are the identities that a selector of peers selects, which many rules may share.
+type peers struct {
+	Pods
+	key     string
+	refs    int // of rules
+	members map[*identity]bool
+	users   map[*classState]bool // that are made of it
+}
+
+// policyState is a policy with the selectors of its rules' peers.
+type policyState struct {
+	*Policy
+	peers [2][][]*peers // by direction, rule and peer; nil for a block
+}
+
+// classState is a Class that is being made.
+type classState struct {
+	key       string
+	number    Number
+	direction Direction
+	policies  []*policyState
+	ports     []PodPort // of the destination, if a rule names one
+	refs      int       // of identities
+}
+
+// NewModel returns a Model of the facts of a node.
+func NewModel(node string) *Model {
+	return &Model{
+		node:       node,
+		namespaces: map[string]map[string]string{}, pods: map[service.Name]*podState{}, addrs: map[netip.Addr][]*podState{},
+		policies: map[ID]*policyState{}, inside: map[string]map[ID]*policyState{}, labels: map[string]int{}, ports: map[string]int{},
+		identities: map[string]*identity{}, within: map[string]map[*identity]bool{},
+		selectors: map[string]*peers{}, narrow: map[string]map[*peers]bool{}, wide: map[*peers]bool{}, classes: map[string]*classState{},
+		identityNumbers: newNumbers(), classNumbers: newNumbers(),
+		facts:   Facts{Addrs: map[netip.Addr]Address{}, Classes: map[Number]*Class{}},
+		touched: map[netip.Addr]bool{}, dirty: map[*classState]bool{}, gone: map[Number]bool{},
+	}
+}
+
+// NewClusterModel returns a Model of facts in which the pods of all nodes are own ones.
+func NewClusterModel() *Model {
+	m := NewModel("")
+	m.everywhere = true
+	return m
+}
+
+// numbers are those that are taken, of as many as there are.
+type numbers struct {
+	taken map[Number]bool
+	all   uint32
+}
+
+// closed is the class of pods for whose class there is no number left: it allows nothing.
+const closed Number = 1<<16 - 1
+
+func newNumbers() numbers { return numbers{map[Number]bool{}, uint32(closed) - 1} }
+
+// take returns a number that is free, or 0. It is nearly always the same for the same key, so that an agent that starts finds in the
+// kernel the numbers that it would give.
+func (n numbers) take(key string) Number {
+	if len(n.taken) >= int(n.all) {
+		return 0
+	}
+	h := fnv.New32a()
+	h.Write([]byte(key))
+	for i := h.Sum32() % n.all; ; i = (i + 1) % n.all {
+		if x := Number(i + 1); !n.taken[x] {
+			n.taken[x] = true
+			return x
+		}
+	}
+}
+
+func (n numbers) give(x Number) { delete(n.taken, x) }
+
+// SetNamespace tells the labels of a namespace.
+func (m *Model) SetNamespace(name string, labels map[string]string) {
+	if was, known := m.namespaces[name]; known && maps.Equal(was, labels) {
+		return
+	}
+	m.namespaces[name] = labels
+	m.renewMembers(name)
+}
+
+// DeleteNamespace forgets a namespace.
+func (m *Model) DeleteNamespace(name string) {
+	delete(m.namespaces, name)
+	m.renewMembers(name)
+}
+
+// renewMembers looks again which selectors select the identities of a namespace.
+func (m *Model) renewMembers(namespace string) {
+	for id := range m.within[namespace] {
+		for s := range m.wide {
+			m.setMember(s, id)
+		}
+	}
+}
+
+// SetPod tells of a pod, which the Model then has.
+func (m *Model) SetPod(p Pod) {
+	state, own := m.pods[p.Name], m.everywhere || p.Node == m.node
+	switch {
+	case state != nil && reflect.DeepEqual(state.Pod, p):
+		return
+	case state != nil && state.own != own:
+		m.DeletePod(p.Name)
+		state = nil
+	case state != nil:
+		m.unclaim(state)
+	}
+	if state == nil {
+		state = &podState{own: own}
+		m.pods[p.Name] = state
+	}
+	state.Pod = p
+	for _, a := range p.Addrs {
+		m.addrs[a] = append(m.addrs[a], state)
+	}
+	m.touch(state)
+	m.identify(state)
+}
+
+// DeletePod forgets a pod: one that is gone, or whose containers do not run any more, so that another may have its address.
+func (m *Model) DeletePod(name service.Name) {
+	p := m.pods[name]
+	if p == nil {
+		return
+	}
+	delete(m.pods, name)
+	m.unclaim(p)
+	m.leave(p)
+}
+
+// unclaim takes its addresses from a pod.
+func (m *Model) unclaim(p *podState) {
+	m.touch(p)
+	for _, a := range p.Addrs {
+		m.addrs[a] = slices.DeleteFunc(m.addrs[a], func(o *podState) bool { return o == p })
+		if len(m.addrs[a]) == 0 {
+			delete(m.addrs, a)
+		}
+	}
+}
+
+// identify gives a pod the identity that it should have.
+func (m *Model) identify(p *podState) {
+	labels, ports := m.seen(p.Pod)
+	key := identityKey(p.Namespace, labels, ports)
+	if p.identity != nil && p.identity.key == key {
+		return
+	}
+	id := m.identities[key]
+	if id == nil {
+		id = &identity{key: key, number: m.identityNumbers.take(key), namespace: p.Namespace, labels: labels, ports: ports,
+			pods: map[*podState]bool{}, of: map[*peers]bool{}}
+		m.identities[key] = id
+		put(m.within, p.Namespace, id, true)
+		for s := range m.wide {
+			m.setMember(s, id)
+		}
+		for s := range m.narrow[p.Namespace] {
+			m.setMember(s, id)
+		}
+	}
+	m.leave(p)
+	p.identity = id
+	id.pods[p] = true
+	if p.own {
+		if id.own++; id.own == 1 {
+			m.classify(id)
+		}
+	}
+	m.touch(p)
+}
+
+// leave takes a pod out of its identity, which goes with its last one.
+func (m *Model) leave(p *podState) {
+	id := p.identity
+	if id == nil {
+		return
+	}
+	p.identity = nil
+	delete(id.pods, p)
+	if p.own {
+		if id.own--; id.own == 0 {
+			m.classify(id)
+		}
+	}
+	if len(id.pods) > 0 {
+		return
+	}
+	for s := range id.of {
+		m.removeMember(s, id)
+	}
+	delete(m.identities, id.key)
+	drop(m.within, id.namespace, id)
+	m.identityNumbers.give(id.number)
+}
+
+func (m *Model) touch(p *podState) {
+	for _, a := range p.Addrs {
+		m.touched[a] = true
+	}
+}
+
+// seen returns what policies look at of a pod.
+func (m *Model) seen(p Pod) (labels map[string]string, ports []PodPort) {
+	labels = map[string]string{}
+	for k, v := range p.Labels {
+		if m.labels[k] > 0 {
+			labels[k] = v
+		}
+	}
+	for _, q := range p.Ports {
+		if m.ports[q.Name] > 0 {
+			ports = append(ports, q)
+		}
+	}
+	slices.SortFunc(ports, comparePodPorts)
+	return labels, slices.Compact(ports)
+}
+
+func comparePodPorts(a, b PodPort) int {
+	if c := strings.Compare(a.Name, b.Name); c != 0 {
+		return c
+	}
+	return Grant{Protocol: a.Protocol, From: a.Number}.compare(Grant{Protocol: b.Protocol, From: b.Number})
+}
+
+func identityKey(namespace string, labels map[string]string, ports []PodPort) string {
+	var b strings.Builder
+	b.WriteString(namespace)
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		fmt.Fprintf(&b, " %s=%s", k, labels[k]) // none of them has spaces
+	}
+	for _, p := range ports {
+		fmt.Fprintf(&b, " %s:%d/%d", p.Name, p.Number, p.Protocol)
+	}
+	return b.String()
+}
+
+// setMember makes an identity one of a selector's, if it is, or none of them.
+func (m *Model) setMember(s *peers, id *identity) {
+	is := (s.Namespace == id.namespace || s.Namespace == "" && s.Namespaces.Matches(m.namespaces[id.namespace])) && s.Pods.Pods.Matches(id.labels)
+	if is == s.members[id] {
+		return
+	}
+	if !is {
+		m.removeMember(s, id)
+		return
+	}
+	s.members[id], id.of[s] = true, true
+	m.dirtyUsers(s)
+}
+
+func (m *Model) removeMember(s *peers, id *identity) {
+	delete(s.members, id)
+	delete(id.of, s)
+	m.dirtyUsers(s)
+}
+
+func (m *Model) dirtyUsers(s *peers) {
+	for c := range s.users {
+		m.dirty[c] = true
+	}
+}
+
+// Changes returns what has changed in the Facts since it was called last: addresses that nobody has any more have the zero value,
+// and classes that are gone are nil.
+func (m *Model) Changes() Facts {
+	f := Facts{Addrs: map[netip.Addr]Address{}, Classes: map[Number]*Class{}}
+	for n := range m.gone {
+		f.Classes[n] = nil
+		delete(m.facts.Classes, n)
+	}
+	for c := range m.dirty { // a number may be another's by now
+		is := m.compile(c)
+		if was := m.facts.Classes[c.number]; was == nil || !reflect.DeepEqual(was, is) {
+			f.Classes[c.number], m.facts.Classes[c.number] = is, is
+		}
+	}
+	for a := range m.touched {
+		is := m.address(a)
+		if m.facts.Addrs[a] == is {
+			continue
+		}
+		f.Addrs[a], m.facts.Addrs[a] = is, is
+		if is == (Address{}) {
+			delete(m.facts.Addrs, a)
+		}
+	}
+	clear(m.gone)
+	clear(m.dirty)
+	clear(m.touched)
+	return f
+}
+
+// address returns what follows for an address. Where two pods say that it is theirs, it is that of the one that was made last:
+// the API hears late of one that has ended.
+func (m *Model) address(a netip.Addr) (is Address) {
+	claims := m.addrs[a]
+	if len(claims) == 0 {
+		return is
+	}
+	p := slices.MaxFunc(claims, func(a, b *podState) int {
+		if a.Created != b.Created {
+			return int(min(1, max(-1, a.Created-b.Created)))
+		}
+		return a.Name.Compare(b.Name)
+	})
+	is.Peer, is.Own = p.identity.number, p.own
+	for _, d := range Directions {
+		if c := p.identity.classes[d]; p.own && c != nil {
+			is.Isolated[d] = c.number
+		}
+	}
+	return is
+}
+
+// Facts returns all facts, with those that Changes has not told yet, which it then will not. They are the Model's, and change with
+// the next call of either.
+func (m *Model) Facts() Facts {
+	m.Changes()
+	return m.facts
+}
+
+// Identities returns what each number of an identity stands for, "shop app=web http:8080/6".
+func (m *Model) Identities() map[Number]string {
+	all := map[Number]string{}
+	for key, id := range m.identities {
+		all[id.number] = key
+	}
+	return all
+}
+
+// Problems returns what is wrong with policies, by policy.
+func (m *Model) Problems() map[ID][]string {
+	all := map[ID][]string{}
+	for id, p := range m.policies {
+		if len(p.Problems) > 0 {
+			all[id] = p.Problems
+		}
+	}
+	return all
+}
+
+func put[K, L comparable, V any](in map[K]map[L]V, k K, l L, v V) {
+	if in[k] == nil {
+		in[k] = map[L]V{}
+	}
+	in[k][l] = v
+}
+
+func drop[K, L comparable, V any](in map[K]map[L]V, k K, l L) {
+	delete(in[k], l)
+	if len(in[k]) == 0 {
+		delete(in, k)
+	}
+}
+
+// Size is how much there is of what a Model keeps.
+type Size struct {
+	Policies, Namespaces, Pods     int
+	Identities, Selectors, Classes int
+	Keys                           int // of labels, and names of ports, that policies look at
+}
+
+// Size returns how much there is.
+func (m *Model) Size() Size {
+	return Size{len(m.policies), len(m.namespaces), len(m.pods), len(m.identities), len(m.selectors), len(m.classes), len(m.labels) + len(m.ports)}
+}

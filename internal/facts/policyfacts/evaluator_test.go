@@ -1,0 +1,169 @@
+package policyfacts_test
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/fathom-network/fathom/internal/facts/policy"
+	"github.com/fathom-network/fathom/internal/facts/service"
+)
+
+// allows says whether the API lets a packet through, pod by pod and policy by policy, as the comments of NetworkPolicySpec have it.
+// It shares nothing with what it is compared with: selectors are apimachinery's, and ranges are of package net.
+func (w *world) allows(p policy.Packet) bool {
+	if p.From == p.To {
+		return true
+	}
+	from, to := w.podAt(p.From), w.podAt(p.To)
+	return w.oneWay(from, networkingv1.PolicyTypeEgress, to, p.To, to, p) && w.oneWay(to, networkingv1.PolicyTypeIngress, from, p.From, to, p)
+}
+
+// podAt returns the pod of an address, if it has a network of its own and runs.
+func (w *world) podAt(a netip.Addr) *corev1.Pod {
+	for _, p := range w.pods {
+		over := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+		if over || p.Spec.HostNetwork {
+			continue
+		}
+		for _, ip := range p.Status.PodIPs {
+			if ip.IP == a.String() {
+				return p
+			}
+		}
+	}
+	return nil
+}
+
+func (w *world) oneWay(subject *corev1.Pod, way networkingv1.PolicyType, peer *corev1.Pod, peerAddr netip.Addr, destination *corev1.Pod, p policy.Packet) bool {
+	if subject == nil {
+		return true
+	}
+	isolated := false
+	for _, np := range w.policies {
+		if np.Namespace != subject.Namespace || !selects(&np.Spec.PodSelector, subject.Labels) || !slices.Contains(typesOf(np), way) {
+			continue
+		}
+		isolated = true
+		if way == networkingv1.PolicyTypeIngress {
+			for _, r := range np.Spec.Ingress {
+				if w.anyPeer(np.Namespace, r.From, peer, peerAddr) && anyPort(r.Ports, destination, p) {
+					return true
+				}
+			}
+			continue
+		}
+		for _, r := range np.Spec.Egress {
+			if len(r.To) == 0 {
+				if anyPort(r.Ports, destination, p) {
+					return true
+				}
+				continue
+			}
+			for _, to := range r.To {
+				named := destination
+				if to.IPBlock != nil {
+					named = nil // a name means nothing for a range of addresses
+				}
+				if w.isPeer(np.Namespace, to, peer, peerAddr) && anyPort(r.Ports, named, p) {
+					return true
+				}
+			}
+		}
+	}
+	return !isolated
+}
+
+func typesOf(np *networkingv1.NetworkPolicy) []networkingv1.PolicyType {
+	if len(np.Spec.PolicyTypes) > 0 {
+		return np.Spec.PolicyTypes
+	}
+	if len(np.Spec.Egress) > 0 {
+		return []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress}
+	}
+	return []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
+}
+
+func (w *world) anyPeer(namespace string, peers []networkingv1.NetworkPolicyPeer, pod *corev1.Pod, addr netip.Addr) bool {
+	return len(peers) == 0 || slices.ContainsFunc(peers, func(p networkingv1.NetworkPolicyPeer) bool { return w.isPeer(namespace, p, pod, addr) })
+}
+
+func (w *world) isPeer(namespace string, p networkingv1.NetworkPolicyPeer, pod *corev1.Pod, addr netip.Addr) bool {
+	if p.IPBlock != nil {
+		return within(p.IPBlock.CIDR, addr) && !slices.ContainsFunc(p.IPBlock.Except, func(e string) bool { return within(e, addr) })
+	}
+	if pod == nil {
+		return false
+	}
+	if p.NamespaceSelector == nil {
+		if pod.Namespace != namespace {
+			return false
+		}
+	} else {
+		var of map[string]string
+		if n := w.namespaces[pod.Namespace]; n != nil {
+			of = n.Labels
+		}
+		if !selects(p.NamespaceSelector, of) {
+			return false
+		}
+	}
+	return p.PodSelector == nil || selects(p.PodSelector, pod.Labels)
+}
+
+func selects(s *metav1.LabelSelector, of map[string]string) bool {
+	is, err := metav1.LabelSelectorAsSelector(s)
+	return err == nil && is.Matches(labels.Set(of))
+}
+
+func within(cidr string, a netip.Addr) bool {
+	_, n, err := net.ParseCIDR(cidr)
+	return err == nil && n.Contains(a.AsSlice()) && (n.IP.To4() != nil) == a.Is4()
+}
+
+func anyPort(ports []networkingv1.NetworkPolicyPort, destination *corev1.Pod, p policy.Packet) bool {
+	if len(ports) == 0 {
+		return true
+	}
+	for _, port := range ports {
+		protocol := corev1.ProtocolTCP
+		if port.Protocol != nil {
+			protocol = *port.Protocol
+		}
+		if protocol != nameOf(p.Protocol) {
+			continue
+		}
+		switch {
+		case port.Port == nil:
+			return true
+		case port.Port.Type == intstr.String:
+			if destination == nil {
+				continue
+			}
+			for _, c := range destination.Spec.Containers {
+				for _, q := range c.Ports {
+					if q.Name == port.Port.StrVal && q.ContainerPort == int32(p.Port) && (q.Protocol == protocol || q.Protocol == "" && protocol == corev1.ProtocolTCP) {
+						return true
+					}
+				}
+			}
+		case port.EndPort != nil:
+			if port.Port.IntVal <= int32(p.Port) && int32(p.Port) <= *port.EndPort {
+				return true
+			}
+		case port.Port.IntVal == int32(p.Port):
+			return true
+		}
+	}
+	return false
+}
+
+func nameOf(p service.Protocol) corev1.Protocol {
+	return map[service.Protocol]corev1.Protocol{6: corev1.ProtocolTCP, 17: corev1.ProtocolUDP, 132: corev1.ProtocolSCTP}[p]
+}
