@@ -21,6 +21,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/agent/announcing"
 	"github.com/fathom-network/fathom/internal/agent/blocks"
+	"github.com/fathom-network/fathom/internal/agent/policies"
 	"github.com/fathom-network/fathom/internal/agent/proxy"
 	"github.com/fathom-network/fathom/internal/cni"
 	"github.com/fathom-network/fathom/internal/facts/answer"
@@ -87,6 +88,7 @@ type Agent struct {
 	metrics  *metrics
 	bgp      *announcing.BGP
 	proxy    *proxy.Proxy
+	policies *policies.Keeper
 	lb       *announcing.Balancer
 	wake     wake.Signal
 	look     wake.Signal // as wake, for the node's pods
@@ -137,6 +139,7 @@ func Run(ctx context.Context, o Options) error {
 	a.node.SysctlsAt(o.Paths.Sysctl)
 	a.settings = newSettings(a.node, o.Paths.Leases, a.damaged)
 	a.proxy = a.newProxy()
+	a.policies = a.newPolicies()
 	a.flows = newPodFlows(o.Log, a.metrics.ended, a.proxy.Serves)
 	a.lb = a.newBalancer()
 	if a.rules, err = ruleset.Open(link.OwnNetNS); err != nil {
@@ -179,6 +182,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	var carrying sync.WaitGroup
 	carrying.Go(func() { a.proxy.Run(ctx) })
+	carrying.Go(func() { a.policies.Run(ctx) })
 	carrying.Go(func() { a.lb.Run(ctx) })
 	carrying.Go(func() { a.keeper.Run(ctx) })
 	carrying.Go(func() { a.flows.run(ctx, link.OwnNetNS) })

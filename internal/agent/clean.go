@@ -90,10 +90,13 @@ func (a *Agent) clean() error {
 		return err
 	}
 	defer rules.Close()
-	for _, table := range []string{ruleset.MasqueradeTable, ruleset.GuardTable, service.UnservedTable, service.AggregatesTable} {
+	for _, table := range []string{ruleset.PolicyTable, ruleset.MasqueradeTable, ruleset.GuardTable, service.UnservedTable, service.AggregatesTable} {
 		if err := rules.Delete(table); err != nil {
 			return err
 		}
+	}
+	if err := os.Remove(a.closedMark()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	// The directory itself is a mount.
 	entries, err := os.ReadDir(a.Paths.Leases)

@@ -39,7 +39,11 @@ func (a *Agent) setFastPath(plan podnet.Plan, underlay []podnet.Interface, look 
 	if a.FastPath != "" {
 		on = a.FastPath == FastPathAuto
 	}
-	changes, err := a.fast.set(a.node, a.Paths.BPF, fastpath.Plan{Fast: on, Ways: plan.Ways(underlay)}, look)
+	free, known := a.policies.Free()
+	if !known { // pods that policies isolate are to stay where they are
+		return nil
+	}
+	changes, err := a.fast.set(a.node, a.Paths.BPF, fastpath.Plan{Fast: on, Ways: plan.Ways(underlay), Free: free}, look)
 	for kind, n := range map[string]diff.Count{"program": changes.Programs, "fastpod": changes.Pods, "fastroute": changes.Remotes} {
 		a.metrics.count(kind, n)
 	}

@@ -42,6 +42,7 @@ func (a *Agent) writeConflist(plan podnet.Plan, own podnet.Node) error {
 		AgentSocket:   NodePaths().Socket,
 		// Only the agent knows whether a pod asks for a pool. Without pools, the plugin attaches pods without it.
 		AgentRequired: a.view.Pools.Len() > 0,
+		Isolates:      a.policies.On(),
 	})
 	if err != nil {
 		return fmt.Errorf("make the conflist: %w", err)

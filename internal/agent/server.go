@@ -97,6 +97,7 @@ func (a *Agent) listenSocket(ctx context.Context) (stop func(), err error) {
 		reply(w, account, err)
 	})
 	mux.HandleFunc("GET /v1/pods/{namespace}/{name}", a.answerPod)
+	mux.HandleFunc("GET /v1/pods/{namespace}/{name}/policies", a.answerPolicies)
 	if stop, err = serve.Listen(ctx, serve.Options{Network: "unix", Address: path, Handler: mux, Log: a.Log, Write: socketWrite}); err != nil {
 		return nil, err
 	}

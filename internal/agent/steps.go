@@ -38,6 +38,8 @@ var steps = []step{
 	// Pods come before all that a failure may end, and despite one: they have to be reached when the node's own address has
 	// changed, and the plan is still of the address that it had.
 	{name: "pods", despite: true, run: (*Agent).keepPods},
+	// The kernel of which pods are isolated comes before the fast path, which only the others take.
+	{name: "policies", run: (*Agent).keepPolicies},
 	// The fast path is a shorter way for routes that are there.
 	{name: "fast path", run: (*Agent).keepFastPath},
 	// From here on a pass is about pods that the node gives addresses to.
@@ -49,6 +51,8 @@ var steps = []step{
 	{name: "load balancers", run: (*Agent).tellBalancer},
 	// The runtime learns of the network after Services are carried: a pod that it starts may ask one at once.
 	{name: "services ready", run: (*Agent).awaitServices},
+	// And after its policies: a pod that it starts waits for its own, and there is no answer before any is known.
+	{name: "policies ready", run: (*Agent).awaitPolicies},
 	{name: "conflist", run: (*Agent).announceToRuntime},
 	// Routers come last: they are told of nothing that the node does not carry yet, and a speaker that comes back after a
 	// restart may say that packets were forwarded all the while.
@@ -253,6 +257,7 @@ func (a *Agent) keepPods(ctx context.Context, p *pass) outcome {
 	if sources := podSources(own, p.local); p.pods || p.plan.PodMTU != a.podMTU || !slices.Equal(sources, a.podSources) {
 		a.podProblems = nil
 		leases, swept := a.sweep(ctx)
+		a.policies.SetLeases(policyLeases(leases))
 		for _, err := range []error{swept, a.endFlows(newPodPorts(leases, slices.Concat(own.PodCIDRs, own.Blocks), p.local)), a.repairPods(leases, p.plan, sources)} {
 			if err != nil {
 				a.podProblems = append(a.podProblems, answer.OneLine(err))

@@ -9,10 +9,13 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/facts/conflist"
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 )
 
@@ -69,6 +72,33 @@ func (a agent) request(p podName) (ipam.Request, error) {
 		answer.Addresses[i] = address.Unmap()
 	}
 	return ipam.Request{Pool: answer.Pool, Addresses: answer.Addresses}, nil
+}
+
+// awaitPolicies returns when the policies of a pod that is attached are in the kernel. Where the agent is away or does not know the pod,
+// the pod may start if it is closed: if the kernel holds policies, which drop what they do not know. isolates says that there were
+// policies when the agent was last seen.
+func (a agent) awaitPolicies(p podName, addrs []netip.Addr, isolates bool) error {
+	q := url.Values{"uid": {p.uid}}
+	for _, address := range addrs {
+		q.Add("address", address.String())
+	}
+	status, body, err := 404, []byte(nil), error(nil)
+	if p.name != "" { // else it is no pod of Kubernetes
+		status, body, err = a.get("/v1/pods/" + url.PathEscape(p.namespace) + "/" + url.PathEscape(p.name) + "/policies?" + q.Encode())
+	}
+	switch {
+	case errors.Is(err, errAway), err == nil && status == 404:
+		mark := filepath.Join(filepath.Dir(a.socket), conflist.ClosedMark)
+		if _, err := os.Stat(mark); isolates && err != nil {
+			return &agentError{"fathom-agent does not answer on this node, and the kernel holds no NetworkPolicies that would keep the pod closed until it does; see its pod and log"}
+		}
+		return nil
+	case err != nil:
+		return err
+	case status != 200:
+		return &agentError{fmt.Sprintf("the agent answers %d: %s", status, bytes.TrimSpace(body))}
+	}
+	return nil
 }
 
 // notReady returns why the agent holds that the node cannot carry pods, or nothing. An agent that is away, or that

@@ -17,9 +17,11 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
+	"github.com/fathom-network/fathom/internal/facts/conflist"
 	"github.com/fathom-network/fathom/internal/facts/ipam"
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 	"github.com/fathom-network/fathom/internal/kernel/podlink"
+	"github.com/fathom-network/fathom/internal/testenv"
 )
 
 const config = `{"cniVersion":"1.1.0","name":"fathom","type":"fathom-cni","mtu":1450,"nodeAddresses":["10.201.1.3","fd00::3"],` +
@@ -173,6 +175,62 @@ func TestAgent(t *testing.T) {
 	answer = func(http.ResponseWriter) { panic(http.ErrAbortHandler) } // it goes while it is asked
 	if r, err := a.request(p); err != nil || r.Pool != "" {
 		t.Errorf("an agent that goes: %+v, %v", r, err)
+	}
+}
+
+// TestAwaitPolicies: a pod may start if its policies are in the kernel, if there are none, or if it is closed.
+func TestAwaitPolicies(t *testing.T) {
+	addrs := []netip.Addr{netip.MustParseAddr("10.244.1.7"), netip.MustParseAddr("fd00::7")}
+	p := podName{namespace: "default", name: "web", uid: "u&1"}
+	for _, tc := range []struct {
+		what             string
+		status           int // of the agent's answer; 0 is away
+		isolates, closed bool
+		nobody           bool // it is no pod of Kubernetes
+		fails            bool
+	}{
+		{what: "the policies are in the kernel", status: 200, isolates: true},
+		{what: "they are not in time", status: 503, isolates: true, closed: true, fails: true},
+		{what: "no policies, no agent"},
+		{what: "no agent, closed", isolates: true, closed: true},
+		{what: "no agent after a boot", isolates: true, fails: true},
+		{what: "unknown to the agent, closed", status: 404, isolates: true, closed: true},
+		{what: "unknown to the agent, and the kernel holds nothing", status: 404, isolates: true, fails: true},
+		{what: "unknown to the agent, and no policies", status: 404},
+		{what: "no pod of Kubernetes, and the kernel holds nothing", status: 200, isolates: true, nobody: true, fails: true},
+		{what: "no pod of Kubernetes, closed", status: 503, isolates: true, closed: true, nobody: true},
+	} {
+		t.Run(tc.what, func(t *testing.T) {
+			dir := t.TempDir()
+			socket := filepath.Join(dir, "agent.sock")
+			if tc.closed {
+				testenv.Must(t, os.WriteFile(filepath.Join(dir, conflist.ClosedMark), nil, 0o600))
+			}
+			if tc.status != 0 {
+				listener, err := net.Listen("unix", socket)
+				testenv.Must(t, err)
+				server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if q := r.URL.Query(); r.URL.Path != "/v1/pods/default/web/policies" || q.Get("uid") != p.uid || !slices.Equal(q["address"], []string{"10.244.1.7", "fd00::7"}) {
+						t.Errorf("asked for %s", r.URL)
+					}
+					w.WriteHeader(tc.status)
+				})}
+				go func() { _ = server.Serve(listener) }()
+				defer server.Close()
+			}
+			who := p
+			if tc.nobody {
+				who = podName{}
+			}
+			err := (agent{socket: socket}).awaitPolicies(who, addrs, tc.isolates)
+			if (err != nil) != tc.fails {
+				t.Errorf("%v", err)
+			}
+			var e *types.Error
+			if tc.fails && (!errors.As(asError("x", err), &e) || e.Code != types.ErrTryAgainLater) {
+				t.Errorf("%v: want the runtime to try again", err)
+			}
+		})
 	}
 }
 

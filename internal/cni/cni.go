@@ -61,6 +61,9 @@ func (p plugin) add(args *skel.CmdArgs) error {
 		return asError("attach "+c.pod.String(), err)
 	}
 	c.stopFalseSources(node, device)
+	if err := c.agent().awaitPolicies(c.pod, l.Addresses, c.Isolates); err != nil {
+		return asError("wait for the policies of "+c.pod.String(), errors.Join(err, detach(node, podlink.Delete, store, l)))
+	}
 	result, err := c.result(l, device).GetAsVersion(c.CNIVersion)
 	if err == nil {
 		err = result.PrintTo(p.out)

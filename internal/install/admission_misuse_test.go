@@ -148,6 +148,9 @@ var agentMisuses = []misuse{
 	{http.MethodGet, system + "/configmaps/another", "", ``, noRight + `get resource \"configmaps\"`},
 	{http.MethodPatch, system + "/configmaps/fathom-config", "", `{"data": {"mode": "vxlan"}}`, noRight + `patch resource \"configmaps\"`},
 	{http.MethodPatch, "/api/v1/namespaces/default/services/web/status", "", `{"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.9"}]}}}`, noRight + `patch resource \"services/status\"`},
+	{http.MethodPost, "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies", "", `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "mine"}, "spec": {"podSelector": {}}}`, noRight + `create resource \"networkpolicies\"`},
+	{http.MethodPatch, "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies/deny", "", `{"spec": {"ingress": [{}]}}`, noRight + `patch resource \"networkpolicies\"`},
+	{http.MethodDelete, "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies/deny", "", ``, noRight + `delete resource \"networkpolicies\"`},
 }
 
 // controllerMisuses are tried by the controller.

@@ -14,6 +14,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
@@ -223,10 +224,12 @@ func useAgent(ctx context.Context, t *testing.T, as *caller, admin *kube.Client)
 	view := c.View(ctx, "node-a", func() {})
 	services := kube.Watch(ctx, c, kube.Services, kube.Options[*corev1.Service]{})
 	endpoints := kube.Watch(ctx, c, kube.EndpointSlices, kube.Options[*discoveryv1.EndpointSlice]{})
+	policies := kube.Watch(ctx, c, kube.NetworkPolicies, kube.Options[*networkingv1.NetworkPolicy]{})
+	pods := kube.Watch(ctx, c, kube.Pods, kube.Options[*corev1.Pod]{}) // once there are policies
 	testenv.Eventually(t, "an agent sees everything", func() (bool, string) {
-		return view.Synced() && services.Synced() && endpoints.Synced() && view.BGPPeers.Listed(), fmt.Sprint(view.Problem())
+		return view.Synced() && services.Synced() && endpoints.Synced() && policies.Synced() && pods.Synced() && view.BGPPeers.Listed(), fmt.Sprint(view.Problem())
 	})
-	as.list(ctx, t, "/api/v1/nodes", "/api/v1/pods?fieldSelector=spec.nodeName%3Dnode-a", "/api/v1/namespaces", "/api/v1/services",
+	as.list(ctx, t, "/api/v1/nodes", "/api/v1/pods?fieldSelector=spec.nodeName%3Dnode-a", "/api/v1/pods", "/apis/networking.k8s.io/v1/networkpolicies", "/api/v1/namespaces", "/api/v1/services",
 		"/apis/discovery.k8s.io/v1/endpointslices", "/apis/networking.k8s.io/v1/servicecidrs", own+"/ippools", own+"/addresspools", own+"/bgppeers",
 		"/api/v1/namespaces/fathom-system/configmaps?fieldSelector=metadata.name%3Dfathom-config")
 	if _, err := kube.List(ctx, c, kube.IPBlocks, kube.Selection{}); err != nil {

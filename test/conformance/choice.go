@@ -74,7 +74,7 @@ func probe() machine {
 func leftOut(spec string, s setting, m machine) string {
 	has := func(tag string) bool { return strings.Contains(spec, tag) }
 	// The networks and proxies that are known not to do a thing; of others, the specs tell.
-	plain := s.Network == "bridge" || s.Network == "flannel" || s.Network == "fathom" // which will
+	plain := s.Network == "bridge" || s.Network == "flannel"
 	switch {
 	case has("[Feature:KubeProxyDaemonSetMigration]"):
 		return "exchanges kube-proxy with the scripts of a cluster on Google Cloud"
@@ -82,7 +82,7 @@ func leftOut(spec string, s setting, m machine) string {
 		return "asks kube-proxy for its mode, and it is not there"
 	case has("[Feature:SCTPConnectivity]") && !m.sctp:
 		return "this kernel has no SCTP"
-	case has("[Feature:LoadBalancer]") && plain && s.Network != "fathom":
+	case has("[Feature:LoadBalancer]") && plain:
 		return "nothing in this lab gives a Service of type LoadBalancer an address"
 	case has("[Feature:LoadBalancer] [Slow] should work for type=LoadBalancer"):
 		return "takes a client of the nodes' /16 for a node, and there is the lab's host; the scenario balancer looks at the same"

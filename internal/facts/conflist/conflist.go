@@ -41,7 +41,14 @@ type Config struct {
 	// AgentRequired lets no pod of Kubernetes be attached while the agent does not answer: it might have asked for a
 	// pool, and would get an address of another.
 	AgentRequired bool
+	// Isolates says that there are NetworkPolicies. While the agent does not answer, a pod is attached only if the kernel holds their
+	// rules (ClosedMark), which keep it closed until the agent knows it.
+	Isolates bool
 }
+
+// ClosedMark is the name of a file, in the directory of the agent's socket, that is there while the kernel holds policies: what is in that
+// directory goes with the boot, as they do.
+const ClosedMark = "policies"
 
 // file is Config as it is written.
 type file struct {
@@ -52,6 +59,7 @@ type file struct {
 	CoolDown      *string  `json:"coolDown,omitempty"`
 	AgentSocket   string   `json:"agentSocket,omitempty"`
 	AgentRequired bool     `json:"agentRequired,omitempty"`
+	Isolates      bool     `json:"isolates,omitempty"`
 }
 
 type pool struct {
@@ -65,7 +73,7 @@ func Marshal(name string, c Config) ([]byte, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	f := file{MTU: c.MTU, NodeAddresses: []string{}, Pools: []pool{}, DataDir: c.DataDir, AgentSocket: c.AgentSocket, AgentRequired: c.AgentRequired}
+	f := file{MTU: c.MTU, NodeAddresses: []string{}, Pools: []pool{}, DataDir: c.DataDir, AgentSocket: c.AgentSocket, AgentRequired: c.AgentRequired, Isolates: c.Isolates}
 	if c.CoolDown != 0 {
 		coolDown := c.CoolDown.String()
 		f.CoolDown = &coolDown
@@ -108,7 +116,7 @@ func Parse(data []byte) (Config, error) {
 		return Config{}, &InvalidError{[]Problem{{Message: err.Error()}}}
 	}
 	var ps problems
-	c := Config{MTU: f.MTU, DataDir: f.DataDir, CoolDown: DefaultCoolDown, AgentSocket: f.AgentSocket, AgentRequired: f.AgentRequired}
+	c := Config{MTU: f.MTU, DataDir: f.DataDir, CoolDown: DefaultCoolDown, AgentSocket: f.AgentSocket, AgentRequired: f.AgentRequired, Isolates: f.Isolates}
 	if c.DataDir == "" {
 		c.DataDir = DefaultDataDir
 	}

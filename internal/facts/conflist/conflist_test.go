@@ -21,7 +21,7 @@ var full = conflist.Config{
 		{Name: "default", Ranges: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")}},
 		{Name: "public", Ranges: []netip.Prefix{netip.MustParsePrefix("192.0.2.8/32")}, ExplicitOnly: true},
 	},
-	DataDir: "/var/lib/cni/fathom", CoolDown: 10 * time.Second, AgentSocket: "/run/fathom/agent.sock", AgentRequired: true,
+	DataDir: "/var/lib/cni/fathom", CoolDown: 10 * time.Second, AgentSocket: "/run/fathom/agent.sock", AgentRequired: true, Isolates: true,
 }
 
 // TestRoundTrip reads what the agent writes, the way a runtime takes it apart.

@@ -24,8 +24,11 @@ type Address struct {
 	// Peer is the identity of the pod. It is 0 where there are more identities than numbers: then the pod is no peer that a
 	// selector finds.
 	Peer Number
-	// Own says that it is a pod of the node. Isolated are its classes, by direction; 0 is not isolated.
+	// Of says what the identity is, "shop app=web http:8080/6": the namespace, labels, and named ports.
+	Of string
+	// Own says that it is a pod of the node, which Pod names. Isolated are its classes, by direction; 0 is not isolated.
 	Own      bool
+	Pod      service.Name
 	Isolated [2]Number
 }
 

@@ -375,7 +375,10 @@ func (m *Model) address(a netip.Addr) (is Address) {
 		}
 		return a.Name.Compare(b.Name)
 	})
-	is.Peer, is.Own = p.identity.number, p.own
+	is.Peer, is.Of, is.Own = p.identity.number, p.identity.key, p.own
+	if p.own {
+		is.Pod = p.Name
+	}
 	for _, d := range Directions {
 		if c := p.identity.classes[d]; p.own && c != nil {
 			is.Isolated[d] = c.number

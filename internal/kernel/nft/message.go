@@ -162,10 +162,11 @@ func (t *messages) addSet(s *Set, id int) {
 	t.unnest(desc)
 	var data []byte
 	const hostOrder = 1 // so that nft prints numbers as they are
-	if s.Key.Name == nftables.TypeMark.Name {
+	isHost := func(name string) bool { return name == nftables.TypeMark.Name || name == nftables.TypeClassID.Name }
+	if isHost(s.Key.Name) {
 		data = userdata.AppendUint32(data, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, hostOrder)
 	}
-	if s.Data.Name == nftables.TypeMark.Name {
+	if isHost(s.Data.Name) {
 		data = userdata.AppendUint32(data, userdata.NFTNL_UDATA_SET_DATABYTEORDER, hostOrder)
 	}
 	t.bytes(unix.NFTA_SET_USERDATA, userdata.AppendString(data, userdata.NFTNL_UDATA_SET_COMMENT, s.Comment))

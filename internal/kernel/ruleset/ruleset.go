@@ -17,6 +17,9 @@ type Ruleset struct {
 	plain    map[string]*nft.Plain // by table
 	services *nft.Held[service.Key, frontend]
 	ownPods  *[]netip.Prefix // as SetServices had them
+	policies *nft.Held[policyKey, policyPart]
+	// policyParts are what the kernel holds of policies, or nil if that is not certain.
+	policyParts map[policyKey]policyPart
 }
 
 // Open opens the rule set of the namespace at path, such as /proc/self/ns/net.
@@ -31,7 +34,7 @@ func Open(path string) (*Ruleset, error) {
 // New returns the rule set of a kernel that is open, or of a fake one.
 func New(kernel nft.Kernel) *Ruleset {
 	return &Ruleset{kernel: kernel, plain: map[string]*nft.Plain{}, services: nft.New(kernel, servicesLayout),
-		ownPods: new([]netip.Prefix)}
+		ownPods: new([]netip.Prefix), policies: nft.New(kernel, policiesLayout)}
 }
 
 // beside opens the same rule set once more, to read it while another goroutine uses this one.

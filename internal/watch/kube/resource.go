@@ -54,6 +54,9 @@ var (
 	ServiceCIDRs = Resource[*networkingv1.ServiceCIDR]{"ServiceCIDRs", func(c *Client, _ string) *cache.ListWatch {
 		return requests(c.NetworkingV1().ServiceCIDRs())
 	}}
+	NetworkPolicies = Resource[*networkingv1.NetworkPolicy]{"NetworkPolicies", func(c *Client, namespace string) *cache.ListWatch {
+		return requests(c.NetworkingV1().NetworkPolicies(namespace))
+	}}
 	DaemonSets = Resource[*appsv1.DaemonSet]{"DaemonSets", func(c *Client, namespace string) *cache.ListWatch {
 		return requests(c.AppsV1().DaemonSets(namespace))
 	}}

@@ -40,6 +40,9 @@ type Plan struct {
 	podnet.Ways
 	// Slow maps the addresses of pods whose packets take the stack to the reasons.
 	Slow map[netip.Addr]pin.Stack
+	// Free, unless it is nil, are the pods' addresses that no policy isolates. The packets of all others take the stack, also of those
+	// that come after the plan was made.
+	Free map[netip.Addr]bool
 }
 
 // Path is the fast path of one node.

@@ -483,6 +483,31 @@ func TestSmallMTU(t *testing.T) {
 	n.noneInvalid(t)
 }
 
+// TestFree: where policies isolate pods, only those take the fast path that are known to be free, also of pods that are new.
+func TestFree(t *testing.T) {
+	n := newNode(t, "a", fastpath.Options{})
+	a, b, c := n.pod(t, 1, 2), n.pod(t, 1, 3), n.pod(t, 1, 4)
+	n.plan.Free = map[netip.Addr]bool{}
+	for _, p := range []pod{a, b} {
+		for _, addr := range p.addrs {
+			n.plan.Free[addr] = true
+		}
+	}
+	n.open(t)
+	n.set(t)
+	serve(t, b)
+	serve(t, c)
+	for i, to := range b.addrs {
+		has(t, to.String(), n.counted(t, func() { testenv.Must(t, echo(a.Namespace, "tcp", to, 8080, 10000)) }), "redirected to_pod")
+		counts := n.counted(t, func() { testenv.Must(t, echo(a.Namespace, "tcp", c.addrs[i], 8080, 10000)) })
+		has(t, c.addrs[i].String(), counts, "stack pod")
+		hasNot(t, c.addrs[i].String(), counts, "redirected to_pod")
+	}
+	n.plan.Free = nil
+	n.set(t)
+	has(t, "without policies", n.counted(t, func() { testenv.Must(t, echo(a.Namespace, "tcp", c.addrs[0], 8080, 10000)) }), "redirected to_pod")
+}
+
 func TestShapedAndSlow(t *testing.T) {
 	n := newNode(t, "a", fastpath.Options{})
 	a, b, c := n.pod(t, 1, 2), n.pod(t, 1, 3), n.pod(t, 1, 4)

@@ -18,7 +18,8 @@ import (
 // often, and comparing all of them takes a hundred times as long as writing the change. The next Set compares.
 func (p *Path) Follow(from, to Plan) (Changes, bool, error) {
 	var c Changes
-	if from.Fast != to.Fast || !slices.Equal(from.Devices, to.Devices) || !maps.Equal(from.Slow, to.Slow) {
+	if from.Fast != to.Fast || !slices.Equal(from.Devices, to.Devices) || !maps.Equal(from.Slow, to.Slow) ||
+		(from.Free == nil) != (to.Free == nil) || !maps.Equal(from.Free, to.Free) {
 		return c, false, nil
 	}
 	if possible, _ := p.Fast(); !to.Fast || !possible {

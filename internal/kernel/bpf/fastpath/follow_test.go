@@ -46,6 +46,7 @@ func TestFollow(t *testing.T) {
 		"pods": func(p *fastpath.Plan) {
 			p.Slow = map[netip.Addr]pin.Stack{netip.MustParseAddr("10.244.1.2"): pin.Policy}
 		},
+		"pods that policies isolate": func(p *fastpath.Plan) { p.Free = map[netip.Addr]bool{} },
 		"another device's": func(p *fastpath.Plan) {
 			p.Remotes = append(slices.Clone(p.Remotes), podnet.Remote{To: netip.MustParsePrefix("10.244.5.0/24"), Via: netip.MustParseAddr("192.0.2.5"), Device: "none"})
 		},

@@ -75,6 +75,9 @@ func (p *Path) wanted(plan Plan, filters map[int][]link.Filter) (state, error) {
 			if !fast {
 				pod.Stack |= pin.Off
 			}
+			if plan.Free != nil && !plan.Free[a.Addr] {
+				pod.Stack |= pin.Policy
+			}
 			if isShaped(port, filters[port.Index]) {
 				pod.Stack |= pin.Shaped
 			}

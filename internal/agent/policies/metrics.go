@@ -1,0 +1,49 @@
+package policies
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/fathom-network/fathom/internal/facts/diff"
+	"github.com/fathom-network/fathom/internal/facts/policy"
+)
+
+// metrics are a Keeper's metrics; docs/policy.md lists them.
+type metrics struct {
+	seconds, waited prometheus.Histogram
+	changes         *prometheus.CounterVec
+	number          *prometheus.Desc
+}
+
+func newMetrics() *metrics {
+	buckets := prometheus.ExponentialBuckets(0.0005, 2, 14)
+	return &metrics{
+		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "fathom_policy_apply_seconds", Buckets: buckets,
+			Help: "What it takes to bring a change of policies, namespaces or pods to the kernel."}),
+		waited: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "fathom_policy_pod_wait_seconds", Buckets: buckets,
+			Help: "How long the attachment of a pod waited until the pod's policies were in the kernel."}),
+		changes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fathom_policy_set_elements_total",
+			Help: "Elements of the table of policies that were changed when all of it was set: at the start, after an error, and where the kernel held something else."}, []string{"change"}),
+		number: prometheus.NewDesc("fathom_policy_objects", "How many policies there are, and of what they are made: pods, identities, selectors, classes.", []string{"kind"}, nil),
+	}
+}
+
+func (m *metrics) count(c diff.Count) {
+	m.changes.WithLabelValues("added").Add(float64(c.Added))
+	m.changes.WithLabelValues("removed").Add(float64(c.Removed))
+}
+
+func (m *metrics) describe(c chan<- *prometheus.Desc) {
+	m.seconds.Describe(c)
+	m.waited.Describe(c)
+	m.changes.Describe(c)
+	c <- m.number
+}
+
+func (m *metrics) collect(c chan<- prometheus.Metric, s policy.Size) {
+	m.seconds.Collect(c)
+	m.waited.Collect(c)
+	m.changes.Collect(c)
+	for kind, n := range map[string]int{"policy": s.Policies, "pod": s.Pods, "identity": s.Identities, "selector": s.Selectors, "class": s.Classes} {
+		c <- prometheus.MustNewConstMetric(m.number, prometheus.GaugeValue, float64(n), kind)
+	}
+}

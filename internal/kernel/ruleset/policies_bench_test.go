@@ -1,0 +1,97 @@
+package ruleset_test
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/fathom-network/fathom/internal/facts/policy"
+	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/testenv"
+)
+
+// crowd is a Model of 200 pods in 50 namespaces, half of which are the node's, and of policies, each of which selects the pods of one of
+// 20 apps in its namespace and has rules for pods, for another app's in all namespaces, and for as many ranges. change changes a pod's
+// labels or a policy.
+func crowd(policies, ranges int) (m *policy.Model, change func(i int)) {
+	const namespaces, apps, all = 50, 20, 200
+	m = policy.NewModel("here")
+	set := func(i int) {
+		namespace, own := fmt.Sprintf("n%d", i%namespaces), app(fmt.Sprintf("a%d", i/namespaces%apps))
+		p := &policy.Policy{ID: policy.ID{Kind: "NetworkPolicy", Name: service.Name{Namespace: namespace, Name: fmt.Sprintf("p%d", i)}}, Subject: own, Isolates: [2]bool{true, i%5 == 0}}
+		rule(p, policy.Ingress, policy.Rule{Peers: []policy.Peer{podsOf(namespace, own)}, Ports: []policy.Port{{Protocol: service.TCP, From: 80, To: 80}, {Protocol: service.TCP, From: uint16(1000 + i), To: uint16(1010 + i)}}})
+		rule(p, policy.Ingress, policy.Rule{Peers: []policy.Peer{podsOf("", app(fmt.Sprintf("a%d", i%7)))}, Ports: ports(service.UDP, 53, 53)})
+		if ranges > 0 {
+			var blocks []policy.Peer
+			for j := range ranges {
+				n := i*ranges + j
+				blocks = append(blocks, policy.Peer{Block: policy.Block{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(n >> 15), byte(n >> 7), byte(n << 1)}), 32)}})
+			}
+			rule(p, policy.Ingress, policy.Rule{Peers: blocks, AnyPort: true})
+		}
+		m.SetPolicy(p)
+	}
+	pod := func(i, of int) {
+		node := "here"
+		if i/namespaces%2 == 1 {
+			node = "there"
+		}
+		m.SetPod(policy.Pod{Name: service.Name{Namespace: fmt.Sprintf("n%d", i%namespaces), Name: fmt.Sprintf("p%d", i)}, Node: node,
+			Labels: map[string]string{"app": fmt.Sprintf("a%d", of%apps)}, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)})}})
+	}
+	for i := range policies {
+		set(i)
+	}
+	for i := range all {
+		pod(i, i/namespaces)
+	}
+	return m, func(i int) {
+		if i%2 == 0 {
+			pod(i%all, i)
+		} else {
+			set(i % policies)
+		}
+	}
+}
+
+// size is that of a crowd: policies, and ranges of each.
+type size struct{ policies, ranges int }
+
+func (s size) String() string {
+	return fmt.Sprintf("%d policies, %d ranges", s.policies, s.policies*s.ranges)
+}
+
+var sizes = []size{{10, 0}, {100, 0}, {1000, 0}, {10000, 10}}
+
+func BenchmarkSetPolicies(b *testing.B) {
+	for _, c := range sizes {
+		b.Run(c.String(), func(b *testing.B) {
+			_, r := space(b)
+			for b.Loop() {
+				m, _ := crowd(c.policies, c.ranges)
+				_, err := r.SetPolicies(m.Facts(), ownRanges)
+				testenv.Must(b, err)
+				b.StopTimer()
+				testenv.Must(b, r.DeletePolicies())
+				b.StartTimer()
+			}
+		})
+	}
+}
+
+func BenchmarkChangePolicies(b *testing.B) {
+	for _, c := range sizes {
+		b.Run(c.String(), func(b *testing.B) {
+			_, r := space(b)
+			m, change := crowd(c.policies, c.ranges)
+			_, err := r.SetPolicies(m.Facts(), ownRanges)
+			testenv.Must(b, err)
+			i := 0
+			for b.Loop() {
+				change(i)
+				i++
+				testenv.Must(b, r.ChangePolicies(m.Changes()))
+			}
+		})
+	}
+}
