@@ -192,23 +192,17 @@ func (m *Model) classOf(id *identity, d Direction) *classState {
 	if id.own == 0 {
 		return nil
 	}
-	var policies []*policyState
-	names := false
-	for _, p := range m.inside[id.namespace] {
-		if p.Isolates[d] && p.Subject.Matches(id.labels) {
-			policies = append(policies, p)
-			names = names || d == Ingress && slices.ContainsFunc(p.Rules[d], func(r Rule) bool {
-				return slices.ContainsFunc(r.Ports, func(p Port) bool { return p.Name != "" })
-			})
-		}
-	}
+	policies := m.isolating(id, d)
 	if len(policies) == 0 {
 		return nil
 	}
-	slices.SortFunc(policies, func(a, b *policyState) int { return a.ID.Compare(b.ID) })
 	key := []string{d.String()}
+	names := false
 	for _, p := range policies {
 		key = append(key, p.ID.String())
+		names = names || d == Ingress && slices.ContainsFunc(p.Rules[d], func(r Rule) bool {
+			return slices.ContainsFunc(r.Ports, func(p Port) bool { return p.Name != "" })
+		})
 	}
 	var ports []PodPort
 	if names {
@@ -226,6 +220,17 @@ func (m *Model) classOf(id *identity, d Direction) *classState {
 		m.use(c, policies)
 	}
 	return c
+}
+
+// isolating returns the policies that isolate the pods of an identity in a direction, in order.
+func (m *Model) isolating(id *identity, d Direction) (policies []*policyState) {
+	for _, p := range m.inside[id.namespace] {
+		if p.Isolates[d] && p.Subject.Matches(id.labels) {
+			policies = append(policies, p)
+		}
+	}
+	slices.SortFunc(policies, func(a, b *policyState) int { return a.ID.Compare(b.ID) })
+	return policies
 }
 
 // use has a class made of policies.

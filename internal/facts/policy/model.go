@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"hash/fnv"
 	"maps"
@@ -362,19 +363,24 @@ func (m *Model) Changes() Facts {
 	return f
 }
 
-// address returns what follows for an address. Where two pods say that it is theirs, it is that of the one that was made last:
-// the API hears late of one that has ended.
-func (m *Model) address(a netip.Addr) (is Address) {
+// claimant returns whose an address is, nil if it is no pod's. Where two pods say that it is theirs, it is that of the one that was made
+// last: the API hears late of one that has ended.
+func (m *Model) claimant(a netip.Addr) *podState {
 	claims := m.addrs[a]
 	if len(claims) == 0 {
+		return nil
+	}
+	return slices.MaxFunc(claims, func(a, b *podState) int {
+		return cmp.Or(cmp.Compare(a.Created, b.Created), a.Name.Compare(b.Name))
+	})
+}
+
+// address returns what follows for an address.
+func (m *Model) address(a netip.Addr) (is Address) {
+	p := m.claimant(a)
+	if p == nil {
 		return is
 	}
-	p := slices.MaxFunc(claims, func(a, b *podState) int {
-		if a.Created != b.Created {
-			return int(min(1, max(-1, a.Created-b.Created)))
-		}
-		return a.Name.Compare(b.Name)
-	})
 	is.Peer, is.Of, is.Own = p.identity.number, p.identity.key, p.own
 	if p.own {
 		is.Pod = p.Name

@@ -47,8 +47,33 @@ func TestRandomClusters(t *testing.T) {
 			if want := w.allows(p); allowed != want {
 				t.Fatalf("after %s\n%v: allowed is %v (%s), want %v", strings.Join(history, "\n"), p, allowed, why, want)
 			}
+			for _, d := range policy.Directions {
+				if problem := explained(m, d, p); problem != "" {
+					t.Fatalf("after %s\n%v, %s: %s", strings.Join(history, "\n"), p, d, problem)
+				}
+			}
 		}
 	}
+}
+
+// explained compares what is said of each rule with the verdict.
+func explained(m *policy.Model, d policy.Direction, p policy.Packet) string {
+	v, misses := m.Facts().Judge(d, p), m.Misses(d, p)
+	if p.From == p.To || !v.Isolated {
+		return ""
+	}
+	for _, miss := range misses {
+		if v.Allowed && v.By.ID == miss.ID && strings.HasPrefix(v.By.Position, miss.Position) && !(miss.Peer && miss.Port) {
+			return fmt.Sprintf("%s allows it, and %+v is said of it", v.By, miss)
+		}
+		if !v.Allowed && d == policy.Ingress && miss.Peer && miss.Port { // a destination's ports have names, whoever the peer is
+			return fmt.Sprintf("it is denied, and %+v is said of a rule", miss)
+		}
+	}
+	if v.Allowed && !slices.ContainsFunc(misses, func(x policy.Miss) bool { return x.Peer && x.Port }) {
+		return fmt.Sprintf("%s allows it, and no rule is said to fit: %+v", v.By, misses)
+	}
+	return ""
 }
 
 func follow(f, changes policy.Facts) {

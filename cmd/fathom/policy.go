@@ -1,0 +1,117 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/cobra"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fathom-network/fathom/internal/facts/policyfacts"
+	"github.com/fathom-network/fathom/internal/insight/verify"
+)
+
+func (a *app) policy() *cobra.Command {
+	cmd := &cobra.Command{Use: "policy", Short: "Explain what NetworkPolicies allow"}
+	cmd.AddCommand(a.policyExplain())
+	return cmd
+}
+
+func (a *app) policyExplain() *cobra.Command {
+	var o output
+	var t target
+	var namespace string
+	cmd := &cobra.Command{
+		Use:   "explain FROM TO[:PORT[/PROTOCOL]]",
+		Short: "Say whether NetworkPolicies allow a connection, and which rule does or why none does",
+		Long: `Says whether NetworkPolicies allow a connection from FROM to TO, each a Pod (NAME or NAMESPACE/NAME) or an address, in
+or outside of the cluster. PROTOCOL is TCP, UDP or SCTP; the default is TCP. Without PORT the question is about what has no
+ports, such as a ping. An IPv6 address with a port is written in brackets.
+
+Of each of the two pods it says which policies isolate it, and which rule allows the connection, by its place in the
+policy's YAML; or, if none does, why not each of them. It is worked out from the API's objects in the same way as nodes'
+agents work out what kernels hold; whether a kernel holds it, this does not look at. To a Service: ask for its pods, for
+what counts is the pod that answers.
+
+` + targetHelp,
+		Example: "fathom policy explain client web:80\nfathom policy explain ops/probe shop/db:5432/TCP\nfathom policy explain shop/db 192.0.2.7:53/UDP\n" +
+			"fathom policy explain 192.0.2.7 '[fd00:10:244:1::7]:443' -o json",
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			q, err := verify.ParsePolicyQuery(args[0], args[1], namespace)
+			if err != nil {
+				return err
+			}
+			client, _, err := a.connect(cmd, t)
+			if err != nil {
+				return err
+			}
+			c, err := verify.ReadPolicies(cmd.Context(), client)
+			if err != nil {
+				return err
+			}
+			all, err := verify.ExplainPolicy(c, q)
+			if err != nil {
+				return err
+			}
+			if o.format != "" {
+				return o.print(a, all, "", nil)
+			}
+			for _, e := range all {
+				a.printPolicy(e)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", metav1.NamespaceDefault, "the namespace of Pods that are named without one")
+	o.register(cmd)
+	t.register(cmd)
+	return cmd
+}
+
+// printPolicy prints an explanation for people.
+func (a *app) printPolicy(e policyfacts.Explanation) {
+	what := "what has no ports"
+	if e.Port != 0 {
+		what = fmt.Sprintf("port %d/%s", e.Port, e.Protocol)
+	}
+	fmt.Fprintf(a.out, "From %s to %s, %s: %s\n", who(e.From, e.FromAddr), who(e.To, e.ToAddr), what, verdictOf(e.Allowed))
+	if e.Always != "" {
+		fmt.Fprintf(a.out, "  %s, whatever policies say\n", e.Always)
+		return
+	}
+	if len(e.Sides) == 0 {
+		fmt.Fprintln(a.out, "  neither is a pod with a network of its own: policies are not about it")
+	}
+	for _, s := range e.Sides {
+		fmt.Fprintf(a.out, "  %s of %s: ", s.Direction, s.Pod)
+		switch {
+		case !s.Isolated:
+			fmt.Fprintln(a.out, "allowed, no policy isolates it")
+			continue
+		case s.Allowed:
+			fmt.Fprintf(a.out, "allowed by %s\n", s.By)
+		default:
+			fmt.Fprintln(a.out, "denied, no rule allows it")
+		}
+		fmt.Fprintf(a.out, "    isolated by %s\n", strings.Join(s.Policies, ", "))
+		for _, r := range s.Not {
+			fmt.Fprintf(a.out, "    %s %s\n", r.Rule, r.Why)
+		}
+	}
+}
+
+func who(name string, addr netip.Addr) string {
+	if name == "" {
+		return addr.String()
+	}
+	return fmt.Sprintf("%s (%s)", name, addr)
+}
+
+func verdictOf(allowed bool) string {
+	if allowed {
+		return "allowed"
+	}
+	return "denied"
+}
