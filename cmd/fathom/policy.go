@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -13,8 +14,8 @@ import (
 )
 
 func (a *app) policy() *cobra.Command {
-	cmd := &cobra.Command{Use: "policy", Short: "Explain what NetworkPolicies allow"}
-	cmd.AddCommand(a.policyExplain())
+	cmd := &cobra.Command{Use: "policy", Short: "Explain what NetworkPolicies allow, and what others would"}
+	cmd.AddCommand(a.policyExplain(), a.policyMatrix(), a.policyTry())
 	return cmd
 }
 
@@ -65,6 +66,91 @@ what counts is the pod that answers.
 		},
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", metav1.NamespaceDefault, "the namespace of Pods that are named without one")
+	o.register(cmd)
+	t.register(cmd)
+	return cmd
+}
+
+func (a *app) policyMatrix() *cobra.Command {
+	var o output
+	var t target
+	var namespace string
+	cmd := &cobra.Command{
+		Use:   "matrix",
+		Short: "List what NetworkPolicies allow between each two Pods",
+		Long: `Lists what NetworkPolicies allow from each Pod to each other: all, none, or which ports. Pods of the node's network are
+left out: to policies they are their node. It is worked out from the API's objects, as explain does.
+
+` + targetHelp,
+		Example: "fathom policy matrix\nfathom policy matrix --namespace shop -o json",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, _, err := a.connect(cmd, t)
+			if err != nil {
+				return err
+			}
+			c, err := verify.ReadPolicies(cmd.Context(), client)
+			if err != nil {
+				return err
+			}
+			all, rows := c.Matrix(namespace), [][]string{}
+			for _, p := range all {
+				rows = append(rows, []string{p.From, p.To, p.Text})
+			}
+			return o.print(a, all, "FROM TO ALLOWED", rows)
+		},
+	}
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only pairs with a Pod of this namespace (default: all)")
+	o.register(cmd)
+	t.register(cmd)
+	return cmd
+}
+
+func (a *app) policyTry() *cobra.Command {
+	var o output
+	var t target
+	var namespace, file string
+	cmd := &cobra.Command{
+		Use:   "try -f FILE",
+		Short: "List the pairs of Pods for which NetworkPolicies in a file would make a difference",
+		Long: `Lists the pairs of Pods between which something else would be allowed if the NetworkPolicies in a file were applied: new
+ones beside those that there are, and others in the place of those of the same names. It changes nothing in the cluster.
+
+` + targetHelp,
+		Example: "fathom policy try -f deny.yaml\nfathom policy try --namespace shop -f - < deny.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			in := cmd.InOrStdin()
+			if file != "-" {
+				f, err := os.Open(file)
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				in = f
+			}
+			policies, err := verify.ParsePolicies(in, namespace)
+			if err != nil {
+				return fmt.Errorf("%s: %w", file, err)
+			}
+			client, _, err := a.connect(cmd, t)
+			if err != nil {
+				return err
+			}
+			c, err := verify.ReadPolicies(cmd.Context(), client)
+			if err != nil {
+				return err
+			}
+			all, rows := c.Compare(c.With(policies)), [][]string{}
+			for _, d := range all {
+				rows = append(rows, []string{d.From, d.To, d.Now, d.Then})
+			}
+			return o.print(a, all, "FROM TO NOW THEN", rows)
+		},
+	}
+	cmd.Flags().StringVarP(&file, "filename", "f", "", "the `file` with NetworkPolicies, - for stdin")
+	_ = cmd.MarkFlagRequired("filename")
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", metav1.NamespaceDefault, "the namespace of NetworkPolicies that name none")
 	o.register(cmd)
 	t.register(cmd)
 	return cmd

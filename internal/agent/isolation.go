@@ -76,9 +76,11 @@ func (a *Agent) answerPolicies(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), answerPatience)
 	defer cancel()
-	if pod, err := a.awaitPod(ctx, l.Pod.Namespace, l.Pod.Name, l.UID); err == nil && pod == nil && a.view.Synced() {
-		http.Error(w, "no such pod on this node", http.StatusNotFound)
-		return
+	if a.view.Synced() { // else there is no use in waiting for the pod
+		if pod, err := a.awaitPod(ctx, l.Pod.Namespace, l.Pod.Name, l.UID); err == nil && pod == nil {
+			http.Error(w, "no such pod on this node", http.StatusNotFound)
+			return
+		}
 	}
 	err := a.policies.Await(ctx, l)
 	if known, _ := a.policies.Status(); err != nil && !known {

@@ -47,6 +47,9 @@ func TestRandomClusters(t *testing.T) {
 			if want := w.allows(p); allowed != want {
 				t.Fatalf("after %s\n%v: allowed is %v (%s), want %v", strings.Join(history, "\n"), p, allowed, why, want)
 			}
+			if covered := covers(told.Allowed(p.From, p.To), p); covered != allowed {
+				t.Fatalf("after %s\n%v: allowed is %v, and of all that is allowed it is %v: %v", strings.Join(history, "\n"), p, allowed, covered, told.Allowed(p.From, p.To))
+			}
 			for _, d := range policy.Directions {
 				if problem := explained(m, d, p); problem != "" {
 					t.Fatalf("after %s\n%v, %s: %s", strings.Join(history, "\n"), p, d, problem)
@@ -54,6 +57,13 @@ func TestRandomClusters(t *testing.T) {
 			}
 		}
 	}
+}
+
+// covers says whether a packet is one of what is allowed.
+func covers(list []policy.Grant, p policy.Packet) bool {
+	return slices.ContainsFunc(list, func(g policy.Grant) bool {
+		return g.All || g.Protocol == p.Protocol && g.From <= p.Port && p.Port <= g.To
+	})
 }
 
 // explained compares what is said of each rule with the verdict.

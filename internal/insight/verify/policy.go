@@ -2,13 +2,17 @@ package verify
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/fathom-network/fathom/internal/facts/policy"
 	"github.com/fathom-network/fathom/internal/facts/policyfacts"
@@ -29,6 +33,34 @@ func ReadPolicies(ctx context.Context, client *kube.Client) (c policyfacts.Clust
 	}
 	c.Pods, err = kube.List(ctx, client, kube.Pods, kube.Selection{})
 	return c, err
+}
+
+// ParsePolicies reads a manifest of NetworkPolicies. Those without a namespace are of the one given.
+func ParsePolicies(r io.Reader, namespace string) (list []*networkingv1.NetworkPolicy, err error) {
+	objects, err := kube.Decode(r)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range objects {
+		if o.GetKind() != policyfacts.Kind || o.GroupVersionKind().Group != networkingv1.GroupName {
+			return nil, fmt.Errorf("%s %s of %s is no NetworkPolicy of %s", o.GetKind(), o.GetName(), o.GetAPIVersion(), networkingv1.GroupName)
+		}
+		p := &networkingv1.NetworkPolicy{}
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(o.Object, p, true); err != nil {
+			return nil, fmt.Errorf("NetworkPolicy %s: %w", o.GetName(), err)
+		}
+		if p.Namespace == "" {
+			p.Namespace = namespace
+		}
+		if problems := policyfacts.NetworkPolicy(p).Problems; len(problems) > 0 {
+			return nil, fmt.Errorf("NetworkPolicy %s/%s: %s", p.Namespace, p.Name, strings.Join(problems, "; "))
+		}
+		list = append(list, p)
+	}
+	if len(list) == 0 {
+		return nil, errors.New("there is no NetworkPolicy in it")
+	}
+	return list, nil
 }
 
 // PolicyQuery is a connection that is asked about.

@@ -78,3 +78,23 @@ func TestExplainPolicyEnds(t *testing.T) {
 		}
 	}
 }
+
+func TestParsePolicies(t *testing.T) {
+	const policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny}\nspec: {podSelector: {}}\n"
+	list, err := ParsePolicies(strings.NewReader(policy+"---\n"+strings.Replace(policy, "{name: deny}", "{name: other, namespace: shop}", 1)), "x")
+	if err != nil || len(list) != 2 || list[0].Namespace != "x" || list[1].Namespace != "shop" {
+		t.Errorf("%v, %v", list, err)
+	}
+	for in, want := range map[string]string{
+		"": "there is no NetworkPolicy",
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: p}":                                          "Pod p of v1 is no NetworkPolicy",
+		strings.Replace(policy, "networking.k8s.io", "crd.projectcalico.org", 1):                  "is no NetworkPolicy of networking.k8s.io",
+		strings.Replace(policy, "podSelector: {}", "podSelector: {}, ingres: []", 1):              "ingres",
+		strings.Replace(policy, "podSelector: {}", "podSelector: {}, ingress: [{from: [{}]}]", 1): "spec.ingress[0].from[0] has none of",
+		"kind: [": "yaml",
+	} {
+		if _, err := ParsePolicies(strings.NewReader(in), "x"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", in, err, want)
+		}
+	}
+}
