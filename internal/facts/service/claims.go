@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// claims knows which Service a key belongs to. Of several that claim one, it is the one that has it as its ClusterIP,
-// for the API server gives those out once and an external IP is what anybody writes; then the oldest.
+// claims knows which Service a key belongs to. Of several claimants it is the one that has it as its ClusterIP, since the
+// API server assigns those once while anybody may write an external IP; then the oldest.
 type claims struct {
 	owners map[Key]*entry
 	rivals map[Key][]*entry // all that claim a key, if there is more than one
@@ -24,7 +24,7 @@ func newClaims() claims {
 	return claims{owners: map[Key]*entry{}, rivals: map[Key][]*entry{}, open: map[Key]bool{}}
 }
 
-// release gives back all keys of a Service.
+// release releases all keys of a Service.
 func (c *claims) release(e *entry) {
 	for _, f := range e.claimed {
 		if list := c.rivals[f.Key]; list != nil {
@@ -36,7 +36,7 @@ func (c *claims) release(e *entry) {
 	}
 }
 
-// claim takes all keys of a Service that nobody has, and enters it for the others.
+// claim takes all free keys of a Service, and registers it as a rival for the others.
 func (c *claims) claim(e *entry) {
 	for _, f := range e.claimed {
 		owner, list := c.owners[f.Key], c.rivals[f.Key]
@@ -53,7 +53,7 @@ func (c *claims) claim(e *entry) {
 	}
 }
 
-// settle finds the owner of keys whose rivals changed, and says who gained or lost one.
+// settle finds the owner of keys whose rivals changed, and returns the Services that gained or lost one.
 func (c *claims) settle(differs func(*entry)) {
 	for key := range c.open {
 		before := c.owners[key]
@@ -103,7 +103,7 @@ func (c *claims) won(e *entry) []Frontend {
 	return slices.DeleteFunc(slices.Clone(e.claimed), lost)
 }
 
-// problems says of each Service that claims a key in vain who has it.
+// problems returns, for each Service that claims a key in vain, which Service has it.
 func (c *claims) problems() []Problem {
 	var all []Problem
 	for key, list := range c.rivals {

@@ -2,12 +2,12 @@ package service
 
 import "net/netip"
 
-// departures remembers addresses of endpoints whose pods have gone. An EndpointSlice does not say why an endpoint left it: its
-// pod may be gone, and it may live while a selector has moved on, a port has another number, or the Service was deleted. What
-// it said last tells the two apart. A pod that is deleted terminates first, and one whose node has died is not ready; one
-// that lives and served is neither. Rejected: to ask the API server for the pod, on every node for each that goes.
+// departures remembers addresses of endpoints whose pods have gone. An EndpointSlice does not say why an endpoint left it:
+// its pod may be gone, or it may live while the selector or the port has changed or the Service was deleted. The endpoint's
+// last state tells the two apart. A deleted pod terminates first, and one whose node has died is not ready; one that lives
+// and served is neither. Rejected: a query of the API server for the pod, on every node for each endpoint that goes.
 //
-// A pod that was deleted by force while it served is taken for one that lives: its own kernel ends its connections.
+// A pod that was deleted by force while it served is mistaken for a living one: its own kernel ends its connections.
 type departures struct {
 	addrs map[netip.Addr]struct{}
 	order []netip.Addr // a ring; some of them may be in addrs no longer
@@ -18,7 +18,7 @@ type departures struct {
 // departuresKept bounds the memory. Flows are compared with endpoints at the latest seconds after an endpoint has gone.
 const departuresKept = 8192
 
-// note says what has become of a slice; nil is none.
+// note records a change of a slice; nil means that there is none.
 func (d *departures) note(before, now *Slice) {
 	if now != nil {
 		for i := range now.Endpoints {

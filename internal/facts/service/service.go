@@ -1,6 +1,6 @@
-// Package service says what Services mean on one node: at which addresses and ports a Service is met there, and to
-// which endpoints what comes to them may go. It knows nothing of the API's objects, which svcfacts reads, and nothing of the
-// kernel, and is what every part that balances, shows or proves Services starts from.
+// Package service defines what Services mean on one node: at which addresses and ports they are reached there, and to which
+// endpoints their traffic may go. It does not know the API's objects, which svcfacts reads, or the kernel. Every part that
+// balances, shows or verifies Services starts from it.
 //
 // Sources: https://kubernetes.io/docs/reference/networking/virtual-ips/, KEP-1669 (terminating endpoints), KEP-2086
 // (internalTrafficPolicy), KEP-4444 (trafficDistribution).
@@ -50,7 +50,7 @@ func (p Protocol) String() string {
 	return fmt.Sprintf("protocol %d", uint8(p))
 }
 
-// Kind says by which of a Service's addresses a frontend is met.
+// Kind is the kind of a frontend's address.
 type Kind uint8
 
 // The kinds of frontends.
@@ -66,10 +66,10 @@ func (k Kind) String() string {
 	return [...]string{"ClusterIP", "ExternalIP", "LoadBalancer", "NodePort"}[k]
 }
 
-// Key is what packets meet a frontend by; there is one frontend for a key on a node.
+// Key identifies a frontend by its destination; a node has one frontend for a key.
 type Key struct {
-	// Addr is the address. A NodePort's is 0.0.0.0 or ::, which stand for every address of the family that the node
-	// is met at from outside (Plan.NodePortAddrs) and for loopback addresses.
+	// Addr is the address. A NodePort's is 0.0.0.0 or ::, which stand for every address of the family at which the node
+	// answers from outside (Plan.NodePortAddrs) and for loopback addresses.
 	Addr     netip.Addr
 	Protocol Protocol
 	Port     uint16
@@ -85,30 +85,31 @@ func (k Key) Compare(o Key) int {
 	return cmp.Or(k.Addr.Compare(o.Addr), cmp.Compare(k.Port, o.Port), cmp.Compare(k.Protocol, o.Protocol))
 }
 
-// Frontend is an address and port of a Service and where the node sends what comes to it.
+// Frontend is an address and port of a Service, and where the node sends their traffic.
 type Frontend struct {
 	Key
 	Service  Name
 	PortName string // as in the Service; empty if it has no name
 	Kind     Kind
-	// Inside is for what starts on this node or in one of its pods, Outside for all else. They differ with
-	// externalTrafficPolicy: Local, which is about what comes from outside. Both are sorted and without duplicates.
+	// Inside is for clients on this node or in its pods, Outside for all others. They differ with externalTrafficPolicy:
+	// Local, which applies to traffic from outside. Both are sorted and without duplicates.
 	Inside, Outside Backends
 	// Affinity is how long a client stays with an endpoint after its last connection (sessionAffinity: ClientIP); zero
 	// is no affinity. A client has one endpoint for all frontends of a Service, as far as they have it.
 	Affinity time.Duration
-	// Sources are who may come (loadBalancerSourceRanges), of the address's family; nil is everyone. Others are dropped.
+	// Sources are the permitted clients (loadBalancerSourceRanges), of the address's family; nil permits all. Others are
+	// dropped.
 	Sources []netip.Prefix
-	// PodsOnly says that processes in the node's own network namespace do not meet the frontend: what they send there
-	// goes to whoever has the address outside of the cluster.
+	// PodsOnly means that the frontend is not for processes in the node's own network namespace: their packets go to the
+	// machine that has the address outside of the cluster.
 	PodsOnly bool
 }
 
-// Backends are the endpoints that a frontend may send to, and what becomes of a packet if there are none.
+// Backends are the endpoints that a frontend may send to, and what happens to a packet if there are none.
 type Backends struct {
 	Endpoints []netip.AddrPort
-	// Drop says that without endpoints here packets are dropped, for there are some on other nodes (a traffic policy
-	// of Local), and whoever balances before us shall see no answer. Otherwise they are rejected.
+	// Drop means that packets are dropped if there are no endpoints here, because there are some on other nodes (a traffic
+	// policy of Local), so that a load balancer in front gets no answer. Otherwise they are rejected.
 	Drop bool
 }
 
@@ -117,10 +118,10 @@ func (b Backends) Equal(o Backends) bool {
 	return b.Drop == o.Drop && slices.Equal(b.Endpoints, o.Endpoints)
 }
 
-// Split says whether it matters where a client is.
+// Split reports whether it matters where a client is.
 func (f Frontend) Split() bool { return !f.Inside.Equal(f.Outside) }
 
-// Equal says whether two frontends are the same in all.
+// Equal reports whether two frontends are equal.
 func (f Frontend) Equal(o Frontend) bool {
 	return f.Key == o.Key && f.Service == o.Service && f.PortName == o.PortName && f.Kind == o.Kind && f.Affinity == o.Affinity && f.PodsOnly == o.PodsOnly &&
 		(f.Sources == nil) == (o.Sources == nil) && slices.Equal(f.Sources, o.Sources) && f.Inside.Equal(o.Inside) && f.Outside.Equal(o.Outside)
@@ -135,7 +136,7 @@ func ID(name Name) uint32 {
 	return h.Sum32()
 }
 
-// Plan is all that a node's kernel should hold of Services.
+// Plan is everything that a node's kernel should hold of Services.
 type Plan struct {
 	// Frontends are sorted by their keys, each of which is there once.
 	Frontends []Frontend
@@ -148,8 +149,8 @@ type Plan struct {
 	OwnPods []netip.Prefix
 }
 
-// Change is what has become of the frontends of one Service. Frontends of one key are in both if they changed. An old
-// one is another Service's if the key was that one's before.
+// Change is the change of one Service's frontends. A frontend that changed is in both lists under its key. An old frontend
+// may be another Service's, if that one had the key before.
 type Change struct {
 	Service  Name
 	Old, New []Frontend

@@ -7,19 +7,19 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/inet"
 )
 
-// Index finds frontends by where packets are sent, and says which flows that the kernel remembers are stale: they lead
-// to what is no endpoint any more, or past a Service that they were meant for. It is for one goroutine at a time.
+// Index finds frontends by destination, and decides which flows that the kernel remembers are stale: those that lead to a
+// former endpoint, or past the Service that they were meant for. It is for one goroutine at a time.
 type Index struct {
 	frontends map[Key]Frontend
 	nodeAddrs map[netip.Addr]struct{}
 	ranges    []netip.Prefix
 	others    map[netip.Addr]struct{}
-	// gone are frontends that have been taken away, with how many sweeps they are still remembered for.
+	// gone holds removed frontends, with the number of sweeps that they are still remembered for.
 	gone map[Key]int
 }
 
-// sweepsGone is how many sweeps a frontend is remembered for after it has gone. One would do, but for a packet that is
-// on its way through the kernel while it passes.
+// sweepsGone is how many sweeps a removed frontend is remembered for. One would do, except for a packet that is on its way
+// through the kernel during the sweep.
 const sweepsGone = 2
 
 // NewIndex makes an index of a plan's frontends. ranges are where the cluster's Services have their addresses (the
@@ -74,8 +74,8 @@ func (x *Index) Replace(p Plan, ranges []netip.Prefix, others []netip.Addr) {
 	*x = *next
 }
 
-// Swept says that all flows have been looked at, none of which can have come about by a frontend that had gone before.
-// After two such sweeps it is forgotten: its address and port may by then be those of something else, such as a host
+// Swept says that all flows were checked, none of which can have been created by a frontend that was removed before. After
+// two such sweeps a removed frontend is forgotten: its address and port may then belong to something else, such as a host
 // port.
 func (x *Index) Swept() {
 	for key, left := range x.gone {
@@ -87,7 +87,7 @@ func (x *Index) Swept() {
 	}
 }
 
-// Find returns the frontend that packets to an address and port meet.
+// Find returns the frontend for packets to an address and port.
 func (x *Index) Find(protocol Protocol, to netip.AddrPort) (Frontend, bool) {
 	key := Key{to.Addr(), protocol, to.Port()}
 	if f, found := x.frontends[key]; found {
@@ -100,7 +100,7 @@ func (x *Index) Find(protocol Protocol, to netip.AddrPort) (Frontend, bool) {
 	return f, found
 }
 
-// Serves says whether packets to an address and port meet a frontend, or did until a moment ago: their flows are the
+// Serves reports whether there is a frontend for packets to an address and port, or was until recently: their flows are the
 // Services' to judge.
 func (x *Index) Serves(protocol Protocol, to netip.AddrPort) bool {
 	_, found := x.Find(protocol, to)
@@ -121,8 +121,8 @@ func (x *Index) Stale(protocol Protocol, to, answers netip.AddrPort, translated 
 	case found && translated:
 		return !includes(f.Inside, answers) && !includes(f.Outside, answers)
 	case found:
-		// It began before there were endpoints, or before we were there, and goes nowhere as long as its client does not
-		// give up. A node's own address is different: what began there may be answered there.
+		// The flow began before there were endpoints, or before this program started, and goes nowhere for as long as its
+		// client keeps sending. A node's own address is different: the node itself may answer there.
 		return protocol == UDP && f.Kind != NodePort && len(f.Inside.Endpoints)+len(f.Outside.Endpoints) > 0
 	case !translated:
 		return false
@@ -131,7 +131,7 @@ func (x *Index) Stale(protocol Protocol, to, answers netip.AddrPort, translated 
 	return x.hasGone(key) || x.inRanges(to.Addr())
 }
 
-// Life is what is known of an endpoint of a Service. The zero value is one that left its Service, nobody knows why.
+// Life is what is known of an endpoint of a Service. The zero value is one that left its Service for an unknown reason.
 type Life struct {
 	Present bool // it is one, in whatever condition
 	Serving bool // be it for new clients or only for those that it has
@@ -141,11 +141,11 @@ type Life struct {
 // Lives says what is known of an endpoint.
 type Lives func(service Name, endpoint netip.AddrPort) Life
 
-// Ended says whether a flow is to be ended by who knows of endpoints more than where new flows go. UDP and SCTP are if they
-// are stale and their endpoint serves no more: one that new flows do not get, since it terminates or others are nearer,
-// keeps those that it has. A TCP connection is if its endpoint's pod has gone: the client's next packet then meets another
-// endpoint, which resets what it knows nothing of, and the client does not wait for an answer that never comes. While
-// the pod lives, the connection does, whatever became of the Service: it is the pod's to end it.
+// Ended reports whether a flow is to be ended, by what is known of its endpoint. A UDP or SCTP flow is if it is stale and
+// its endpoint no longer serves: an endpoint that gets no new flows, since it terminates or others are nearer, keeps its
+// flows. A TCP connection is if its endpoint's pod is gone: the client's next packet then goes to another endpoint, which
+// resets the unknown connection, and the client need not wait for a timeout. While the pod lives, the connection does,
+// whatever happens to the Service: the pod ends it.
 func (x *Index) Ended(protocol Protocol, to, answers netip.AddrPort, translated bool, lives Lives) bool {
 	if protocol == TCP {
 		return translated && x.Cut(protocol, to, answers, lives)
@@ -157,7 +157,7 @@ func (x *Index) Ended(protocol Protocol, to, answers netip.AddrPort, translated 
 	return !found || !lives(f.Service, answers).Serving
 }
 
-// DNSPort is where names are asked for. Sockets of UDP that connect to a Service there get an endpoint, others do not
+// DNSPort is the port of DNS. Connected UDP sockets to a Service's DNS port are translated to an endpoint, others are not
 // (connect.c of package connect).
 const DNSPort = 53
 
@@ -199,7 +199,7 @@ func (x *Index) inRanges(addr netip.Addr) bool {
 	return !other
 }
 
-// atNode says whether NodePorts answer at the address.
+// atNode reports whether NodePorts answer at the address.
 func (x *Index) atNode(addr netip.Addr) bool {
 	if addr.IsLoopback() {
 		return true
@@ -208,7 +208,7 @@ func (x *Index) atNode(addr netip.Addr) bool {
 	return found
 }
 
-// nodePortKey is the key of the NodePort that is met at a key's address.
+// nodePortKey is the key of the NodePort at a key's address.
 func nodePortKey(key Key) Key {
 	if key.Addr.Is4() {
 		key.Addr = netip.IPv4Unspecified()

@@ -2,9 +2,9 @@ package service
 
 import "net/netip"
 
-// Unserved says at which addresses a node refuses what is for no Service. They lead nowhere: without an answer a client waits
-// for as long as it has patience, and what came to the node from outside goes back to the router that sent it, and to and
-// fro until its hops are used up.
+// Unserved holds the addresses at which a node refuses packets that are for no Service. No route leads anywhere: without an
+// answer a client waits for its timeout, and a packet from outside goes back to the router that sent it, to and fro until
+// its TTL expires.
 type Unserved struct {
 	Ranges []netip.Prefix // the cluster's of Services, those addresses included that no Service has
 	// LoadBalancers are the addresses of AddressPools that Services have. They are pinged, too, and the node that gets the ping

@@ -9,7 +9,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
-// Exclude is the label of nodes that are to be left out while there are others.
+// Exclude is the label of nodes that are left out while there are others.
 // https://kubernetes.io/docs/reference/labels-annotations-taints/#node-kubernetes-io-exclude-from-external-load-balancers
 const Exclude = "node.kubernetes.io/exclude-from-external-load-balancers"
 
@@ -22,7 +22,7 @@ type Node struct {
 	Away     bool // its agent is, and its kernel does what it was told
 }
 
-// Target is a Service behind an address. With externalTrafficPolicy: Local, only its nodes are of use.
+// Target is a Service behind an address. With externalTrafficPolicy: Local, only its nodes count.
 type Target = service.LoadBalanced
 
 // Eligible returns the nodes that may attract packets to an address, sorted: all that live; of Services with
@@ -68,9 +68,9 @@ func Eligible(addr netip.Addr, targets []Target, nodes []Node) []string {
 	return slices.Compact(names)
 }
 
-// Announcer chooses the node that answers for an address on a segment, among those that are eligible; empty if there
-// is none. Each node comes to the same without asking another (rendezvous hashing): a node that goes takes along only
-// the addresses that it had, and one that comes takes its share of all.
+// Announcer chooses the node that answers for an address on a segment, among those that are eligible; empty if there is
+// none. All nodes come to the same result without communication (rendezvous hashing): when a node goes, only its addresses
+// move, and a new one gets its share.
 func Announcer(addr netip.Addr, eligible []string) string {
 	best, most := "", uint64(0)
 	for _, name := range eligible {
@@ -87,7 +87,7 @@ func weigh(addr netip.Addr, node string) uint64 {
 	h.Write([]byte(node))
 	b := addr.As16()
 	h.Write(b[:])
-	// FNV's last bytes reach the upper bits too little: neighbouring addresses would go to one node.
+	// The last bytes hardly affect FNV's upper bits: neighbouring addresses would go to the same node.
 	x := h.Sum64()
 	x = (x ^ x>>33) * 0xff51afd7ed558ccd
 	x = (x ^ x>>33) * 0xc4ceb9fe1a85ec53

@@ -16,16 +16,16 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
-// Assignment is what a Service of type LoadBalancer has.
+// Assignment is the result for a Service of type LoadBalancer.
 type Assignment struct {
 	Service   service.Name
 	Addresses []netip.Addr // at most one of each family, in the order of the Service's families
 	Pools     []string     // of the addresses
-	// Reason and Text are why there is none, or none of one family, and what to do; empty if all is well.
+	// Reason and Text say why there is no address, or none of one family, and what to do; empty if all is well.
 	Reason, Text string
 }
 
-// The reasons for which a Service has no address.
+// The reasons why a Service has no address.
 const (
 	NoPool         = "NoAddressPool"
 	PoolExhausted  = "AddressPoolExhausted"
@@ -33,16 +33,16 @@ const (
 	AddressInUse   = "AddressInUse"
 )
 
-// Ours says whether a Service gets its addresses from the pools. One that is being deleted gets none any more.
+// Ours reports whether a Service gets its addresses from the pools. One that is being deleted no longer does.
 func Ours(s *corev1.Service) bool {
 	return s.DeletionTimestamp == nil && s.Spec.Type == corev1.ServiceTypeLoadBalancer && (s.Spec.LoadBalancerClass == nil || *s.Spec.LoadBalancerClass == Class)
 }
 
-// Finalizer keeps a Service that has addresses until they are taken back. It is that of all who give out load balancers'
-// addresses: https://kubernetes.io/docs/tasks/access-application-cluster/create-external-load-balancer/
+// Finalizer keeps a Service with addresses until they are taken back. All controllers that assign load balancers' addresses
+// use it: https://kubernetes.io/docs/tasks/access-application-cluster/create-external-load-balancer/
 const Finalizer = "service.kubernetes.io/load-balancer-cleanup"
 
-// Finalizers are those of a Service when it has addresses of ours, or none.
+// Finalizers returns a Service's finalizers with or without addresses of ours.
 func Finalizers(s *corev1.Service, addresses bool) []string {
 	list := slices.DeleteFunc(slices.Clone(s.Finalizers), func(f string) bool { return f == Finalizer })
 	if addresses {
@@ -51,14 +51,14 @@ func Finalizers(s *corev1.Service, addresses bool) []string {
 	return list
 }
 
-// Wrote says whether it was us who wrote a Service's status.
+// Wrote reports whether this controller wrote a Service's status.
 func Wrote(s *corev1.Service) bool {
 	return (len(s.Status.LoadBalancer.Ingress) > 0 || slices.Contains(s.Finalizers, Finalizer)) && slices.ContainsFunc(s.ManagedFields, func(e metav1.ManagedFieldsEntry) bool {
 		return e.Manager == Owner && e.Subresource == "status"
 	})
 }
 
-// Ingress is the status of a Service with these addresses.
+// Ingress returns the status of a Service with these addresses.
 func Ingress(addrs []netip.Addr) []corev1.LoadBalancerIngress {
 	var list []corev1.LoadBalancerIngress
 	for _, a := range addrs {
@@ -68,9 +68,9 @@ func Ingress(addrs []netip.Addr) []corev1.LoadBalancerIngress {
 	return list
 }
 
-// Assign says which addresses Services have: what they have already, as long as they may; then what they ask for, then
-// what is free; the oldest Service first. Services that are not ours are left out. namespaces are the labels of each;
-// the Services of one that is not known keep what they have.
+// Assign decides which addresses Services have: first those that they have, as long as they may keep them; then those that
+// they request; then free ones; the oldest Service first. It leaves out Services that are not ours. namespaces maps names
+// to labels; the Services of an unknown namespace keep what they have.
 func (p Pools) Assign(services []*corev1.Service, namespaces map[string]labels.Set) []Assignment {
 	var claims []*claim
 	for _, s := range services {
@@ -82,8 +82,8 @@ func (p Pools) Assign(services []*corev1.Service, namespaces map[string]labels.S
 		return cmp.Or(x.service.CreationTimestamp.Compare(y.service.CreationTimestamp.Time), strings.Compare(x.name.Namespace, y.name.Namespace),
 			strings.Compare(x.name.Name, y.name.Name))
 	})
-	// One that needs both families and gets one stands in the way of others while it waits for the second: it is found
-	// out in one round, and is left out of the next.
+	// A Service that needs both families and gets only one would block others while it waits for the second. That is found
+	// out in one round, and the Service is left out of the next.
 	for out := map[*claim]bool{}; ; {
 		a := assigner{pools: p, namespaces: namespaces, users: map[netip.Addr][]*claim{}, groups: map[string][]netip.Addr{}, next: map[Range]netip.Addr{}}
 		if !a.run(claims, out) {
@@ -97,7 +97,7 @@ func (p Pools) Assign(services []*corev1.Service, namespaces map[string]labels.S
 	return list
 }
 
-// run is a round. It says whether there has to be another, without the one that it has put among those left out.
+// run is a round. It reports whether there has to be another, without the Service that it added to those left out.
 func (a *assigner) run(claims []*claim, out map[*claim]bool) (again bool) {
 	in := slices.DeleteFunc(slices.Clone(claims), func(c *claim) bool { return out[c] })
 	for _, c := range in {
@@ -129,7 +129,7 @@ type assigner struct {
 	next       map[Range]netip.Addr    // before it nothing is free
 }
 
-// claim is what a Service wants, and gets.
+// claim is what a Service requests and gets.
 type claim struct {
 	service  *corev1.Service
 	name     service.Name
@@ -137,7 +137,7 @@ type claim struct {
 	wants    map[corev1.IPFamily]netip.Addr
 	share    string // empty shares with nobody
 	has      map[corev1.IPFamily]netip.Addr
-	// Why there is none, or not all; of a Service that cannot be understood from the beginning.
+	// Why there is no address, or not all; set from the beginning for a Service that cannot be parsed.
 	reason, text     string
 	wrong, wrongText string
 }
@@ -160,7 +160,8 @@ func readClaim(s *corev1.Service) *claim {
 			if word == "" {
 				continue
 			}
-			// As the rest of the API: `010.0.0.8` is 10.0.0.8, of which the API server of 1.36 only warns in loadBalancerIP.
+			// As in the rest of the API: `010.0.0.8` is 10.0.0.8, which the API server of 1.36 only warns about in
+			// loadBalancerIP.
 			addr, err := inet.ParseAddr(word)
 			if err != nil {
 				c.deny(InvalidRequest, "%s: %q is no address: write something like 192.0.2.20, or one of each family with a comma between", field, word)
@@ -183,14 +184,14 @@ func readClaim(s *corev1.Service) *claim {
 	return c
 }
 
-// deny notes why there is no address. What was said first stays.
+// deny records why there is no address. The first reason stays.
 func (c *claim) deny(reason, format string, args ...any) {
 	if c.reason == "" {
 		c.reason, c.text = reason, fmt.Sprintf(format, args...)
 	}
 }
 
-// assignment is what has become of a claim.
+// assignment returns the result of a claim.
 func (c *claim) assignment(p Pools) Assignment {
 	a := Assignment{Service: c.name, Reason: c.reason, Text: c.text}
 	for _, f := range c.families {
@@ -202,7 +203,7 @@ func (c *claim) assignment(p Pools) Assignment {
 	return a
 }
 
-// keep lets a Service have what its status says, unless something speaks against it now.
+// keep lets a Service keep the addresses in its status, unless they are not allowed any more.
 func (a *assigner) keep(c *claim) {
 	for _, in := range c.service.Status.LoadBalancer.Ingress {
 		addr, err := netip.ParseAddr(in.IP)
@@ -222,7 +223,7 @@ func (a *assigner) keep(c *claim) {
 	}
 }
 
-// request gives a Service what it names.
+// request gives a Service the address that it names.
 func (a *assigner) request(c *claim) {
 	for _, f := range c.families {
 		want, asked := c.wants[f]
@@ -251,12 +252,12 @@ func (a *assigner) request(c *claim) {
 
 const noPoolText = "there is no AddressPool to take an address from: create one (docs/load-balancer.md), or reach the Service by its NodePort"
 
-// needsAll says whether a Service is to have addresses of all its families, or none.
+// needsAll reports whether a Service needs addresses of all its families or none.
 func (c *claim) needsAll() bool {
 	return c.service.Spec.IPFamilyPolicy != nil && *c.service.Spec.IPFamilyPolicy == corev1.IPFamilyPolicyRequireDualStack
 }
 
-// choose gives a Service addresses that nobody asked for, of one pool if possible.
+// choose gives a Service free addresses, from one pool if possible.
 func (a *assigner) choose(c *claim) {
 	var missing []corev1.IPFamily
 	for _, f := range c.families {
@@ -304,14 +305,14 @@ func (a *assigner) chooseOne(c *claim, f corev1.IPFamily, pools []*Pool) {
 		c.deny(PoolExhausted, "no %s address is free in AddressPool %s: add addresses to it, delete Services that are not needed, or let Services share (annotation %s)",
 			f, strings.Join(names, ", "), ShareAnnotation)
 	case prefer && (len(c.has) > 0 || f != c.families[len(c.families)-1]):
-		// One of the two is what was asked for.
+		// One of the two was requested.
 	default:
 		c.deny(NoPool, "no AddressPool that this Service may use has %s addresses: add some to one, or change the Service's ipFamilies", f)
 	}
 }
 
-// notShared says why a Service cannot have the address of those with the same key, in one of the pools; empty if there
-// is none. It is what a user who meant to share has to know: more addresses would only give the Service one of its own.
+// notShared says why a Service cannot share the address of those with the same key, in one of the pools; empty if it can. A
+// user who wants to share needs to know that: adding addresses would only give the Service one of its own.
 func (a *assigner) notShared(c *claim, f corev1.IPFamily, pools []string) string {
 	for _, addr := range a.groups[c.share] { // nobody's if there is no key
 		if pool := a.pools.Of(addr); familyOf(addr) == f && pool != nil && slices.Contains(pools, pool.Name) {
@@ -321,8 +322,8 @@ func (a *assigner) notShared(c *claim, f corev1.IPFamily, pools []string) string
 	return ""
 }
 
-// candidates are the pools that a Service may have an address of without asking for it, those first that are for some
-// Services only; or the one that it names.
+// candidates returns the pools that a Service may get an address from without naming it, those for some Services only
+// first; or the one that it names.
 func (a *assigner) candidates(c *claim) []*Pool {
 	named := c.service.Annotations[PoolAnnotation]
 	var list []*Pool
@@ -370,12 +371,12 @@ func (a *assigner) candidates(c *claim) []*Pool {
 	return list
 }
 
-// admits says why a Service may not have an address of a pool, or nothing.
+// admits says why a Service may not have an address of a pool; empty if it may.
 func (a *assigner) admits(p *Pool, c *claim) string {
 	if named := c.service.Annotations[PoolAnnotation]; named != "" && named != p.Name {
 		return fmt.Sprintf("it is of AddressPool %s, and annotation %s names %s", p.Name, PoolAnnotation, named)
 	}
-	// Of a namespace that is not known yet nobody loses an address, and nobody gets one that is for some only.
+	// While a namespace is unknown, its Services keep their addresses, and get none from pools for some Services only.
 	if set, known := a.namespaces[c.name.Namespace]; !p.namespaces.Matches(set) && (known || len(c.service.Status.LoadBalancer.Ingress) == 0) {
 		return fmt.Sprintf("AddressPool %s is not for namespace %s (spec.namespaceSelector)", p.Name, c.name.Namespace)
 	}
@@ -385,7 +386,7 @@ func (a *assigner) admits(p *Pool, c *claim) string {
 	return ""
 }
 
-// held says who has an address that a Service cannot share with them; empty if nobody does.
+// held says which Service has an address and cannot share it; empty if there is none.
 func (a *assigner) held(addr netip.Addr, c *claim) string {
 	for _, other := range a.users[addr] {
 		if why := c.apart(other); why != "" {
@@ -434,7 +435,7 @@ func (a *assigner) give(c *claim, addr netip.Addr) {
 	}
 }
 
-// find looks for an address of a pool: one that others of the same key have, or one that nobody has.
+// find looks for an address of a pool: one of others with the same key, or a free one.
 func (a *assigner) find(p *Pool, c *claim, f corev1.IPFamily) (netip.Addr, bool) {
 	for _, addr := range a.groups[c.share] {
 		if c.share != "" && familyOf(addr) == f && a.pools.Of(addr) == p && a.held(addr, c) == "" {
@@ -462,8 +463,8 @@ func (a *assigner) find(p *Pool, c *claim, f corev1.IPFamily) (netip.Addr, bool)
 	return netip.Addr{}, false
 }
 
-// awkward says whether an address is likely to be a network's own, or its broadcast address, in some router's or
-// client's eyes. Who wants such a one asks for it.
+// awkward reports whether some routers or clients may treat an address as a network's own or its broadcast address.
+// Services that want one have to request it.
 func awkward(a netip.Addr) bool {
 	b := a.AsSlice()
 	if a.Is4() {

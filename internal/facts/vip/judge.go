@@ -9,7 +9,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
-// Facts are what it follows from which addresses a node answers for.
+// Facts determine which addresses a node answers for.
 type Facts struct {
 	Node      string // whose view it is
 	Pools     Pools
@@ -18,13 +18,13 @@ type Facts struct {
 	Segments  []podnet.Segment // that its devices are on
 }
 
-// Judge says of each load balancer's address and external IP who answers for it on this node's segments, and whether
-// routers may send it to this node; sorted by address.
+// Judge returns, for each load balancer's address and external IP, which node answers for it on this node's segments and
+// whether routers may send its packets to this node; sorted by address.
 func (f Facts) Judge() []Verdict {
 	targets := map[netip.Addr][]Target{}
 	for _, l := range f.Balancers {
 		for _, addr := range slices.Concat(l.Addrs, l.ExternalIPs) {
-			// An address of no pool is another controller's.
+			// An address in no pool belongs to another controller.
 			if f.Pools.Contains(addr) {
 				targets[addr] = append(targets[addr], l)
 			}
@@ -51,8 +51,8 @@ func (f Facts) Judge() []Verdict {
 	return verdicts
 }
 
-// standIn is the node that answers in place of one whose agent is away: any that is on the segment will do, since it gets
-// none of the packets.
+// standIn returns the node that answers in place of one whose agent is away: any on the segment will do, since it gets none
+// of the packets.
 func (f Facts) standIn(addr netip.Addr, announcer string, near map[string]bool) string {
 	away := false
 	var others []string
@@ -70,8 +70,8 @@ func (f Facts) standIn(addr netip.Addr, announcer string, near map[string]bool) 
 	return Announcer(addr, others)
 }
 
-// near are the nodes that are on a segment of a device, this one among them. An IPv6 segment is that of the nodes' IPv4
-// addresses, too, if it is the same device: a Node may have addresses of one family alone.
+// near returns the nodes on a segment of a device, including this one. An IPv6 segment is also that of the nodes' IPv4
+// addresses on the same device: a Node may have addresses of only one family.
 func (f Facts) near(device string) map[string]bool {
 	on := map[string]bool{f.Node: true}
 	for _, n := range f.Nodes {
@@ -84,7 +84,7 @@ func (f Facts) near(device string) map[string]bool {
 	return on
 }
 
-// Answered are the addresses that the node answers for on its segments.
+// Answered returns the addresses that the node answers for on its segments.
 func Answered(verdicts []Verdict) []netip.Addr {
 	addrs := []netip.Addr{}
 	for _, v := range verdicts {
@@ -95,19 +95,19 @@ func Answered(verdicts []Verdict) []netip.Addr {
 	return addrs
 }
 
-// Verdict is what a node makes of an address.
+// Verdict is a node's decision about an address.
 type Verdict struct {
 	Address netip.Addr `json:"address"`
-	// Devices are those of its own on whose segments the address is.
+	// Devices are those of its devices on whose segments the address is.
 	Devices []string `json:"devices,omitempty"`
 	// Eligible are all nodes that may take packets for the address.
 	Eligible []string `json:"eligible,omitempty"`
-	// Announcer is the node that it takes to answer for the address on these segments. Empty if nobody does.
+	// Announcer is the node that answers for the address on these segments; empty if none does.
 	Announcer string `json:"announcer,omitempty"`
-	// Answers says whether that is itself.
+	// Answers reports whether that is this node.
 	Answers bool `json:"answers,omitempty"`
-	// StandIn is the node that says, while the announcer's agent is away, that packets are to go to the announcer.
+	// StandIn is the node that answers, while the announcer's agent is away, that packets go to the announcer.
 	StandIn string `json:"standIn,omitempty"`
-	// Routed says whether it is told to routers that ask for such addresses.
+	// Routed reports whether the address is announced to routers that get such addresses.
 	Routed bool `json:"routed,omitempty"`
 }

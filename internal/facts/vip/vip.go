@@ -1,6 +1,6 @@
-// Package vip is the addresses of Services of type LoadBalancer: which pools are good for use, which Service has which
-// address, and which node answers for it. It is pure; package controller writes into the API what it says of Services, and the
-// agents into the network what it says of nodes.
+// Package vip decides about the addresses of Services of type LoadBalancer: which pools are usable, which Service has which
+// address, and which node answers for it. It is pure: package controller writes the results for Services to the API, and
+// the agents apply those for nodes.
 package vip
 
 import (
@@ -23,17 +23,17 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
-// What Services say.
+// Settings of Services.
 const (
-	// Class is the loadBalancerClass of Services that are ours. One without a class is, too.
+	// Class is the loadBalancerClass of Services that are ours. Those without a class are, too.
 	Class = netconf.AnnotationPrefix + "pool"
-	// AddressAnnotation names the address that a Service wants, or one of each family with a comma between.
+	// AddressAnnotation requests an address, or one of each family, separated by a comma.
 	AddressAnnotation = netconf.AnnotationPrefix + "address"
-	// PoolAnnotation names the pool that a Service wants its addresses from.
+	// PoolAnnotation names the pool from which a Service wants its addresses.
 	PoolAnnotation = netconf.AnnotationPrefix + "address-pool"
 	// ShareAnnotation is a key: Services of a namespace with the same one may have the same address.
 	ShareAnnotation = netconf.AnnotationPrefix + "share-address"
-	// Owner is the field manager by which a Service's status is known to be ours.
+	// Owner is the field manager that marks a Service's status as ours.
 	Owner = "fathom-controller"
 )
 
@@ -52,8 +52,8 @@ type Pools []Pool
 type Pool struct {
 	Name   string
 	Ranges []Range // that make sense, in the order in which they are written
-	// Problem says why it gives no further address; nil if it does. Services keep what they have: a node that comes
-	// with a range that was a pool's takes nothing away from anybody.
+	// Problem says why it assigns no further addresses; nil if it does. Services keep what they have: a new node whose
+	// range overlaps the pool takes nothing away.
 	Problem    *Problem
 	AutoAssign bool
 	namespaces labels.Selector
@@ -110,7 +110,7 @@ const (
 	NodeAddressClash = "NodeAddressClash" // a node's own address is in the range
 )
 
-// Read makes pools of objects.
+// Read reads pools from objects.
 func Read(o Objects) Pools {
 	objects := slices.SortedFunc(slices.Values(o.Pools), func(a, b *v1alpha1.AddressPool) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
@@ -228,14 +228,14 @@ func readPool(o *v1alpha1.AddressPool) Pool {
 	return p
 }
 
-// wrong notes what is wrong first.
+// wrong records the first problem.
 func (p *Pool) wrong(field, reason, format string, args ...any) {
 	if p.Problem == nil {
 		p.Problem = &Problem{field, reason, fmt.Sprintf(format, args...)}
 	}
 }
 
-// ParseRange reads 192.0.2.16/28 or 192.0.2.16-192.0.2.31.
+// ParseRange parses 192.0.2.16/28 or 192.0.2.16-192.0.2.31.
 func ParseRange(s string) (Range, error) {
 	if from, to, isRange := strings.Cut(s, "-"); isRange {
 		a, errA := netip.ParseAddr(strings.TrimSpace(from))
@@ -271,7 +271,7 @@ func rangeOf(p netip.Prefix) Range {
 	return Range{p.Addr(), end}
 }
 
-// Contains says whether an address is of one of the pools, whatever is wrong with it.
+// Contains reports whether an address is in one of the pools, even an invalid one.
 func (p Pools) Contains(a netip.Addr) bool { return p.Of(a) != nil }
 
 // Of returns the pool that an address belongs to, or nil: the oldest that has it.
@@ -291,7 +291,7 @@ func (p *Pool) contains(a netip.Addr) bool {
 	return slices.ContainsFunc(p.Ranges, func(r Range) bool { return r.Contains(a) })
 }
 
-// hasFamily says whether a pool has addresses of a family at all.
+// hasFamily reports whether a pool has addresses of a family.
 func (p *Pool) hasFamily(f corev1.IPFamily) bool {
 	return slices.ContainsFunc(p.Ranges, func(r Range) bool { return familyOf(r.First) == f })
 }

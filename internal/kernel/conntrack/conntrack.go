@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Status are the bits that connection tracking has of an entry, IPS_* in linux/netfilter/nf_conntrack_common.h.
+// Status is the bits of an entry of connection tracking, IPS_* in linux/netfilter/nf_conntrack_common.h.
 type Status uint32
 
 // Bits of Status.
@@ -25,16 +25,16 @@ const (
 	DNAT      Status = 1 << 5
 )
 
-// Entry is what connection tracking has of a flow. Original is the flow as its first packet was sent, Reply as its
-// answers come: Reply.Source is who answers in truth, whatever the client believes.
+// Entry is an entry of connection tracking. Original is the flow as its first packet was sent, Reply as its replies arrive:
+// Reply.Source is the real peer, whatever the client believes.
 type Entry struct {
 	Protocol        service.Protocol
 	Original, Reply Tuple
 	Status          Status
-	// Timeout is how long the entry lives on without a packet.
+	// Timeout is how long the entry lives without a further packet.
 	Timeout time.Duration
-	// ID is the kernel's number of the entry. It follows from where the entry is in memory and from Original, so that a
-	// newer entry can have the number of an older one, if Original is the same.
+	// ID is the kernel's number of the entry. It is derived from the entry's address in memory and from Original, so a
+	// newer entry with the same Original may have the number of an older one.
 	ID uint32
 }
 
@@ -49,14 +49,14 @@ func (e Entry) String() string {
 	return fmt.Sprintf("%s %s > %s, answered by %s", e.Protocol, e.Original.Source, e.Original.Destination, e.Reply.Source)
 }
 
-// Filter says which entries are meant; its zero value means all of TCP, UDP and SCTP.
+// Filter selects entries; its zero value selects all of TCP, UDP and SCTP.
 type Filter struct {
 	Protocols []service.Protocol
 	DNAT      bool // only those that go elsewhere than they were sent
 }
 
-// Table is connection tracking in a network namespace. It is for one goroutine at a time. What has returned an
-// error of netlink is best closed and opened anew.
+// Table is connection tracking in a network namespace. It is for one goroutine at a time. After a netlink error, close it
+// and open it again.
 type Table struct {
 	path      string
 	list, end *conn // two, so that entries can be ended while they are listed
@@ -84,8 +84,8 @@ func (c *Table) Close() {
 	c.end.close()
 }
 
-// Entries calls each for every entry, as they are read: no list of them is made. One that is there all the time is seen
-// at least once, and one that comes or goes meanwhile may be. An error of each ends it, and is returned.
+// Entries calls each for every entry while they are read, without building a list. An entry that exists all the time is
+// seen at least once; one that comes or goes meanwhile may be seen. An error of each stops the dump and is returned.
 func (c *Table) Entries(ctx context.Context, f Filter, each func(Entry) error) error {
 	protocols := f.Protocols
 	if protocols == nil {
@@ -113,7 +113,7 @@ func (c *Table) Entries(ctx context.Context, f Filter, each func(Entry) error) e
 			if err != nil {
 				return err
 			}
-			// Again, since a kernel before 5.8 does not filter by protocols, and one before 5.15 not by status.
+			// Checked again, since kernels before 5.8 do not filter by protocol, and those before 5.15 not by status.
 			if !slices.Contains(protocols, e.Protocol) || f.DNAT && e.Status&DNAT == 0 {
 				return nil
 			}
@@ -126,12 +126,12 @@ func (c *Table) Entries(ctx context.Context, f Filter, each func(Entry) error) e
 	return nil
 }
 
-// countUnfiltered is what Table.unfiltered is outside of tests. The kernel filters by one protocol of one family, and
-// for each walks its whole table, 50 ns for each of usually 262,144 buckets: with fewer entries that takes more time
-// than reading those that are not wanted.
+// countUnfiltered is Table.unfiltered outside of tests. The kernel filters by one protocol of one family at a time, and
+// walks its whole table for each, 50 ns for each of usually 262,144 buckets: with fewer entries that takes longer than
+// reading the unwanted ones.
 const countUnfiltered = 50_000
 
-// count is how many entries the namespace has, without a walk.
+// count returns how many entries the namespace has, without a walk.
 func (c *Table) count(ctx context.Context) (count uint32, err error) {
 	const ctaStatsGlobalEntries = 1
 	found := false
@@ -152,8 +152,8 @@ func (c *Table) count(ctx context.Context) (count uint32, err error) {
 	return count, nil
 }
 
-// Sweep ends the entries of these protocols that stale says are, and returns how many. Other flows are not hit, not
-// even one that has taken an entry's place meanwhile and goes elsewhere.
+// Sweep ends the entries of these protocols that stale selects, and returns how many. It does not hit other flows, not even
+// one that has taken an entry's place meanwhile and goes elsewhere.
 func (c *Table) Sweep(ctx context.Context, protocols []service.Protocol, stale func(Entry) bool) (deleted int, err error) {
 	if len(protocols) == 0 {
 		return 0, nil // nil would mean all
@@ -181,8 +181,8 @@ func (c *Table) Sweep(ctx context.Context, protocols []service.Protocol, stale f
 	return deleted, errors.Join(err, flush())
 }
 
-// Delete ends the entry, and says whether it was there. Its place may have been taken by a newer one with the same
-// tuples: that is ended too if the kernel has given it the same number, and is as stale as the old one was.
+// Delete ends the entry, and reports whether it existed. If a newer entry with the same tuples has taken its place, that
+// one is ended too if the kernel gave it the same number; it is as stale as the old one.
 func (c *Table) Delete(e Entry) (bool, error) {
 	r, err := deleteRequest(e)
 	if err != nil {
@@ -238,8 +238,8 @@ const (
 	ctaProtoDestinationPort = 3
 
 	ctaFilterOrigFlags = 1
-	// filterProtoNum is a bit of those flags: what counts is the protocol. It is the kernel's
-	// CTA_FILTER_F_CTA_PROTO_NUM, which no header for programs has.
+	// filterProtoNum is a bit of those flags: filter by protocol. It is the kernel's CTA_FILTER_F_CTA_PROTO_NUM, which is
+	// in no header for programs.
 	filterProtoNum = 1 << 3
 )
 
@@ -248,7 +248,7 @@ func nfgenmsg(family uint8) []byte { return []byte{family, unix.NFNETLINK_V0, 0,
 
 const sizeofNfgenmsg = 4
 
-// dumpRequest asks for all entries, or all that are translated.
+// dumpRequest requests all entries, or all translated ones.
 func dumpRequest(dnat bool) nlmsg.Request {
 	r := nlmsg.New(msgGet, 0, nfgenmsg(unix.AF_UNSPEC))
 	if dnat {
@@ -257,7 +257,7 @@ func dumpRequest(dnat bool) nlmsg.Request {
 	return r
 }
 
-// dumpRequestOf asks for those of a protocol in a family; the kernel does not filter by protocol without one.
+// dumpRequestOf requests those of a protocol in a family; the kernel filters by protocol only within a family.
 func dumpRequestOf(family uint8, protocol service.Protocol, dnat bool) nlmsg.Request {
 	r := nlmsg.New(msgGet, 0, nfgenmsg(family))
 	if dnat {
@@ -275,9 +275,9 @@ func translated(r nlmsg.Request) nlmsg.Request {
 	return r.Attr(ctaStatus, bit).Attr(ctaStatusMask, bit)
 }
 
-// deleteRequest names an entry by the tuple of its answers and by its number. The original tuple, which others name
-// entries by, would not do: who sends on gets a new entry with the same one, often at the same place in memory, and so
-// with the same number. The tuple of the answers says who answers, and that is what has changed.
+// deleteRequest identifies an entry by its reply tuple and its number. Rejected: the original tuple, by which other
+// programs identify entries. A client that keeps sending gets a new entry with the same one, often at the same place in
+// memory and so with the same number. The reply tuple says which endpoint answers, and that is what has changed.
 func deleteRequest(e Entry) (nlmsg.Request, error) {
 	source, destination := e.Reply.Source.Addr(), e.Reply.Destination.Addr()
 	if !sameFamily(source, destination) {
@@ -312,11 +312,11 @@ func appendTuple(r nlmsg.Request, kind uint16, protocol service.Protocol, t Tupl
 	})
 }
 
-// errMalformed is for messages that are not as the kernel makes them.
+// errMalformed is for messages that the kernel would not send.
 var errMalformed = errors.New("a message of connection tracking is not as it should be")
 
-// parseEntry reads the body of a message that tells of an entry. It is called for every entry of a node again and again, so
-// that it allocates nothing.
+// parseEntry parses the body of a message with an entry. It is called for every entry of a node repeatedly, so it must not
+// allocate.
 func parseEntry(body []byte) (Entry, error) {
 	if len(body) < sizeofNfgenmsg {
 		return Entry{}, errMalformed
@@ -381,7 +381,7 @@ func (t *Tuple) parse(b []byte) (protocol service.Protocol) {
 	return protocol
 }
 
-// bigEndian is the number in the first size bytes, or 0 if there are fewer.
+// bigEndian returns the number in the first size bytes, or 0 if there are fewer.
 func bigEndian(data []byte, size int) (n uint32) {
 	if len(data) < size {
 		return 0

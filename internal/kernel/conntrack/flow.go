@@ -1,8 +1,8 @@
-// Package conntrack lists and ends what the kernel remembers of flows: entries of connection tracking, and sockets. Both
-// outlive what they lead to: an endpoint that has gone is still where the packets of its flows go.
+// Package conntrack lists and ends flows that the kernel remembers: entries of connection tracking, and sockets. Both
+// outlive their endpoint: the kernel keeps sending a flow's packets to an endpoint that is gone.
 //
-// It speaks netlink itself (nlmsg), because no library streams: the existing ones for connection tracking return a list of all
-// entries, copied twice, and a node has hundreds of thousands.
+// It speaks netlink itself (nlmsg), because no library streams: the existing ones for connection tracking return a list of
+// all entries, copied twice, and a node has hundreds of thousands.
 package conntrack
 
 import (
@@ -28,13 +28,13 @@ type conn struct {
 const (
 	// bufferBytes holds any datagram: a dump's are 32 KiB at most.
 	bufferBytes = 64 << 10
-	// batch is how many requests go out at once. The kernel queues an answer for each that it refuses before we read
-	// the first, and those of a full batch fit the smallest queue that is usual.
+	// batch is how many requests are sent at once. The kernel queues an answer for each that it rejects before the first is
+	// read, and those of a full batch fit the smallest usual queue.
 	batch = 128
-	// patience is long for a kernel that answers within the system call. It is there so that a lost answer becomes an
-	// error instead of a goroutine that waits for ever.
+	// patience is long for a kernel that answers within the system call. It turns a lost answer into an error instead of a
+	// goroutine that waits for ever.
 	patience = 20 * time.Second
-	// restarts is how often a dump that changes interrupted is begun again.
+	// restarts is how often an interrupted dump is repeated.
 	restarts = 20
 )
 
@@ -74,7 +74,7 @@ func (c *conn) close() {
 	}
 }
 
-// execute does a batch of requests. It returns what the kernel answered to each: nil, or the error by which it refused.
+// execute sends a batch of requests. It returns the kernel's answer to each: nil, or the error with which it was rejected.
 func (c *conn) execute(requests []nlmsg.Request) ([]error, error) {
 	if len(requests) == 0 {
 		return nil, nil
@@ -106,14 +106,14 @@ func (c *conn) execute(requests []nlmsg.Request) ([]error, error) {
 	return answers, nil
 }
 
-// dump calls each with the body of every message that answers the request, which is valid until each returns. What a
-// change interrupted is begun again, so that each may see a thing twice. Once each has returned an error or ctx has
-// ended, the rest is read and forgotten, so that the socket can be used again.
+// dump calls each with the body of every message that answers the request; the body is valid until each returns. An
+// interrupted dump is repeated, so each may see a thing twice. After each has returned an error or ctx has ended, dump
+// reads and discards the rest, so that the socket can be used again.
 func (c *conn) dump(ctx context.Context, r nlmsg.Request, each func(body []byte) error) error {
 	return c.ask(ctx, r, unix.NLM_F_DUMP, each)
 }
 
-// ask is dump also of what has one answer, and is asked for with NLM_F_ACK.
+// ask is dump, also for requests with a single answer, which use NLM_F_ACK.
 func (c *conn) ask(ctx context.Context, r nlmsg.Request, flags uint16, each func(body []byte) error) error {
 	for range restarts {
 		c.seq++
@@ -176,7 +176,7 @@ func (c *conn) receive(each func(nlmsg.Message)) error {
 	}
 }
 
-// sameFamily says whether the addresses are of one family, and there at all.
+// sameFamily reports whether the addresses are valid and of one family.
 func sameFamily(addrs ...netip.Addr) bool {
 	for _, a := range addrs {
 		if !a.IsValid() || a.Is4() != addrs[0].Is4() {

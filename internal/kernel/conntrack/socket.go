@@ -16,10 +16,10 @@ import (
 // Socket is a connected socket of TCP or UDP.
 type Socket struct {
 	Protocol service.Protocol
-	// Local and Remote are as on the wire: IPv4 for what a program sees as ::ffff:192.0.2.1, and the endpoint where a
-	// program has connected to a Service.
+	// Local and Remote are as on the wire: IPv4 where a program sees ::ffff:192.0.2.1, and the endpoint where a program has
+	// connected to a Service.
 	Local, Remote netip.AddrPort
-	// Cookie is the kernel's number of the socket, which no other one of the machine gets. eBPF programs see it too.
+	// Cookie is the kernel's number of the socket, unique on the machine. eBPF programs see the same number.
 	Cookie uint64
 
 	family uint8
@@ -29,8 +29,8 @@ type Socket struct {
 // String returns the socket as people write it, "TCP 10.244.0.5:4711 > 10.244.1.7:80".
 func (s Socket) String() string { return fmt.Sprintf("%s %s > %s", s.Protocol, s.Local, s.Remote) }
 
-// Sockets are the sockets in a network namespace. It is for one goroutine at a time. What has returned an error of
-// netlink is best closed and opened anew.
+// Sockets are the sockets in a network namespace. It is for one goroutine at a time. After a netlink error, close it and
+// open it again.
 type Sockets struct {
 	path string
 	conn *conn
@@ -48,13 +48,13 @@ func OpenSockets(path string) (*Sockets, error) {
 // Close closes what OpenSockets opened, and none of the sockets.
 func (s *Sockets) Close() { s.conn.close() }
 
-// IsUnsupported says whether the error means that the kernel cannot list or destroy sockets: it has been built without
-// CONFIG_INET_DIAG, CONFIG_INET_UDP_DIAG or CONFIG_INET_DIAG_DESTROY.
+// IsUnsupported reports whether the error means that the kernel cannot list or destroy sockets, because it was built
+// without CONFIG_INET_DIAG, CONFIG_INET_UDP_DIAG or CONFIG_INET_DIAG_DESTROY.
 func IsUnsupported(err error) bool { return errors.Is(err, errors.ErrUnsupported) }
 
-// List calls each for every socket of the protocol that is connected to one of remotes, or to anything if remotes is
-// nil. A socket that is there all the time may be missed if many others come and go, and is not if it is listed again.
-// An error of each ends it, and is returned.
+// List calls each for every socket of the protocol that is connected to one of remotes, or to anything if remotes is nil.
+// If many others come and go, a socket may be missed in one listing, but not in all. An error of each stops it and is
+// returned.
 func (s *Sockets) List(ctx context.Context, protocol service.Protocol, remotes []netip.AddrPort, each func(Socket) error) error {
 	var wanted map[netip.AddrPort]bool
 	if remotes != nil {
@@ -88,10 +88,10 @@ func (s *Sockets) List(ctx context.Context, protocol service.Protocol, remotes [
 	return nil
 }
 
-// Sweep ends the sockets of the protocol that List would tell of and stale says are, and returns how many. Their
-// programs get ECONNABORTED, and so begin anew.
+// Sweep destroys the sockets of the protocol that List would list and stale selects, and returns how many. Their programs
+// get ECONNABORTED and reconnect.
 func (s *Sockets) Sweep(ctx context.Context, protocol service.Protocol, remotes []netip.AddrPort, stale func(Socket) bool) (destroyed int, err error) {
-	// Not while they are listed: the kernel goes on in a list by counting, and would leave some out.
+	// Not during the listing: the kernel continues a list by counting, and would skip some.
 	var ends []nlmsg.Request
 	err = s.List(ctx, protocol, remotes, func(socket Socket) error {
 		if stale(socket) {

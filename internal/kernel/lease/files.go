@@ -43,7 +43,7 @@ func (s *Store) attachment(a Attachment) string {
 	return filepath.Join(s.dir, attachmentsDir, name)
 }
 
-// damagedError is of a file that is there and says nothing.
+// damagedError says that a file exists but cannot be read as a lease.
 type damagedError struct{ error }
 
 func isDamaged(err error) bool {
@@ -63,7 +63,7 @@ func read(path string) (Lease, error) {
 	return l, nil
 }
 
-// parse reads a lease. What it names becomes the names of files and devices, so what cannot be one is damage.
+// parse reads a lease. Names of files and devices are derived from it, so a value that cannot be one counts as damage.
 func parse(data []byte) (Lease, error) {
 	var l Lease
 	if err := json.Unmarshal(data, &l); err != nil {
@@ -95,7 +95,7 @@ func (s *Store) cool(a netip.Addr) error {
 	return nil
 }
 
-// coolLost has an address cool down whose file is lost, as cool does; the lease of the attachment says whose it was.
+// coolLost is cool for an address whose file is lost; the attachment's lease names its pod.
 func (s *Store) coolLost(of Attachment, a netip.Addr) error {
 	if err := os.Link(s.attachment(of), filepath.Join(s.dir, coolingDir, coolingName(a, s.now()))); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("release address %s: %w", a, err)
@@ -103,7 +103,7 @@ func (s *Store) coolLost(of Attachment, a netip.Addr) error {
 	return nil
 }
 
-// state reads what is in use and what cools down, and forgets what has cooled down.
+// state reads what is in use and what cools down, and removes what has cooled down.
 func (s *Store) state(l Lease) (ipam.State, error) {
 	state := ipam.State{InUse: map[netip.Addr]bool{}, Cooling: map[netip.Addr]bool{}, Last: map[string]netip.Addr{}}
 	names, err := list(s.path(addressesDir))
@@ -153,10 +153,10 @@ func (s *Store) state(l Lease) (ipam.State, error) {
 	return state, nil
 }
 
-// leastRest is the part of the cool-down that an address rests however few are left: one of so many.
+// leastRest is the inverse of the part of the cool-down that every address rests, however few are left.
 const leastRest = 10
 
-// yield lists the addresses that have rested for so long at least, the longest first.
+// yield lists the addresses that have rested at least that long, the longest first.
 func yield(rested map[netip.Addr]time.Duration, least time.Duration) []netip.Addr {
 	maps.DeleteFunc(rested, func(_ netip.Addr, d time.Duration) bool { return d < least })
 	return slices.SortedFunc(maps.Keys(rested), func(a, b netip.Addr) int {
@@ -164,8 +164,8 @@ func yield(rested map[netip.Addr]time.Duration, least time.Duration) []netip.Add
 	})
 }
 
-// warm removes what says that an address cools down: it has been given to a pod before it had rested. Who looks at the
-// store would take it for one that is free.
+// warm removes the file of a cooling address that was assigned to a pod early. Otherwise readers of the store would take it
+// for free.
 func (s *Store) warm(a netip.Addr) error {
 	names, err := list(s.path(coolingDir))
 	for _, n := range names {
@@ -180,8 +180,8 @@ func coolingName(a netip.Addr, released bootclock.Instant) string {
 	return fmt.Sprintf("%s@%d@%s", a, released.At.Milliseconds(), released.Boot)
 }
 
-// parseCooling reads a name that coolingName made. One without a boot, as older versions wrote it by the wall clock, is of
-// before this boot.
+// parseCooling parses a name that coolingName made. One without a boot, as older versions wrote it by the wall clock, is
+// from before this boot.
 func parseCooling(name string) (a netip.Addr, released bootclock.Instant, ok bool) {
 	address, rest, _ := strings.Cut(name, "@")
 	a, err := netip.ParseAddr(address)
@@ -199,13 +199,13 @@ func parseCooling(name string) (a netip.Addr, released bootclock.Instant, ok boo
 	return a, bootclock.Instant{Boot: boot, At: time.Duration(n) * time.Millisecond}, true
 }
 
-// wasHeldBy says whether each lease that the address cools down from was one of the same pod.
+// wasHeldBy reports whether each lease that the address cools down from was of the same pod.
 func (s *Store) wasHeldBy(a netip.Addr, l Lease, cooling []string) bool {
 	for _, n := range cooling {
 		if !strings.HasPrefix(n, a.String()+"@") {
 			continue
 		}
-		// One that has gone since it was listed has cooled down.
+		// One that vanished since it was listed has cooled down.
 		last, err := read(filepath.Join(s.dir, coolingDir, n))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -217,7 +217,7 @@ func (s *Store) wasHeldBy(a netip.Addr, l Lease, cooling []string) bool {
 	return true
 }
 
-// pools are those that SetPools wrote. None can be read: the agent writes them anew.
+// pools returns what SetPools wrote. If it cannot be read there are none: the agent writes it again.
 func (s *Store) pools() []ipam.Pool {
 	data, err := os.ReadFile(s.path(poolsFile))
 	if err != nil {
@@ -239,10 +239,10 @@ func parsePools(data []byte) []ipam.Pool {
 	return pools
 }
 
-// SetPools replaces the pools that addresses are given from beside those of the configuration, and says what is
-// in use and what cools down then. Who gets an address reads the pools under the same lock: what is not in use
-// when its range has been left out is not given to anyone any more, whatever a plugin that runs since earlier
-// was told. There is one agent, so nobody else calls it meanwhile.
+// SetPools replaces the pools that addresses are assigned from in addition to those of the configuration, and returns what
+// is in use and what cools down at that moment. Acquire reads the pools under the same lock: if an address is not in use
+// when its range is removed, it is not assigned any more, however old a running plugin's information is. Only the one agent
+// calls SetPools.
 func (s *Store) SetPools(pools []ipam.Pool) (ipam.State, error) {
 	data, err := json.Marshal(pools)
 	if err != nil {
@@ -250,7 +250,7 @@ func (s *Store) SetPools(pools []ipam.Pool) (ipam.State, error) {
 	}
 	var staged *durable.Staged
 	if have, err := os.ReadFile(s.path(poolsFile)); err != nil && len(pools) > 0 || err == nil && !bytes.Equal(have, data) {
-		// What waits for the disk longest comes before the lock, for which plugins wait.
+		// The slowest disk access comes before the lock, for which plugins wait.
 		if staged, err = durable.Stage(s.path(poolsFile), bytes.NewReader(data), 0o644); err != nil {
 			return ipam.State{}, fmt.Errorf("write the pools of the store of leases: %w", err)
 		}
@@ -271,7 +271,7 @@ func (s *Store) SetPools(pools []ipam.Pool) (ipam.State, error) {
 	return s.state(Lease{})
 }
 
-// State says what is in use and what cools down, and which pools there are beside those of the configuration.
+// State returns what is in use, what cools down, and the pools in addition to those of the configuration.
 func (s *Store) State() (ipam.State, error) {
 	unlock, err := s.lock()
 	if err != nil {
@@ -281,7 +281,7 @@ func (s *Store) State() (ipam.State, error) {
 	return s.state(Lease{})
 }
 
-// saveLast is a preference only: what goes wrong with it goes by.
+// saveLast stores a preference only, so its errors are ignored.
 func (s *Store) saveLast(last map[string]netip.Addr) {
 	if data, err := json.Marshal(last); err == nil {
 		_ = os.WriteFile(s.path("last"), data, 0o644)
@@ -302,8 +302,8 @@ func list(dir string) ([]string, error) {
 	return names, nil
 }
 
-// Look is State for who only counts: it takes no lock, so that nobody who watches the node keeps pods waiting, and forgets
-// nothing. What changes while it looks may be counted as it was or as it is.
+// Look is State for metrics: it takes no lock, so that readers never delay pods, and removes nothing. Concurrent changes
+// may or may not be included.
 func (s *Store) Look() (ipam.State, error) {
 	state := ipam.State{InUse: map[netip.Addr]bool{}, Cooling: map[netip.Addr]bool{}, Pools: s.pools()}
 	var err error
@@ -324,14 +324,13 @@ func (s *Store) Look() (ipam.State, error) {
 	return state, nil
 }
 
-// Released is when an address was given back.
+// Released says when an address was released.
 type Released struct {
 	Addr netip.Addr
 	At   bootclock.Instant
 }
 
-// Released lists the addresses that were given back and that nobody has been looking at since they have rested. It takes
-// no lock.
+// Released lists the released addresses that still rest. It takes no lock.
 func (s *Store) Released() ([]Released, error) {
 	names, err := list(s.path(coolingDir))
 	if err != nil {
@@ -346,7 +345,7 @@ func (s *Store) Released() ([]Released, error) {
 	return all, nil
 }
 
-// Held are the addresses that are in use. It takes no lock.
+// Held returns the addresses that are in use. It takes no lock.
 func (s *Store) Held() (map[netip.Addr]bool, error) {
 	held := map[netip.Addr]bool{}
 	names, err := list(s.path(addressesDir))
@@ -358,7 +357,7 @@ func (s *Store) Held() (map[netip.Addr]bool, error) {
 	return held, err
 }
 
-// Usage says how full each pool is, as Look does.
+// Usage returns how full each pool is, as Look does.
 func (s *Store) Usage(pools []ipam.Pool) ([]ipam.Usage, error) {
 	state, err := s.Look()
 	if err != nil {

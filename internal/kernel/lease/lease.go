@@ -42,7 +42,7 @@ type Attachment struct {
 
 func (a Attachment) String() string { return a.ContainerID + " " + a.IfName }
 
-// Lease says who has addresses.
+// Lease says which pod has addresses.
 type Lease struct {
 	Attachment
 	Network      string       `json:"network"`
@@ -53,19 +53,19 @@ type Lease struct {
 	HostDevice   string       `json:"hostDevice"`
 	Pool         string       `json:"pool"`
 	Addresses    []netip.Addr `json:"addresses"`
-	// HostPorts are the ports of the node that lead to the pod, empty if there are none; nil if that is not known, as of
-	// leases that were rebuilt, or made before Fathom asked.
+	// HostPorts are the ports of the node that lead to the pod, empty if there are none; nil if unknown, as in leases that
+	// were rebuilt or that an older version made.
 	HostPorts []HostPort `json:"hostPorts,omitzero"`
-	// Time is by the wall clock, for people. Made is the same moment for who reckons: Store.Age.
+	// Time is by the wall clock, for people. Made is the same moment for computations: Store.Age.
 	Time time.Time         `json:"time"`
 	Made bootclock.Instant `json:"made,omitzero"`
-	// Rebuilt says that the lease was lost and is made again of the pod's device: Time is when that was, ContainerID may
-	// be a stand-in, and Alias, which no other lease has, is the device's.
+	// Rebuilt says that the lease was lost and restored from the pod's device. Then Time is when that happened, ContainerID
+	// may be a stand-in, and Alias, which no other lease has, is the device's.
 	Rebuilt bool   `json:"rebuilt,omitempty"`
 	Alias   string `json:"alias,omitempty"`
 }
 
-// HostPort is a port of the node that leads to a port of a pod. The plugin "portmap" sees to that.
+// HostPort is a port of the node that leads to a port of a pod. The plugin "portmap" implements it.
 type HostPort struct {
 	Protocol  string     `json:"protocol"`      // as CNI has it: tcp, udp or sctp
 	Addr      netip.Addr `json:"addr,omitzero"` // of the node's; all of them if it is not valid or unspecified
@@ -73,26 +73,26 @@ type HostPort struct {
 	Container uint16     `json:"container"` // the pod's
 }
 
-// SamePod says whether both are leases of pods of one name. A pod without a name is like no other.
+// SamePod reports whether both are leases of pods with the same name. A pod without a name equals no other.
 func (l Lease) SamePod(other Lease) bool {
 	return l.PodName != "" && l.PodName == other.PodName && l.PodNamespace == other.PodNamespace
 }
 
 // Leases is what a plugin needs of a store.
 type Leases interface {
-	// Acquire makes the lease, with the addresses and the pool that choose picks. An address that the lease asks
-	// for, and that a pod of the same name had last, does not count as cooling.
+	// Acquire creates the lease, with the addresses and the pool that choose picks. An address that the lease requests, and
+	// that a pod of the same name had last, does not count as cooling.
 	Acquire(l Lease, choose func(ipam.State) (ipam.Choice, error)) (Lease, error)
 	// Find returns the lease of an attachment, or false.
 	Find(a Attachment) (Lease, bool, error)
 	// List returns all leases.
 	List() ([]Lease, error)
-	// Release takes the lease of an attachment back; its addresses begin to cool down. One that is not there is
-	// not an error.
+	// Release removes the lease of an attachment; its addresses start to cool down. A lease that does not exist is not an
+	// error.
 	Release(a Attachment) error
 }
 
-// ExistsError says that the attachment has a lease already.
+// ExistsError says that the attachment already has a lease.
 type ExistsError struct{ Lease Lease }
 
 func (e *ExistsError) Error() string {
@@ -109,8 +109,8 @@ type Store struct {
 
 var _ Leases = (*Store)(nil)
 
-// Open opens the store in a directory, which is made if it is not there, or what of it is not. If the directory is a mount
-// of one that was removed, in which nothing can be made any more, the error is RemovedError.
+// Open opens the store in a directory, and creates missing parts. If the directory is a mount of a removed one, in which
+// nothing can be created, the error is RemovedError.
 func Open(dir string, coolDown time.Duration) (*Store, error) {
 	clock, err := bootclock.Open()
 	if err != nil {
@@ -132,7 +132,7 @@ func Open(dir string, coolDown time.Duration) (*Store, error) {
 	return s, nil
 }
 
-// RemovedError says that the directory of the store was removed, and is there no more but for who has it mounted.
+// RemovedError says that the directory of the store was removed, and only exists as a mount.
 type RemovedError struct{ Dir string }
 
 func (e *RemovedError) Error() string {
@@ -174,7 +174,7 @@ func (s *Store) Acquire(l Lease, choose func(ipam.State) (ipam.Choice, error)) (
 		}
 	}
 	if err != nil {
-		// What is half there must not be kept; what cannot be removed is found by its attachment.
+		// Nothing may stay half-done; files that cannot be removed are found by their attachment.
 		return Lease{}, errors.Join(err, s.release(l.Attachment))
 	}
 	for k, v := range choice.Last {
@@ -184,7 +184,7 @@ func (s *Store) Acquire(l Lease, choose func(ipam.State) (ipam.Choice, error)) (
 	return l, nil
 }
 
-// write makes the files of the lease. Linking fails where a name is taken, whatever State said.
+// write creates the files of the lease. Linking fails if a name exists, whatever State said.
 func (s *Store) write(l Lease) error {
 	staged, err := s.stage(l)
 	if err != nil {
@@ -202,7 +202,7 @@ func (s *Store) write(l Lease) error {
 	return nil
 }
 
-// stage writes the lease to a file that is to be linked to its names.
+// stage writes the lease to a temporary file, which is then linked to its names.
 func (s *Store) stage(l Lease) (path string, err error) {
 	data, err := json.Marshal(l)
 	if err != nil {
@@ -218,10 +218,10 @@ func (s *Store) stage(l Lease) (path string, err error) {
 	return path, nil
 }
 
-// Age is how old a lease is, at least: one of another boot is as old as this boot.
+// Age is the minimal age of a lease: one of another boot is as old as this boot.
 func (s *Store) Age(l Lease) time.Duration { return s.now().Since(l.Made) }
 
-// OfThisBoot says whether the pod of a lease may be there still.
+// OfThisBoot reports whether the pod of a lease may still exist.
 func (s *Store) OfThisBoot(l Lease) bool { return s.now().SameBoot(l.Made) }
 
 // Find implements Leases.
@@ -229,7 +229,7 @@ func (s *Store) Find(a Attachment) (Lease, bool, error) {
 	return find(s.attachment(a), a)
 }
 
-// find reads a lease by one of its names, which is of an attachment or an address. A damaged one is as good as none.
+// find reads a lease by one of its names, an attachment's or an address's. A damaged one counts as absent.
 func find(path string, of fmt.Stringer) (Lease, bool, error) {
 	l, err := read(path)
 	switch {
@@ -242,7 +242,7 @@ func find(path string, of fmt.Stringer) (Lease, bool, error) {
 	}
 }
 
-// List implements Leases. A damaged one is left out.
+// List implements Leases. It skips damaged ones.
 func (s *Store) List() ([]Lease, error) {
 	entries, err := os.ReadDir(s.path(attachmentsDir))
 	if err != nil {
@@ -293,8 +293,8 @@ func (s *Store) release(a Attachment) error {
 		case err == nil && holder.Attachment == a:
 			err = s.cool(address)
 		case errors.Is(err, fs.ErrNotExist):
-			// Somebody has removed the file, or a program was killed before it had made it or after it had released
-			// the address: to rest once more does no harm.
+			// The file was removed by hand, or a program was killed before it had created it or after it had released the
+			// address: to rest once more does no harm.
 			err = s.coolLost(a, address)
 		default: // by now it is another's
 			err = nil
@@ -311,7 +311,7 @@ func (s *Store) Holder(address netip.Addr) (Lease, bool, error) {
 	return find(s.address(address), address)
 }
 
-// ReleaseAddress takes back the lease that has the address, with the other address that it may have.
+// ReleaseAddress removes the lease that has the address, including its other address.
 func (s *Store) ReleaseAddress(address netip.Addr) error {
 	unlock, err := s.lock()
 	if err != nil {
@@ -332,8 +332,8 @@ func (s *Store) ReleaseAddress(address netip.Addr) error {
 	return s.repair()
 }
 
-// Repair takes back addresses that no attachment has: a power cut, or a person, left them. It returns the names of the
-// leases that were damaged, which have gone with that. What they said is not kept: it was of pods that are gone.
+// Repair releases addresses without an attachment, which a power cut or a person left. It returns the names of damaged
+// leases, which it removes. Their contents are not kept: they were of pods that are gone.
 func (s *Store) Repair() (damaged []string, err error) {
 	unlock, err := s.lock()
 	if err != nil {
@@ -383,7 +383,7 @@ func (s *Store) repair() error {
 	return nil
 }
 
-// lock waits for the lock. The kernel drops it with the process, however that ends.
+// lock waits for the lock. The kernel releases it when the process ends, however it ends.
 func (s *Store) lock() (unlock func(), err error) {
 	f, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {

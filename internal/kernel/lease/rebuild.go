@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// Rebuild makes leases again that are lost, as people lose them who empty the directory: the store is not the only truth,
-// for a pod's device is there as long as the pod. present tells what devices say of their leases. It is called under the
-// lock of the store: as a device goes before its lease and comes after it, one that is there then and has no lease has
-// lost it. Of what is left of a lease all is kept; an address that is another's by now stays his. Returned are those of
-// which something was lost.
+// Rebuild restores lost leases; people lose them by emptying the directory. The store is not the only truth: a pod's device
+// exists as long as the pod. present returns what devices say about their leases. It is called under the lock of the store:
+// a device is deleted before its lease and created after it, so one that exists then without a lease has lost it.
+// Everything that is left of a lease is kept; an address that another pod has by now stays with that pod. Rebuild returns
+// the leases that had lost something.
 func (s *Store) Rebuild(present func() ([]Lease, error)) ([]Lease, error) {
 	unlock, err := s.lock()
 	if err != nil {
@@ -46,11 +46,11 @@ func (s *Store) Rebuild(present func() ([]Lease, error)) ([]Lease, error) {
 	return rebuilt, nil
 }
 
-// StandIn is the attachment of a lease of which nothing is left but the device. The runtime's name of the container is
-// nowhere but in the lease; the device's name follows from it, so that who knows the one finds the other.
+// StandIn is the attachment of a lease of which only the device is left. The runtime's name of the container is only in the
+// lease; the device's name is derived from it, so a caller that knows the container finds the lease by the device.
 func StandIn(hostDevice, ifName string) Attachment { return Attachment{"device-" + hostDevice, ifName} }
 
-// IsWhole says whether each address of the lease has its file, be it this lease's or another's.
+// IsWhole reports whether each address of the lease has a file, this lease's or another's.
 func (s *Store) IsWhole(l Lease) bool {
 	for _, a := range l.Addresses {
 		if _, err := os.Lstat(s.address(a)); errors.Is(err, fs.ErrNotExist) {
@@ -60,7 +60,7 @@ func (s *Store) IsWhole(l Lease) bool {
 	return true
 }
 
-// remains are all leases that are left under either of their names, by device.
+// remains returns all leases that are left under either of their names, by device.
 func (s *Store) remains() (map[string]Lease, error) {
 	all := map[string]Lease{}
 	for _, dir := range []string{addressesDir, attachmentsDir} { // attachments last: they are what counts
@@ -81,7 +81,7 @@ func (s *Store) remains() (map[string]Lease, error) {
 	return all, nil
 }
 
-// restore makes those files of a lease that are missing, and says whether any was.
+// restore creates the missing files of a lease, and reports whether there were any.
 func (s *Store) restore(l Lease) (lost bool, err error) {
 	paths := []string{s.attachment(l.Attachment)}
 	for _, a := range l.Addresses {
@@ -103,7 +103,7 @@ func (s *Store) restore(l Lease) (lost bool, err error) {
 				continue // the address is another's
 			}
 		}
-		// It is damaged, or of one that is gone.
+		// It is damaged, or its pod is gone.
 		if err := remove(path); err != nil {
 			return false, err
 		}
