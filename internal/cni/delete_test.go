@@ -201,9 +201,9 @@ func TestDeleteDevice(t *testing.T) {
 		{[]string{index, d.Name}, usage, 1},
 		{[]string{d.Name, d.Name, d.Alias}, usage, 1},
 		{[]string{"0", d.Name, d.Alias}, usage, 1},
-		{[]string{"1", "lo", ""}, "it is another's", 1},
-		{[]string{index, d.Name, "fathom pod default/web-1 eth0"}, "it is another's", 1},
-		{[]string{index, d.Name, ""}, "it is another's", 1},
+		{[]string{"1", "lo", ""}, "it belongs to something else", 1},
+		{[]string{index, d.Name, "fathom pod default/web-1 eth0"}, "it belongs to something else", 1},
+		{[]string{index, d.Name, ""}, "it belongs to something else", 1},
 		{[]string{index, "web-1", d.Alias}, "", 1},
 		{[]string{fmt.Sprint(d.Index + 1), d.Name, d.Alias}, "", 1}, // the name has another device by now
 		{[]string{index, d.Name, d.Alias}, "", 0},
