@@ -1,5 +1,5 @@
-// Package blocks keeps the blocks of address pools that a node has: it takes one when a pod needs it, makes certain that no
-// other node has any of its addresses, and gives it back. docs/design/ipam.md says why no address is ever of two nodes.
+// Package blocks keeps a node's blocks of address pools. It takes one when a pod needs it, verifies that no other node has
+// any of its addresses, and gives it back. docs/design/ipam.md says why two nodes never have the same address.
 package blocks
 
 import (
@@ -20,8 +20,7 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// Blocks takes blocks of address pools for a node and gives them back; docs/design/ipam.md says why no address is
-// ever of two nodes.
+// Blocks takes blocks of address pools for a node and gives them back: docs/design/ipam.md.
 type Blocks struct {
 	node string
 	api  API
@@ -29,22 +28,22 @@ type Blocks struct {
 	log  *slog.Logger
 	now  func() time.Time
 
-	// deciding is held by the one that takes, makes certain of, or gives back blocks, also while the API server is asked.
+	// deciding is held while a goroutine takes, verifies or gives back blocks, including requests to the API server.
 	deciding chan struct{}
 
-	// mu guards what follows, and is not held while the API server is asked: passes, and pods for which there are
-	// addresses, go on meanwhile.
+	// mu guards the fields below. It is not held during requests to the API server: passes, and pods for which there are
+	// addresses, continue meanwhile.
 	mu sync.Mutex
-	// What this node did, or found out, and the watches may not show yet.
+	// What this node did or found out, and the watches may not show yet.
 	made map[types.UID]madeBlock
 	gone map[types.UID]time.Time
-	// verified are those of which it is certain that no other node has any of their addresses.
+	// verified are the blocks of which no other node has any address.
 	verified map[types.UID]bool
 	busy     map[netip.Prefix]time.Time // when a block was used last
 	unheard  int                        // questions to the API server that had no answer, or that it failed to answer
 }
 
-// madeBlock is a block, and when it was made by the clock of this node.
+// madeBlock is a block with the time at which this node created it.
 type madeBlock struct {
 	object *v1alpha1.IPBlock
 	when   time.Time
@@ -61,12 +60,12 @@ type API interface {
 // Server is the API of an API server.
 type Server struct{ *kube.Client }
 
-// Blocks returns the blocks of all nodes as they are now: what was made before the call is among them, whoever made it.
+// Blocks returns the current blocks of all nodes, including everything that was created before the call.
 func (s Server) Blocks(ctx context.Context) ([]*v1alpha1.IPBlock, error) {
 	return kube.List(ctx, s.Client, kube.IPBlocks, kube.Selection{})
 }
 
-// New returns the blocks of a node. see returns what the watches have; what the node itself has done since is added.
+// New returns the blocks of a node. see returns what the watches have; Blocks adds what the node has done since.
 func New(node string, api API, see func() ippool.Objects, log *slog.Logger) *Blocks {
 	return &Blocks{node: node, api: api, see: see, log: log, now: time.Now, deciding: make(chan struct{}, 1),
 		made: map[types.UID]madeBlock{}, gone: map[types.UID]time.Time{}, verified: map[types.UID]bool{}, busy: map[netip.Prefix]time.Time{}}
@@ -75,15 +74,15 @@ func New(node string, api API, see func() ippool.Objects, log *slog.Logger) *Blo
 const (
 	// rest is how long an empty block is kept: pods come and go in bursts.
 	rest = time.Minute
-	// restFixed is the same for an address that a pod asked for, which may wait for it on another node by now.
+	// restFixed is the same for a requested address: its pod may be waiting for it on another node.
 	restFixed = 5 * time.Second
-	// forget is how long what this node did, and the watches do not show, is remembered against them.
+	// forget is how long this node's own actions take precedence over the watches that do not show them.
 	forget = 10 * time.Minute
 	// attempts is how many blocks a node tries to take before it lets the pod wait.
 	attempts = 8
 )
 
-// facts are what the watches say, corrected by what this node has done since.
+// facts returns the state of the watches, corrected by what this node has done since.
 func (b *Blocks) facts() ippool.Facts {
 	o := b.see()
 	seen := map[types.UID]bool{}
@@ -107,7 +106,7 @@ func (b *Blocks) facts() ippool.Facts {
 	return ippool.Read(o)
 }
 
-// decide waits until nobody else decides; done ends that.
+// decide waits until no other goroutine decides; done releases it.
 func (b *Blocks) decide(ctx context.Context) (done func(), err error) {
 	select {
 	case b.deciding <- struct{}{}:
@@ -117,7 +116,7 @@ func (b *Blocks) decide(ctx context.Context) (done func(), err error) {
 	}
 }
 
-// ask asks the API server without the lock, which is the caller's before and after that.
+// ask sends a request to the API server without the lock, which the caller holds before and after.
 func (b *Blocks) ask(question func() error) error {
 	b.mu.Unlock()
 	err := question()
@@ -128,14 +127,14 @@ func (b *Blocks) ask(question func() error) error {
 	return err
 }
 
-// failures counts the questions that the API server did not answer.
+// failures counts the requests that the API server did not answer.
 func (b *Blocks) failures() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.unheard
 }
 
-// list is which blocks there are, as the API server has them now.
+// list returns the current blocks from the API server.
 func (b *Blocks) list(ctx context.Context) (objects []*v1alpha1.IPBlock, err error) {
 	err = b.ask(func() (err error) {
 		objects, err = b.api.Blocks(ctx)
@@ -144,7 +143,7 @@ func (b *Blocks) list(ctx context.Context) (objects []*v1alpha1.IPBlock, err err
 	return objects, err
 }
 
-// All are the blocks of all nodes that are used, also one that this node has taken a moment ago, and those that are not.
+// All returns all nodes' used blocks, including one that this node has just taken, and the refused ones.
 func (b *Blocks) All() ([]ippool.Block, []ippool.RefusedBlock) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

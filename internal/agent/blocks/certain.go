@@ -12,8 +12,8 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// certain leaves of pools what is verified, or was given from before: an agent that was started anew goes on while
-// it cannot ask.
+// certain reduces pools to blocks that are verified, or from which addresses were assigned before: a restarted agent
+// continues while it cannot ask.
 func (b *Blocks) certain(f ippool.Facts, pools []ipam.Pool, state ipam.State) []ipam.Pool {
 	ok := map[netip.Prefix]bool{}
 	for _, x := range f.Of(b.node) {
@@ -37,12 +37,12 @@ func (b *Blocks) certain(f ippool.Facts, pools []ipam.Pool, state ipam.State) []
 	return certain
 }
 
-// verify makes certain that nothing overlaps the node's blocks. A block that does was made at the same time as ours
-// and has another size, or names would have clashed: ours goes, unless it has been given from before, since then
-// the other has yet to look.
+// verify checks that nothing overlaps the node's blocks. A block that does was created at the same time with another size,
+// otherwise the names would have clashed. The node gives up its own block, unless addresses of it were assigned before,
+// since then the other node has yet to check.
 //
-// Two nodes that each make a block and look afterwards cannot both overlook the other's, since the second to make
-// one looks after that. Both may see the other's; then both go, and their pods try again.
+// Two nodes that each create a block and check afterwards cannot both miss the other's, since the second to create one
+// checks after that. Both may see the other's; then both give up, and their pods retry.
 func (b *Blocks) verify(ctx context.Context, f *ippool.Facts, state ipam.State) error {
 	var doubtful []ippool.Block
 	for _, x := range f.Of(b.node) {
@@ -66,7 +66,7 @@ func (b *Blocks) verify(ctx context.Context, f *ippool.Facts, state ipam.State) 
 		}
 		switch {
 		case !there: // the watches are late
-			// Remembered: a block of the same prefix that is made next must not stand beside it in what they say.
+			// Remembered: the watches must not show it in addition to a block of the same prefix that is created next.
 			b.gone[x.UID] = b.now()
 			b.drop(f, x)
 			errs = append(errs, fmt.Errorf("block %s of this node is gone", x.Prefix))
@@ -78,7 +78,7 @@ func (b *Blocks) verify(ctx context.Context, f *ippool.Facts, state ipam.State) 
 		default:
 			b.verified[x.UID] = true
 			if uid := f.NodeUID(b.node); x.Owner != uid {
-				// A Node that was made anew has another UID, and the garbage collector would take its blocks away.
+				// A recreated Node has another UID, and the garbage collector would delete its blocks.
 				errs = append(errs, b.ask(func() error { return b.api.SetBlockOwner(ctx, x.Name, x.UID, kube.NodeOwner(b.node, uid)) }))
 			}
 		}
@@ -86,7 +86,7 @@ func (b *Blocks) verify(ctx context.Context, f *ippool.Facts, state ipam.State) 
 	return errors.Join(errs...)
 }
 
-// given says whether addresses of the block are given out, or were.
+// given reports whether addresses of the block are or were assigned.
 func given(r netip.Prefix, state ipam.State) bool {
 	for _, p := range state.Pools {
 		if slices.Contains(p.Ranges, r) || slices.Contains(p.Fixed, r) {
@@ -96,9 +96,9 @@ func given(r netip.Prefix, state ipam.State) bool {
 	return used(r, state.InUse)+used(r, state.Cooling) > 0
 }
 
-// overlaps looks for a block among all, and for another one that overlaps it. Those count that are refused, too, if they
-// were made for that reason: which of two was there first is by the clocks of API servers, of which there may be several,
-// and is not good enough to give addresses by.
+// overlaps looks for a block among all, and for another one that overlaps it. Blocks that were refused because of an
+// overlap count, too: which of two is older depends on the clocks of API servers, of which there may be several, and that
+// is not good enough to assign addresses.
 func overlaps(all ippool.Facts, own ippool.Block) (other netip.Prefix, there, isUsed bool) {
 	isOwn := func(x ippool.Block) bool { return x.UID == own.UID }
 	isUsed = slices.ContainsFunc(all.Blocks, isOwn)

@@ -14,8 +14,8 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 )
 
-// recover takes back blocks that pods have addresses of and that the node has lost: somebody deleted them, or the
-// Node. If another node has them now, only the pods can go.
+// recover takes again the blocks that the node has lost and whose addresses its pods have: the blocks or the Node were
+// deleted. If another node has them now, the pods have to be deleted.
 func (b *Blocks) recover(ctx context.Context, f *ippool.Facts, leases []lease.Lease, state ipam.State) (problems []string) {
 	asked := false
 	for _, l := range leases {

@@ -15,7 +15,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/lease"
 )
 
-// Request says which pool and addresses a pod gets, and takes what the node needs for that.
+// Request decides which pool and addresses a pod gets, and takes the blocks that the node needs for that.
 func (b *Blocks) Request(ctx context.Context, store *lease.Store, avoid []netip.Prefix, pod, namespace metav1.ObjectMeta) (ippool.Grant, error) {
 	wish, err := ippool.ParseWish(pod.Annotations, namespace.Annotations)
 	if err != nil {
@@ -67,8 +67,8 @@ func (b *Blocks) Request(ctx context.Context, store *lease.Store, avoid []netip.
 	return grant, err
 }
 
-// ready answers a request that needs nothing of the API server: the pod is of no pool, or there are addresses in blocks
-// of which all is certain. Such pods do not wait for others' answers.
+// ready answers a request that needs no request to the API server: the pod is of no pool, or verified blocks have
+// addresses. Such pods do not wait for others.
 func (b *Blocks) ready(store *lease.Store, wish ippool.Wish, pod, namespace metav1.ObjectMeta) (grant ippool.Grant, ready bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -96,7 +96,7 @@ func (b *Blocks) ready(store *lease.Store, wish ippool.Wish, pod, namespace meta
 	return grant, true, err
 }
 
-// occupy keeps the node's blocks of a pool: a pod is on its way.
+// occupy marks the node's blocks of a pool as used: a pod is about to get an address.
 func (b *Blocks) occupy(f ippool.Facts, pool string) {
 	for _, x := range f.Of(b.node) {
 		if x.Pool == pool {
@@ -111,7 +111,7 @@ func yields(give []ipam.Pool, pool string, family inet.Family, state ipam.State)
 	return can
 }
 
-// free is how many addresses of a family can be given of a pool.
+// free returns how many addresses of a family of a pool can be assigned.
 func free(give []ipam.Pool, pool string, family inet.Family, state ipam.State) uint64 {
 	u := poolOf(give, pool).Usage(family, state)
 	return u.Size - u.InUse - u.Cooling

@@ -16,14 +16,14 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// takenError says that a block, or a part of it, is another's.
+// takenError says that another node has a block or a part of it.
 type takenError struct{ prefix netip.Prefix }
 
 func (e *takenError) Error() string {
 	return fmt.Sprintf("%s was taken by another node a moment ago; this one tries again", e.prefix)
 }
 
-// drop forgets a block, but for what the watches say of it.
+// drop forgets a block, except for what the watches show.
 func (b *Blocks) drop(f *ippool.Facts, x ippool.Block) {
 	f.Blocks = slices.DeleteFunc(f.Blocks, func(y ippool.Block) bool { return y.UID == x.UID })
 	delete(b.made, x.UID)
@@ -31,7 +31,7 @@ func (b *Blocks) drop(f *ippool.Facts, x ippool.Block) {
 	delete(b.busy, x.Prefix)
 }
 
-// giveBack deletes a block of which no address is given out any more; the caller drops it.
+// giveBack deletes a block from which no address is assigned any more; the caller drops it.
 func (b *Blocks) giveBack(ctx context.Context, x ippool.Block) error {
 	delete(b.verified, x.UID)
 	if err := b.ask(func() error { return b.api.DeleteBlock(ctx, x.Name, x.UID) }); err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
@@ -42,7 +42,7 @@ func (b *Blocks) giveBack(ctx context.Context, x ippool.Block) error {
 	return nil
 }
 
-// take makes a block of a prefix this node's.
+// take creates a block of a prefix for this node.
 func (b *Blocks) take(ctx context.Context, f *ippool.Facts, pool string, p netip.Prefix, fixed bool, state ipam.State) error {
 	object := &v1alpha1.IPBlock{
 		ObjectMeta: metav1.ObjectMeta{Name: ippool.BlockName(p), OwnerReferences: []metav1.OwnerReference{kube.NodeOwner(b.node, f.NodeUID(b.node))}},
@@ -70,7 +70,7 @@ func (b *Blocks) take(ctx context.Context, f *ippool.Facts, pool string, p netip
 	return nil
 }
 
-// takeFree takes a block of a pool that nobody has.
+// takeFree takes a free block of a pool.
 func (b *Blocks) takeFree(ctx context.Context, f *ippool.Facts, n ippool.Need, avoid []netip.Prefix, state ipam.State) error {
 	taken := slices.Concat(f.Taken(), avoid)
 	var err error

@@ -12,7 +12,7 @@ import (
 	"github.com/fathom-network/fathom/api/v1alpha1"
 )
 
-// Advertisements are what a BGPPeer has its router told: those of its spec, or what spec.advertise comes to.
+// Advertisements returns what a BGPPeer announces to its router: those of its spec, or the equivalent of spec.advertise.
 func Advertisements(p *v1alpha1.BGPPeer) []v1alpha1.BGPAdvertisement {
 	if len(p.Spec.Advertisements) > 0 {
 		return p.Spec.Advertisements
@@ -34,7 +34,7 @@ func Advertisements(p *v1alpha1.BGPPeer) []v1alpha1.BGPAdvertisement {
 	return []v1alpha1.BGPAdvertisement{one}
 }
 
-// ForServices says whether a BGPPeer has its router told of Services' addresses of one of these kinds.
+// ForServices reports whether a BGPPeer announces Services' addresses of one of these kinds.
 func ForServices(p *v1alpha1.BGPPeer, kinds ...v1alpha1.BGPAddresses) bool {
 	return slices.ContainsFunc(Advertisements(p), func(a v1alpha1.BGPAdvertisement) bool {
 		return slices.ContainsFunc(a.Addresses, func(k v1alpha1.BGPAddresses) bool { return slices.Contains(kinds, k) })
@@ -53,7 +53,7 @@ type advertisement struct {
 	v4, v6      int // lengths of prefixes
 }
 
-// selects says whether an address is one of the advertisement's.
+// selects reports whether the advertisement selects an address.
 func (a advertisement) selects(s ServiceAddress) bool {
 	if !slices.Contains(a.kinds, s.Kind) || !a.services.Matches(s.Labels) {
 		return false
@@ -61,7 +61,7 @@ func (a advertisement) selects(s ServiceAddress) bool {
 	return s.Kind == v1alpha1.BGPClusterIP || slices.Contains(a.pools, s.Pool) || a.poolLabels != nil && a.poolLabels.Matches(s.PoolLabels)
 }
 
-// prefix is what the router is told of an address.
+// prefix returns the prefix in which an address is announced.
 func (a advertisement) prefix(addr netip.Addr) netip.Prefix {
 	bits := a.v4
 	if addr.Is6() {
@@ -104,7 +104,7 @@ func (r *reader) advertisement(spec v1alpha1.BGPAdvertisement, external bool) ad
 	return a
 }
 
-// selector reads one. A mistake in it refuses the peer: an address that is told too much goes where it must not.
+// selector parses a selector. An error in it refuses the peer: an address that is announced by mistake attracts traffic.
 func (r *reader) selector(field string, s *metav1.LabelSelector) labels.Selector {
 	if s == nil {
 		return labels.Everything()
@@ -122,7 +122,7 @@ func (r *reader) communities(list []string) []Community {
 	for _, s := range list {
 		c, err := ParseCommunity(s)
 		if err != nil {
-			// A route without its mark may go where it must not.
+			// A route without its community may go where it must not.
 			r.refuse("%v", err)
 			continue
 		}
@@ -131,7 +131,7 @@ func (r *reader) communities(list []string) []Community {
 	return read
 }
 
-// routes are what the peer is told.
+// routes returns what is announced to the peer.
 func (r *reader) routes(p Peer) []Route {
 	found := map[netip.Prefix]*Route{}
 	add := func(prefix netip.Prefix, a advertisement) *Route {
@@ -191,7 +191,8 @@ func (r *reader) routes(p Peer) []Route {
 	return routes
 }
 
-// Aggregates are the prefixes that a node announces for some of the addresses in them: what is sent to it for others is for nobody.
+// Aggregates returns the prefixes that a node announces for some of the addresses in them; packets for the others are for
+// no Service.
 func (s Speaker) Aggregates() []netip.Prefix {
 	var all []netip.Prefix
 	for _, p := range s.Peers {

@@ -1,5 +1,5 @@
-// Package bgpconf works out whom a node speaks BGP with and what it says: from BGPPeer objects and what is known of
-// the node. docs/design/bgp.md says why it is as it is.
+// Package bgpconf computes a node's BGP peers and what it announces to each, from BGPPeer objects and what is known of the
+// node. docs/design/bgp.md says why.
 package bgpconf
 
 import (
@@ -14,27 +14,27 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
-// Speaker is all that a node says. The zero value says nothing to nobody.
+// Speaker is everything that a node announces. The zero value announces nothing.
 type Speaker struct {
 	// RouterID is the node's BGP identifier. It is written like an IPv4 address, and need not be one.
 	RouterID netip.Addr
 	Peers    []Peer // ordered by name
 }
 
-// Peer is a router that the node connects to, and what the router is told.
+// Peer is a router that the node connects to, with its announcements.
 type Peer struct {
 	Name    string         // of the BGPPeer
 	Address netip.AddrPort // with the device as its zone where it is link-local
-	// Unnumbered says that the BGPPeer names the device alone: the address is what was heard there, and may become another.
+	// Unnumbered says that the BGPPeer names only the device: the address was heard there, and may change.
 	Unnumbered bool
 	ASN        uint32
 	LocalASN   uint32
 	Password   Password // of TCP's MD5 signatures, RFC 2385; empty for none
-	// HoldTime is after what silence the session is taken for dead, Keepalive how often something is said.
+	// HoldTime is the silence after which the session is considered dead, Keepalive the interval of keepalive messages.
 	HoldTime, Keepalive time.Duration
-	// Hops is how many routers away an external peer may be; 1 is a neighbour.
+	// Hops is how many hops away an external peer may be; 1 is a neighbour.
 	Hops uint8
-	// TTLSecurity drops what has come by more hops than that, RFC 5082.
+	// TTLSecurity drops packets from further away than that, RFC 5082.
 	TTLSecurity bool
 	// RestartTime is how long the router keeps the routes after the session was cut: graceful restart, RFC 4724.
 	// Zero is none.
@@ -45,23 +45,23 @@ type Peer struct {
 // Route is a prefix that the node announces.
 type Route struct {
 	Prefix netip.Prefix
-	// NextHop, if unset, is the node's address in the session, which is the one that the router reaches. An IPv4 prefix has none
-	// in a session over IPv6 if it is to be announced with that address all the same, to a router that takes it: RFC 8950.
+	// NextHop, if unset, is the node's address in the session. An IPv4 prefix in a session over IPv6 has none if it is to
+	// be announced with that IPv6 address, to a router that supports it: RFC 8950.
 	NextHop     netip.Addr
 	Communities []Community // sorted
 	// LocalPref is the attribute of this name, for a peer of the same AS; nil is the usual 100.
 	LocalPref *uint32
-	// Addrs are the Services' addresses that it is announced for; sorted. Routers are not told of them.
+	// Addrs are the Services' addresses that it is announced for; sorted. Routers do not get them.
 	Addrs []netip.Addr
 }
 
-// Like says whether two routes are the same to the router.
+// Like reports whether two routes are equal to the router.
 func (r Route) Like(o Route) bool {
 	return r.Prefix == o.Prefix && r.NextHop == o.NextHop && slices.Equal(r.Communities, o.Communities) &&
 		(r.LocalPref == nil) == (o.LocalPref == nil) && (r.LocalPref == nil || *r.LocalPref == *o.LocalPref)
 }
 
-// Password is one that no log shows.
+// Password is never shown in logs.
 type Password string
 
 func (p Password) String() string {
@@ -91,11 +91,11 @@ type Node struct {
 	Addrs []netip.Addr
 	// Links are its devices that have addresses beside link-local ones.
 	Links []Link
-	// Heard is what was heard on the devices of Interfaces.
+	// Heard is what was received on the devices of Interfaces.
 	Heard    map[string]Heard
 	PodCIDRs []netip.Prefix
-	// ServiceAddresses are those of Services that the node is to attract packets for. An address that Services share is there
-	// once for each of them.
+	// ServiceAddresses are those of Services for which the node should attract packets. An address that Services share is
+	// listed once for each.
 	ServiceAddresses []ServiceAddress
 }
 
@@ -105,11 +105,11 @@ type Link struct {
 	Addrs  []netip.Prefix // each with the length of the prefix that is on the segment
 }
 
-// Heard is which router advertises itself on a link.
+// Heard is the router that advertises itself on a link.
 type Heard struct {
 	Router netip.Addr // link-local, without a zone; invalid if there was none
 	Other  netip.Addr // another one, if there was
-	// Problem says why nothing can be heard there, or nothing be said.
+	// Problem says why the node cannot receive or send advertisements there.
 	Problem string
 }
 
@@ -117,7 +117,7 @@ type Heard struct {
 type ServiceAddress struct {
 	Addr netip.Addr
 	Kind v1alpha1.BGPAddresses
-	// Pool is the AddressPool that it is of, and PoolLabels that one's labels. A ClusterIP is of none.
+	// Pool is the AddressPool that contains it, and PoolLabels the pool's labels. A ClusterIP is in none.
 	Pool       string
 	PoolLabels labels.Set
 	Service    service.Name

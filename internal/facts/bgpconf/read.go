@@ -16,13 +16,13 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 )
 
-// Problem is why a BGPPeer is not followed on this node, or not wholly.
+// Problem is why a BGPPeer is not applied on this node, or only in part.
 type Problem struct {
 	Peer string
 	Text string
 	// Refused says that there is no session because of it.
 	Refused bool
-	// Waits says that there is no session since no router was heard yet, and will be one when it is.
+	// Waits says that there is no session yet because no router was heard.
 	Waits bool
 }
 
@@ -31,8 +31,8 @@ func (p Problem) String() string { return fmt.Sprintf("BGPPeer %s: %s", p.Peer, 
 // Secrets returns a Secret's data, of the namespace fathom-system.
 type Secrets func(name string) (map[string][]byte, error)
 
-// Read works out what a node says to whom. What is wrong with one peer leaves the others as they are. Of two peers
-// with one address the older counts.
+// Read computes a node's announcements. An error in one peer does not affect the others. Of two peers with the same address
+// the older counts.
 func Read(peers []*v1alpha1.BGPPeer, node Node, secrets Secrets) (Speaker, []Problem) {
 	s := Speaker{RouterID: RouterID(node.Name, node.Addrs)}
 	var problems []Problem
@@ -63,7 +63,7 @@ func Read(peers []*v1alpha1.BGPPeer, node Node, secrets Secrets) (Speaker, []Pro
 	return s, problems
 }
 
-// Selects says whether a peer is for a node with these labels.
+// Selects reports whether a peer selects a node with these labels.
 func Selects(p *v1alpha1.BGPPeer, nodeLabels map[string]string) (bool, error) {
 	if p.Spec.NodeSelector == nil {
 		return true, nil
@@ -75,8 +75,8 @@ func Selects(p *v1alpha1.BGPPeer, nodeLabels map[string]string) (bool, error) {
 	return selector.Matches(labels.Set(nodeLabels)), nil
 }
 
-// RouterID is a node's BGP identifier: its first IPv4 address, or, where it has none, what follows from its name. It
-// has to differ among a router's peers, and to be the same after a restart.
+// RouterID returns a node's BGP identifier: its first IPv4 address or, if it has none, one derived from its name. It has to
+// differ among a router's peers, and to stay the same after a restart.
 func RouterID(node string, addrs []netip.Addr) netip.Addr {
 	for _, a := range addrs {
 		if a.Is4() {
@@ -84,11 +84,11 @@ func RouterID(node string, addrs []netip.Addr) netip.Addr {
 		}
 	}
 	sum := sha256.Sum256([]byte("bgp router id\x00" + node))
-	// 240.0.0.0/4 is nobody's address, so that it is not a router's that has one.
+	// 240.0.0.0/4 is unassigned, so it is not the address of a router.
 	return netip.AddrFrom4([4]byte{0xf0 | sum[0]&0x0f, sum[1], sum[2], sum[3]})
 }
 
-// reader reads one BGPPeer. The API server has checked most of it; a CRD that is older, or changed by hand, has not.
+// reader reads one BGPPeer. The API server has validated most of it, unless the CRD is older or was changed by hand.
 type reader struct {
 	peer     *v1alpha1.BGPPeer
 	node     Node
@@ -139,7 +139,7 @@ func (r *reader) read(secrets Secrets) Peer {
 	return p
 }
 
-// asn reads an AS number. RFC 7607, 7300 and 6793 say which are nobody's.
+// asn parses an AS number. RFC 7607, 7300 and 6793 reserve some.
 func (r *reader) asn(field string, n int64) uint32 {
 	switch {
 	case n < 1 || n >= 1<<32-1, n == 65535, n == 23456:
@@ -177,7 +177,7 @@ func (r *reader) address() netip.AddrPort {
 	return netip.AddrPortFrom(a, uint16(port))
 }
 
-// heard is the address of the router at the other end of a link.
+// heard returns the address of the router at the other end of a link.
 func (r *reader) heard(device string) netip.Addr {
 	h := r.node.Heard[device]
 	switch {
@@ -193,7 +193,7 @@ func (r *reader) heard(device string) netip.Addr {
 	return h.Router.WithZone(device)
 }
 
-// Interfaces are a node's devices on which BGPPeers have it find the router by itself.
+// Interfaces returns the devices on which a node has to find the router by itself.
 func Interfaces(peers []*v1alpha1.BGPPeer, nodeLabels map[string]string) []string {
 	var devices []string
 	for _, p := range peers {
@@ -222,7 +222,7 @@ func (r *reader) restartTime() time.Duration {
 // maxPassword is TCP_MD5SIG_MAXKEYLEN.
 const maxPassword = 80
 
-// password reads the peer's. Without it there is no session: one that is not signed is not what was asked for.
+// password reads the peer's password. Without it there is no session, rather than an unsigned one.
 func (r *reader) password(secrets Secrets) Password {
 	ref := r.peer.Spec.PasswordSecret
 	if ref == nil {
@@ -244,8 +244,8 @@ func (r *reader) password(secrets Secrets) Password {
 	return Password(value)
 }
 
-// forbidden says what to do about a Secret that agents may not read. RBAC gives them names, not what BGPPeers name: who may
-// read any Secret of a namespace may read tokens there.
+// forbidden says what to do about a Secret that agents may not read. RBAC grants names, and cannot follow what BGPPeers
+// name: a right to read any Secret of a namespace would include tokens.
 func forbidden(secret string) string {
 	const namespace, account = netconf.Namespace, "fathom-agent"
 	return fmt.Sprintf("agents may not read Secret %[1]s of namespace %[2]s, of which they read %[3]s alone. Keep the password in a key of %[3]s, or let them: "+

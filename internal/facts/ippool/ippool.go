@@ -1,5 +1,5 @@
-// Package ippool is the address pools of a cluster: which of them are good for use, which node has which block of
-// them, which block a node takes next and which it gives back. It is pure; package agent does what it says.
+// Package ippool decides about the address pools of a cluster: which of them are usable, which node has which block, which
+// block a node takes next and which it gives back. It is pure; the agent carries the decisions out.
 package ippool
 
 import (
@@ -34,15 +34,15 @@ type Objects struct {
 	AddressPools []*v1alpha1.AddressPool
 }
 
-// Facts are what follows from them.
+// Facts follow from the objects.
 type Facts struct {
 	Pools []Pool // the oldest first
 	// Blocks are those that nodes use: for routes, as pods' own ranges, and to give addresses out of. They are ordered
 	// by prefix, and none overlaps another.
 	Blocks []Block
-	// Refused are all other blocks, which nodes do as if there were none; judge.go.
+	// Refused are all other blocks, which nodes ignore; judge.go.
 	Refused []RefusedBlock
-	// nodes reads them on first use: without pools nobody asks, and there may be thousands.
+	// nodes is computed on first use: without pools it is not needed, and there may be thousands.
 	nodes    func() []node
 	services []serviceRange
 }
@@ -80,7 +80,7 @@ type Block struct {
 	Node  string
 	Owner types.UID // of the Node that it was made for
 	Fixed bool
-	// Created is when the API server stored it, which whoever made it has no say in.
+	// Created is when the API server stored it, which clients cannot influence.
 	Created time.Time
 }
 
@@ -113,7 +113,7 @@ type node struct {
 	addrs    []netip.Addr
 }
 
-// Read makes facts of objects. Every agent comes to the same.
+// Read computes facts from objects. All agents come to the same result.
 func Read(o Objects) Facts {
 	f := Facts{nodes: sync.OnceValue(func() []node {
 		nodes := make([]node, 0, len(o.Nodes))
@@ -255,7 +255,7 @@ func readPool(o *v1alpha1.IPPool) Pool {
 	return p
 }
 
-// selector reads a selector. None at all is everything.
+// selector parses a selector. A missing one selects everything.
 func selector(s *metav1.LabelSelector) (labels.Selector, error) {
 	if s == nil {
 		return labels.Everything(), nil
@@ -267,7 +267,7 @@ func selector(s *metav1.LabelSelector) (labels.Selector, error) {
 	return read, nil
 }
 
-// clash says what else has addresses of the pool. Of two pools the older one stays.
+// clash says what else has addresses of the pool. Of two pools the older one stays valid.
 func (f *Facts) clash(p Pool) *Problem {
 	for _, r := range p.Ranges {
 		problem := func(reason, text string) *Problem {
@@ -343,12 +343,12 @@ func (f Facts) Pool(name string) (Pool, bool) {
 	return f.Pools[i], true
 }
 
-// Of returns the blocks that a node has and uses.
+// Of returns the blocks that a node has and may use.
 func (f Facts) Of(node string) []Block {
 	return slices.DeleteFunc(slices.Clone(f.Blocks), func(b Block) bool { return b.Node != node })
 }
 
-// NodeUID returns what tells a Node from an earlier one of its name, or nothing if there is no such Node.
+// NodeUID returns a Node's UID, which distinguishes it from an earlier one of its name; empty if there is no such Node.
 func (f Facts) NodeUID(name string) types.UID {
 	if n := f.node(name); n != nil {
 		return n.uid
@@ -364,7 +364,7 @@ func (f Facts) node(name string) *node {
 	return nil
 }
 
-// Usable says why a node may give out no address of the pool, or nothing.
+// Usable says why a node may not assign addresses of the pool; empty if it may.
 func (f Facts) Usable(p Pool, nodeName string) string {
 	switch n := f.node(nodeName); {
 	case p.Problem != nil:
@@ -394,12 +394,12 @@ func (p Pool) Range(f inet.Family) (Range, bool) {
 	return Range{}, false
 }
 
-// holds says whether the address is of the pool.
+// holds reports whether the address is in the pool.
 func (p Pool) holds(a netip.Addr) bool {
 	return slices.ContainsFunc(p.Ranges, func(r Range) bool { return r.Contains(a) })
 }
 
-// condition says whether the pool is used.
+// condition returns the condition that says whether the pool is used.
 func condition(p Pool, now time.Time) metav1.Condition {
 	c := metav1.Condition{Type: v1alpha1.PoolValid, Status: metav1.ConditionTrue, Reason: "Valid", Message: "nodes take blocks as they need them",
 		ObservedGeneration: p.object.Generation, LastTransitionTime: metav1.NewTime(now)}
