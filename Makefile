@@ -37,19 +37,17 @@ build: kit fathom images notices ## build Fathom, the kit and the local images i
 
 .PHONY: notices
 notices: kit fathom images ## say what was built from what: SBOM, licences, digests, into bin/notices (docs/supply-chain.md)
-	@cd kit/bom && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o $(CURDIR)/bin/tools/bom .
+	@. kit/env && cd kit/bom && CGO_ENABLED=0 go build -buildvcs=false -o $(CURDIR)/bin/tools/bom .
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) bin/tools/bom -kit $(KIT) -out bin/notices bin/fathom bin/fathom-*
 
 .PHONY: images
 images: kit fathom
 	@bin/fathom image build
 
-go_build = CGO_ENABLED=0 go build -tags grpcnotrace -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+go_build = . kit/env && CGO_ENABLED=0 go build -ldflags "-s -w -X main.version=$(VERSION)"
 
 .PHONY: fathom
 fathom: ## build Fathom alone: bin/fathom
-	# grpcnotrace: gRPC's pages of traces are made with html/template, with which the linker keeps every method of
-	# everything. Without the tag fathom-agent, which has gRPC with GoBGP and uses none of it, is 20 MB larger.
 	$(go_build) -o bin/ ./cmd/...
 
 .PHONY: install
@@ -67,8 +65,8 @@ dist: build ## make packages into bin/dist: a .deb for Debian and Ubuntu, a .tar
 	@rm -rf bin/dist bin/network
 	@for arch in $(NETWORK_ARCHS); do to=bin/network/$$arch; \
 		echo "dist: the network's programs for $$arch ..." && mkdir -p $$to && \
-		GOARCH=$$arch $(go_build) -o $$to/ ./cmd/fathom-agent ./cmd/fathom-cni ./cmd/fathom-controller && \
-		GOARCH=$$arch kit/build fathom-dns $$to/kit && mv $$to/kit/programs/fathom-dns $$to/ || exit 1; done
+		export GOARCH=$$arch && ($(go_build) -o $$to/ ./cmd/fathom-agent ./cmd/fathom-cni ./cmd/fathom-controller) && \
+		kit/build fathom-dns $$to/kit && mv $$to/kit/programs/fathom-dns $$to/ || exit 1; done
 	@bin/fathom image network bin/dist/images $(foreach arch,$(NETWORK_ARCHS),--programs $(arch)=bin/network/$(arch))
 	@kit/dist images bin/dist/images $(VERSION) bin/dist
 	@bin/tools/bom -strict -kit $(KIT) -out bin/notices bin/fathom bin/fathom-*
@@ -96,7 +94,7 @@ dist-check: dist ## build the packages again from nothing and compare them, byte
 # kit/build, which says how.
 
 modules := kubernetes containerd addons/coredns addons/dns addons/flannel addons/flannel-cni addons/http-echo
-module = kit/$(1)/go.mod kit/$(1)/go.sum $(wildcard kit/$(1)/*.go kit/$(1)/*/*.go) kit/build
+module = kit/$(1)/go.mod kit/$(1)/go.sum $(wildcard kit/$(1)/*.go kit/$(1)/*/*.go) kit/build kit/env
 
 KIT_BIN      := $(addprefix $(KIT)/bin/,kube containerd containerd-shim-runc-v2 ctr runc cnitool)
 KIT_CNI      := $(addprefix $(KIT)/cni/,$(shell sed -n 's|.*containernetworking/plugins/plugins/.*/||p' kit/containerd/go.mod))
