@@ -27,10 +27,11 @@ help: ## list the targets
 # --- what runs -------------------------------------------------------------------------------------------------
 
 .PHONY: up
-up: build ## build everything, start the default lab and show that it works
+up: images ## build everything, start the default lab and show that it works
 	bin/fathom up
 	@echo
 	@docs/examples/hello.sh east
+	@$(MAKE) --no-print-directory notices # no lab needs them
 
 .PHONY: build
 build: kit fathom images notices ## build Fathom, the kit and the local images into bin/
