@@ -1,6 +1,6 @@
 // Command kube is Kubernetes' own programs, and etcd, in one executable. It is each of them when called by
 // its name (etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubelet, kube-proxy, kubectl,
-// kubeadm), or as `kube NAME`.
+// kubeadm), or as `kube NAME`. `kube etcd-state` is Fathom's own (package etcdstate).
 //
 // The programs share nine tenths of their code: together they are a third of the size and of the
 // link time of eight executables, and nodes that run several of them share the pages of one file.
@@ -18,6 +18,7 @@ import (
 	_ "time/tzdata" // CronJobs have time zones, and a node's root file system need not
 
 	"github.com/fathom-network/fathom/kit/kubernetes/await"
+	"github.com/fathom-network/fathom/kit/kubernetes/etcdstate"
 	_ "github.com/fathom-network/fathom/kit/kubernetes/start" // before what follows: its import path decides
 	"go.etcd.io/etcd/server/v3/etcdmain"
 	_ "k8s.io/client-go/plugin/pkg/client/auth" // kubectl's client auth plugins
@@ -40,6 +41,7 @@ import (
 // programs holds for each name what the program's own main does upstream.
 var programs = map[string]func(){
 	"etcd":                    func() { etcdmain.Main(os.Args) },
+	"etcd-state":              runEtcdState,
 	"kube-apiserver":          func() { os.Exit(cli.Run(apiserver.NewAPIServerCommand())) },
 	"kube-controller-manager": runControllerManager,
 	"kube-proxy":              func() { os.Exit(cli.Run(proxy.NewProxyCommand())) },
@@ -86,6 +88,13 @@ func runControllerManager() {
 func runScheduler() {
 	await.Healthy(os.Args[1:], 10*time.Second, 25*time.Millisecond)
 	os.Exit(cli.Run(scheduler.NewSchedulerCommand()))
+}
+
+func runEtcdState() {
+	if err := etcdstate.Main(os.Args[1:], os.Stdin, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
 
 func runKubectl() {
