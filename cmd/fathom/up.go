@@ -23,7 +23,7 @@ import (
 func (a *app) up() *cobra.Command {
 	var file, clusters string
 	var workers, planes int
-	var timings bool
+	var timings, fresh bool
 	var o topology.Overrides
 	cmd := &cobra.Command{
 		Use:   "up [-f LAB.YAML]",
@@ -58,6 +58,7 @@ names them. It does not wait for their pods.`,
 	f.StringVar(&o.PodCIDR, "pod-cidr", "", "addresses of pods")
 	f.StringVar(&o.ServiceCIDR, "service-cidr", "", "addresses of Services")
 	f.StringArrayVar(&o.Manifests, "manifest", nil, "`file` of objects for every cluster, a directory of such files, a kustomization, or -; may be repeated")
+	f.BoolVar(&fresh, "fresh", false, "build each cluster step by step, and neither use nor leave a template")
 	f.BoolVar(&timings, "timings", false, "end with a timeline of the steps")
 	complete := func(flag string, values ...string) {
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
@@ -102,7 +103,7 @@ names them. It does not wait for their pods.`,
 		}
 		start := time.Now()
 		progress := newProgress(a.err)
-		l, err := lab.Up(cmd.Context(), a.paths, want, progress.report)
+		l, err := lab.Up(cmd.Context(), a.paths, want, fresh, progress.report)
 		progress.close()
 		if timings {
 			progress.timeline(a.err)

@@ -93,15 +93,18 @@ func each(ctx context.Context, nodes []node, atOnce int, f func(context.Context,
 // there are processors only makes the first ones late.
 const bootLimit = 4
 
-// build makes the cluster from nothing.
-func (a *assembly) build(ctx context.Context, store image.Store) error {
-	install := func(ctx context.Context, n *node) (err error) {
-		if err := a.writeDisk(a.c, n.Node, store); err != nil {
-			return err
-		}
-		n.Machine, err = a.boot(ctx, a.c, n.Node)
+// bootNew makes the disk of a node that has none, and boots it.
+func (a *assembly) bootNew(ctx context.Context, n *node, store image.Store) (err error) {
+	if err := a.writeDisk(a.c, n.Node, store); err != nil {
 		return err
 	}
+	n.Machine, err = a.boot(ctx, a.c, n.Node)
+	return err
+}
+
+// build makes the cluster from nothing, and leaves a template for those like it if leave is true.
+func (a *assembly) build(ctx context.Context, store image.Store, leave bool) error {
+	install := func(ctx context.Context, n *node) error { return a.bootNew(ctx, n, store) }
 	planes := a.planes()
 	err := a.step("boot the control-plane node"+plural(len(planes)), func() error { return each(ctx, planes, bootLimit, install) })
 	if err != nil {
@@ -136,9 +139,20 @@ func (a *assembly) build(ctx context.Context, store image.Store) error {
 	if err != nil {
 		return err
 	}
-	if err := a.join(ctx); err != nil {
+	if !leave {
+		if err := a.join(ctx, func(nodes <-chan struct{}) { a.manifests.apply(a.c, a.client, nodes) }); err != nil {
+			return err
+		}
+		return a.setBuilt(a.c)
+	}
+	// A template has no objects of the user's: this once they come after all else.
+	if err := a.join(ctx, func(<-chan struct{}) {}); err != nil {
 		return err
 	}
+	if err := a.saveTemplate(ctx); err != nil {
+		return err
+	}
+	a.manifests.apply(a.c, a.client, nil)
 	return a.setBuilt(a.c)
 }
 
@@ -244,10 +258,10 @@ func (a *assembly) startAPIServer(ctx context.Context) error {
 }
 
 // join creates the Nodes in an API server that has only begun to serve. Then it starts their kubelets, and at the same time
-// installs the network and the add-ons.
-func (a *assembly) join(ctx context.Context) error {
+// installs the network and the add-ons. It calls apply as soon as objects can be made, with what is closed when pods can.
+func (a *assembly) join(ctx context.Context, apply func(podsBegin <-chan struct{})) error {
 	podsBegin := make(chan struct{})
-	a.manifests.apply(a.c, a.client, podsBegin)
+	apply(podsBegin)
 	// Nodes are made before their kubelets register, so that each has the pod CIDR that its routes and its
 	// network configuration were written for, instead of the next one in the order of registration.
 	for _, n := range a.nodes {
@@ -302,7 +316,7 @@ func (a *assembly) uploadConfig(ctx context.Context) error {
 	})
 }
 
-// installAddOns creates kube-proxy and CoreDNS. CoreDNS's pods wait for kube-proxy to run on every node: one that
+// installAddOns creates kube-proxy and CoreDNS, or what of them a template does not have. CoreDNS's pods wait for kube-proxy to run on every node: one that
 // starts much before its node has rules for Services loses a second and more in reaching the API server. They
 // take longer to start than kube-proxy then takes to write its rules. It calls podsBegin when other pods can be made.
 func (a *assembly) installAddOns(ctx context.Context, podsBegin func()) error {
@@ -312,8 +326,10 @@ func (a *assembly) installAddOns(ctx context.Context, podsBegin func()) error {
 				return err
 			}
 		}
-		if err := a.client.Create(ctx, a.add.base); err != nil {
-			return err
+		if len(a.add.base) > 0 {
+			if err := a.client.Create(ctx, a.add.base); err != nil {
+				return err
+			}
 		}
 		if a.proxied() {
 			err := a.step("kube-proxy runs", func() error {
@@ -325,23 +341,26 @@ func (a *assembly) installAddOns(ctx context.Context, podsBegin func()) error {
 		}
 		if a.proxied() || a.c.Proxy.Kind == topology.ProxyFathom {
 			// Fathom's agent has a node become Ready when it carries the node's Services.
-			//
 			// The scheduler would put both of CoreDNS's pods on the first node that is Ready, for good.
-			hosts := names(a.workers())
-			if len(hosts) == 0 {
-				hosts = names(a.nodes)
-			}
-			some := min(len(hosts), 2)
-			err := a.step(fmt.Sprintf("%d node%s for CoreDNS Ready", some, plural(some)), func() error {
-				return waitNodes(ctx, a.client, hosts, some, nil)
-			})
-			if err != nil {
+			if err := a.waitSome(ctx); err != nil {
 				return err
 			}
 		}
 		podsBegin()
 		return a.step("create CoreDNS", func() error { return a.client.Create(ctx, a.add.dns) })
 	}))
+}
+
+// waitSome waits until there is a choice of nodes for pods.
+func (a *assembly) waitSome(ctx context.Context) error {
+	hosts := names(a.workers())
+	if len(hosts) == 0 {
+		hosts = names(a.nodes)
+	}
+	some := min(len(hosts), 2)
+	return a.step(fmt.Sprintf("%d node%s Ready for pods", some, plural(some)), func() error {
+		return waitNodes(ctx, a.client, hosts, some, nil)
+	})
 }
 
 func names(nodes []node) []string {

@@ -25,8 +25,9 @@ var ErrDiffers = errors.New("a lab of this name exists and is another one than y
 
 // Up brings a lab up and returns when every node is Ready and names resolve. A lab that is there is
 // brought to that state from whatever state it is in; clusters that an interrupted Up left half made are
-// made anew. want's manifests are applied meanwhile.
-func Up(ctx context.Context, paths Paths, want *topology.Lab, report Report) (*Lab, error) {
+// made anew. want's manifests are applied meanwhile. A cluster begins with the template of those like it, or, if there is none or fresh
+// is true, is made the long way.
+func Up(ctx context.Context, paths Paths, want *topology.Lab, fresh bool, report Report) (*Lab, error) {
 	t := &timeline{report: report}
 	unlock, err := lock(paths, want.Name)
 	if err != nil {
@@ -39,7 +40,7 @@ func Up(ctx context.Context, paths Paths, want *topology.Lab, report Report) (*L
 	}
 	m, stop := l.beginManifests(ctx, t)
 	defer stop()
-	err = l.up(ctx, m, t)
+	err = l.up(ctx, m, fresh, t)
 	if err == nil {
 		err = t.step("", "write the kubeconfig", l.mergeKubeconfig)
 	}
@@ -199,7 +200,7 @@ func (l *Lab) checkBinds(c *topology.Cluster, n *topology.Node) error {
 	return nil
 }
 
-func (l *Lab) up(ctx context.Context, m *manifests, t *timeline) error {
+func (l *Lab) up(ctx context.Context, m *manifests, fresh bool, t *timeline) error {
 	for i := range l.Clusters {
 		c := &l.Clusters[i]
 		if l.built(c) {
@@ -236,19 +237,26 @@ func (l *Lab) up(ctx context.Context, m *manifests, t *timeline) error {
 	for i := range l.Clusters {
 		c := &l.Clusters[i]
 		g.Go(func() error {
-			var err error
-			if l.built(c) {
-				err = l.assemble(c, m, t).resume(gctx)
-			} else {
-				err = l.assemble(c, m, t).build(gctx, store)
-			}
-			if err != nil {
+			if err := l.start(gctx, l.assemble(c, m, t), store, fresh); err != nil {
 				return fmt.Errorf("cluster %s: %w", c.Name, err)
 			}
 			return nil
 		})
 	}
 	return g.Wait()
+}
+
+// start brings a cluster up in the shortest way that it has.
+func (l *Lab) start(ctx context.Context, a *assembly, store image.Store, fresh bool) error {
+	if l.built(a.c) {
+		return a.resume(ctx)
+	}
+	if !fresh {
+		if t := l.readTemplate(a.c); t != nil {
+			return a.buildFrom(ctx, store, t)
+		}
+	}
+	return a.build(ctx, store, !fresh)
 }
 
 // wipe ends the nodes of a cluster and removes their disks.

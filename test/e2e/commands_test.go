@@ -25,6 +25,7 @@ import (
 //	own-state                    a state directory for this scenario alone, in which no image is prepared
 //	own-disk SIZE                the same on a file system of that size, mounted at .state
 //	more-inotify N               raise the host's limit of inotify instances to N until the scenario ends
+//	objects CLUSTER FILE         write the cluster's objects into a file, without what differs between two clusters of one description
 //	nothing-left                 the host looks as it did before the scenario; each scenario ends with it
 //
 // $FATHOM_TEST_SLOW is how many times longer everything may take, on a machine that is emulated. It goes for the
@@ -40,6 +41,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"own-disk":     cmdOwnDisk,
 	"more-inotify": cmdMoreInotify,
 	"nothing-left": cmdNothingLeft,
+	"objects":      cmdObjects,
 }
 
 // commandTimeout bounds one command of a scenario. What takes longer hangs.

@@ -1,0 +1,298 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fathom-network/fathom/internal/durable"
+	"github.com/fathom-network/fathom/internal/facts/topology"
+	"github.com/fathom-network/fathom/internal/lab/image"
+	"github.com/fathom-network/fathom/internal/lab/template"
+	"github.com/fathom-network/fathom/internal/watch/kube"
+)
+
+// templateFile returns where the cluster's template is, and whether clusters like it have one. What kube-apiserver reads of the host may
+// change what it stores and how, such as a configuration of encryption: such a cluster is made the long way.
+func (l *Lab) templateFile(c *topology.Cluster) (string, bool) {
+	if len(c.APIServerVolumes) > 0 {
+		return "", false
+	}
+	programs, err := l.programs()
+	if err != nil {
+		return "", false
+	}
+	like := *c
+	like.Nodes = slices.Clone(c.Nodes)
+	for i := range like.Nodes {
+		like.Nodes[i].Wire, like.Nodes[i].Mounts = topology.Wire{}, nil // no object tells of them
+	}
+	key, err := template.Key(programs, struct {
+		Cluster topology.Cluster
+		OOM     int // it is in the configurations of kubelet and kube-proxy
+	}{like, oomScore()})
+	if err != nil {
+		return "", false
+	}
+	return filepath.Join(l.Paths.Cache, "templates", key+".json.zst"), true
+}
+
+// programs tells the programs apart that a cluster is made by and of: this one, Kubernetes', and the images.
+func (l *Lab) programs() (string, error) {
+	own, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	index, err := os.ReadFile(filepath.Join(l.Kit.ImagesDir(), "index.json"))
+	if err != nil {
+		return "", err
+	}
+	all := fmt.Sprintf("%+v\n%s\n", l.Kit.Versions, index)
+	for _, path := range []string{own, l.Kit.Bin("kube")} {
+		info, err := os.Stat(path)
+		if err != nil {
+			return "", err
+		}
+		all += fmt.Sprintf("%d %d\n", info.Size(), info.ModTime().UnixNano())
+	}
+	return all, nil
+}
+
+// readTemplate returns the cluster's template, or nil if there is none that can be used.
+func (l *Lab) readTemplate(c *topology.Cluster) *template.Template {
+	path, ok := l.templateFile(c)
+	if !ok {
+		return nil
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	t, err := template.Decode(data)
+	if err != nil {
+		return nil // saveTemplate writes over it
+	}
+	return t
+}
+
+// writtenForNodes are the files of a control-plane node's /etc/kubernetes that are each node's own, and that the lab writes itself.
+var writtenForNodes = []string{managerCert, managerKey, schedulerCert, schedulerKey}
+
+// saveTemplate makes a template of the cluster, which has been made the long way and in which everything answers. That none could be made is
+// no fault of the cluster's: say is told.
+func (a *assembly) saveTemplate(ctx context.Context) error {
+	path, ok := a.templateFile(a.c)
+	if !ok {
+		return nil
+	}
+	return a.t.detailed(a.c.Name, "leave a template", func(say func(string)) error {
+		if err := a.makeTemplate(ctx, path); err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			say("clusters like this one start the long way: " + err.Error())
+		}
+		return nil
+	})
+}
+
+func (a *assembly) makeTemplate(ctx context.Context, path string) error {
+	first := a.nodes[0]
+	endpoint := "https://" + netip.AddrPortFrom(a.NodeAddrs(a.c, first.Node)[0], 2379).String()
+	out, err := first.Output(ctx, "kube", "etcd-state", "save", "--endpoint="+endpoint, "--cacert=/etc/kubernetes/pki/etcd/ca.crt",
+		"--cert=/etc/kubernetes/pki/etcd/healthcheck-client.crt", "--key=/etc/kubernetes/pki/etcd/healthcheck-client.key")
+	if err != nil {
+		return err
+	}
+	var state template.State
+	if err := json.Unmarshal([]byte(out), &state); err != nil {
+		return fmt.Errorf("read etcd's state: %w", err)
+	}
+	planes := map[string]template.Disk{}
+	public := map[string]string{}
+	for _, n := range a.planes() {
+		dir := os.DirFS(a.diskFile(n.Name, "/etc/kubernetes"))
+		planes[n.Name], err = template.ReadDisk(dir, func(name string) bool {
+			return slices.Contains(writtenForNodes, "/etc/kubernetes/"+name)
+		})
+		if err != nil {
+			return fmt.Errorf("read the disk of node %s: %w", n.Name, err)
+		}
+		for _, c := range planes[n.Name].Certificates {
+			if c.Authority {
+				text, err := fs.ReadFile(dir, c.Name+".crt")
+				if err != nil {
+					return err
+				}
+				public[c.Name] = string(text)
+			}
+		}
+	}
+	t, err := template.New(state, template.Identity{Underlay4: a.Underlay4, Underlay6: a.Underlay6, Public: public}, planes, a.add.dns)
+	if err != nil {
+		return err
+	}
+	data, err := t.Encode()
+	if err != nil {
+		return err
+	}
+	if err := durable.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	if err := durable.WriteFile(path, data, 0o600); err != nil {
+		return err
+	}
+	return sweepTemplates(filepath.Dir(path))
+}
+
+// keptTemplates is how many templates there may be. One is as large as a picture, and those of older programs are of no use any more.
+const keptTemplates = 40
+
+// sweepTemplates removes the oldest templates.
+func sweepTemplates(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var files []fs.FileInfo
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil {
+			files = append(files, info)
+		}
+	}
+	slices.SortFunc(files, func(a, b fs.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
+	for _, f := range files[min(len(files), keptTemplates):] {
+		if err := os.Remove(filepath.Join(dir, f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// buildFrom makes the cluster from a template. All nodes boot at once, etcd begins with the template's objects, and with them are
+// there the pods: kubelets begin with what they run without a controller or a scheduler.
+func (a *assembly) buildFrom(ctx context.Context, store image.Store, t *template.Template) error {
+	var cluster *template.Cluster
+	err := concurrently(ctx,
+		func(context.Context) error {
+			return a.step("make the cluster of its template", func() error {
+				var nodes []*corev1.Node
+				for _, n := range a.nodes {
+					nodes = append(nodes, a.nodeObject(a.c, n.Node))
+				}
+				now := time.Now()
+				var err error
+				if cluster, err = t.Cluster(a.Underlay4, a.Underlay6, nodes, now); err != nil {
+					return err
+				}
+				return cluster.State.AddSecret(bootstrapToken(now), now)
+			})
+		},
+		func(ctx context.Context) error {
+			return a.step(fmt.Sprintf("boot %d node%s", len(a.nodes), plural(len(a.nodes))), func() error {
+				return each(ctx, a.nodes, bootLimit, func(ctx context.Context, n *node) error { return a.bootNew(ctx, n, store) })
+			})
+		})
+	if err != nil {
+		return err
+	}
+	if err := a.startBalancer(ctx, a.c); err != nil {
+		return err
+	}
+	err = a.step("give the nodes their credentials", func() error {
+		return each(ctx, a.planes(), len(a.planes()), func(ctx context.Context, n *node) error { return a.writePlane(ctx, n, cluster) })
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.writeCredentials(a.nodes); err != nil {
+		return err
+	}
+	planes := a.planes()
+	err = a.step("start kubelet on the control plane", func() error { return each(ctx, planes, len(planes), startNodesKubelet) })
+	if err != nil {
+		return err
+	}
+	if a.client, err = kube.Connect(a.diskFile(planes[0].Name, "/etc/kubernetes/super-admin.conf")); err != nil {
+		return err
+	}
+	if err := a.startAPIServer(ctx); err != nil {
+		return err
+	}
+	podsBegin := make(chan struct{})
+	a.manifests.apply(a.c, a.client, podsBegin)
+	a.add = addOns{dns: t.CoreDNS}
+	err = concurrently(ctx, a.startWorkers, func(ctx context.Context) error {
+		return a.installAddOns(ctx, func() { close(podsBegin) })
+	})
+	if err != nil {
+		return err
+	}
+	if err := concurrently(ctx, a.waitProxy, func(ctx context.Context) error { return a.waitUsable(ctx, nil) }); err != nil {
+		return err
+	}
+	return a.setBuilt(a.c)
+}
+
+// writePlane gives a control-plane node its files and its etcd's data. Its kubelet does not run yet.
+func (a *assembly) writePlane(ctx context.Context, n *node, cluster *template.Cluster) error {
+	for name, data := range cluster.Files[n.Name] {
+		if slices.Contains(heldManifests, filepath.Base(name)) {
+			name = filepath.Base(name) // until release
+		}
+		if err := writeFile(n.File(filepath.Join("/etc/kubernetes", name)), data, 0o600); err != nil {
+			return err
+		}
+	}
+	in, err := json.Marshal(cluster.State)
+	if err != nil {
+		return err
+	}
+	planes := a.planes()
+	var members []string
+	for _, p := range planes {
+		members = append(members, p.Name+"="+a.peerURL(p.Node))
+	}
+	cmd := exec.CommandContext(ctx, a.Kit.Bin("kube"), "etcd-state", "restore", "--data-dir="+a.diskFile(n.Name, "/var/lib/etcd"),
+		"--name="+n.Name, "--peer-url="+a.peerURL(n.Node), "--initial-cluster="+strings.Join(members, ","))
+	cmd.Stdin = bytes.NewReader(in)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("give the etcd of node %s its objects: %w\n%s", n.Name, err, out)
+	}
+	return nil
+}
+
+func (a *assembly) peerURL(n *topology.Node) string {
+	return "https://" + netip.AddrPortFrom(a.NodeAddrs(a.c, n)[0], 2380).String()
+}
+
+// bootstrapToken is a new one of what kubeadm makes for nodes that join. https://kubernetes.io/docs/reference/access-authn-authz/bootstrap-tokens/
+func bootstrapToken(now time.Time) *corev1.Secret {
+	text := strings.ToLower(rand.Text() + rand.Text())
+	id, secret := text[:6], text[6:22]
+	return &corev1.Secret{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"},
+		ObjectMeta: metav1.ObjectMeta{Name: "bootstrap-token-" + id, Namespace: metav1.NamespaceSystem},
+		Type:       corev1.SecretTypeBootstrapToken,
+		Data: map[string][]byte{
+			"token-id": []byte(id), "token-secret": []byte(secret),
+			"expiration":                     []byte(now.Add(24 * time.Hour).UTC().Format(time.RFC3339)),
+			"auth-extra-groups":              []byte("system:bootstrappers:kubeadm:default-node-token"),
+			"usage-bootstrap-authentication": []byte("true"), "usage-bootstrap-signing": []byte("true"),
+		},
+	}
+}
