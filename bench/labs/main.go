@@ -129,11 +129,11 @@ func (r results) add(name string, value float64) { r[name] = append(r[name], val
 
 // startUp measures what `make bench` is about.
 func (b *bench) startUp(ctx context.Context, rounds int, about string) ([]report.Section, error) {
-	say("once before, unmeasured: the images are prepared, and the programs read from the disk")
-	if _, _, err := b.up(ctx, oneLab, "--clusters", "1"); err != nil {
+	say("once before, unmeasured: the images are prepared, the programs read from the disk, and templates left")
+	if _, _, err := b.up(ctx, defaultLab); err != nil {
 		return nil, err
 	}
-	if err := b.down(oneLab); err != nil {
+	if err := b.down(defaultLab); err != nil {
 		return nil, err
 	}
 	r := results{}
@@ -150,20 +150,25 @@ func (b *bench) startUp(ctx context.Context, rounds int, about string) ([]report
 			return nil, err
 		}
 		timelines = append(timelines, timeline)
+		if err := b.stepByStep(ctx, r); err != nil {
+			return nil, err
+		}
 		if err := b.withManifest(ctx, r); err != nil {
 			return nil, err
 		}
 		if err := b.twoClusters(ctx, r); err != nil {
 			return nil, err
 		}
-		say("round %d of %d: bare start %.2f s; one cluster up %.2f s, a Service answers %.2f s (%.2f times), one that came with it %.2f s (%.2f times), 30 pods %.2f s, down %.2f s; two clusters up %.2f s, down %.2f s",
-			i+1, rounds, bare.Seconds, r["up"][i], r["chain"][i], r["chain"][i]/bare.Seconds, r["manifest"][i], r["manifest"][i]/bare.Seconds, r["30 pods"][i], r["down"][i], r["two up"][i], r["two down"][i])
+		say("round %d of %d: bare start %.2f s; one cluster up %.2f s, a Service answers %.2f s (%.2f times), step by step %.2f s, one that came with it %.2f s (%.2f times), 30 pods %.2f s, down %.2f s; two clusters up %.2f s, down %.2f s",
+			i+1, rounds, bare.Seconds, r["up"][i], r["chain"][i], r["chain"][i]/bare.Seconds, r["fresh"][i], r["manifest"][i], r["manifest"][i]/bare.Seconds, r["30 pods"][i], r["down"][i], r["two up"][i], r["two down"][i])
 	}
 	times := []figure{
 		{"bare start: etcd + kube-apiserver, ready", "s", 0, r["bare"]},
 		{"one cluster, 1+2 nodes: `fathom up`", "s", 0, r["up"]},
 		{"… until a pod's request to a Service, by name, is answered", "s", 8, r["chain"]},
 		{"… as a multiple of the bare start of its round", "", 3, r["chain"].per(r["bare"])},
+		{"… the same with `fathom up --fresh`, step by step", "s", 0, r["fresh"]},
+		{"… as a multiple of the bare start of its round", "", 0, r["fresh"].per(r["bare"])},
 		{"one cluster with these pods, `fathom up --manifest FILE`, until it is answered", "s", 8, r["manifest"]},
 		{"… as a multiple of the bare start of its round", "", 3, r["manifest"].per(r["bare"])},
 		{"30 pods of a Deployment on 2 workers, from apply to Ready", "s", 8, r["30 pods"]},
@@ -176,6 +181,8 @@ func (b *bench) startUp(ctx context.Context, rounds int, about string) ([]report
 		{"bare start", "CPU-s", 0, r["bare cpu"]},
 		{"one cluster until a Service answers, all programs of its nodes", "CPU-s", 0, r["chain cpu"]},
 		{"… as a multiple of the bare start of its round", "", 0, r["chain cpu"].per(r["bare cpu"])},
+		{"… the same with `fathom up --fresh`, step by step", "CPU-s", 0, r["fresh cpu"]},
+		{"… what it takes of that", "", 0, r["chain cpu"].per(r["fresh cpu"])},
 	}
 	for _, name := range cpuPrograms {
 		cpu = append(cpu, figure{"… of which " + name, "CPU-s", 0, r["cpu of "+name]})
@@ -275,6 +282,26 @@ func (b *bench) oneCluster(ctx context.Context, r results) (timeline string, err
 	}
 	r.add("down", time.Since(start).Seconds())
 	return timelineOf(out), nil
+}
+
+// stepByStep measures a lab of one cluster that begins with no template, until a Service answers.
+func (b *bench) stepByStep(ctx context.Context, r results) error {
+	start := time.Now()
+	l, _, err := b.up(ctx, oneLab, "--clusters", "1", "--fresh")
+	if err != nil {
+		return err
+	}
+	if err := l.create(ctx, service); err != nil {
+		return err
+	}
+	if err := l.answered(ctx); err != nil {
+		return err
+	}
+	r.add("fresh", time.Since(start).Seconds())
+	if cpu := l.cpuSeconds(); cpu > 0 {
+		r.add("fresh cpu", cpu)
+	}
+	return b.down(oneLab)
 }
 
 // withManifest measures a lab of one cluster that has the Service and its pods from the beginning.

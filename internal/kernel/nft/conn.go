@@ -113,8 +113,11 @@ func (c *Conn) receive(flags int, f func(kind uint16, sequence uint32, payload [
 	}
 }
 
-// errnoOf is what the kernel says in a message of an error.
+// errnoOf is what the kernel says in a message of an error. One that is cut short is an error, too.
 func errnoOf(payload []byte) unix.Errno {
+	if len(payload) < 4 {
+		return unix.EBADMSG
+	}
 	return unix.Errno(-int32(binary.NativeEndian.Uint32(payload)))
 }
 
