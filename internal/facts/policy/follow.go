@@ -199,7 +199,7 @@ func (m *Model) classOf(id *identity, d Direction) *classState {
 	key := []string{d.String()}
 	names := false
 	for _, p := range policies {
-		key = append(key, p.ID.String())
+		key = append(key, p.String())
 		names = names || d == Ingress && slices.ContainsFunc(p.Rules[d], func(r Rule) bool {
 			return slices.ContainsFunc(r.Ports, func(p Port) bool { return p.Name != "" })
 		})
@@ -229,7 +229,7 @@ func (m *Model) isolating(id *identity, d Direction) (policies []*policyState) {
 			policies = append(policies, p)
 		}
 	}
-	slices.SortFunc(policies, func(a, b *policyState) int { return a.ID.Compare(b.ID) })
+	slices.SortFunc(policies, func(a, b *policyState) int { return a.Compare(b.ID) })
 	return policies
 }
 

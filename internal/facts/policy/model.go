@@ -214,7 +214,7 @@ func (m *Model) unclaim(p *podState) {
 func (m *Model) identify(p *podState) {
 	labels, ports := m.seen(p.Pod)
 	key := identityKey(p.Namespace, labels, ports)
-	if p.identity != nil && p.identity.key == key {
+	if p.identity != nil && p.key == key {
 		return
 	}
 	id := m.identities[key]
@@ -371,7 +371,7 @@ func (m *Model) claimant(a netip.Addr) *podState {
 		return nil
 	}
 	return slices.MaxFunc(claims, func(a, b *podState) int {
-		return cmp.Or(cmp.Compare(a.Created, b.Created), a.Name.Compare(b.Name))
+		return cmp.Or(cmp.Compare(a.Created, b.Created), a.Compare(b.Name))
 	})
 }
 
@@ -381,12 +381,12 @@ func (m *Model) address(a netip.Addr) (is Address) {
 	if p == nil {
 		return is
 	}
-	is.Peer, is.Of, is.Own = p.identity.number, p.identity.key, p.own
+	is.Peer, is.Of, is.Own = p.number, p.key, p.own
 	if p.own {
 		is.Pod = p.Name
 	}
 	for _, d := range Directions {
-		if c := p.identity.classes[d]; p.own && c != nil {
+		if c := p.classes[d]; p.own && c != nil {
 			is.Isolated[d] = c.number
 		}
 	}

@@ -81,7 +81,7 @@ func (c Cluster) Explain(m *policy.Model, p policy.Packet) Explanation {
 	case p.From == p.To:
 		e.Always = "a pod always reaches itself"
 		return e
-	case fromNode != "" && fromNode == toNode && !(fromPod && toPod):
+	case fromNode != "" && fromNode == toNode && (!fromPod || !toPod):
 		e.Always = "a node and its own pods always reach each other"
 		return e
 	}

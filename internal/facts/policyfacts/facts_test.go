@@ -33,10 +33,11 @@ func shop() *world {
 func (w *world) packet(t *testing.T, s string) policy.Packet {
 	t.Helper()
 	from, to, _ := strings.Cut(s, " > ")
-	to, proto, found := strings.Cut(to, "/TCP")
+	to, _, found := strings.Cut(to, "/TCP")
 	p := policy.Packet{Protocol: service.TCP}
 	if !found {
 		if i := strings.LastIndex(to, "/"); i > strings.LastIndex(to, ":") {
+			var proto string
 			to, proto = to[:i], to[i+1:]
 			switch proto {
 			case "UDP":

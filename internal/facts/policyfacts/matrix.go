@@ -27,7 +27,7 @@ func (c Cluster) Matrix(namespace string) (all []Pair) {
 			pods = append(pods, p)
 		}
 	}
-	slices.SortFunc(pods, func(a, b policy.Pod) int { return a.Name.Compare(b.Name) })
+	slices.SortFunc(pods, func(a, b policy.Pod) int { return a.Compare(b.Name) })
 	for _, from := range pods {
 		for _, to := range pods {
 			if from.Name == to.Name || namespace != "" && from.Namespace != namespace && to.Namespace != namespace {
@@ -35,7 +35,7 @@ func (c Cluster) Matrix(namespace string) (all []Pair) {
 			}
 			if a, b, found := common(from.Addrs, to.Addrs); found {
 				allowed := f.Allowed(a, b)
-				all = append(all, Pair{from.Name.String(), to.Name.String(), allowed, policy.GrantsText(allowed)})
+				all = append(all, Pair{from.String(), to.String(), allowed, policy.GrantsText(allowed)})
 			}
 		}
 	}

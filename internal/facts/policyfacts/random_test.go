@@ -73,7 +73,7 @@ func explained(m *policy.Model, d policy.Direction, p policy.Packet) string {
 		return ""
 	}
 	for _, miss := range misses {
-		if v.Allowed && v.By.ID == miss.ID && strings.HasPrefix(v.By.Position, miss.Position) && !(miss.Peer && miss.Port) {
+		if v.Allowed && v.By.ID == miss.ID && strings.HasPrefix(v.By.Position, miss.Position) && (!miss.Peer || !miss.Port) {
 			return fmt.Sprintf("%s allows it, and %+v is said of it", v.By, miss)
 		}
 		if !v.Allowed && d == policy.Ingress && miss.Peer && miss.Port { // a destination's ports have names, whoever the peer is

@@ -37,7 +37,10 @@ func TestRequest(t *testing.T) {
 	if found != 2 {
 		t.Errorf("%d messages, want 2", found)
 	}
-	for range Messages(append(bytes.Clone(r), r...)) {
+	for _, err := range Messages(append(bytes.Clone(r), r...)) {
+		if err != nil {
+			t.Error(err)
+		}
 		break // the iterator stops, or the range panics
 	}
 }

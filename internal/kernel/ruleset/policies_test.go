@@ -32,7 +32,7 @@ func pods(m *policy.Model) {
 			p.Addrs = append(p.Addrs, netip.MustParseAddr([]string{f.a, f.b, f.far}[i]))
 		}
 		if name == "far" {
-			p.Name.Namespace, p.Node = "y", "there"
+			p.Namespace, p.Node = "y", "there"
 		}
 		m.SetPod(p)
 	}

@@ -197,7 +197,7 @@ func beginAnew(object runtime.Object) bool {
 		o.Status = corev1.PodStatus{Phase: corev1.PodPending, QOSClass: o.Status.QOSClass, Conditions: conditions}
 		delete(o.Annotations, answers)
 		o.ManagedFields = slices.DeleteFunc(o.ManagedFields, func(f metav1.ManagedFieldsEntry) bool {
-			return f.FieldsV1 != nil && bytes.Contains(f.FieldsV1.Raw, []byte(answers))
+			return f.FieldsV1 != nil && strings.Contains(f.FieldsV1.GetRawString(), answers)
 		})
 	case *appsv1.DaemonSet:
 		o.Status = appsv1.DaemonSetStatus{}

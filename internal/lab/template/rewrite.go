@@ -23,6 +23,7 @@ var (
 	timeType      = reflect.TypeFor[metav1.Time]()
 	microTimeType = reflect.TypeFor[metav1.MicroTime]()
 	quantityType  = reflect.TypeFor[resource.Quantity]()
+	fieldsType    = reflect.TypeFor[metav1.FieldsV1]()
 )
 
 // value rewrites what can be set in v: an object's fields and all that they lead to. Keys of maps are names, and stay.
@@ -37,6 +38,10 @@ func (r rewriter) value(v reflect.Value) {
 		if t := v.Addr().Interface().(*metav1.MicroTime); !t.IsZero() {
 			t.Time = r.time(t.Time)
 		}
+		return
+	case fieldsType:
+		f := v.Addr().Interface().(*metav1.FieldsV1)
+		f.SetRawString(r.text(f.GetRawString()))
 		return
 	case quantityType:
 		return

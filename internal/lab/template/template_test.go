@@ -39,8 +39,8 @@ var (
 func object(name string, uid types.UID, age time.Duration) metav1.ObjectMeta {
 	return metav1.ObjectMeta{Name: name, Namespace: "kube-system", UID: uid, CreationTimestamp: metav1.NewTime(began.Add(-age)),
 		ManagedFields: []metav1.ManagedFieldsEntry{
-			{Manager: "first", Operation: metav1.ManagedFieldsOperationUpdate, FieldsV1: &metav1.FieldsV1{Raw: fmt.Appendf(nil, `{"f:x":{"k:{\"uid\":\"%s\"}":{}}}`, uidA)}},
-			{Manager: "kubelet", Operation: metav1.ManagedFieldsOperationUpdate, Subresource: "status", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{}`)}},
+			{Manager: "first", Operation: metav1.ManagedFieldsOperationUpdate, FieldsV1: metav1.NewFieldsV1(fmt.Sprintf(`{"f:x":{"k:{\"uid\":\"%s\"}":{}}}`, uidA))},
+			{Manager: "kubelet", Operation: metav1.ManagedFieldsOperationUpdate, Subresource: "status", FieldsV1: metav1.NewFieldsV1(`{}`)},
 		}}
 }
 
@@ -144,7 +144,7 @@ func TestObjects(t *testing.T) {
 	if gotPod.UID == uidB || gotSet.UID == uidA || gotPod.OwnerReferences[0].UID != gotSet.UID {
 		t.Errorf("UIDs: pod %s of %s, DaemonSet %s", gotPod.UID, gotPod.OwnerReferences[0].UID, gotSet.UID)
 	}
-	if fields := string(gotPod.ManagedFields[0].FieldsV1.Raw); len(gotPod.ManagedFields) != 1 || !strings.Contains(fields, string(gotSet.UID)) {
+	if fields := gotPod.ManagedFields[0].FieldsV1.GetRawString(); len(gotPod.ManagedFields) != 1 || !strings.Contains(fields, string(gotSet.UID)) {
 		t.Errorf("managed fields: %+v", gotPod.ManagedFields)
 	}
 	if gotSet.Status.NumberReady != 0 || len(get[*discoveryv1.EndpointSlice](t, out, "endpointslices/kube-system/kube-dns-x").Endpoints) != 0 {

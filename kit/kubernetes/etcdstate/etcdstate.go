@@ -38,14 +38,15 @@ type KV struct {
 	Value []byte `json:"value"`
 }
 
-const usage = `usage: kube etcd-state save --endpoint URL --cacert FILE --cert FILE --key FILE >STATE
-       kube etcd-state restore --data-dir DIRECTORY --name NAME --peer-url URL --initial-cluster NAME=URL,... <STATE
-`
+const usage = `kube etcd-state save --endpoint URL --cacert FILE --cert FILE --key FILE >STATE
+       kube etcd-state restore --data-dir DIRECTORY --name NAME --peer-url URL --initial-cluster NAME=URL,... <STATE`
+
+var errUsage = errors.New("usage: " + usage)
 
 // Main saves the state of a running etcd, or restores it to the data directory of a member that does not exist yet.
 func Main(args []string, in io.Reader, out io.Writer) error {
 	if len(args) == 0 {
-		return errors.New(usage)
+		return errUsage
 	}
 	flags := flag.NewFlagSet("kube etcd-state "+args[0], flag.ContinueOnError)
 	switch args[0] {
@@ -81,7 +82,7 @@ func Main(args []string, in io.Reader, out io.Writer) error {
 		}
 		return nil
 	}
-	return errors.New(usage)
+	return errUsage
 }
 
 // readLimit is how long an etcd may take to tell all that it has.
