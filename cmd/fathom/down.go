@@ -15,14 +15,14 @@ func (a *app) down() *cobra.Command {
 		Use:   "down",
 		Short: "Take a lab down and leave nothing behind",
 		Long: `Ends every process of a lab and removes its namespaces, devices, mounts, cgroups and files, and its contexts
-from the kubeconfig. It works on any state that an interrupted command left. The images in /var/cache/fathom,
+from the kubeconfig. It works on any state that an interrupted command left. The images and templates in /var/cache/fathom,
 which all labs share, stay unless --purge is given.`,
 		Example: "  fathom down\n  fathom down --all --purge",
 		Args:    cobra.NoArgs,
 		PreRunE: requireRoot,
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "take every lab down")
-	cmd.Flags().BoolVar(&purge, "purge", false, "remove the prepared images as well, when no lab is left")
+	cmd.Flags().BoolVar(&purge, "purge", false, "remove the prepared images and the templates as well, when no lab is left")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		names := []string{a.name}
 		if all {
