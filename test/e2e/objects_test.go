@@ -30,10 +30,12 @@ func cmdObjects(ts *testscript.TestScript, neg bool, args []string) {
 	kinds := slices.DeleteFunc(strings.Fields(string(kubectl("api-resources", "--verbs=list", "-o", "name"))), func(kind string) bool {
 		return slices.Contains(passing, kind)
 	})
-	var list struct {
+	type objects struct {
 		Items []map[string]any `json:"items"`
 	}
+	var list objects
 	for deadline := time.Now().Add(time.Minute * slow()); ; time.Sleep(time.Second) {
+		list = objects{} // or maps of the last time would be added to
 		ts.Check(json.Unmarshal(kubectl("get", strings.Join(kinds, ","), "-A", "-o", "json"), &list))
 		if !slices.ContainsFunc(list.Items, notReady) {
 			break
