@@ -19,6 +19,15 @@ func (a *app) policy() *cobra.Command {
 	return cmd
 }
 
+// readPolicies reads what the policies of the target's cluster are about.
+func (a *app) readPolicies(cmd *cobra.Command, t target) (policyfacts.Cluster, error) {
+	client, _, err := a.connect(cmd, t)
+	if err != nil {
+		return policyfacts.Cluster{}, err
+	}
+	return verify.ReadPolicies(cmd.Context(), client)
+}
+
 func (a *app) policyExplain() *cobra.Command {
 	var o output
 	var t target
@@ -44,11 +53,7 @@ what counts is the pod that answers.
 			if err != nil {
 				return err
 			}
-			client, _, err := a.connect(cmd, t)
-			if err != nil {
-				return err
-			}
-			c, err := verify.ReadPolicies(cmd.Context(), client)
+			c, err := a.readPolicies(cmd, t)
 			if err != nil {
 				return err
 			}
@@ -85,11 +90,7 @@ left out: to policies they are their node. It is worked out from the API's objec
 		Example: "fathom policy matrix\nfathom policy matrix --namespace shop -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, _, err := a.connect(cmd, t)
-			if err != nil {
-				return err
-			}
-			c, err := verify.ReadPolicies(cmd.Context(), client)
+			c, err := a.readPolicies(cmd, t)
 			if err != nil {
 				return err
 			}
@@ -133,11 +134,7 @@ ones beside those that there are, and others in the place of those of the same n
 			if err != nil {
 				return fmt.Errorf("%s: %w", file, err)
 			}
-			client, _, err := a.connect(cmd, t)
-			if err != nil {
-				return err
-			}
-			c, err := verify.ReadPolicies(cmd.Context(), client)
+			c, err := a.readPolicies(cmd, t)
 			if err != nil {
 				return err
 			}

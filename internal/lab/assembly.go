@@ -139,8 +139,9 @@ func (a *assembly) build(ctx context.Context, store image.Store, leave bool) err
 	if err != nil {
 		return err
 	}
+	apply := func(podsBegin <-chan struct{}) { a.manifests.apply(a.c, a.client, podsBegin) }
 	if !leave {
-		if err := a.join(ctx, func(nodes <-chan struct{}) { a.manifests.apply(a.c, a.client, nodes) }); err != nil {
+		if err := a.join(ctx, apply); err != nil {
 			return err
 		}
 		return a.setBuilt(a.c)
@@ -152,7 +153,7 @@ func (a *assembly) build(ctx context.Context, store image.Store, leave bool) err
 	if err := a.saveTemplate(ctx); err != nil {
 		return err
 	}
-	a.manifests.apply(a.c, a.client, nil)
+	apply(nil)
 	return a.setBuilt(a.c)
 }
 

@@ -123,11 +123,7 @@ func (l *Lab) planeArgs(c *topology.Cluster) planeArgs {
 		a.etcd["heartbeat-interval"], a.etcd["election-timeout"] = "20", "200"
 	} else {
 		// All members start at once as one new cluster; joining one by one would take a round each.
-		var members []string
-		for i := range planes {
-			members = append(members, fmt.Sprintf("%s=https://%s", planes[i].Name, netip.AddrPortFrom(l.NodeAddrs(c, &planes[i])[0], 2380)))
-		}
-		a.etcd["initial-cluster"], a.etcd["initial-cluster-state"] = strings.Join(members, ","), "new"
+		a.etcd["initial-cluster"], a.etcd["initial-cluster-state"] = l.etcdMembers(c), "new"
 	}
 	if len(c.FeatureGates) > 0 {
 		var gates []string
@@ -139,6 +135,21 @@ func (l *Lab) planeArgs(c *topology.Cluster) planeArgs {
 		}
 	}
 	return a
+}
+
+// etcdMembers lists the members of the cluster's etcd as its flag --initial-cluster does.
+func (l *Lab) etcdMembers(c *topology.Cluster) string {
+	planes := c.ControlPlanes()
+	var members []string
+	for i := range planes {
+		members = append(members, planes[i].Name+"="+l.peerURL(c, &planes[i]))
+	}
+	return strings.Join(members, ",")
+}
+
+// peerURL is where the other members find a control-plane node's etcd.
+func (l *Lab) peerURL(c *topology.Cluster, n *topology.Node) string {
+	return "https://" + netip.AddrPortFrom(l.NodeAddrs(c, n)[0], 2380).String()
 }
 
 // arg is a command-line argument as kubeadm's v1beta4 configuration writes it.

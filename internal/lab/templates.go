@@ -187,6 +187,7 @@ func sweepTemplates(dir string) error {
 // there the pods: kubelets begin with what they run without a controller or a scheduler.
 func (a *assembly) buildFrom(ctx context.Context, store image.Store, t *template.Template) error {
 	var cluster *template.Cluster
+	var state []byte // as `kube etcd-state restore` reads it
 	err := concurrently(ctx,
 		func(context.Context) error {
 			return a.step("make the cluster of its template", func() error {
@@ -199,7 +200,11 @@ func (a *assembly) buildFrom(ctx context.Context, store image.Store, t *template
 				if cluster, err = t.Cluster(a.Underlay4, a.Underlay6, nodes, now); err != nil {
 					return err
 				}
-				return cluster.State.AddSecret(bootstrapToken(now), now)
+				if err = cluster.State.AddSecret(bootstrapToken(now), now); err != nil {
+					return err
+				}
+				state, err = json.Marshal(cluster.State)
+				return err
 			})
 		},
 		func(ctx context.Context) error {
@@ -214,7 +219,7 @@ func (a *assembly) buildFrom(ctx context.Context, store image.Store, t *template
 		return err
 	}
 	err = a.step("give the nodes their credentials", func() error {
-		return each(ctx, a.planes(), len(a.planes()), func(ctx context.Context, n *node) error { return a.writePlane(ctx, n, cluster) })
+		return each(ctx, a.planes(), len(a.planes()), func(ctx context.Context, n *node) error { return a.writePlane(ctx, n, cluster.Files[n.Name], state) })
 	})
 	if err != nil {
 		return err
@@ -248,9 +253,9 @@ func (a *assembly) buildFrom(ctx context.Context, store image.Store, t *template
 	return a.setBuilt(a.c)
 }
 
-// writePlane gives a control-plane node its files and its etcd's data. Its kubelet does not run yet.
-func (a *assembly) writePlane(ctx context.Context, n *node, cluster *template.Cluster) error {
-	for name, data := range cluster.Files[n.Name] {
+// writePlane gives a control-plane node its files and its etcd the state. Its kubelet does not run yet.
+func (a *assembly) writePlane(ctx context.Context, n *node, files map[string][]byte, state []byte) error {
+	for name, data := range files {
 		if slices.Contains(heldManifests, filepath.Base(name)) {
 			name = filepath.Base(name) // until release
 		}
@@ -258,26 +263,13 @@ func (a *assembly) writePlane(ctx context.Context, n *node, cluster *template.Cl
 			return err
 		}
 	}
-	in, err := json.Marshal(cluster.State)
-	if err != nil {
-		return err
-	}
-	planes := a.planes()
-	var members []string
-	for _, p := range planes {
-		members = append(members, p.Name+"="+a.peerURL(p.Node))
-	}
 	cmd := exec.CommandContext(ctx, a.Kit.Bin("kube"), "etcd-state", "restore", "--data-dir="+a.diskFile(n.Name, "/var/lib/etcd"),
-		"--name="+n.Name, "--peer-url="+a.peerURL(n.Node), "--initial-cluster="+strings.Join(members, ","))
-	cmd.Stdin = bytes.NewReader(in)
+		"--name="+n.Name, "--peer-url="+a.peerURL(a.c, n.Node), "--initial-cluster="+a.etcdMembers(a.c))
+	cmd.Stdin = bytes.NewReader(state)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("give the etcd of node %s its objects: %w\n%s", n.Name, err, out)
 	}
 	return nil
-}
-
-func (a *assembly) peerURL(n *topology.Node) string {
-	return "https://" + netip.AddrPortFrom(a.NodeAddrs(a.c, n)[0], 2380).String()
 }
 
 // bootstrapToken is a new one of what kubeadm makes for nodes that join. https://kubernetes.io/docs/reference/access-authn-authz/bootstrap-tokens/
