@@ -47,6 +47,7 @@ var floors = []struct {
 // sideways are the imports that no floor allows, each with its reason.
 var sideways = map[[2]string]string{
 	{"insight/svcbench", "agent/proxy"}: "it measures the proxy",
+	{"lab/template", "lab/stored"}:      "a template is made of what a cluster has stored",
 }
 
 // onlyBy says which packages may import what is in these modules or directories; a name that ends in / stands

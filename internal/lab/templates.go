@@ -22,6 +22,7 @@ import (
 	"github.com/fathom-network/fathom/internal/durable"
 	"github.com/fathom-network/fathom/internal/facts/topology"
 	"github.com/fathom-network/fathom/internal/lab/image"
+	"github.com/fathom-network/fathom/internal/lab/stored"
 	"github.com/fathom-network/fathom/internal/lab/template"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
@@ -118,15 +119,15 @@ func (a *assembly) makeTemplate(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	var state template.State
+	var state stored.State
 	if err := json.Unmarshal([]byte(out), &state); err != nil {
 		return fmt.Errorf("read etcd's state: %w", err)
 	}
-	planes := map[string]template.Disk{}
+	planes := map[string]stored.Disk{}
 	public := map[string]string{}
 	for _, n := range a.planes() {
 		dir := os.DirFS(a.diskFile(n.Name, "/etc/kubernetes"))
-		planes[n.Name], err = template.ReadDisk(dir, func(name string) bool {
+		planes[n.Name], err = stored.ReadDisk(dir, func(name string) bool {
 			return slices.Contains(writtenForNodes, "/etc/kubernetes/"+name)
 		})
 		if err != nil {
@@ -142,7 +143,7 @@ func (a *assembly) makeTemplate(ctx context.Context, path string) error {
 			}
 		}
 	}
-	t, err := template.New(state, template.Identity{Underlay4: a.Underlay4, Underlay6: a.Underlay6, Public: public}, planes, a.add.dns)
+	t, err := template.New(state, stored.Identity{Underlay4: a.Underlay4, Underlay6: a.Underlay6, Public: public}, planes, a.add.dns)
 	if err != nil {
 		return err
 	}

@@ -1,13 +1,11 @@
 package template
 
 import (
-	"bytes"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -18,87 +16,45 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/uuid"
 
+	"github.com/fathom-network/fathom/internal/lab/stored"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
-
-// State is what an etcd holds, in the form that `kube etcd-state` reads and writes, and etcdctl with -w json.
-type State struct {
-	KVs []KV `json:"kvs"`
-}
-
-// KV is a key with its value.
-type KV struct {
-	Key   []byte `json:"key"`
-	Value []byte `json:"value"`
-}
-
-// registry is what the API server's keys begin with (--etcd-prefix).
-const registry = "/registry/"
 
 // passing are the kinds, by what their keys have behind the registry, that a cluster's programs make anew as they start or that tell
 // of what has been: no cluster begins with them. Secrets are among them: what a cluster needs to begin with is made for it.
 var passing = []string{"events/", "leases/", "masterleases/", "peerserverleases/", "csinodes/", "certificatesigningrequests/", "secrets/"}
 
-// Identity is what a cluster has for itself alone and its objects tell.
-type Identity struct {
-	Underlay4, Underlay6 netip.Prefix
-	// Public are texts, by name, such as the certificates of authorities, which are the same wherever they stand.
-	Public map[string]string
-}
-
-func (id Identity) underlays() []netip.Prefix { return []netip.Prefix{id.Underlay4, id.Underlay6} }
-
-// marks pairs each public text with the mark that stands for it in a template, also as base64, which kubeconfigs have it in.
-func (id Identity) marks() (pairs [][2]string) {
-	for name, text := range id.Public {
-		text = strings.TrimSpace(text)
-		pairs = append(pairs,
-			[2]string{text, "{{fathom " + name + "}}"},
-			[2]string{base64.StdEncoding.EncodeToString([]byte(text + "\n")), "{{fathom base64 " + name + "}}"})
-	}
-	return pairs
-}
-
-func replacer(pairs [][2]string, from, to int) *strings.Replacer {
-	var list []string
-	for _, p := range pairs {
-		list = append(list, p[from], p[to])
-	}
-	return strings.NewReplacer(list...)
-}
-
 // Generalize returns the objects of a cluster as those of one like it that has just been made, with marks in the place of
 // the public texts of its identity, and of each of its Nodes what is told of its making. It is an error if there is an object of which it
 // cannot be told what it has of the cluster's own.
-func Generalize(state State, id Identity) (State, map[string]metav1.ObjectMeta, error) {
-	var out State
+func Generalize(state stored.State, id stored.Identity) (stored.State, map[string]metav1.ObjectMeta, error) {
+	var out stored.State
 	nodes := map[string]metav1.ObjectMeta{}
-	r := rewriter{text: replacer(id.marks(), 0, 1).Replace, time: func(t time.Time) time.Time { return t }}
+	r := stored.Rewriter{Text: id.Mark(), Time: func(t time.Time) time.Time { return t }}
 	for _, kv := range state.KVs {
-		path, ok := strings.CutPrefix(string(kv.Key), registry)
+		path, ok := strings.CutPrefix(string(kv.Key), stored.Registry)
 		if !ok {
-			return State{}, nil, fmt.Errorf("the key %q is none of the API server's", kv.Key)
+			return stored.State{}, nil, fmt.Errorf("the key %q is none of the API server's", kv.Key)
 		}
 		if slices.ContainsFunc(passing, func(prefix string) bool { return strings.HasPrefix(path, prefix) }) {
 			continue
 		}
 		if !kube.IsStoredProtobuf(kv.Value) {
-			value, err := r.json(kv.Value)
+			value, err := r.JSON(kv.Value)
 			if !isAPI(path) {
 				err = errors.New("it is of a kind that a template cannot speak for")
 			}
 			if err != nil {
-				return State{}, nil, fmt.Errorf("%s: %w", kv.Key, err)
+				return stored.State{}, nil, fmt.Errorf("%s: %w", kv.Key, err)
 			}
-			out.KVs = append(out.KVs, KV{kv.Key, value})
+			out.KVs = append(out.KVs, stored.KV{Key: kv.Key, Value: value})
 			continue
 		}
 		object, err := kube.DecodeStored(kv.Value)
 		if err != nil {
-			return State{}, nil, fmt.Errorf("%s: %w", kv.Key, err)
+			return stored.State{}, nil, fmt.Errorf("%s: %w", kv.Key, err)
 		}
 		if node, ok := object.(*corev1.Node); ok {
 			nodes[node.Name] = begun(node.ObjectMeta)
@@ -107,9 +63,9 @@ func Generalize(state State, id Identity) (State, map[string]metav1.ObjectMeta, 
 		if isLate(object) || !beginAnew(object) {
 			continue
 		}
-		r.value(reflect.ValueOf(object).Elem())
+		r.Value(reflect.ValueOf(object).Elem())
 		if kv.Value, err = kube.EncodeStored(object); err != nil {
-			return State{}, nil, fmt.Errorf("%s: %w", kv.Key, err)
+			return stored.State{}, nil, fmt.Errorf("%s: %w", kv.Key, err)
 		}
 		out.KVs = append(out.KVs, kv)
 	}
@@ -122,16 +78,11 @@ func isAPI(path string) bool {
 	return strings.HasPrefix(path, "apiextensions.k8s.io/customresourcedefinitions/") || strings.HasPrefix(path, "apiregistration.k8s.io/apiservices/")
 }
 
-// secret are texts that no template may have.
-var secret = []string{"PRIVATE KEY", "-----BEGIN ", "LS0tLS1CRUdJTi", "eyJhbGciOi"}
-
 // checkPublic looks for keys, certificates and tokens.
-func checkPublic(state State) (problems []error) {
+func checkPublic(state stored.State) (problems []error) {
 	for _, kv := range state.KVs {
-		for _, s := range secret {
-			if bytes.Contains(kv.Value, []byte(s)) {
-				problems = append(problems, fmt.Errorf("%s has a key, a certificate or a token in it", kv.Key))
-			}
+		if stored.IsSecret(kv.Value) {
+			problems = append(problems, fmt.Errorf("%s has a key, a certificate or a token in it", kv.Key))
 		}
 	}
 	return problems
@@ -235,7 +186,7 @@ func beginAnew(object runtime.Object) bool {
 
 // Personalize returns the objects of a new cluster: generalised ones with the cluster's own addresses, public texts, UIDs and times, and
 // its Nodes. The objects are as old, compared with each other, as they were, and the youngest is of now.
-func Personalize(state State, from, to Identity, made map[string]metav1.ObjectMeta, nodes []*corev1.Node, now time.Time) (State, error) {
+func Personalize(state stored.State, from, to stored.Identity, made map[string]metav1.ObjectMeta, nodes []*corev1.Node, now time.Time) (stored.State, error) {
 	uids := map[string]string{}
 	var youngest time.Time
 	learn := func(m metav1.Object) {
@@ -251,14 +202,14 @@ func Personalize(state State, from, to Identity, made map[string]metav1.ObjectMe
 				Metadata metav1.ObjectMeta `json:"metadata"`
 			}
 			if err := json.Unmarshal(kv.Value, &m); err != nil {
-				return State{}, fmt.Errorf("%s: %w", kv.Key, err)
+				return stored.State{}, fmt.Errorf("%s: %w", kv.Key, err)
 			}
 			learn(&m.Metadata)
 			continue
 		}
 		object, err := kube.DecodeStored(kv.Value)
 		if err != nil {
-			return State{}, fmt.Errorf("%s: %w", kv.Key, err)
+			return stored.State{}, fmt.Errorf("%s: %w", kv.Key, err)
 		}
 		if m, err := meta.Accessor(object); err == nil {
 			learn(m)
@@ -269,54 +220,53 @@ func Personalize(state State, from, to Identity, made map[string]metav1.ObjectMe
 		learn(&m)
 	}
 	delete(uids, "")
-	marks := replacer(to.marks(), 1, 0)
-	r := rewriter{
-		text: func(s string) string {
-			return moveAddresses(replaceUIDs(marks.Replace(s), uids), from.underlays(), to.underlays())
+	unmark := to.Unmark()
+	r := stored.Rewriter{
+		Text: func(s string) string {
+			return stored.MoveAddresses(replaceUIDs(unmark(s), uids), from.Underlays(), to.Underlays())
 		},
-		time: func(t time.Time) time.Time { return t.Add(now.Sub(youngest)) },
+		Time: func(t time.Time) time.Time { return t.Add(now.Sub(youngest)) },
 	}
-	var out State
+	var out stored.State
 	for i, kv := range state.KVs {
 		var err error
 		if objects[i] == nil {
-			kv.Value, err = r.json(kv.Value)
+			kv.Value, err = r.JSON(kv.Value)
 		} else {
-			r.value(reflect.ValueOf(objects[i]).Elem())
+			r.Value(reflect.ValueOf(objects[i]).Elem())
 			kv.Value, err = kube.EncodeStored(objects[i])
 		}
 		if err != nil {
-			return State{}, fmt.Errorf("%s: %w", kv.Key, err)
+			return stored.State{}, fmt.Errorf("%s: %w", kv.Key, err)
 		}
 		out.KVs = append(out.KVs, kv)
 	}
 	for _, node := range nodes {
 		m, ok := made[node.Name]
 		if !ok {
-			return State{}, fmt.Errorf("the template has no node %s", node.Name)
+			return stored.State{}, fmt.Errorf("the template has no node %s", node.Name)
 		}
-		r.value(reflect.ValueOf(&m).Elem())
-		stored := node.DeepCopy()
-		stored.UID, stored.CreationTimestamp, stored.ManagedFields = m.UID, m.CreationTimestamp, m.ManagedFields
-		if err := out.add("minions/"+node.Name, stored); err != nil {
-			return State{}, err
+		r.Value(reflect.ValueOf(&m).Elem())
+		object := node.DeepCopy()
+		object.UID, object.CreationTimestamp, object.ManagedFields = m.UID, m.CreationTimestamp, m.ManagedFields
+		if err := out.Add("minions/"+node.Name, object); err != nil {
+			return stored.State{}, err
 		}
 	}
 	return out, nil
 }
 
-// add gives the state an object that has just been made.
-func (s *State) add(path string, object runtime.Object) error {
-	value, err := kube.EncodeStored(object)
-	if err != nil {
-		return fmt.Errorf("%s%s: %w", registry, path, err)
-	}
-	s.KVs = append(s.KVs, KV{[]byte(registry + path), value})
-	return nil
-}
+var uidLike = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
 
-// AddSecret gives the state a Secret that has just been made.
-func (s *State) AddSecret(secret *corev1.Secret, now time.Time) error {
-	secret.UID, secret.CreationTimestamp = types.UID(uuid.NewUUID()), metav1.NewTime(now)
-	return s.add("secrets/"+secret.Namespace+"/"+secret.Name, secret)
+// replaceUIDs returns the text with each of the UIDs replaced by its new one.
+func replaceUIDs(s string, uids map[string]string) string {
+	if len(s) < 36 {
+		return s
+	}
+	return uidLike.ReplaceAllStringFunc(s, func(uid string) string {
+		if next, ok := uids[uid]; ok {
+			return next
+		}
+		return uid
+	})
 }

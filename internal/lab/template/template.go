@@ -19,17 +19,19 @@ import (
 	"github.com/klauspost/compress/zstd"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fathom-network/fathom/internal/lab/stored"
 )
 
 // Template is a cluster as it is when everything answers, without what is its own.
 type Template struct {
 	// Underlay4 and Underlay6 are the ranges that the nodes' addresses in it are of.
 	Underlay4, Underlay6 netip.Prefix
-	Objects              State
+	Objects              stored.State
 	// Nodes are what the Nodes' metadata tell of their making. The rest of them the lab knows.
 	Nodes map[string]metav1.ObjectMeta
 	// Planes are the disks of the control-plane nodes, by the nodes' names.
-	Planes map[string]Disk
+	Planes map[string]stored.Disk
 	// CoreDNS is the manifest of its Deployment, which is none of the Objects.
 	CoreDNS []byte
 }
@@ -48,7 +50,7 @@ func Key(programs string, description any) (string, error) {
 }
 
 // New makes a template of a cluster's state, and of the disks of its control-plane nodes.
-func New(state State, id Identity, planes map[string]Disk, coreDNS []byte) (*Template, error) {
+func New(state stored.State, id stored.Identity, planes map[string]stored.Disk, coreDNS []byte) (*Template, error) {
 	objects, nodes, err := Generalize(state, id)
 	if err != nil {
 		return nil, fmt.Errorf("make a template: %w", err)
@@ -58,19 +60,19 @@ func New(state State, id Identity, planes map[string]Disk, coreDNS []byte) (*Tem
 
 // Cluster is a new cluster: what its etcd and its control-plane nodes begin with.
 type Cluster struct {
-	State State
+	State stored.State
 	Files map[string]map[string][]byte // by node and name, relative to /etc/kubernetes
 }
 
 // Cluster makes a new cluster of the template, with keys of its own. The Nodes are those of the template, as its API server
 // should have them.
 func (t *Template) Cluster(underlay4, underlay6 netip.Prefix, nodes []*corev1.Node, now time.Time) (*Cluster, error) {
-	keys, err := NewKeys(t.Planes)
+	keys, err := stored.NewKeys(t.Planes)
 	if err != nil {
 		return nil, fmt.Errorf("make a cluster of a template: %w", err)
 	}
-	from := Identity{Underlay4: t.Underlay4, Underlay6: t.Underlay6}
-	to := Identity{Underlay4: underlay4, Underlay6: underlay6, Public: keys.Public()}
+	from := stored.Identity{Underlay4: t.Underlay4, Underlay6: t.Underlay6}
+	to := stored.Identity{Underlay4: underlay4, Underlay6: underlay6, Public: keys.Public()}
 	c := &Cluster{Files: map[string]map[string][]byte{}}
 	if c.State, err = Personalize(t.Objects, from, to, t.Nodes, nodes, now); err != nil {
 		return nil, fmt.Errorf("make a cluster of a template: %w", err)

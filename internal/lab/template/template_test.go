@@ -2,17 +2,13 @@ package template
 
 import (
 	"bytes"
-	"crypto/x509"
 	"encoding/base64"
-	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
-	"testing/fstest"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -21,16 +17,15 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/clientcmd"
-	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
+	"github.com/fathom-network/fathom/internal/lab/stored"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
 var (
 	began   = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	oldID   = Identity{Underlay4: netip.MustParsePrefix("10.201.0.0/16"), Underlay6: netip.MustParsePrefix("fd00:201::/48")}
-	newID   = Identity{Underlay4: netip.MustParsePrefix("10.99.0.0/16"), Underlay6: netip.MustParsePrefix("fd00:99::/48")}
+	oldID   = stored.Identity{Underlay4: netip.MustParsePrefix("10.201.0.0/16"), Underlay6: netip.MustParsePrefix("fd00:201::/48")}
+	newID   = stored.Identity{Underlay4: netip.MustParsePrefix("10.99.0.0/16"), Underlay6: netip.MustParsePrefix("fd00:99::/48")}
 	uidA    = types.UID("11111111-1111-4111-8111-111111111111")
 	uidB    = types.UID("22222222-2222-4222-8222-222222222222")
 	nodeUID = types.UID("33333333-3333-4333-8333-333333333333")
@@ -45,22 +40,22 @@ func object(name string, uid types.UID, age time.Duration) metav1.ObjectMeta {
 }
 
 // stateOf is what an API server would have stored.
-func stateOf(t *testing.T, objects map[string]runtime.Object) State {
+func stateOf(t *testing.T, objects map[string]runtime.Object) stored.State {
 	t.Helper()
-	var s State
+	var s stored.State
 	for path, o := range objects {
-		if err := s.add(path, o); err != nil {
+		if err := s.Add(path, o); err != nil {
 			t.Fatal(err)
 		}
 	}
-	slices.SortFunc(s.KVs, func(a, b KV) int { return bytes.Compare(a.Key, b.Key) })
+	slices.SortFunc(s.KVs, func(a, b stored.KV) int { return bytes.Compare(a.Key, b.Key) })
 	return s
 }
 
-func get[T runtime.Object](t *testing.T, s State, path string) T {
+func get[T runtime.Object](t *testing.T, s stored.State, path string) T {
 	t.Helper()
 	for _, kv := range s.KVs {
-		if string(kv.Key) == registry+path {
+		if string(kv.Key) == stored.Registry+path {
 			o, err := kube.DecodeStored(kv.Value)
 			if err != nil {
 				t.Fatal(err)
@@ -72,13 +67,13 @@ func get[T runtime.Object](t *testing.T, s State, path string) T {
 	panic("unreachable")
 }
 
-func has(s State, path string) bool {
-	return slices.ContainsFunc(s.KVs, func(kv KV) bool { return string(kv.Key) == registry+path })
+func has(s stored.State, path string) bool {
+	return slices.ContainsFunc(s.KVs, func(kv stored.KV) bool { return string(kv.Key) == stored.Registry+path })
 }
 
 // A cluster of a template has the objects of the one that the template was made of, with what is its own in the place of what was the other's.
 func TestObjects(t *testing.T) {
-	keys, err := NewKeys(map[string]Disk{"plane": {Certificates: []Certificate{{Name: "pki/ca", Signer: "pki/ca", CommonName: "kubernetes", Authority: true, Lifetime: time.Hour}}}})
+	keys, err := stored.NewKeys(map[string]stored.Disk{"plane": {Certificates: []stored.Certificate{{Name: "pki/ca", Signer: "pki/ca", CommonName: "kubernetes", Authority: true, Lifetime: time.Hour}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +105,7 @@ func TestObjects(t *testing.T) {
 		"secrets/kube-system/key": &corev1.Secret{ObjectMeta: object("key", "", 0)}, "events/a": &corev1.Event{}, "leases/a/b": &corev1.Event{},
 	})
 	api := fmt.Sprintf(`{"kind":"APIService","metadata":{"name":"v1.","uid":"%s","creationTimestamp":"%s"},"spec":{"n":12345678901234567}}`, "88888888-8888-4888-8888-888888888888", began.Format(time.RFC3339))
-	state.KVs = append(state.KVs, KV{[]byte(registry + "apiregistration.k8s.io/apiservices/v1."), []byte(api)})
+	state.KVs = append(state.KVs, stored.KV{Key: []byte(stored.Registry + "apiregistration.k8s.io/apiservices/v1."), Value: []byte(api)})
 
 	general, made, err := Generalize(state, from)
 	if err != nil {
@@ -122,7 +117,7 @@ func TestObjects(t *testing.T) {
 		}
 	}
 	to := newID
-	others, err := NewKeys(map[string]Disk{"plane": {Certificates: []Certificate{{Name: "pki/ca", Signer: "pki/ca", CommonName: "kubernetes", Authority: true, Lifetime: time.Hour}}}})
+	others, err := stored.NewKeys(map[string]stored.Disk{"plane": {Certificates: []stored.Certificate{{Name: "pki/ca", Signer: "pki/ca", CommonName: "kubernetes", Authority: true, Lifetime: time.Hour}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,17 +176,17 @@ func TestObjects(t *testing.T) {
 // No template is made of a cluster with objects of which nobody here can tell what is in them.
 func TestRefused(t *testing.T) {
 	secretMap := &corev1.ConfigMap{ObjectMeta: object("a", uidA, 0), Data: map[string]string{"key": "-----BEGIN EC PRIVATE KEY-----\nx\n"}}
-	var strange State
-	if err := strange.add("configmaps/a/b", secretMap); err != nil {
+	var strange stored.State
+	if err := strange.Add("configmaps/a/b", secretMap); err != nil {
 		t.Fatal(err)
 	}
-	for name, state := range map[string]State{
+	for name, state := range map[string]stored.State{
 		"a key":                strange,
-		"a custom resource":    {KVs: []KV{{[]byte("/registry/example.com/things/a/b"), []byte(`{"metadata":{"name":"b"}}`)}}},
-		"an unknown kind":      {KVs: []KV{{[]byte("/registry/things/a"), []byte("k8s\x00\x0a\x0a\x0a\x02v1\x12\x04What")}}},
-		"what is encrypted":    {KVs: []KV{{[]byte("/registry/configmaps/a/b"), []byte("k8s:enc:aescbc:v1:key1:xxxx")}}},
-		"another prefix":       {KVs: []KV{{[]byte("/other/configmaps/a/b"), []byte(`{}`)}}},
-		"an APIService's text": {KVs: []KV{{[]byte("/registry/apiregistration.k8s.io/apiservices/a"), []byte(`{`)}}},
+		"a custom resource":    {KVs: []stored.KV{{Key: []byte("/registry/example.com/things/a/b"), Value: []byte(`{"metadata":{"name":"b"}}`)}}},
+		"an unknown kind":      {KVs: []stored.KV{{Key: []byte("/registry/things/a"), Value: []byte("k8s\x00\x0a\x0a\x0a\x02v1\x12\x04What")}}},
+		"what is encrypted":    {KVs: []stored.KV{{Key: []byte("/registry/configmaps/a/b"), Value: []byte("k8s:enc:aescbc:v1:key1:xxxx")}}},
+		"another prefix":       {KVs: []stored.KV{{Key: []byte("/other/configmaps/a/b"), Value: []byte(`{}`)}}},
+		"an APIService's text": {KVs: []stored.KV{{Key: []byte("/registry/apiregistration.k8s.io/apiservices/a"), Value: []byte(`{`)}}},
 	} {
 		if _, _, err := Generalize(state, oldID); err == nil {
 			t.Errorf("%s is no error", name)
@@ -199,159 +194,11 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-func TestMoveAddresses(t *testing.T) {
-	for in, want := range map[string]string{
-		"":                              "",
-		"10.201.1.2":                    "10.99.1.2",
-		"https://10.201.1.20:6443/x":    "https://10.99.1.20:6443/x",
-		"10.201.0.0/16,fd00:201::/48":   "10.99.0.0/16,fd00:99::/48",
-		"[fd00:201:0:1::2]:2380":        "[fd00:99:0:1::2]:2380",
-		"a=https://10.201.1.2:2380,b=x": "a=https://10.99.1.2:2380,b=x",
-		"10.202.1.2 110.201.1.2":        "10.202.1.2 110.201.1.2",
-		"10.201.1.2.3 10.201.1 v1.36.3": "10.201.1.2.3 10.201.1 v1.36.3",
-		"see 10.201.1.2.":               "see 10.99.1.2.",
-		"at 12:30:01, fd00:201::1: yes": "at 12:30:01, fd00:99::1: yes",
-	} {
-		if got := moveAddresses(in, oldID.underlays(), newID.underlays()); got != want {
-			t.Errorf("%q became %q, want %q", in, got, want)
-		}
-	}
-}
-
-// disk is an /etc/kubernetes with one of each kind of file.
-func disk(t *testing.T) (fstest.MapFS, Disk) {
-	t.Helper()
-	d := Disk{
-		Texts: map[string]string{"manifests/etcd.yaml": "args: [--listen=https://10.201.1.2:2379]\n"},
-		Certificates: []Certificate{
-			{Name: "pki/apiserver", Signer: "pki/ca", CommonName: "kube-apiserver", DNSNames: []string{"plane", "kubernetes"}, Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("10.201.1.2")},
-				KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment, ExtKeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, Lifetime: time.Hour},
-			{Name: "pki/ca", Signer: "pki/ca", CommonName: "kubernetes", DNSNames: []string{"kubernetes"}, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature, Authority: true, Lifetime: 2 * time.Hour},
-			{Name: "pki/etcd/ca", Signer: "pki/etcd/ca", CommonName: "etcd-ca", KeyUsage: x509.KeyUsageCertSign, Authority: true, Lifetime: 2 * time.Hour},
-		},
-		KeyPairs: []string{"pki/sa"},
-		Kubeconfigs: []Kubeconfig{{File: "admin.conf", Cluster: "east", Server: "https://10.201.1.2:6443", User: "kubernetes-admin", Context: "kubernetes-admin@east", Authority: "pki/ca",
-			Client: Certificate{Signer: "pki/ca", CommonName: "kubernetes-admin", Organizations: []string{"kubeadm:cluster-admins"}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, Lifetime: time.Hour}}},
-	}
-	keys, err := NewKeys(map[string]Disk{"plane": d})
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := d.Personalize(oldID, oldID, keys)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fs := fstest.MapFS{}
-	for name, data := range files {
-		fs[name] = &fstest.MapFile{Data: data}
-	}
-	return fs, d
-}
-
-func none(string) bool { return false }
-
-// What is read of a disk is what it was made of, and a disk of a new cluster has the same in it, with other addresses and keys.
-func TestDisk(t *testing.T) {
-	first, want := disk(t)
-	got, err := ReadDisk(first, none)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !reflect.DeepEqual(got, want) {
-		t.Fatalf("read\n%+v\nwant\n%+v", got, want)
-	}
-	text, err := json.Marshal(got)
-	if err != nil || bytes.Contains(text, []byte("PRIVATE")) || bytes.Contains(text, []byte("BEGIN")) {
-		t.Errorf("a template has a key: %s", text)
-	}
-	keys, err := NewKeys(map[string]Disk{"plane": got})
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := got.Personalize(oldID, newID, keys)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(files) != len(first) {
-		t.Errorf("%d files of %d", len(files), len(first))
-	}
-	moved := fstest.MapFS{}
-	for name, data := range files {
-		moved[name] = &fstest.MapFile{Data: data}
-		if name != "manifests/etcd.yaml" && bytes.Equal(data, first[name].Data) {
-			t.Errorf("%s is the same in two clusters", name)
-		}
-		if bytes.Contains(data, []byte("10.201.")) {
-			t.Errorf("%s has an address of the other cluster", name)
-		}
-	}
-	again, err := ReadDisk(moved, none)
-	if err != nil {
-		t.Fatal(err)
-	}
-	back, err := json.Marshal(again)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := strings.ReplaceAll(string(text), "10.201.1.2", "10.99.1.2"); string(back) != want {
-		t.Errorf("the new disk:\n%s\nwant\n%s", back, want)
-	}
-	// The certificates are good for those who ask.
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(files["pki/ca.crt"])
-	config, err := clientcmd.Load(files["admin.conf"])
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, data := range map[string][]byte{"apiserver": files["pki/apiserver.crt"], "admin": config.AuthInfos["kubernetes-admin"].ClientCertificateData} {
-		block, _ := pem.Decode(data)
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-}
-
-// What is not understood could be a key, and no template is made.
-func TestDiskRefused(t *testing.T) {
-	for name, change := range map[string]func(fstest.MapFS){
-		"a file of another form": func(fs fstest.MapFS) { fs["token"] = &fstest.MapFile{Data: []byte("x")} },
-		"a text with a key":      func(fs fstest.MapFS) { fs["a.yaml"] = &fstest.MapFile{Data: []byte("-----BEGIN RSA PRIVATE KEY-----")} },
-		"no certificate":         func(fs fstest.MapFS) { fs["pki/ca.crt"] = &fstest.MapFile{Data: []byte("x")} },
-		"a chain": func(fs fstest.MapFS) {
-			fs["pki/apiserver.crt"].Data = append(fs["pki/apiserver.crt"].Data, fs["pki/ca.crt"].Data...)
-		},
-		"an authority that is not": func(fs fstest.MapFS) { delete(fs, "pki/ca.crt") },
-		"another public key":       func(fs fstest.MapFS) { fs["pki/sa.pub"] = &fstest.MapFile{Data: []byte("x")} },
-		"a kubeconfig with a token": func(fs fstest.MapFS) {
-			c, _ := clientcmd.Load(fs["admin.conf"].Data)
-			c.AuthInfos["kubernetes-admin"] = &clientcmdapi.AuthInfo{Token: "x"}
-			data, _ := clientcmd.Write(*c)
-			fs["admin.conf"] = &fstest.MapFile{Data: data}
-		},
-		"a kubeconfig of two": func(fs fstest.MapFS) {
-			c, _ := clientcmd.Load(fs["admin.conf"].Data)
-			c.Clusters["b"] = &clientcmdapi.Cluster{}
-			data, _ := clientcmd.Write(*c)
-			fs["admin.conf"] = &fstest.MapFile{Data: data}
-		},
-	} {
-		fs, _ := disk(t)
-		change(fs)
-		if _, err := ReadDisk(fs, none); err == nil {
-			t.Errorf("%s is no error", name)
-		}
-	}
-}
-
 // A file that was cut or changed is no template.
 func TestFile(t *testing.T) {
-	_, d := disk(t)
-	want := &Template{Underlay4: oldID.Underlay4, Underlay6: oldID.Underlay6, Planes: map[string]Disk{"plane": d},
-		Objects: State{KVs: []KV{{[]byte("/registry/a"), bytes.Repeat([]byte("value "), 1000)}}}, Nodes: map[string]metav1.ObjectMeta{}}
+	d := stored.Disk{Texts: map[string]string{"manifests/etcd.yaml": "kind: Pod\n"}, Certificates: []stored.Certificate{{Name: "pki/ca", Signer: "pki/ca", Authority: true}}}
+	want := &Template{Underlay4: oldID.Underlay4, Underlay6: oldID.Underlay6, Planes: map[string]stored.Disk{"plane": d},
+		Objects: stored.State{KVs: []stored.KV{{Key: []byte("/registry/a"), Value: bytes.Repeat([]byte("value "), 1000)}}}, Nodes: map[string]metav1.ObjectMeta{}}
 	data, err := want.Encode()
 	if err != nil {
 		t.Fatal(err)
@@ -372,7 +219,7 @@ func TestFile(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	data, err := (&Template{Objects: State{KVs: []KV{{[]byte("/registry/a"), []byte("b")}}}}).Encode()
+	data, err := (&Template{Objects: stored.State{KVs: []stored.KV{{Key: []byte("/registry/a"), Value: []byte("b")}}}}).Encode()
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package template
+package stored
 
 import (
 	"bytes"
@@ -104,10 +104,8 @@ func ReadDisk(dir fs.FS, leave func(name string) bool) (Disk, error) {
 				return fmt.Errorf("%s: %w", name, err)
 			}
 		case ".yaml":
-			for _, s := range secret {
-				if bytes.Contains(data, []byte(s)) {
-					return fmt.Errorf("%s has a key, a certificate or a token in it", name)
-				}
+			if IsSecret(data) {
+				return fmt.Errorf("%s has a key, a certificate or a token in it", name)
 			}
 			d.Texts[name] = string(data)
 		default:
@@ -297,7 +295,7 @@ func (k *Keys) sign(c Certificate, from, to Identity) (*issued, error) {
 	}
 	c.Addresses = slices.Clone(c.Addresses)
 	for i, a := range c.Addresses {
-		if moved, ok := move(a, from.underlays(), to.underlays()); ok {
+		if moved, ok := move(a, from.Underlays(), to.Underlays()); ok {
 			c.Addresses[i] = moved
 		}
 	}
@@ -326,7 +324,7 @@ func (d Disk) Personalize(from, to Identity, keys *Keys) (map[string][]byte, err
 		return err
 	}
 	for name, text := range d.Texts {
-		files[name] = []byte(moveAddresses(text, from.underlays(), to.underlays()))
+		files[name] = []byte(MoveAddresses(text, from.Underlays(), to.Underlays()))
 	}
 	for _, name := range d.KeyPairs {
 		key := keys.pairs[name]
@@ -365,7 +363,7 @@ func (d Disk) Personalize(from, to Identity, keys *Keys) (map[string][]byte, err
 		}
 		data, err := clientcmd.Write(clientcmdapi.Config{
 			Clusters: map[string]*clientcmdapi.Cluster{k.Cluster: {
-				Server: moveAddresses(k.Server, from.underlays(), to.underlays()), CertificateAuthorityData: encode("CERTIFICATE", authority.cert.Raw),
+				Server: MoveAddresses(k.Server, from.Underlays(), to.Underlays()), CertificateAuthorityData: encode("CERTIFICATE", authority.cert.Raw),
 			}},
 			AuthInfos:      map[string]*clientcmdapi.AuthInfo{k.User: {ClientCertificateData: encode("CERTIFICATE", made.cert.Raw), ClientKeyData: key}},
 			Contexts:       map[string]*clientcmdapi.Context{k.Context: {Cluster: k.Cluster, AuthInfo: k.User}},

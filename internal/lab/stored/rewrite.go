@@ -1,4 +1,4 @@
-package template
+package stored
 
 import (
 	"bytes"
@@ -13,10 +13,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// rewriter changes the texts and times of objects, wherever in them these stand.
-type rewriter struct {
-	text func(string) string
-	time func(time.Time) time.Time
+// Rewriter changes the texts and times of objects, wherever in them these stand.
+type Rewriter struct {
+	Text func(string) string
+	Time func(time.Time) time.Time
 }
 
 var (
@@ -26,22 +26,22 @@ var (
 	fieldsType    = reflect.TypeFor[metav1.FieldsV1]()
 )
 
-// value rewrites what can be set in v: an object's fields and all that they lead to. Keys of maps are names, and stay.
-func (r rewriter) value(v reflect.Value) {
+// Value rewrites what can be set in v: an object's fields and all that they lead to. Keys of maps are names, and stay.
+func (r Rewriter) Value(v reflect.Value) {
 	switch v.Type() {
 	case timeType:
 		if t := v.Addr().Interface().(*metav1.Time); !t.IsZero() {
-			t.Time = r.time(t.Time)
+			t.Time = r.Time(t.Time)
 		}
 		return
 	case microTimeType:
 		if t := v.Addr().Interface().(*metav1.MicroTime); !t.IsZero() {
-			t.Time = r.time(t.Time)
+			t.Time = r.Time(t.Time)
 		}
 		return
 	case fieldsType:
 		f := v.Addr().Interface().(*metav1.FieldsV1)
-		f.SetRawString(r.text(f.GetRawString()))
+		f.SetRawString(r.Text(f.GetRawString()))
 		return
 	case quantityType:
 		return
@@ -49,40 +49,40 @@ func (r rewriter) value(v reflect.Value) {
 	switch v.Kind() {
 	case reflect.String:
 		if s := v.String(); s != "" {
-			v.SetString(r.text(s))
+			v.SetString(r.Text(s))
 		}
 	case reflect.Pointer, reflect.Interface:
 		if !v.IsNil() {
-			r.value(v.Elem())
+			r.Value(v.Elem())
 		}
 	case reflect.Struct:
 		for i := range v.NumField() {
 			if f := v.Field(i); f.CanSet() {
-				r.value(f)
+				r.Value(f)
 			}
 		}
 	case reflect.Slice:
 		if v.Type().Elem().Kind() == reflect.Uint8 {
 			if v.Len() > 0 {
-				v.SetBytes([]byte(r.text(string(v.Bytes()))))
+				v.SetBytes([]byte(r.Text(string(v.Bytes()))))
 			}
 			return
 		}
 		for i := range v.Len() {
-			r.value(v.Index(i))
+			r.Value(v.Index(i))
 		}
 	case reflect.Map:
 		for _, key := range v.MapKeys() {
 			e := reflect.New(v.Type().Elem()).Elem()
 			e.Set(v.MapIndex(key))
-			r.value(e)
+			r.Value(e)
 			v.SetMapIndex(key, e)
 		}
 	}
 }
 
-// json rewrites an object that is stored as JSON.
-func (r rewriter) json(data []byte) ([]byte, error) {
+// JSON rewrites an object that is stored as JSON.
+func (r Rewriter) JSON(data []byte) ([]byte, error) {
 	var object any
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.UseNumber()
@@ -92,13 +92,13 @@ func (r rewriter) json(data []byte) ([]byte, error) {
 	return json.Marshal(r.decoded(object))
 }
 
-func (r rewriter) decoded(v any) any {
+func (r Rewriter) decoded(v any) any {
 	switch v := v.(type) {
 	case string:
 		if t, err := time.Parse(time.RFC3339, v); err == nil {
-			return r.time(t).UTC().Format(time.RFC3339)
+			return r.Time(t).UTC().Format(time.RFC3339)
 		}
-		return r.text(v)
+		return r.Text(v)
 	case []any:
 		for i := range v {
 			v[i] = r.decoded(v[i])
@@ -114,9 +114,9 @@ func (r rewriter) decoded(v any) any {
 // addressLike is what may be an IP address, with what stands around one in a URL or a list left out as far as can be.
 var addressLike = regexp.MustCompile(`[0-9a-fA-F]*[.:][0-9a-fA-F.:]*(?:[0-9a-fA-F]|::)`)
 
-// moveAddresses returns the text with each address of one of the ranges from moved to the same place in the range of to. The
+// MoveAddresses returns the text with each address of one of the ranges from moved to the same place in the range of to. The
 // ranges of a pair are equally large.
-func moveAddresses(s string, from, to []netip.Prefix) string {
+func MoveAddresses(s string, from, to []netip.Prefix) string {
 	if !strings.ContainsAny(s, ".:") {
 		return s
 	}
@@ -150,19 +150,4 @@ func move(a netip.Addr, from, to []netip.Prefix) (netip.Addr, bool) {
 		return moved, true
 	}
 	return netip.Addr{}, false
-}
-
-var uidLike = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
-
-// replaceUIDs returns the text with each of the UIDs replaced by its new one.
-func replaceUIDs(s string, uids map[string]string) string {
-	if len(s) < 36 {
-		return s
-	}
-	return uidLike.ReplaceAllStringFunc(s, func(uid string) string {
-		if next, ok := uids[uid]; ok {
-			return next
-		}
-		return uid
-	})
 }
