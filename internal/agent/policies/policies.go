@@ -133,7 +133,7 @@ func (k *Keeper) Free() (free map[netip.Addr]bool, known bool) {
 	}
 	free = map[netip.Addr]bool{}
 	for a, is := range k.held {
-		if is.Isolated == [2]policy.Number{} {
+		if is.Free() {
 			free[a] = true
 		}
 	}

@@ -15,6 +15,10 @@ func (m *Model) compile(c *classState) *Class {
 	if c.number == closed {
 		return k
 	}
+	if c.tiers {
+		m.compileTiers(c, k)
+		return k
+	}
 	grants := map[Number][]Grant{} // by peer
 	var blocks []AllowBlock
 	for _, p := range c.policies {
@@ -24,7 +28,7 @@ func (m *Model) compile(c *classState) *Class {
 			by := func(position string, list []Grant) []Grant {
 				list = slices.Clone(list)
 				for i := range list {
-					list[i].By = Reason{p.ID, position}
+					list[i].By = Reason{ID: p.ID, Position: position}
 				}
 				return list
 			}
@@ -98,7 +102,7 @@ func namedGrants(r Rule, id *identity) (list []Grant) {
 
 func named(p Port, ports []PodPort) (list []Grant) {
 	for _, q := range ports {
-		if q.Name == p.Name && q.Protocol == p.Protocol {
+		if q.Name == p.Name && (q.Protocol == p.Protocol || p.Protocol == 0) {
 			list = append(list, Grant{Protocol: q.Protocol, From: q.Number, To: q.Number})
 		}
 	}
@@ -168,14 +172,30 @@ func spans(b Block) (list []span) {
 
 // disjointBlocks cuts ranges where others begin and end, and merges what is granted for each piece.
 func disjointBlocks(list []AllowBlock) (all []AllowBlock) {
+	spans := make([]span, len(list))
+	for i, b := range list {
+		spans[i] = span{b.First, b.Last}
+	}
+	return cut(spans, func(of []int) []Grant {
+		var grants []Grant
+		for _, i := range of {
+			grants = append(grants, list[i].Grant)
+		}
+		return disjoint(grants)
+	})
+}
+
+// cut cuts ranges where others begin and end, and joins neighbours for which the same follows. What follows for a piece is asked of the ranges
+// that it is in, by their index, in order.
+func cut(list []span, follows func(of []int) []Grant) (all []AllowBlock) {
 	for _, f := range inet.Families {
-		all = append(all, disjointOf(slices.DeleteFunc(slices.Clone(list), func(b AllowBlock) bool { return inet.FamilyOf(b.First) != f }))...)
+		all = append(all, cutFamily(list, f, follows)...)
 	}
 	return all
 }
 
-// disjointOf is disjointBlocks for ranges of one family.
-func disjointOf(list []AllowBlock) (all []AllowBlock) {
+// cutFamily is cut for the ranges of one family.
+func cutFamily(list []span, f inet.Family, follows func(of []int) []Grant) (all []AllowBlock) {
 	type edge struct {
 		at   netip.Addr // the first address for which it is so
 		i    int        // in the list
@@ -183,8 +203,11 @@ func disjointOf(list []AllowBlock) (all []AllowBlock) {
 	}
 	var edges []edge
 	for i, b := range list {
-		edges = append(edges, edge{b.First, i, true})
-		if next := b.Last.Next(); next.IsValid() { // else it reaches to the last address of all
+		if inet.FamilyOf(b.first) != f {
+			continue
+		}
+		edges = append(edges, edge{b.first, i, true})
+		if next := b.last.Next(); next.IsValid() { // else it reaches to the last address of all
 			edges = append(edges, edge{next, i, false})
 		}
 	}
@@ -200,17 +223,16 @@ func disjointOf(list []AllowBlock) (all []AllowBlock) {
 				delete(active, edges[i].i)
 			}
 		}
-		var grants []Grant
+		of := slices.Sorted(maps.Keys(active))
 		var last netip.Addr
-		for _, j := range slices.Sorted(maps.Keys(active)) {
-			grants = append(grants, list[j].Grant)
-			last = list[j].Last // of all that end at no edge; else the next edge is nearer
+		for _, j := range of {
+			last = list[j].last // of all that end at no edge; else the next edge is nearer
 		}
 		if i < len(edges) {
 			last = edges[i].at.Prev()
 		}
 		var piece []AllowBlock
-		for _, g := range disjoint(grants) {
+		for _, g := range follows(of) {
 			piece = append(piece, AllowBlock{at, last, g})
 		}
 		if len(piece) > 0 && slices.EqualFunc(before, piece, func(x, y AllowBlock) bool { return x.Grant == y.Grant }) {

@@ -15,14 +15,14 @@ type Miss struct {
 	Peer, Port bool
 }
 
-// Misses returns the rules that are asked about a packet in a direction, in the order in which they are: with a Verdict that denies it they
+// Misses returns the rules of NetworkPolicies that are asked about a packet in a direction, in the order in which they are: with a Verdict that denies it they
 // say why none allows it.
 func (m *Model) Misses(d Direction, p Packet) (list []Miss) {
 	subject, peer := p.To, p.From
 	if d == Egress {
 		subject, peer = peer, subject
 	}
-	of := m.claimant(subject)
+	of := m.identityAt(subject)
 	if of == nil {
 		return nil
 	}
@@ -30,9 +30,9 @@ func (m *Model) Misses(d Direction, p Packet) (list []Miss) {
 	if to := m.claimant(p.To); to != nil {
 		destination = to.Ports
 	}
-	for _, q := range m.isolating(of.identity, d) {
+	for _, q := range m.isolating(of, d) {
 		for i, r := range q.Rules[d] {
-			list = append(list, Miss{Reason{q.ID, r.Position}, m.fits(r, q.peers[d][i], peer), r.hasPort(p, destination)})
+			list = append(list, Miss{Reason{ID: q.ID, Position: r.Position}, m.fits(r, q.peers[d][i], peer), r.hasPort(p, destination)})
 		}
 	}
 	return list
@@ -43,10 +43,10 @@ func (m *Model) fits(r Rule, of []*peers, peer netip.Addr) bool {
 	if r.AnyPeer {
 		return true
 	}
-	pod := m.claimant(peer)
+	id := m.identityAt(peer)
 	for i, s := range of {
 		if s != nil {
-			if pod != nil && s.members[pod.identity] {
+			if id != nil && s.members[id] {
 				return true
 			}
 		} else if b := r.Peers[i].Block; b.Prefix.Contains(peer) && !inet.Contains(b.Except, peer) {
@@ -71,4 +71,12 @@ func (m *Model) PodAt(a netip.Addr) (service.Name, bool) {
 		return p.Name, true
 	}
 	return service.Name{}, false
+}
+
+// identityAt returns the identity of an address, nil if it is no pod's.
+func (m *Model) identityAt(a netip.Addr) *identity {
+	if p := m.claimant(a); p != nil {
+		return p.at[a]
+	}
+	return nil
 }

@@ -21,45 +21,62 @@ type Facts struct {
 
 // Address is what is known of a pod's address.
 type Address struct {
-	// Peer is the identity of the pod. It is 0 where there are more identities than numbers: then the pod is no peer that a
-	// selector finds.
+	// Peer is the identity of the address. It is Unnumbered where there are more identities than numbers.
 	Peer Number
-	// Of says what the identity is, "shop app=web http:8080/6": the namespace, labels, and named ports.
+	// Of says what the identity is, "shop app=web http:8080/6 in:10.0.0.0/8": the namespace, labels, named ports, and networks.
 	Of string
-	// Own says that it is a pod of the node, which Pod names. Isolated are its classes, by direction; 0 is not isolated.
+	// Own says that it is a pod of the node, which Pod names. Isolated are its classes of NetworkPolicies, by direction; 0 is not isolated.
+	// Tiers are those of policies of Admin and Baseline, which are asked before; 0 is no such policy.
 	Own      bool
 	Pod      service.Name
 	Isolated [2]Number
+	Tiers    [2]Number
 }
 
+// Free says that no policy has anything to say of what the pod of the address sends or hears.
+func (a Address) Free() bool { return a.Isolated == [2]Number{} && a.Tiers == [2]Number{} }
+
 // Class is what the pods of a node that the same policies isolate in a direction may do there. Its pointer changes with it.
+//
+// That of Tiers is of policies of Admin and Baseline. It has answers of all actions, and nothing where no rule is for a peer. A pod's address
+// is looked up in Allows alone and any other in Blocks alone; what is said of a port comes before what is said of everything.
 type Class struct {
 	Number
 	Direction
-	Policies []ID // that isolate, in order
+	Tiers    bool
+	Policies []ID // in order
 	// Allows is sorted, and no two are about the same peer, protocol and port.
 	Allows []Allow
 	// Blocks is sorted, and no two are about the same address, protocol and port.
 	Blocks []AllowBlock
 }
 
-// Grant is what is allowed with a peer, and by what. All is any port of any protocol, also of one without ports.
+// Grant is what is allowed with a peer, and by what. All is any port of any protocol, also of one without ports. In a class of Tiers it may
+// be denied or passed as well.
 type Grant struct {
+	Action   Action
 	All      bool
 	Protocol service.Protocol
 	From, To uint16
 	By       Reason
 }
 
-// Reason names the rule that allows something.
+// Reason names the rule that decides about something.
 type Reason struct {
 	ID
 	// Position is where it stands in the object, "spec.ingress[0].from[1]", or the rule alone where any peer will do.
 	Position string
+	Rule     string // its name, if it has one
 }
 
-// String returns "default/web spec.ingress[0].from[1]".
-func (r Reason) String() string { return r.Name.String() + " " + r.Position }
+// String returns "default/web spec.ingress[0].from[1]", and of a rule that has a name "web spec.ingress[0].from[1] (monitoring)".
+func (r Reason) String() string {
+	s := r.path() + " " + r.Position
+	if r.Rule != "" {
+		s += " (" + r.Rule + ")"
+	}
+	return s
+}
 
 // Allow allows something with an identity. Peer 0 is everyone.
 type Allow struct {
@@ -93,10 +110,12 @@ type Packet struct {
 // Verdict is what becomes of a packet in a direction. The zero value is a drop.
 type Verdict struct {
 	Allowed bool
-	// Isolated says that policies decide, which are Policies. Of those By is the one that allows it, if it is allowed.
+	// Isolated says that policies decide, which are Policies. By is the rule of them that does; if no rule allows it, it is none.
 	Isolated bool
 	Policies []ID
 	By       Reason
+	// Passed is the rule of Admin or Baseline that left it to the next tier, if one did.
+	Passed Reason
 }
 
 // Judge says what these facts make of a packet in one direction, as the node's kernel does. The pod that may be isolated is the
@@ -106,25 +125,36 @@ func (f Facts) Judge(d Direction, p Packet) Verdict {
 	if d == Egress {
 		subject, peer = peer, subject
 	}
-	a := f.Addrs[subject]
-	if a.Isolated[d] == 0 || subject == peer { // a pod cannot be kept from itself
+	a, identity := f.Addrs[subject], f.Addrs[peer].Peer
+	if subject == peer { // a pod cannot be kept from itself
 		return Verdict{Allowed: true}
 	}
+	var passed Reason
+	if c := f.Classes[a.Tiers[d]]; a.Tiers[d] != 0 {
+		g, found := c.answer(identity, peer, p)
+		switch {
+		case identity == Unnumbered:
+			return Verdict{Isolated: true, Policies: c.Policies}
+		case found && g.Action != Pass:
+			return Verdict{Isolated: true, Policies: c.Policies, By: g.By, Allowed: g.Action == Accept}
+		case found:
+			passed = g.By
+		}
+	}
+	if a.Isolated[d] == 0 {
+		return Verdict{Allowed: true, Passed: passed}
+	}
 	c := f.Classes[a.Isolated[d]]
-	v := Verdict{Isolated: true, Policies: c.Policies}
-	v.By, v.Allowed = c.find(f.Addrs[peer].Peer, peer, p)
+	v := Verdict{Isolated: true, Policies: c.Policies, Passed: passed}
+	v.By, v.Allowed = c.find(identity, peer, p)
 	return v
 }
 
 func (c *Class) find(identity Number, peer netip.Addr, p Packet) (Reason, bool) {
 	for _, n := range []Number{identity, 0} {
-		from, _ := slices.BinarySearchFunc(c.Allows, n, func(a Allow, n Number) int { return cmp.Compare(a.Peer, n) })
-		for _, a := range c.Allows[from:] {
-			if a.Peer != n {
-				break
-			}
-			if a.covers(p) {
-				return a.By, true
+		for _, g := range c.with(n) {
+			if g.covers(p) {
+				return g.By, true
 			}
 		}
 	}
@@ -134,6 +164,41 @@ func (c *Class) find(identity Number, peer netip.Addr, p Packet) (Reason, bool) 
 		}
 	}
 	return Reason{}, false
+}
+
+// with returns what there is of an identity.
+func (c *Class) with(n Number) (list []Grant) {
+	from, _ := slices.BinarySearchFunc(c.Allows, n, func(a Allow, n Number) int { return cmp.Compare(a.Peer, n) })
+	for _, a := range c.Allows[from:] {
+		if a.Peer != n {
+			break
+		}
+		list = append(list, a.Grant)
+	}
+	return list
+}
+
+// answer is what a class of Tiers says of a packet.
+func (c *Class) answer(identity Number, peer netip.Addr, p Packet) (g Grant, found bool) {
+	for _, x := range c.answers(identity, peer) {
+		if x.covers(p) && (!found || !x.All) {
+			g, found = x, true
+		}
+	}
+	return g, found
+}
+
+// answers are those of a class of Tiers for a peer.
+func (c *Class) answers(identity Number, peer netip.Addr) (list []Grant) {
+	if identity != 0 {
+		return c.with(identity)
+	}
+	for _, b := range c.Blocks {
+		if peer.Compare(b.First) >= 0 && peer.Compare(b.Last) <= 0 {
+			list = append(list, b.Grant)
+		}
+	}
+	return list
 }
 
 func (g Grant) covers(p Packet) bool {

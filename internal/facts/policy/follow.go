@@ -2,49 +2,68 @@ package policy
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"strings"
 )
 
 // SetPolicy tells of a policy, which is not to be changed after.
 func (m *Model) SetPolicy(p *Policy) {
-	m.look(p, 1) // before the old one goes: what both look at stays
-	m.removePolicy(p.ID)
+	// Before the old one goes: what both look at stays.
+	m.look(p, 1)
 	state := &policyState{Policy: p}
 	for _, d := range Directions {
 		for _, r := range p.Rules[d] {
 			var list []*peers
 			for _, peer := range r.Peers {
-				var s *peers
-				if peer.Pods != nil {
-					s = m.acquire(*peer.Pods)
-				}
-				list = append(list, s)
+				list = append(list, m.acquire(p.Tier, peer))
 			}
 			if d == Egress && r.AnyPeer && slices.ContainsFunc(r.Ports, func(p Port) bool { return p.Name != "" }) {
-				list = append(list, m.acquire(Pods{})) // whose ports have the name
+				list = append(list, m.acquirePods(Pods{})) // whose ports have the name
 			}
 			state.peers[d] = append(state.peers[d], list)
 		}
 	}
+	old := m.removePolicy(p.ID)
 	m.policies[p.ID] = state
-	put(m.inside, p.Namespace, p.ID, state)
-	m.reclassify(p.Namespace)
+	if p.Tier == Namespaced {
+		put(m.inside, p.Namespace, p.ID, state)
+	} else {
+		m.tiers[p.ID] = state
+	}
+	m.reclassifyFor(state)
+	if old != nil && old.Tier != Namespaced {
+		m.reclassifyFor(old)
+	}
 }
 
 // DeletePolicy forgets a policy.
 func (m *Model) DeletePolicy(id ID) {
-	if m.removePolicy(id) {
-		m.reclassify(id.Namespace)
+	if p := m.removePolicy(id); p != nil {
+		m.reclassifyFor(p)
 	}
 }
 
-func (m *Model) removePolicy(id ID) bool {
+// reclassifyFor looks again which policies select the identities that a policy may select.
+func (m *Model) reclassifyFor(p *policyState) {
+	if p.Tier == Namespaced {
+		m.reclassify(p.Namespace)
+		return
+	}
+	for namespace := range m.within {
+		if p.Namespaces.Matches(m.namespaces[namespace]) {
+			m.reclassify(namespace)
+		}
+	}
+}
+
+func (m *Model) removePolicy(id ID) *policyState {
 	p := m.policies[id]
 	if p == nil {
-		return false
+		return nil
 	}
 	delete(m.policies, id)
+	delete(m.tiers, id)
 	drop(m.inside, id.Namespace, id)
 	for _, c := range m.classes { // one that is changed has other selectors, whoever else it selects
 		if slices.Contains(c.policies, p) {
@@ -61,7 +80,7 @@ func (m *Model) removePolicy(id ID) bool {
 			}
 		}
 	}
-	return true
+	return p
 }
 
 // look counts what a policy looks at, and gives the pods that have it the identities that follow.
@@ -116,27 +135,67 @@ func (m *Model) look(p *Policy, by int) {
 	}
 }
 
-// acquire returns the peers that a selector selects, which rules share.
-func (m *Model) acquire(p Pods) *peers {
-	key := p.String()
-	s := m.selectors[key]
-	if s == nil {
-		s = &peers{Pods: p, key: key, members: map[*identity]bool{}, users: map[*classState]bool{}}
+// acquire returns what a peer of a rule selects, which rules share; nil of a NetworkPolicy's block, in which order means nothing.
+func (m *Model) acquire(t Tier, p Peer) *peers {
+	switch {
+	case p.Pods != nil:
+		return m.acquirePods(*p.Pods)
+	case t == Namespaced:
+		return nil
+	case p.Nodes != nil:
+		s, made := m.selectorOf("nodes "+p.Nodes.String(), peers{nodes: p.Nodes})
+		if made {
+			m.ofNodes[s] = true
+		}
+		return s
+	}
+	s, made := m.selectorOf("network "+p.Block.Prefix.String(), peers{network: p.Block.Prefix})
+	if made {
+		m.networks[s.network] = s
+		m.identifyIn(s.network)
+	}
+	return s
+}
+
+func (m *Model) acquirePods(p Pods) *peers {
+	s, made := m.selectorOf(p.String(), peers{Pods: p})
+	switch {
+	case !made:
+	case p.Namespace != "":
+		put(m.narrow, p.Namespace, s, true)
+		for id := range m.within[p.Namespace] {
+			m.setMember(s, id)
+		}
+	default:
+		m.wide[s] = true
+		for _, id := range m.identities {
+			m.setMember(s, id)
+		}
+	}
+	return s
+}
+
+// selectorOf returns the selector of a key, for one more rule, and whether it was made for it.
+func (m *Model) selectorOf(key string, p peers) (s *peers, made bool) {
+	if s = m.selectors[key]; s == nil {
+		p.key, p.members, p.users = key, map[*identity]bool{}, map[*classState]bool{}
+		s, made = &p, true
 		m.selectors[key] = s
-		if p.Namespace != "" {
-			put(m.narrow, p.Namespace, s, true)
-			for id := range m.within[p.Namespace] {
-				m.setMember(s, id)
-			}
-		} else {
-			m.wide[s] = true
-			for _, id := range m.identities {
-				m.setMember(s, id)
+	}
+	s.refs++
+	return s, made
+}
+
+// identifyIn gives addresses of a network the identities that they should have.
+func (m *Model) identifyIn(network netip.Prefix) {
+	for a, claims := range m.addrs {
+		if network.Contains(a) {
+			for _, p := range claims {
+				labels, ports := m.seen(p.Pod)
+				m.identifyAt(p, a, labels, ports)
 			}
 		}
 	}
-	s.refs++
-	return s
 }
 
 func (m *Model) release(s *peers) {
@@ -148,7 +207,12 @@ func (m *Model) release(s *peers) {
 	}
 	delete(m.selectors, s.key)
 	delete(m.wide, s)
-	if s.Namespace != "" {
+	delete(m.ofNodes, s)
+	switch {
+	case s.network.IsValid():
+		delete(m.networks, s.network)
+		m.identifyIn(s.network)
+	case s.Namespace != "":
 		drop(m.narrow, s.Namespace, s)
 	}
 }
@@ -166,37 +230,40 @@ func (m *Model) reclassify(namespace string) {
 func (m *Model) classify(id *identity) {
 	changed := false
 	for _, d := range Directions {
-		c := m.classOf(id, d)
-		was := id.classes[d]
-		if c == was {
-			continue
+		for _, of := range []*[2]*classState{&id.classes, &id.tiers} {
+			c, was := m.classOf(id, d, of == &id.tiers), of[d]
+			if c == was {
+				continue
+			}
+			if c != nil {
+				c.refs++
+			}
+			of[d] = c
+			if was != nil {
+				m.unref(was)
+			}
+			changed = true
 		}
-		if c != nil {
-			c.refs++
-		}
-		id.classes[d] = c
-		if was != nil {
-			m.unref(was)
-		}
-		changed = true
 	}
 	if changed {
-		for p := range id.pods {
-			m.touch(p)
+		for h := range id.holders {
+			m.touched[h.addr] = true
 		}
 	}
 }
 
-// classOf returns the class of an identity's pods on the node, or nil if they are not isolated or there are none.
-func (m *Model) classOf(id *identity, d Direction) *classState {
+// classOf returns the class of an identity's pods on the node, or nil if no policy of the kind selects them or there are none.
+func (m *Model) classOf(id *identity, d Direction, tiers bool) *classState {
 	if id.own == 0 {
 		return nil
 	}
-	policies := m.isolating(id, d)
+	policies, key := m.isolating(id, d), []string{d.String()}
+	if tiers {
+		policies, key = m.inTiers(id, d, len(policies) > 0), append(key, "tiers")
+	}
 	if len(policies) == 0 {
 		return nil
 	}
-	key := []string{d.String()}
 	names := false
 	for _, p := range policies {
 		key = append(key, p.String())
@@ -207,12 +274,12 @@ func (m *Model) classOf(id *identity, d Direction) *classState {
 	var ports []PodPort
 	if names {
 		ports = id.ports
-		key = append(key, identityKey("", nil, ports))
+		key = append(key, identityKey("", nil, ports, nil))
 	}
 	joined := strings.Join(key, "\n")
 	c := m.classes[joined]
 	if c == nil {
-		c = &classState{key: joined, number: cmp.Or(m.classNumbers.take(joined), closed), direction: d, ports: ports}
+		c = &classState{key: joined, number: cmp.Or(m.classNumbers.take(joined), closed), direction: d, tiers: tiers, ports: ports}
 		delete(m.gone, c.number)
 		m.classes[joined] = c
 	}
@@ -222,7 +289,7 @@ func (m *Model) classOf(id *identity, d Direction) *classState {
 	return c
 }
 
-// isolating returns the policies that isolate the pods of an identity in a direction, in order.
+// isolating returns the NetworkPolicies that isolate the pods of an identity in a direction, in order.
 func (m *Model) isolating(id *identity, d Direction) (policies []*policyState) {
 	for _, p := range m.inside[id.namespace] {
 		if p.Isolates[d] && p.Subject.Matches(id.labels) {
@@ -230,6 +297,20 @@ func (m *Model) isolating(id *identity, d Direction) (policies []*policyState) {
 		}
 	}
 	slices.SortFunc(policies, func(a, b *policyState) int { return a.Compare(b.ID) })
+	return policies
+}
+
+// inTiers returns the policies of Admin and Baseline that have something to say of an identity in a direction, in the order in which they are
+// asked. Where NetworkPolicies isolate it, those of Baseline are not.
+func (m *Model) inTiers(id *identity, d Direction, isolated bool) (policies []*policyState) {
+	for _, p := range m.tiers {
+		if len(p.Rules[d]) > 0 && (p.Tier == Admin || !isolated) && p.Namespaces.Matches(m.namespaces[id.namespace]) && p.Subject.Matches(id.labels) {
+			policies = append(policies, p)
+		}
+	}
+	slices.SortFunc(policies, func(a, b *policyState) int {
+		return cmp.Or(cmp.Compare(a.Tier, b.Tier), cmp.Compare(a.Priority, b.Priority), a.Compare(b.ID))
+	})
 	return policies
 }
 

@@ -23,8 +23,10 @@ type Model struct {
 	namespaces map[string]map[string]string // labels
 	pods       map[service.Name]*podState
 	addrs      map[netip.Addr][]*podState // who says that it is his
+	nodes      map[string]Node
 	policies   map[ID]*policyState
-	inside     map[string]map[ID]*policyState // policies by namespace
+	inside     map[string]map[ID]*policyState // NetworkPolicies by namespace
+	tiers      map[ID]*policyState            // those of Admin and Baseline
 
 	// What policies look at: keys of pods' labels, and names of ports. Each with how many do.
 	labels, ports map[string]int
@@ -34,6 +36,8 @@ type Model struct {
 	selectors  map[string]*peers
 	narrow     map[string]map[*peers]bool // selectors of one namespace, by its name
 	wide       map[*peers]bool            // those of several
+	networks   map[netip.Prefix]*peers    // those of addresses
+	ofNodes    map[*peers]bool            // those of nodes
 	classes    map[string]*classState
 
 	identityNumbers, classNumbers numbers
@@ -48,26 +52,37 @@ type Model struct {
 type podState struct {
 	Pod
 	own bool
-	*identity
+	at  map[netip.Addr]*identity
 }
 
-// identity is what pods have in common that no policy tells apart: the namespace, and of labels and named ports those that
-// policies look at.
+// identity is what addresses of pods have in common that no policy tells apart: the namespace, of labels and named ports those that policies
+// look at, and of the networks that rules of Admin and Baseline name those that the address is in.
 type identity struct {
 	key       string
-	number    Number
+	number    Number // 0 if there is none left
 	namespace string
 	labels    map[string]string
 	ports     []PodPort
-	pods      map[*podState]bool
-	own       int             // how many pods are the node's
+	networks  []netip.Prefix
+	holders   map[holder]bool
+	own       int             // how many holders are the node's
 	classes   [2]*classState  // by direction; nil is not isolated, or without pods of the node
+	tiers     [2]*classState  // the same, of policies of Admin and Baseline
 	of        map[*peers]bool // selectors that select it
 }
 
-// peers are the identities that a selector of peers selects, which many rules may share.
+// holder is an address of a pod.
+type holder struct {
+	*podState
+	addr netip.Addr
+}
+
+// peers are the identities that a selector of peers selects, which many rules may share. If network is valid, it selects the addresses in it,
+// and if nodes is not nil, those of nodes; else pods.
 type peers struct {
 	Pods
+	network netip.Prefix
+	nodes   *Selector
 	key     string
 	refs    int // of rules
 	members map[*identity]bool
@@ -77,7 +92,7 @@ type peers struct {
 // policyState is a policy with the selectors of its rules' peers.
 type policyState struct {
 	*Policy
-	peers [2][][]*peers // by direction, rule and peer; nil for a block
+	peers [2][][]*peers // by direction, rule and peer; nil for a NetworkPolicy's block
 }
 
 // classState is a Class that is being made.
@@ -85,6 +100,7 @@ type classState struct {
 	key       string
 	number    Number
 	direction Direction
+	tiers     bool // made of policies of Admin and Baseline
 	policies  []*policyState
 	ports     []PodPort // of the destination, if a rule names one
 	refs      int       // of identities
@@ -95,9 +111,10 @@ func NewModel(node string) *Model {
 	return &Model{
 		node:       node,
 		namespaces: map[string]map[string]string{}, pods: map[service.Name]*podState{}, addrs: map[netip.Addr][]*podState{},
-		policies: map[ID]*policyState{}, inside: map[string]map[ID]*policyState{}, labels: map[string]int{}, ports: map[string]int{},
+		nodes: map[string]Node{}, policies: map[ID]*policyState{}, inside: map[string]map[ID]*policyState{}, tiers: map[ID]*policyState{}, labels: map[string]int{}, ports: map[string]int{},
 		identities: map[string]*identity{}, within: map[string]map[*identity]bool{},
-		selectors: map[string]*peers{}, narrow: map[string]map[*peers]bool{}, wide: map[*peers]bool{}, classes: map[string]*classState{},
+		selectors: map[string]*peers{}, narrow: map[string]map[*peers]bool{}, wide: map[*peers]bool{},
+		networks: map[netip.Prefix]*peers{}, ofNodes: map[*peers]bool{}, classes: map[string]*classState{},
 		identityNumbers: newNumbers(), classNumbers: newNumbers(),
 		facts:   Facts{Addrs: map[netip.Addr]Address{}, Classes: map[Number]*Class{}},
 		touched: map[netip.Addr]bool{}, dirty: map[*classState]bool{}, gone: map[Number]bool{},
@@ -119,6 +136,10 @@ type numbers struct {
 
 // closed is the class of pods for whose class there is no number left: it allows nothing.
 const closed Number = 1<<16 - 1
+
+// Unnumbered is the identity of pods for whose identity there is no number left: no selector selects it, and who is under a policy of Admin or
+// Baseline neither sends to it nor hears it, whatever the policy says.
+const Unnumbered Number = 1<<16 - 1
 
 func newNumbers() numbers { return numbers{map[Number]bool{}, uint32(closed) - 1} }
 
@@ -155,14 +176,45 @@ func (m *Model) DeleteNamespace(name string) {
 	m.renewMembers(name)
 }
 
-// renewMembers looks again which selectors select the identities of a namespace.
+// renewMembers looks again which selectors select the identities of a namespace, and which policies.
 func (m *Model) renewMembers(namespace string) {
 	for id := range m.within[namespace] {
 		for s := range m.wide {
 			m.setMember(s, id)
 		}
 	}
+	if len(m.tiers) > 0 {
+		m.reclassify(namespace)
+	}
 }
+
+// SetNode tells of a node.
+func (m *Model) SetNode(n Node) {
+	was := m.nodes[n.Name]
+	if reflect.DeepEqual(was, n) {
+		return
+	}
+	m.nodes[n.Name] = n
+	m.renewNode(was, n)
+}
+
+// DeleteNode forgets a node.
+func (m *Model) DeleteNode(name string) {
+	was := m.nodes[name]
+	delete(m.nodes, name)
+	m.renewNode(was, Node{})
+}
+
+func (m *Model) renewNode(was, is Node) {
+	for s := range m.ofNodes {
+		if s.nodes.Matches(was.Labels) || s.nodes.Matches(is.Labels) {
+			m.dirtyUsers(s)
+		}
+	}
+}
+
+// LooksAtNodes says whether a policy is about nodes: otherwise they need not be told.
+func (m *Model) LooksAtNodes() bool { return len(m.ofNodes) > 0 }
 
 // SetPod tells of a pod, which the Model then has.
 func (m *Model) SetPod(p Pod) {
@@ -177,7 +229,7 @@ func (m *Model) SetPod(p Pod) {
 		m.unclaim(state)
 	}
 	if state == nil {
-		state = &podState{own: own}
+		state = &podState{own: own, at: map[netip.Addr]*identity{}}
 		m.pods[p.Name] = state
 	}
 	state.Pod = p
@@ -186,6 +238,11 @@ func (m *Model) SetPod(p Pod) {
 	}
 	m.touch(state)
 	m.identify(state)
+	for a := range state.at {
+		if !slices.Contains(p.Addrs, a) {
+			m.leave(state, a)
+		}
+	}
 }
 
 // DeletePod forgets a pod: one that is gone, or whose containers do not run any more, so that another may have its address.
@@ -196,7 +253,9 @@ func (m *Model) DeletePod(name service.Name) {
 	}
 	delete(m.pods, name)
 	m.unclaim(p)
-	m.leave(p)
+	for a := range p.at {
+		m.leave(p, a)
+	}
 }
 
 // unclaim takes its addresses from a pod.
@@ -210,17 +269,24 @@ func (m *Model) unclaim(p *podState) {
 	}
 }
 
-// identify gives a pod the identity that it should have.
+// identify gives the addresses of a pod the identities that they should have.
 func (m *Model) identify(p *podState) {
 	labels, ports := m.seen(p.Pod)
-	key := identityKey(p.Namespace, labels, ports)
-	if p.identity != nil && p.key == key {
+	for _, a := range p.Addrs {
+		m.identifyAt(p, a, labels, ports)
+	}
+}
+
+func (m *Model) identifyAt(p *podState, a netip.Addr, labels map[string]string, ports []PodPort) {
+	networks := m.networksOf(a)
+	key := identityKey(p.Namespace, labels, ports, networks)
+	if p.at[a] != nil && p.at[a].key == key {
 		return
 	}
 	id := m.identities[key]
 	if id == nil {
-		id = &identity{key: key, number: m.identityNumbers.take(key), namespace: p.Namespace, labels: labels, ports: ports,
-			pods: map[*podState]bool{}, of: map[*peers]bool{}}
+		id = &identity{key: key, number: m.identityNumbers.take(key), namespace: p.Namespace, labels: labels, ports: ports, networks: networks,
+			holders: map[holder]bool{}, of: map[*peers]bool{}}
 		m.identities[key] = id
 		put(m.within, p.Namespace, id, true)
 		for s := range m.wide {
@@ -229,32 +295,45 @@ func (m *Model) identify(p *podState) {
 		for s := range m.narrow[p.Namespace] {
 			m.setMember(s, id)
 		}
+		for _, n := range networks {
+			m.setMember(m.networks[n], id)
+		}
 	}
-	m.leave(p)
-	p.identity = id
-	id.pods[p] = true
+	m.leave(p, a)
+	p.at[a] = id
+	id.holders[holder{p, a}] = true
 	if p.own {
 		if id.own++; id.own == 1 {
 			m.classify(id)
 		}
 	}
-	m.touch(p)
+	m.touched[a] = true
 }
 
-// leave takes a pod out of its identity, which goes with its last one.
-func (m *Model) leave(p *podState) {
-	id := p.identity
+// networksOf returns the networks that rules name and an address is in.
+func (m *Model) networksOf(a netip.Addr) (list []netip.Prefix) {
+	for bits := 0; len(m.networks) > 0 && bits <= a.BitLen(); bits++ {
+		if p, err := a.Prefix(bits); err == nil && m.networks[p] != nil {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// leave takes an address of a pod out of its identity, which goes with its last one.
+func (m *Model) leave(p *podState, a netip.Addr) {
+	id := p.at[a]
 	if id == nil {
 		return
 	}
-	p.identity = nil
-	delete(id.pods, p)
+	delete(p.at, a)
+	delete(id.holders, holder{p, a})
 	if p.own {
 		if id.own--; id.own == 0 {
 			m.classify(id)
 		}
 	}
-	if len(id.pods) > 0 {
+	if len(id.holders) > 0 {
 		return
 	}
 	for s := range id.of {
@@ -295,7 +374,7 @@ func comparePodPorts(a, b PodPort) int {
 	return Grant{Protocol: a.Protocol, From: a.Number}.compare(Grant{Protocol: b.Protocol, From: b.Number})
 }
 
-func identityKey(namespace string, labels map[string]string, ports []PodPort) string {
+func identityKey(namespace string, labels map[string]string, ports []PodPort, networks []netip.Prefix) string {
 	var b strings.Builder
 	b.WriteString(namespace)
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
@@ -304,12 +383,16 @@ func identityKey(namespace string, labels map[string]string, ports []PodPort) st
 	for _, p := range ports {
 		fmt.Fprintf(&b, " %s:%d/%d", p.Name, p.Number, p.Protocol)
 	}
+	for _, n := range networks {
+		fmt.Fprintf(&b, " in:%s", n)
+	}
 	return b.String()
 }
 
 // setMember makes an identity one of a selector's, if it is, or none of them.
 func (m *Model) setMember(s *peers, id *identity) {
-	is := (s.Namespace == id.namespace || s.Namespace == "" && s.Namespaces.Matches(m.namespaces[id.namespace])) && s.Pods.Pods.Matches(id.labels)
+	is := s.network.IsValid() && slices.Contains(id.networks, s.network) ||
+		!s.network.IsValid() && (s.Namespace == id.namespace || s.Namespace == "" && s.Namespaces.Matches(m.namespaces[id.namespace])) && s.Pods.Pods.Matches(id.labels)
 	if is == s.members[id] {
 		return
 	}
@@ -381,13 +464,20 @@ func (m *Model) address(a netip.Addr) (is Address) {
 	if p == nil {
 		return is
 	}
-	is.Peer, is.Of, is.Own = p.number, p.key, p.own
-	if p.own {
-		is.Pod = p.Name
+	id := p.at[a]
+	is.Peer, is.Of, is.Own = cmp.Or(id.number, Unnumbered), id.key, p.own
+	if !p.own {
+		return is
 	}
+	is.Pod = p.Name
 	for _, d := range Directions {
-		if c := p.classes[d]; p.own && c != nil {
+		if c := id.classes[d]; c != nil {
 			is.Isolated[d] = c.number
+		}
+		if c := id.tiers[d]; c != nil && c.number == closed {
+			is.Isolated[d] = closed
+		} else if c != nil {
+			is.Tiers[d] = c.number
 		}
 	}
 	return is
@@ -437,11 +527,12 @@ func drop[K, L comparable, V any](in map[K]map[L]V, k K, l L) {
 // Size is how much there is of what a Model keeps.
 type Size struct {
 	Policies, Namespaces, Pods     int
+	Nodes                          int // if policies look at them
 	Identities, Selectors, Classes int
 	Keys                           int // of labels, and names of ports, that policies look at
 }
 
 // Size returns how much there is.
 func (m *Model) Size() Size {
-	return Size{len(m.policies), len(m.namespaces), len(m.pods), len(m.identities), len(m.selectors), len(m.classes), len(m.labels) + len(m.ports)}
+	return Size{len(m.policies), len(m.namespaces), len(m.pods), len(m.nodes), len(m.identities), len(m.selectors), len(m.classes), len(m.labels) + len(m.ports)}
 }

@@ -68,3 +68,36 @@ func TestOwn(t *testing.T) {
 		t.Errorf("of a pod that is not here any more there is %+v", f)
 	}
 }
+
+// TestNumbersRunOutInTiers: under a policy of Admin, a pod without an identity is reached by nobody (of three the first has one), and one without a class does nothing.
+func TestNumbersRunOutInTiers(t *testing.T) {
+	addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}) }
+	for _, test := range []struct {
+		identities, classes uint32
+		allowed             int
+	}{{100, 100, 4}, {1, 100, 2}, {100, 0, 0}} {
+		m := NewClusterModel()
+		m.identityNumbers.all, m.classNumbers.all = test.identities, test.classes
+		p := &Policy{ID: ID{"ClusterNetworkPolicy", service.Name{Name: "deny"}}, Tier: Admin}
+		p.Rules[Egress] = []Rule{{Action: Deny, AnyPort: true, Peers: []Peer{{Block: Block{Prefix: netip.MustParsePrefix("10.0.0.1/32")}}}}}
+		m.SetPolicy(p)
+		for i := range 3 {
+			m.SetPod(Pod{Name: service.Name{Namespace: fmt.Sprintf("n%d", i), Name: "p"}, Addrs: []netip.Addr{addr(i)}})
+		}
+		allowed := 0
+		for from := range 3 {
+			for to := range 3 {
+				v := m.Facts().Judge(Egress, Packet{From: addr(from), To: addr(to), Protocol: service.TCP, Port: 80})
+				if from != to && v.Allowed {
+					allowed++
+				}
+				if all := m.Facts().side(Egress, addr(from), addr(to)); from != to && all.allows(Packet{Protocol: service.TCP, Port: 80}) != v.Allowed {
+					t.Errorf("of %d and %d it is %v that it is allowed, and of all that is allowed it is not", from, to, v.Allowed)
+				}
+			}
+		}
+		if allowed != test.allowed {
+			t.Errorf("%d identities and %d classes: %d connections are allowed, want %d", test.identities, test.classes, allowed, test.allowed)
+		}
+	}
+}

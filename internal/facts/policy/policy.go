@@ -20,8 +20,15 @@ type ID struct {
 	service.Name
 }
 
-// String returns "NetworkPolicy default/web".
-func (i ID) String() string { return i.Kind + " " + i.Name.String() }
+// String returns "NetworkPolicy default/web", or "ClusterNetworkPolicy web" of a policy that is in no namespace.
+func (i ID) String() string { return i.Kind + " " + i.path() }
+
+func (i ID) path() string {
+	if i.Namespace == "" {
+		return i.Name.Name
+	}
+	return i.Name.String()
+}
 
 // Compare orders IDs by kind, then by name.
 func (i ID) Compare(o ID) int { return cmp.Or(cmp.Compare(i.Kind, o.Kind), i.Name.Compare(o.Name)) }
@@ -41,23 +48,57 @@ var Directions = []Direction{Ingress, Egress}
 // String returns the direction as it is called in the API's fields, "ingress".
 func (d Direction) String() string { return [...]string{"ingress", "egress"}[d] }
 
-// Policy is a NetworkPolicy as a Model takes it.
+// Tier says when a policy is asked: those of Admin before all others, NetworkPolicies after them, and those of Baseline where no NetworkPolicy
+// isolates the pod.
+type Tier uint8
+
+// The tiers. The first is that of NetworkPolicies.
+const (
+	Namespaced Tier = iota
+	Admin
+	Baseline
+)
+
+// String returns the tier as the API calls it, "Admin"; that of NetworkPolicies is called by their kind.
+func (t Tier) String() string { return [...]string{"NetworkPolicy", "Admin", "Baseline"}[t] }
+
+// Action is what becomes of a packet that a rule is for.
+type Action uint8
+
+// The actions. Rules of NetworkPolicies have the first.
+const (
+	Accept Action = iota
+	Deny
+	Pass // the next tier decides
+)
+
+// String returns the action as the API calls it, "Accept".
+func (a Action) String() string { return [...]string{"Accept", "Deny", "Pass"}[a] }
+
+// Policy is a NetworkPolicy or a ClusterNetworkPolicy as a Model takes it.
 type Policy struct {
 	ID
-	// Subject says which pods of the policy's namespace are selected.
+	Tier Tier
+	// Priority orders the policies of Admin and those of Baseline: the lower is asked first. Where it is the same, the name decides.
+	Priority int32
+	// Namespaces says whose pods a policy of Admin or Baseline may select. A NetworkPolicy selects pods of its own.
+	Namespaces Selector
+	// Subject says which pods of these namespaces are selected.
 	Subject Selector
-	// Isolates says for which directions the selected pods are isolated: there they may do what a rule allows, and nothing else.
+	// Isolates says for which directions a NetworkPolicy isolates the selected pods: there they may do what a rule allows, and nothing else.
+	// One of Admin or Baseline isolates nobody: it is asked in the directions for which it has rules.
 	Isolates [2]bool
 	Rules    [2][]Rule // by direction
 	// Problems are parts of the policy that nothing can be made of. They allow nothing.
 	Problems []string
 }
 
-// Rule allows connections with any of its peers at any of its ports.
+// Rule is for connections with any of its peers at any of its ports.
 type Rule struct {
-	// Position is where the rule stands in its object, "spec.ingress[0]".
-	Position string
-	// AnyPeer says that the peer may be anyone, in or outside of the cluster; Peers are then none.
+	Action Action
+	// Position is where the rule stands in its object, "spec.ingress[0]"; Name is what its author calls it, if anything.
+	Position, Name string
+	// AnyPeer says that the peer may be anyone, in or outside of the cluster; Peers are then none. A rule of Admin or Baseline names its peers.
 	AnyPeer bool
 	Peers   []Peer
 	// AnyPort says that it may be any port, and any protocol, also one that has no ports; Ports are then none.
@@ -68,8 +109,9 @@ type Rule struct {
 // Peer is one entry of a rule's from or to.
 type Peer struct {
 	Position string // "spec.ingress[0].from[1]"
-	// Pods, if not nil, are the pods that are meant; else Block is meant.
+	// Pods, if not nil, are the pods that are meant, and Nodes the nodes, of which a rule of Admin or Baseline may be; else Block is meant.
 	Pods  *Pods
+	Nodes *Selector
 	Block Block
 }
 
@@ -97,8 +139,8 @@ type Block struct {
 
 // Port is a range of ports, or a name that each destination pod has its own number for.
 type Port struct {
-	Protocol service.Protocol
-	From, To uint16 // 0 to 65535 is all of the protocol
+	Protocol service.Protocol // 0, of a name, is any
+	From, To uint16           // 0 to 65535 is all of the protocol
 	Name     string
 }
 
@@ -110,6 +152,13 @@ type Pod struct {
 	Labels  map[string]string
 	Addrs   []netip.Addr
 	Ports   []PodPort
+}
+
+// Node is a node as peers select it.
+type Node struct {
+	Name   string
+	Labels map[string]string
+	Addrs  []netip.Addr
 }
 
 // PodPort is a port of a pod that has a name.

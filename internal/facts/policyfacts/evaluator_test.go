@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -11,11 +12,13 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	cnp "github.com/fathom-network/fathom/api/clusternetworkpolicy/v1beta1"
 	"github.com/fathom-network/fathom/internal/facts/policy"
 	"github.com/fathom-network/fathom/internal/facts/service"
 )
 
-// allows says whether the API lets a packet through, pod by pod and policy by policy, as the comments of NetworkPolicySpec have it.
+// allows says whether the API lets a packet through, pod by pod and policy by policy, as the comments of NetworkPolicySpec and
+// of ClusterNetworkPolicySpec have it.
 // It shares nothing with what it is compared with: selectors are apimachinery's, and ranges are of package net.
 func (w *world) allows(p policy.Packet) bool {
 	if p.From == p.To {
@@ -44,6 +47,12 @@ func (w *world) podAt(a netip.Addr) *corev1.Pod {
 func (w *world) oneWay(subject *corev1.Pod, way networkingv1.PolicyType, peer *corev1.Pod, peerAddr netip.Addr, destination *corev1.Pod, p policy.Packet) bool {
 	if subject == nil {
 		return true
+	}
+	switch w.tier(cnp.AdminTier, subject, way, peer, peerAddr, destination, p) {
+	case cnp.Accept:
+		return true
+	case cnp.Deny:
+		return false
 	}
 	isolated := false
 	for _, np := range w.policies {
@@ -77,7 +86,110 @@ func (w *world) oneWay(subject *corev1.Pod, way networkingv1.PolicyType, peer *c
 			}
 		}
 	}
-	return !isolated
+	if isolated {
+		return false
+	}
+	return w.tier(cnp.BaselineTier, subject, way, peer, peerAddr, destination, p) != cnp.Deny
+}
+
+// tier returns what the first rule that is for a packet says, in a tier's order; "" if there is none.
+func (w *world) tier(tier cnp.Tier, subject *corev1.Pod, way networkingv1.PolicyType, peer *corev1.Pod, peerAddr netip.Addr, destination *corev1.Pod, p policy.Packet) cnp.Action {
+	var ordered []*cnp.ClusterNetworkPolicy
+	for _, c := range w.clusterwide {
+		if c.Spec.Tier == tier {
+			ordered = append(ordered, c)
+		}
+	}
+	slices.SortFunc(ordered, func(a, b *cnp.ClusterNetworkPolicy) int {
+		if a.Spec.Priority != b.Spec.Priority {
+			return int(a.Spec.Priority - b.Spec.Priority)
+		}
+		return strings.Compare(a.Name, b.Name)
+	})
+	for _, c := range ordered {
+		s := c.Spec.Subject
+		if !w.isOneOf(s.Namespaces, s.Pods, subject) {
+			continue
+		}
+		if way == networkingv1.PolicyTypeIngress {
+			for _, r := range c.Spec.Ingress {
+				for _, from := range r.From {
+					if w.isOneOf(from.Namespaces, from.Pods, peer) && anyProtocol(r.Protocols, destination, p) {
+						return r.Action
+					}
+				}
+			}
+			continue
+		}
+		for _, r := range c.Spec.Egress {
+			for _, to := range r.To {
+				is := w.isOneOf(to.Namespaces, to.Pods, peer) || to.Nodes != nil && peer == nil && w.isNode(to.Nodes, peerAddr) ||
+					slices.ContainsFunc(to.Networks, func(n string) bool { return within(n, peerAddr) })
+				if is && anyProtocol(r.Protocols, destination, p) {
+					return r.Action
+				}
+			}
+		}
+	}
+	return ""
+}
+
+func (w *world) isOneOf(namespaces *metav1.LabelSelector, pods *cnp.NamespacedPod, pod *corev1.Pod) bool {
+	if pod == nil {
+		return false
+	}
+	var of map[string]string
+	if n := w.namespaces[pod.Namespace]; n != nil {
+		of = n.Labels
+	}
+	return namespaces != nil && selects(namespaces, of) || pods != nil && selects(&pods.NamespaceSelector, of) && selects(&pods.PodSelector, pod.Labels)
+}
+
+func (w *world) isNode(s *metav1.LabelSelector, a netip.Addr) bool {
+	for _, n := range w.nodes {
+		for _, is := range n.Status.Addresses {
+			if is.Address == a.String() && selects(s, n.Labels) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func anyProtocol(list []cnp.Protocol, destination *corev1.Pod, p policy.Packet) bool {
+	if len(list) == 0 {
+		return true
+	}
+	for _, q := range list {
+		match := map[service.Protocol]*cnp.PortMatch{service.TCP: q.TCP, service.UDP: q.UDP, service.SCTP: q.SCTP}[p.Protocol]
+		switch {
+		case q.DestinationNamedPort != "":
+			if destination == nil {
+				continue
+			}
+			for _, c := range destination.Spec.Containers {
+				for _, port := range c.Ports {
+					of := port.Protocol
+					if of == "" {
+						of = corev1.ProtocolTCP
+					}
+					if port.Name == q.DestinationNamedPort && port.ContainerPort == int32(p.Port) && of == nameOf(p.Protocol) {
+						return true
+					}
+				}
+			}
+		case match == nil:
+		case match.DestinationPort == nil:
+			return true
+		case match.DestinationPort.Range != nil:
+			if match.DestinationPort.Range.Start <= int32(p.Port) && int32(p.Port) <= match.DestinationPort.Range.End {
+				return true
+			}
+		case match.DestinationPort.Number == int32(p.Port):
+			return true
+		}
+	}
+	return false
 }
 
 func typesOf(np *networkingv1.NetworkPolicy) []networkingv1.PolicyType {

@@ -1,6 +1,7 @@
 package policyfacts_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -15,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	cnp "github.com/fathom-network/fathom/api/clusternetworkpolicy/v1beta1"
 	"github.com/fathom-network/fathom/internal/facts/policy"
 	"github.com/fathom-network/fathom/internal/facts/policyfacts"
 	"github.com/fathom-network/fathom/internal/facts/service"
@@ -61,6 +63,9 @@ func TestRandomClusters(t *testing.T) {
 
 // covers says whether a packet is one of what is allowed.
 func covers(list []policy.Grant, p policy.Packet) bool {
+	if nameOf(p.Protocol) == "" {
+		p.Protocol, p.Port = 0, 0
+	}
 	return slices.ContainsFunc(list, func(g policy.Grant) bool {
 		return g.All || g.Protocol == p.Protocol && g.From <= p.Port && p.Port <= g.To
 	})
@@ -73,6 +78,9 @@ func explained(m *policy.Model, d policy.Direction, p policy.Packet) string {
 		return ""
 	}
 	for _, miss := range misses {
+		if v.By.Kind == policyfacts.ClusterKind {
+			continue
+		}
 		if v.Allowed && v.By.ID == miss.ID && strings.HasPrefix(v.By.Position, miss.Position) && (!miss.Peer || !miss.Port) {
 			return fmt.Sprintf("%s allows it, and %+v is said of it", v.By, miss)
 		}
@@ -80,7 +88,7 @@ func explained(m *policy.Model, d policy.Direction, p policy.Packet) string {
 			return fmt.Sprintf("it is denied, and %+v is said of a rule", miss)
 		}
 	}
-	if v.Allowed && !slices.ContainsFunc(misses, func(x policy.Miss) bool { return x.Peer && x.Port }) {
+	if v.Allowed && v.By.Kind == policyfacts.Kind && !slices.ContainsFunc(misses, func(x policy.Miss) bool { return x.Peer && x.Port }) {
 		return fmt.Sprintf("%s allows it, and no rule is said to fit: %+v", v.By, misses)
 	}
 	return ""
@@ -119,7 +127,7 @@ func describe(m *policy.Model, f policy.Facts) string {
 	}
 	var lines []string
 	for a, is := range f.Addrs {
-		lines = append(lines, fmt.Sprintf("%s %s %v\n  %s\n  %s\n", a, names[is.Peer], is.Own, class(is.Isolated[0]), class(is.Isolated[1])))
+		lines = append(lines, fmt.Sprintf("%s %s %v\n  %s\n  %s\n  %s\n  %s\n", a, names[is.Peer], is.Own, class(is.Isolated[0]), class(is.Isolated[1]), class(is.Tiers[0]), class(is.Tiers[1])))
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "") + fmt.Sprintf("%d identities, %d classes", len(names), len(f.Classes))
@@ -236,10 +244,110 @@ func (r random) ports() (list []networkingv1.NetworkPolicyPort) {
 	return list
 }
 
+func (r random) clusterPolicy(name string) *cnp.ClusterNetworkPolicy {
+	p := &cnp.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	p.Spec.Tier, p.Spec.Priority = pick(r, cnp.AdminTier, cnp.AdminTier, cnp.BaselineTier), int32(r.IntN(3))
+	if r.IntN(2) == 0 {
+		p.Spec.Subject.Namespaces = r.selector()
+	} else {
+		p.Spec.Subject.Pods = r.namespacedPod()
+	}
+	for range r.IntN(4) {
+		rule := cnp.IngressRule{Action: r.action(), Protocols: r.protocols(true)}
+		for range 1 + r.IntN(2) {
+			peer := r.tierPeer(false)
+			rule.From = append(rule.From, cnp.IngressPeer{Namespaces: peer.Namespaces, Pods: peer.Pods})
+		}
+		p.Spec.Ingress = append(p.Spec.Ingress, rule)
+	}
+	for range r.IntN(4) {
+		addresses := r.IntN(2) == 0 // no names of ports with them
+		rule := cnp.EgressRule{Action: r.action(), Protocols: r.protocols(!addresses), Name: pick(r, "", "named")}
+		for range 1 + r.IntN(2) {
+			rule.To = append(rule.To, r.tierPeer(addresses))
+		}
+		p.Spec.Egress = append(p.Spec.Egress, rule)
+	}
+	return p
+}
+
+func (r random) action() cnp.Action { return pick(r, cnp.Accept, cnp.Deny, cnp.Pass) }
+
+func (r random) namespacedPod() *cnp.NamespacedPod {
+	return &cnp.NamespacedPod{NamespaceSelector: *r.selector(), PodSelector: *r.selector()}
+}
+
+func (r random) tierPeer(addresses bool) (p cnp.EgressPeer) {
+	switch n := r.IntN(5); {
+	case addresses && n == 0:
+		p.Nodes = r.selector()
+	case addresses && n < 4:
+		for range 1 + r.IntN(2) {
+			p.Networks = append(p.Networks, pick(r, cidrs...))
+		}
+	case n%2 == 0:
+		p.Namespaces = r.selector()
+	default:
+		p.Pods = r.namespacedPod()
+	}
+	return p
+}
+
+func (r random) protocols(named bool) (list []cnp.Protocol) {
+	for range r.IntN(3) {
+		match := &cnp.PortMatch{}
+		switch r.IntN(4) {
+		case 0:
+			match.DestinationPort = &cnp.Port{Range: &cnp.PortRange{Start: int32(79 + r.IntN(4)), End: int32(83 + r.IntN(3))}}
+		case 1, 2:
+			match.DestinationPort = &cnp.Port{Number: int32(80 + r.IntN(4))}
+		}
+		switch n := r.IntN(5); {
+		case named && n < 2:
+			list = append(list, cnp.Protocol{DestinationNamedPort: pick(r, portNames...)})
+		case n == 2:
+			list = append(list, cnp.Protocol{UDP: match})
+		case n == 3:
+			list = append(list, cnp.Protocol{SCTP: match})
+		default:
+			list = append(list, cnp.Protocol{TCP: match})
+		}
+	}
+	return list
+}
+
+func text(x any) string {
+	b, err := json.Marshal(x)
+	if err != nil {
+		panic(err)
+	}
+	return string(b)
+}
+
 // change changes something of the world, and tells the model of it.
 func (r random) change(w *world, m *policy.Model) string {
 	namespace := pick(r, "x", "y", "z")
-	switch n := r.IntN(20); {
+	switch n := r.IntN(27); {
+	case n >= 24:
+		p := r.clusterPolicy(pick(r, "k", "l", "m"))
+		w.clusterwide[p.Name] = p
+		m.SetPolicy(policyfacts.ClusterNetworkPolicy(p))
+		return fmt.Sprintf("cluster policy %s is %+v", p.Name, text(p.Spec))
+	case n == 23:
+		name := pick(r, "k", "l", "m")
+		delete(w.clusterwide, name)
+		m.DeletePolicy(policyfacts.ClusterID(name))
+		return "cluster policy " + name + " goes"
+	case n == 22 || n == 21:
+		name := pick(r, "n1", "n2")
+		w.node(name, r.labels(), pick(r, others...), pick(r, others...))
+		m.SetNode(policyfacts.Node(w.nodes[name]))
+		return fmt.Sprintf("node %s has %v %v", name, w.nodes[name].Labels, w.nodes[name].Status.Addresses)
+	case n == 20:
+		name := pick(r, "n1", "n2")
+		delete(w.nodes, name)
+		m.DeleteNode(name)
+		return "node " + name + " goes"
 	case n < 3:
 		l := r.labels()
 		w.namespace(namespace, l)
@@ -321,6 +429,12 @@ func TestNoLeftovers(t *testing.T) {
 	}
 	for _, n := range slices.Collect(maps.Keys(w.namespaces)) {
 		m.DeleteNamespace(n)
+	}
+	for name := range w.clusterwide {
+		m.DeletePolicy(policyfacts.ClusterID(name))
+	}
+	for name := range w.nodes {
+		m.DeleteNode(name)
 	}
 	if got := m.Size(); got != (policy.Size{}) {
 		t.Errorf("an empty cluster has %+v", got)

@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
+	cnp "github.com/fathom-network/fathom/api/clusternetworkpolicy/v1beta1"
 	"github.com/fathom-network/fathom/internal/facts/policy"
 	"github.com/fathom-network/fathom/internal/facts/policyfacts"
 	"github.com/fathom-network/fathom/internal/facts/service"
@@ -18,13 +19,16 @@ import (
 
 // world is a cluster of namespaces, pods and policies, as objects of the API.
 type world struct {
-	namespaces map[string]*corev1.Namespace
-	pods       map[string]*corev1.Pod // by namespace/name
-	policies   map[string]*networkingv1.NetworkPolicy
+	namespaces  map[string]*corev1.Namespace
+	pods        map[string]*corev1.Pod // by namespace/name
+	policies    map[string]*networkingv1.NetworkPolicy
+	nodes       map[string]*corev1.Node
+	clusterwide map[string]*cnp.ClusterNetworkPolicy
 }
 
 func newWorld() *world {
-	return &world{map[string]*corev1.Namespace{}, map[string]*corev1.Pod{}, map[string]*networkingv1.NetworkPolicy{}}
+	return &world{map[string]*corev1.Namespace{}, map[string]*corev1.Pod{}, map[string]*networkingv1.NetworkPolicy{},
+		map[string]*corev1.Node{}, map[string]*cnp.ClusterNetworkPolicy{}}
 }
 
 func (w *world) namespace(name string, labels map[string]string) {
@@ -51,6 +55,24 @@ func (w *world) policy(t *testing.T, name, spec string) {
 	w.policies[name] = p
 }
 
+// clusterPolicy takes the spec of a ClusterNetworkPolicy in YAML.
+func (w *world) clusterPolicy(t *testing.T, name, spec string) {
+	t.Helper()
+	p := &cnp.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	if err := yaml.UnmarshalStrict([]byte(spec), &p.Spec); err != nil {
+		t.Fatal(err)
+	}
+	w.clusterwide[name] = p
+}
+
+func (w *world) node(name string, labels map[string]string, addrs ...string) {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
+	for _, a := range addrs {
+		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
+	}
+	w.nodes[name] = n
+}
+
 // model is what follows, made from nothing.
 func (w *world) model() *policy.Model {
 	m := policy.NewClusterModel()
@@ -59,6 +81,12 @@ func (w *world) model() *policy.Model {
 	}
 	for _, p := range w.policies {
 		m.SetPolicy(policyfacts.NetworkPolicy(p))
+	}
+	for _, p := range w.clusterwide {
+		m.SetPolicy(policyfacts.ClusterNetworkPolicy(p))
+	}
+	for _, n := range w.nodes {
+		m.SetNode(policyfacts.Node(n))
 	}
 	for _, p := range w.pods {
 		setPod(m, p)
@@ -82,11 +110,27 @@ func judge(f policy.Facts, p policy.Packet) (allowed bool, why string) {
 		switch {
 		case !v.Allowed:
 			return false, fmt.Sprintf("%s: %v", d, v.Policies)
-		case v.Isolated:
+		case v.Isolated: // by a rule of it
 			reasons = append(reasons, v.By.String())
 		}
 	}
 	return true, strings.Join(reasons, ", ")
+}
+
+// answer is judge as the tables write it: "-" if no rule decides, and after "no" the direction and the rule of a tier that denies it.
+func answer(f policy.Facts, p policy.Packet) string {
+	for _, d := range []policy.Direction{policy.Egress, policy.Ingress} {
+		if v := f.Judge(d, p); !v.Allowed {
+			if v.By == (policy.Reason{}) {
+				return "no " + d.String()
+			}
+			return fmt.Sprintf("no %s %s", d, v.By)
+		}
+	}
+	if _, why := judge(f, p); why != "" {
+		return why
+	}
+	return "-"
 }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
