@@ -115,7 +115,11 @@ func policyTable(ranges []netip.Prefix) nft.Table {
 		}
 		t.Elements[named(ownPods, f)] = ofPrefixes(ranges, f)
 	}
-	t.Chains = []nft.Chain{policyForward(), policyJudge(policy.Egress), policyJudge(policy.Ingress)}
+	t.Sets = append(t.Sets, tierSets()...)
+	t.Chains = []nft.Chain{policyForward(), policyJudge(policy.Egress), policyJudge(policy.Ingress), policyInput(), tierDenied()}
+	for _, d := range []policy.Direction{policy.Egress, policy.Ingress} {
+		t.Chains = append(t.Chains, tierJudge(d), tierBehind(d))
+	}
 	return t
 }
 
@@ -195,16 +199,24 @@ func priority(mask, xor uint32) []expr.Any {
 type classChain struct {
 	policy.Direction
 	policy.Number
+	tiers bool
 }
 
-func (c classChain) name() string { return fmt.Sprintf("%s_%04x", c.Direction, uint16(c.Number)) }
+func (c classChain) name() string {
+	kind := ""
+	if c.tiers {
+		kind = "tiers_"
+	}
+	return fmt.Sprintf("%s_%s%04x", c.Direction, kind, uint16(c.Number))
+}
 
 // classChainOf is the reverse of name.
 func classChainOf(name string) (c classChain, ok bool) {
 	for _, d := range policy.Directions {
 		hex, found := strings.CutPrefix(name, d.String()+"_")
+		c.Direction = d
+		hex, c.tiers = strings.CutPrefix(hex, "tiers_")
 		if _, err := fmt.Sscanf(hex, "%04x", &c.Number); found && err == nil {
-			c.Direction = d
 			return c, c.name() == name
 		}
 	}
@@ -214,7 +226,11 @@ func classChainOf(name string) (c classChain, ok bool) {
 // Chain puts the class beside the identity, and has it judged.
 func (c classChain) Chain() *nft.Chain {
 	chain := &nft.Chain{Name: c.name()}
-	chain.Add("the class comes to the peer's identity", priority(0xffff, uint32(c.Number)<<16), []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: judgeChain(c.Direction)}})
+	next := judgeChain(c.Direction)
+	if c.tiers {
+		next = tierJudgeChain(c.Direction)
+	}
+	chain.Add("the class comes to the peer's identity", priority(0xffff, uint32(c.Number)<<16), []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: next}})
 	return chain
 }
 

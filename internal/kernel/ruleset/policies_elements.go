@@ -99,16 +99,30 @@ func addressElements(addr netip.Addr, is policy.Address, yield func(set string, 
 	comment := commented(is.Pod.String())
 	yield(named(judged, f), nft.Element{Key: key, Comment: comment})
 	for _, d := range policy.Directions {
+		to := func(set string, c classChain) {
+			yield(named(set, f), nft.Element{Key: key, Verdict: true, Code: expr.VerdictJump, Value: c.name(), Comment: comment})
+		}
+		first := isolated(d)
+		if n := is.Tiers[d]; n != 0 {
+			to(first, classChain{d, n, true})
+			if first = behind(d); d == policy.Egress {
+				to(egressToNode, classChain{d, n, true})
+			}
+		}
 		if n := is.Isolated[d]; n != 0 {
-			yield(named(isolated(d), f), nft.Element{Key: key, Verdict: true, Code: expr.VerdictJump, Value: classChain{d, n}.name(), Comment: comment})
+			to(first, classChain{d, n, false})
 		}
 	}
-	if is.Isolated != [2]policy.Number{} {
+	if !is.Free() {
 		yield(named(themselves, f), nft.Element{Key: key + key})
 	}
 }
 
 func classElements(c *policy.Class, yield func(set string, e nft.Element)) {
+	if c.Tiers {
+		tierElements(c, yield)
+		return
+	}
 	for _, a := range c.Allows {
 		key, comment := classID(c.Number, a.Peer), commented(a.By.String())
 		switch from, to := protocolAndPort(a.Grant, a.From), protocolAndPort(a.Grant, a.To); {
@@ -162,7 +176,7 @@ var policiesLayout = nft.Layout[policyKey, policyPart]{
 			}
 			for _, e := range sets[s.Name] {
 				k, ok := policyOwner(s, e.Key)
-				if _, isClass := classChainOf(e.Value); !ok || e.Verdict && !isClass {
+				if _, isClass := classChainOf(e.Value); !ok || e.Verdict && !isClass && !isTierVerdict(e) {
 					return nil, nil, false
 				}
 				p := parts[k]

@@ -84,6 +84,29 @@ func everyKind() []*policy.Policy {
 	return []*policy.Policy{in, out, named("deny", app("b"), policy.Ingress)}
 }
 
+// inTier is a policy of a tier whose subjects are pods by their labels.
+func inTier(tier policy.Tier, priority int32, name string, subject policy.Selector) *policy.Policy {
+	return &policy.Policy{ID: policy.ID{Kind: "ClusterNetworkPolicy", Name: service.Name{Name: name}}, Tier: tier, Priority: priority, Subject: subject}
+}
+
+func nodes(s policy.Selector) policy.Peer { return policy.Peer{Nodes: &s} }
+
+// everyTier are policies with something for each set of what tiers say. Behind them are those of everyKind.
+func everyTier() []*policy.Policy {
+	a := inTier(policy.Admin, 1, "a", app("a"))
+	rule(a, policy.Ingress, policy.Rule{Action: policy.Deny, Peers: []policy.Peer{podsOf("", app("far"))}, Ports: ports(service.UDP, 8080, 8080)})
+	rule(a, policy.Ingress, policy.Rule{Action: policy.Pass, Peers: []policy.Peer{podsOf("", app("far"))}, Ports: ports(service.TCP, 8000, 9000), Name: "own"})
+	rule(a, policy.Ingress, policy.Rule{Action: policy.Accept, Peers: []policy.Peer{podsOf("", app("far"))}, AnyPort: true})
+	b := inTier(policy.Admin, 2, "b", nil)
+	rule(b, policy.Egress, policy.Rule{Action: policy.Accept, Peers: []policy.Peer{blockOf("10.244.1.2/32"), blockOf("fd00:10:244:1::2/128")}, AnyPort: true})
+	rule(b, policy.Egress, policy.Rule{Action: policy.Deny, Peers: []policy.Peer{podsOf("", app("a", "b"))}, AnyPort: true})
+	rule(b, policy.Egress, policy.Rule{Action: policy.Deny, Peers: []policy.Peer{nodes(nil)}, Ports: ports(service.TCP, 8080, 8080), Name: "nodes"})
+	rule(b, policy.Egress, policy.Rule{Action: policy.Deny, Peers: []policy.Peer{blockOf("203.0.113.0/24"), blockOf("2001:db8:2::/64")}, AnyPort: true})
+	base := inTier(policy.Baseline, 1, "base", app("b"))
+	rule(base, policy.Ingress, policy.Rule{Action: policy.Deny, Peers: []policy.Peer{podsOf("", nil)}, Ports: ports(service.TCP, 1, 8080)})
+	return []*policy.Policy{a, b, base}
+}
+
 func modelOf(list ...*policy.Policy) *policy.Model {
 	m := policy.NewModel("here")
 	for _, p := range list {
@@ -110,9 +133,14 @@ func setPolicies(t testing.TB, r *ruleset.Ruleset, f policy.Facts, want diff.Cou
 
 func TestPolicies(t *testing.T) {
 	n, r := space(t)
-	f := modelOf(everyKind()...).Facts()
+	setPolicies(t, r, modelOf(everyKind()...).Facts(), diff.Count{Added: 1})
+	isGolden(t, n, ruleset.PolicyTable, "testdata/policy.nft")
+	testenv.Must(t, r.DeletePolicies())
+	m := modelOf(slices.Concat(everyKind(), everyTier())...)
+	m.SetNode(policy.Node{Name: "here", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}})
+	f := m.Facts()
 	setPolicies(t, r, f, diff.Count{Added: 1})
-	want := isGolden(t, n, ruleset.PolicyTable, "testdata/policy.nft")
+	want := isGolden(t, n, ruleset.PolicyTable, "testdata/policy-tiers.nft")
 
 	// What another process set is found as it is.
 	var again *ruleset.Ruleset
@@ -131,6 +159,10 @@ func TestPolicies(t *testing.T) {
 		"add element inet T own_pods4 { 10.9.0.0/16 }",
 		"insert rule inet T judge_ingress return",
 		"flush chain inet T forward",
+		"flush map inet T tier_ports",
+		"flush map inet T behind_ingress4",
+		"insert rule inet T judge_egress_tiers accept",
+		"flush chain inet T input",
 		"delete table inet T",
 	} {
 		t.Run(drift, func(t *testing.T) {
@@ -176,10 +208,12 @@ func TestChangePolicies(t *testing.T) {
 			t.Errorf("%s: got\n%s\nwant\n%s", what, sortedLines(got), want)
 		}
 	}
-	for _, p := range everyKind() {
+	for _, p := range slices.Concat(everyKind(), everyTier()) {
 		m.SetPolicy(p)
 		step("policy " + p.Name.Name)
 	}
+	m.SetNode(policy.Node{Name: "here", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}})
+	step("a node comes")
 	m.SetPod(policy.Pod{Name: service.Name{Namespace: "x", Name: "c"}, Node: "here", Labels: map[string]string{"app": "a"}, Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.4")}})
 	step("a pod comes")
 	m.SetPod(policy.Pod{Name: service.Name{Namespace: "x", Name: "c"}, Node: "here", Labels: map[string]string{"app": "b"}, Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.4")}})
@@ -190,7 +224,7 @@ func TestChangePolicies(t *testing.T) {
 	step("a policy has another rule")
 	m.DeletePod(service.Name{Namespace: "x", Name: "c"})
 	step("a pod goes")
-	for _, p := range everyKind() {
+	for _, p := range slices.Concat(everyKind(), everyTier()) {
 		m.DeletePolicy(p.ID)
 		step("without policy " + p.Name.Name)
 	}
@@ -225,8 +259,34 @@ func passes(t *testing.T, from *link.Namespace, network, source, to string, f po
 }
 
 func TestPoliciesWithPackets(t *testing.T) {
+	t.Run("NetworkPolicies", func(t *testing.T) { withPackets(t, modelOf(everyKind()...)) })
+	t.Run("tiers", func(t *testing.T) {
+		m := modelOf(slices.Concat(everyKind(), everyTier())...)
+		m.SetNode(theNode())
+		l := withPackets(t, m)
+		for _, f := range families { // NetworkPolicies are not about a pod's own node, and tiers are
+			serve(t, l.node, netip.AddrPortFrom(netip.MustParseAddr(f.node), 8080))
+			hears(t, l.b, "tcp"+f.network, f.b, host(f.node, 8080))
+			if _, _, err := ask(l.b, "udp"+f.network, f.b, host(f.node, 8080), patience); err != nil {
+				t.Errorf("b does not reach its node by UDP: %v", err)
+			}
+		}
+	})
+	t.Run("tiers alone", func(t *testing.T) {
+		m := modelOf(everyTier()...)
+		m.SetNode(theNode())
+		withPackets(t, m)
+	})
+}
+
+// theNode is the node of newLab.
+func theNode() policy.Node {
+	return policy.Node{Name: "here", Addrs: []netip.Addr{netip.MustParseAddr(families[0].node), netip.MustParseAddr(families[1].node)}}
+}
+
+// withPackets compares what becomes of packets between everyone with what a Model says.
+func withPackets(t *testing.T, m *policy.Model) *lab {
 	l := newLab(t)
-	m := modelOf(everyKind()...)
 	_, err := l.rules.SetPolicies(m.Facts(), ownRanges)
 	testenv.Must(t, err)
 	facts := m.Facts()
@@ -251,15 +311,15 @@ func TestPoliciesWithPackets(t *testing.T) {
 				}
 			}
 		}
-	}
-	for _, to := range []string{"10.244.1.2", "fd00:10:244:1::2"} { // pings have no ports, and b is allowed everything with a
-		if out, err := linktest.Try(l.b, "ping", "-c1", "-W2", to); err != nil {
-			t.Errorf("b does not reach %s: %s", to, out)
+		for source, from := range map[string]*link.Namespace{f.b: l.b, f.far: l.far} { // pings have no ports
+			p := policy.Packet{From: netip.MustParseAddr(source), To: netip.MustParseAddr(f.a), Protocol: 1}
+			allowed := facts.Judge(policy.Egress, p).Allowed && facts.Judge(policy.Ingress, p).Allowed
+			if out, err := linktest.Try(from, "ping", "-c1", map[bool]string{true: "-W2", false: "-W1"}[allowed], "-I", source, f.a); (err == nil) != allowed {
+				t.Errorf("ping from %s to %s: %s; want it allowed: %v", source, f.a, out, allowed)
+			}
 		}
-		if out, err := linktest.Try(l.far, "ping", "-c1", "-W1", to); err == nil {
-			t.Errorf("far reaches %s: %s", to, out)
-		}
 	}
+	return l
 }
 
 // TestPoliciesAndServices: what counts is the pod that a Service sends to, and a pod meets itself behind one.
@@ -351,6 +411,8 @@ func TestRandomPoliciesWithPackets(t *testing.T) {
 	testenv.Must(t, err)
 	peers := []policy.Peer{podsOf("x", app("a")), podsOf("x", app("b")), podsOf("x", nil), podsOf("y", nil), blockOf("0.0.0.0/0"), blockOf("::/0", "fd00::/8"),
 		blockOf("10.244.0.0/16", "10.244.1.2/32"), blockOf("203.0.113.9/32"), blockOf("2001:db8:2::/64", "2001:db8:2::10/128")}
+	tierPeers := []policy.Peer{podsOf("", app("a")), podsOf("", app("b", "far")), podsOf("", nil), nodes(nil), blockOf("0.0.0.0/0"), blockOf("::/0"),
+		blockOf("10.244.0.0/16"), blockOf("10.244.1.2/32"), blockOf("203.0.113.9/32"), blockOf("2001:db8:2::/64"), blockOf("fd00::/8")}
 	portLists := [][]policy.Port{nil, ports(service.TCP, 8080, 8080), ports(service.UDP, 8080, 8080), ports(service.TCP, 1, 8079), ports(service.TCP, 8000, 9000),
 		ports(service.UDP, 0, 65535), {{Protocol: service.TCP, Name: "http"}}, {{Protocol: service.SCTP, From: 8080, To: 8080}}}
 	for range 20 {
@@ -363,6 +425,18 @@ func TestRandomPoliciesWithPackets(t *testing.T) {
 					if !x.AnyPeer {
 						x.Peers = []policy.Peer{peers[r.IntN(len(peers))], peers[r.IntN(len(peers))]}
 					}
+					rule(p, d, x)
+				}
+			}
+			m.SetPolicy(p)
+		}
+		for _, name := range []string{"s", "t"} {
+			p := inTier([]policy.Tier{policy.Admin, policy.Baseline}[r.IntN(2)], int32(r.IntN(2)), name, app([][]string{{"a"}, {"b"}, {"a", "b"}}[r.IntN(3)]...))
+			for _, d := range policy.Directions {
+				for range r.IntN(4) {
+					x := policy.Rule{Action: policy.Action(r.IntN(3)), Ports: portLists[r.IntN(len(portLists))]}
+					x.AnyPort = x.Ports == nil
+					x.Peers = []policy.Peer{tierPeers[r.IntN(len(tierPeers))], tierPeers[r.IntN(len(tierPeers))]}
 					rule(p, d, x)
 				}
 			}
