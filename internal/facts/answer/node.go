@@ -1,5 +1,5 @@
-// Package answer is what agents say when they are asked: of their node, of Services, of load balancers' addresses.
-// `fathom verify` compares it with what the API implies.
+// Package answer has the types of agents' reports: on their node, on Services, on load balancers' addresses. `fathom verify`
+// compares the reports with what the API's objects imply.
 package answer
 
 import (
@@ -12,25 +12,25 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 )
 
-// Status is how the agent's last pass went.
+// Status is the result of the agent's last pass.
 type Status struct {
 	// Ready says that the node carries pods.
 	Ready bool `json:"ready"`
-	// Waiting says that the agent has not seen the API since it started, and cannot tell.
+	// Waiting says that the agent has not reached the API since it started, and so does not know.
 	Waiting bool `json:"waiting,omitempty"`
-	// Reason says why it does not.
+	// Reason says why the node does not carry pods.
 	Reason string `json:"reason,omitempty"`
 	// Failed names the steps of the pass that failed; docs/design/agent.md lists them.
 	Failed []string `json:"failed,omitempty"`
-	// Addresses are the node's own, one of each family.
+	// Addresses are the node's own addresses, at most one of each family.
 	Addresses []netip.Addr `json:"addresses"`
-	// Plan is what the kernel should hold, made of these devices and this configuration.
+	// Plan is what the kernel should hold. It is computed from Interfaces and Config.
 	Plan       podnet.Plan        `json:"plan"`
 	Interfaces []podnet.Interface `json:"interfaces"`
 	Config     netconf.Config     `json:"config"`
 }
 
-// Node is what an agent says of its node: what its kernel should hold, what it is found to hold, and who has which address.
+// Node is an agent's report on its node: what the kernel should hold, what it does hold, and which pod has which address.
 type Node struct {
 	Status
 	Kernel podnet.State    `json:"kernel"`
@@ -38,24 +38,24 @@ type Node struct {
 	// Strays are routes to pods' addresses that lead to no pod's device.
 	Strays []netip.Addr `json:"strays,omitempty"`
 	Leases []Lease      `json:"leases"`
-	// FastPath is what packets between pods go by, where they need not be seen by anything else.
+	// FastPath is the state of the path by which packets between pods bypass the stack.
 	FastPath FastPath `json:"fastPath"`
-	// Pools are the ranges that the plugin gives addresses from, and Usage how full they are.
+	// Pools are the ranges from which the plugin allocates addresses. Usage says how full they are.
 	Pools []ipam.Pool  `json:"pools"`
 	Usage []ipam.Usage `json:"usage"`
 }
 
-// FastPath is the short way of pods' packets.
+// FastPath is the state of the fast path.
 type FastPath struct {
 	On     bool   `json:"on"`
-	Reason string `json:"reason,omitempty"` // why it is not
-	// Slow are pods' addresses whose packets take the stack all the same, and why.
+	Reason string `json:"reason,omitempty"` // why it is off
+	// Slow are addresses of pods whose packets take the stack although the fast path is on, with the reason.
 	Slow map[netip.Addr]string `json:"slow,omitempty"`
-	// Differences are between what the agent wants the kernel to hold for it and what it does.
+	// Differences are those between what the kernel should hold for the fast path and what it does hold.
 	Differences []string `json:"differences,omitempty"`
 }
 
-// Lease says who has addresses, as the plugin wrote it down.
+// Lease says which pod has which addresses, as the plugin recorded it.
 type Lease struct {
 	ContainerID string       `json:"containerID"`
 	IfName      string       `json:"ifname"`
@@ -68,6 +68,5 @@ type Lease struct {
 	Time        time.Time    `json:"time"`
 }
 
-// OneLine writes an error as it stands in an answer, in a status or after other words: errors that were joined are separated by
-// semicolons.
+// OneLine formats an error for a report, a status or the end of a sentence. It separates joined errors by semicolons.
 func OneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

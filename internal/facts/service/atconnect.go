@@ -6,13 +6,13 @@ import (
 	"time"
 )
 
-// Balanced is a frontend as sockets meet it.
+// Balanced is a frontend in the form in which the programs at connect() hold it.
 type Balanced struct {
-	Key                        // at 127.0.0.1 and ::1, it is met at all loopback addresses of the node itself
-	Endpoints []netip.AddrPort // none is a refusal; of UDP at a loopback address it is the node port at the node's own
+	Key                        // 127.0.0.1 and ::1 stand for all loopback addresses of the node itself
+	Endpoints []netip.AddrPort // without any, connect() fails; for UDP to a loopback address it is the node port at the node's own address
 	ID        uint32           // ID
 	Affinity  time.Duration    // in whole seconds
-	PodsOnly  bool             // sockets of the node's own network namespace do not meet it
+	PodsOnly  bool             // it is not for sockets of the node's own network namespace
 }
 
 // Equal says whether two are the same.
@@ -20,7 +20,7 @@ func (b Balanced) Equal(o Balanced) bool {
 	return b.Key == o.Key && b.ID == o.ID && b.Affinity == o.Affinity && b.PodsOnly == o.PodsOnly && slices.Equal(b.Endpoints, o.Endpoints)
 }
 
-// loopbackOf is the address by which node ports at loopback addresses of a family are in the map.
+// loopbackOf returns the address that stands for all loopback addresses of a family in the map.
 func loopbackOf(v4 bool) netip.Addr {
 	if v4 {
 		return netip.AddrFrom4([4]byte{127, 0, 0, 1}) // for all of 127.0.0.0/8
@@ -28,9 +28,8 @@ func loopbackOf(v4 bool) netip.Addr {
 	return netip.IPv6Loopback()
 }
 
-// BalancedOf are the frontends of a plan that are balanced at connect(), sorted by key. The others are left to rules
-// for packets, for only these know: whether a source may come (Sources), and what to do with a packet that nobody
-// shall answer (Drop).
+// BalancedOf returns the frontends of a plan that are balanced at connect(), sorted by key. The others are left to the rules for
+// packets, since only those can check a source (Sources) and drop a packet without an answer (Drop).
 func BalancedOf(p Plan) []Balanced {
 	frontends := ByKey(p.Frontends)
 	var all []Balanced
@@ -45,7 +44,7 @@ func BalancedOf(p Plan) []Balanced {
 	return slices.CompactFunc(all, func(a, b Balanced) bool { return a.Key == b.Key })
 }
 
-// KeysAtConnect returns the keys at which sockets may meet a frontend: of a node port, one for each address of the node.
+// KeysAtConnect returns the keys at which sockets may reach a frontend. A node port has one for each address of the node.
 func KeysAtConnect(f Frontend, nodePortAddrs []netip.Addr) []Key {
 	if f.Protocol != TCP && f.Protocol != UDP {
 		return nil
@@ -53,8 +52,8 @@ func KeysAtConnect(f Frontend, nodePortAddrs []netip.Addr) []Key {
 	return KeysOf(f, nodePortAddrs)
 }
 
-// KeysOf returns the keys by which a process on the node may meet a frontend: of a node port, one for each address of the node
-// and, as the last, that of its loopback addresses, which are nobody else's.
+// KeysOf returns the keys by which a process on the node may reach a frontend. A node port has one for each address of the node
+// and, as the last, one for the loopback addresses, which no other frontend has.
 func KeysOf(f Frontend, nodePortAddrs []netip.Addr) []Key {
 	if !f.Addr.IsUnspecified() {
 		return []Key{f.Key}
@@ -68,7 +67,7 @@ func KeysOf(f Frontend, nodePortAddrs []netip.Addr) []Key {
 	return append(keys, Key{Addr: loopbackOf(f.Addr.Is4()), Protocol: f.Protocol, Port: f.Port})
 }
 
-// ByKey finds frontends by their keys.
+// ByKey returns frontends by their keys.
 func ByKey(frontends []Frontend) map[Key]Frontend {
 	m := make(map[Key]Frontend, len(frontends))
 	for _, f := range frontends {
@@ -77,8 +76,8 @@ func ByKey(frontends []Frontend) map[Key]Frontend {
 	return m
 }
 
-// BalancedAt is what sockets meet at a key. A frontend of just this address goes before a node port, also if it is left
-// to rules for packets.
+// BalancedAt returns what sockets reach at a key. A frontend with exactly this address takes precedence over a node port, even
+// if the rules for packets serve it.
 func BalancedAt(frontends map[Key]Frontend, nodePorts []netip.Addr, k Key) (Balanced, bool) {
 	f, found := frontends[k]
 	if !found && (k.Addr == loopbackOf(k.Addr.Is4()) || slices.Contains(nodePorts, k.Addr)) {
@@ -101,7 +100,7 @@ func BalancedAt(frontends map[Key]Frontend, nodePorts []netip.Addr, k Key) (Bala
 	if f.Affinity > 0 {
 		b.Affinity = max(b.Affinity, time.Second)
 	}
-	if !slices.IsSortedFunc(b.Endpoints, netip.AddrPort.Compare) { // the programs search
+	if !slices.IsSortedFunc(b.Endpoints, netip.AddrPort.Compare) { // the programs use binary search
 		b.Endpoints = slices.SortedFunc(slices.Values(b.Endpoints), netip.AddrPort.Compare)
 	}
 	return b, true

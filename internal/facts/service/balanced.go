@@ -7,21 +7,21 @@ import (
 	"unique"
 )
 
-// LoadBalanced is a Service with addresses that the network outside of the cluster is led to, and where in the cluster it
-// can be reached by them. All lists are sorted.
+// LoadBalanced is a Service with addresses that nodes announce to the network outside of the cluster, and the nodes that may
+// announce them. All lists are sorted.
 type LoadBalanced struct {
 	Service Name
 	Labels  map[string]string
-	Addrs   []netip.Addr // of a load balancer
-	// ExternalIPs are those that are served, and that an AddressPool has for the Service: others are not the cluster's to
-	// announce.
+	Addrs   []netip.Addr // the load balancer's
+	// ExternalIPs are those that are served and that an AddressPool contains for the Service. The cluster must not announce
+	// others.
 	ExternalIPs []netip.Addr
 	// Local is externalTrafficPolicy: Local.
 	Local bool
-	// Nodes, of a Local one, are those with an endpoint that is ready, or, if there is none at all, with one that still
-	// serves.
+	// Nodes are, if Local, the nodes with a ready endpoint or, if there is none in the cluster, with one that still serves.
 	Nodes []string
-	// ClusterIPs are there after SetClusterIPs(true), and so are the like of Local and Nodes for them: of internalTrafficPolicy.
+	// ClusterIPs are present after SetClusterIPs(true). LocalInside and NodesInside are Local and Nodes for them, by
+	// internalTrafficPolicy.
 	ClusterIPs  []netip.Addr
 	LocalInside bool
 	NodesInside []string
@@ -33,8 +33,8 @@ func (l LoadBalanced) equal(o LoadBalanced) bool {
 		slices.Equal(l.ClusterIPs, o.ClusterIPs) && l.LocalInside == o.LocalInside && slices.Equal(l.NodesInside, o.NodesInside)
 }
 
-// LoadBalancers returns the Services with addresses that the network outside is led to, sorted by Service, if that is
-// something else than at the last call.
+// LoadBalancers returns the Services with addresses to announce, sorted by Service. differs is false, and the list nil, if nothing
+// has changed since the last call.
 func (m *Model) LoadBalancers() (list []LoadBalanced, differs bool) {
 	m.update()
 	if !m.differs {
@@ -44,7 +44,7 @@ func (m *Model) LoadBalancers() (list []LoadBalanced, differs bool) {
 	return slices.SortedFunc(maps.Values(m.balanced), func(a, b LoadBalanced) int { return a.Service.Compare(b.Service) }), true
 }
 
-// SetClusterIPs says whether LoadBalancers tells of ClusterIPs, which all Services have and few clusters announce.
+// SetClusterIPs says whether LoadBalancers returns ClusterIPs, which all Services have and few clusters announce.
 func (m *Model) SetClusterIPs(on bool) {
 	if m.tellsClusterIPs == on {
 		return
@@ -55,7 +55,7 @@ func (m *Model) SetClusterIPs(on bool) {
 	}
 }
 
-// balance brings what is kept of a Service's load balancer up to date. It follows what is refused.
+// balance updates m.balanced for a Service. It reads e.refused, which must be up to date.
 func (m *Model) balance(e *entry) {
 	before, was := m.balanced[e]
 	now, is := LoadBalanced{}, false
@@ -71,7 +71,7 @@ func (m *Model) balance(e *entry) {
 	}
 }
 
-// loadBalanced says what a Service is to who comes to its addresses from outside, if it has any for that.
+// loadBalanced returns what LoadBalancers reports for a Service, if the Service has addresses to announce.
 func (m *Model) loadBalanced(e *entry) (LoadBalanced, bool) {
 	s := e.service
 	l := LoadBalanced{Service: s.Name}
@@ -102,7 +102,7 @@ func (m *Model) loadBalanced(e *entry) (LoadBalanced, bool) {
 	return l, true
 }
 
-// servingNodes are the nodes with an endpoint that is ready, or, if there is none at all, with one that still serves.
+// servingNodes returns the nodes with a ready endpoint or, if there is none in the cluster, those with one that still serves.
 func servingNodes(own []*Slice) []string {
 	if nodes := nodesOf(own, func(e *Endpoint) bool { return e.Ready }); len(nodes) > 0 {
 		return nodes

@@ -9,13 +9,13 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/inet"
 )
 
-// What rules for packets can hold.
+// Limits of the rules for packets.
 const (
-	MaxEndpoints = 1<<16 - 1      // of a frontend: as many as fit
+	MaxEndpoints = 1<<16 - 1      // of a frontend: numbers of 16 bits
 	MaxAffinity  = 24 * time.Hour // the API's own limit
 )
 
-// ByPacketOf returns a plan as rules for packets hold it: sorted, without what has no consequence there.
+// ByPacketOf returns a plan in the form in which rules for packets hold it: sorted, and without what has no effect there.
 func ByPacketOf(p Plan) (Plan, error) {
 	held := Plan{Frontends: make([]Frontend, 0, len(p.Frontends)), NodePortAddrs: slices.Clone(p.NodePortAddrs),
 		OwnPods: inet.Disjoint(p.OwnPods)}
@@ -37,7 +37,8 @@ func ByPacketOf(p Plan) (Plan, error) {
 	return held, nil
 }
 
-// ByPacket returns a frontend as rules for packets hold it, which is what it does and not how it is said.
+// ByPacket returns a frontend in the form in which rules for packets hold it. Two frontends with the same effect have the same
+// form.
 func ByPacket(f Frontend) (Frontend, error) {
 	broken := func(format string, args ...any) error {
 		return fmt.Errorf("%s of Service %s: %s", f.Key, f.Service, fmt.Sprintf(format, args...))
@@ -76,8 +77,8 @@ func ByPacket(f Frontend) (Frontend, error) {
 	return f, nil
 }
 
-// UnservedAsHeld is u as the kernel holds it: the addresses of load balancers are among the ranges, no range is within another,
-// and all is sorted. Of the node's addresses there is one of each family.
+// UnservedAsHeld returns u in the form in which the kernel holds it: the ranges include the addresses of load balancers, no range
+// contains another, all lists are sorted, and the node has at most one address of each family.
 func UnservedAsHeld(u Unserved) Unserved {
 	ranges := slices.Clone(u.Ranges)
 	for _, a := range u.LoadBalancers {

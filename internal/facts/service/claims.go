@@ -10,8 +10,8 @@ import (
 // API server assigns those once while anybody may write an external IP; then the oldest.
 type claims struct {
 	owners map[Key]*entry
-	rivals map[Key][]*entry // all that claim a key, if there is more than one
-	open   map[Key]bool     // of whose rivals the first is still to be found
+	rivals map[Key][]*entry // all Services that claim a key, if there is more than one
+	open   map[Key]bool     // keys whose owner settle has to find
 }
 
 // rank orders Services by age.
@@ -53,7 +53,7 @@ func (c *claims) claim(e *entry) {
 	}
 }
 
-// settle finds the owner of keys whose rivals changed, and returns the Services that gained or lost one.
+// settle finds the owners of keys whose rivals changed, and calls differs for the Services that gained or lost one.
 func (c *claims) settle(differs func(*entry)) {
 	for key := range c.open {
 		before := c.owners[key]
@@ -76,11 +76,11 @@ func (c *claims) settle(differs func(*entry)) {
 		}
 	}
 	if len(c.open) > 0 {
-		c.open = map[Key]bool{} // a map that was large once is slow to walk for ever
+		c.open = map[Key]bool{} // a map that was large once stays slow to walk
 	}
 }
 
-// compare orders two that claim a key.
+// compare orders two Services that claim a key: the smaller one gets it.
 func (e *entry) compare(o *entry, key Key) int {
 	return cmp.Or(cmp.Compare(e.kindAt(key), o.kindAt(key)), cmp.Compare(e.rank.created, o.rank.created), e.name.Compare(o.name))
 }
@@ -94,7 +94,7 @@ func (e *entry) kindAt(key Key) int {
 	return 1
 }
 
-// won returns what a Service claims and has.
+// won returns those frontends that a Service claims and owns.
 func (c *claims) won(e *entry) []Frontend {
 	lost := func(f Frontend) bool { return c.owners[f.Key] != e }
 	if !slices.ContainsFunc(e.claimed, lost) {

@@ -10,8 +10,8 @@ import "net/netip"
 // A pod that was deleted by force while it served is mistaken for a living one: its own kernel ends its connections.
 type departures struct {
 	addrs map[netip.Addr]struct{}
-	order []netip.Addr // a ring; some of them may be in addrs no longer
-	next  int          // where the ring's oldest is, once it is full
+	order []netip.Addr // a ring; addrs may lack some of them
+	next  int          // the index of the oldest, once the ring is full
 	count uint64
 }
 
@@ -22,7 +22,7 @@ const departuresKept = 8192
 func (d *departures) note(before, now *Slice) {
 	if now != nil {
 		for i := range now.Endpoints {
-			if e := &now.Endpoints[i]; !e.Terminating { // if it was somebody else's address before, it is no longer
+			if e := &now.Endpoints[i]; !e.Terminating { // a new pod has the address of one that has gone
 				delete(d.addrs, e.Addr)
 			}
 		}
@@ -68,7 +68,7 @@ func (d *departures) has(a netip.Addr) bool {
 	return found
 }
 
-// addrs are those of a slice's endpoints.
+// addrs returns the addresses of a slice's endpoints.
 func (s *Slice) addrs() map[netip.Addr]struct{} {
 	all := map[netip.Addr]struct{}{}
 	if s != nil {

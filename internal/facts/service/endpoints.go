@@ -16,12 +16,12 @@ type candidate struct {
 	*Endpoint
 }
 
-// lastResort says whether an endpoint is one of those that are used where none is ready: it terminates and still serves.
+// lastResort says whether an endpoint terminates and still serves. Such endpoints are used if none is ready.
 func (c Condition) lastResort() bool { return !c.Ready && c.Serving && c.Terminating }
 
-// candidates returns all endpoints of a Service's port, of one family, sorted and each once. An endpoint that moves
-// from one slice to another is in both for a moment, and a pod that is gone may have left its address to the next: the
-// one that does not terminate counts, then one that is ready, then that of the first slice.
+// candidates returns all endpoints of a Service's port, of one family, sorted and without duplicates. An endpoint that moves
+// from one slice to another is in both for a moment, and a new pod may have the address of a deleted one. Of duplicates, one
+// that does not terminate takes precedence, then one that is ready, then the one of the first slice.
 func candidates(own []*Slice, p Port, family inet.Family) []candidate {
 	var n int
 	for _, es := range own {
@@ -58,13 +58,13 @@ func falseFirst(a, b bool) int {
 	return 1
 }
 
-// choice is where a node sends what comes to a port, under each of the two policies.
+// choice is where a node sends traffic to a port, under each of the two policies.
 type choice struct {
 	cluster, local Backends
 }
 
-// choose works out a choice; local only if a policy asks for it. Under both the ready endpoints count, and those that
-// terminate and still serve where there is no other: of the cluster for one, of the node for the other.
+// choose computes a choice, and its part local only if a policy asks for it. Both parts use the ready endpoints or, if there are
+// none, those that terminate and still serve. cluster takes them from all nodes, local from this node.
 func choose(all []candidate, at place, local bool) choice {
 	var c choice
 	r := hinted(all, at)
@@ -83,7 +83,7 @@ func choose(all []candidate, at place, local bool) choice {
 	return c
 }
 
-// pick returns the addresses of those that are wanted, nil if there are none.
+// pick returns the addresses of the candidates that want accepts, or nil if there are none.
 func pick(all []candidate, want func(candidate) bool) []netip.AddrPort {
 	n := 0
 	for _, e := range all {
@@ -103,7 +103,7 @@ func pick(all []candidate, want func(candidate) bool) []netip.AddrPort {
 	return picked
 }
 
-// reach is how far clients of a node are sent.
+// reach is how far away the endpoints for clients of a node may be.
 type reach int
 
 const (
@@ -112,8 +112,9 @@ const (
 	withinNode
 )
 
-// hinted returns how far the endpoints' hints keep clients of a node. They are followed if every ready endpoint has
-// one, for otherwise whoever writes them is not done, and if one is for this node, for otherwise its clients had none.
+// hinted returns the reach that the endpoints' hints give to clients of a node. Hints are followed only if every ready endpoint
+// has one, since otherwise the EndpointSlice controller has not finished, and only if one is for this node, since otherwise its
+// clients would have no endpoint.
 func hinted(all []candidate, at place) reach {
 	everyNode, everyZone, node, zone := true, true, false, false
 	for _, e := range all {
@@ -151,7 +152,7 @@ func (e *Endpoint) hinted() Hints {
 	return e.Hints.Value()
 }
 
-// names says whether a list with commas has a word.
+// names says whether a list, separated by commas, has a word.
 func names(list, word string) bool {
 	if word == "" || list == word {
 		return word != ""

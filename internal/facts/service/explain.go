@@ -15,22 +15,22 @@ type EndpointUse struct {
 	Slice    string
 	PortName string
 	Protocol Protocol
-	Addr     netip.AddrPort // not valid if the slice's is not
-	Node     string         // on which the endpoint is; empty if it is on none
+	Addr     netip.AddrPort // invalid if the slice's address is
+	Node     string         // the endpoint's node; empty if it has none
 	Zone     string
-	Pod      string // empty if it is no pod
+	Pod      string // empty if the endpoint is not a pod
 
 	Condition
 
-	// Inside says that what starts on the node or in its pods may go there, Outside that what comes to an address which
-	// is not a ClusterIP from outside the cluster may.
+	// Inside says that traffic from the node and its pods may go there. Outside says that traffic from outside the cluster, to an
+	// address other than a ClusterIP, may.
 	Inside, Outside bool
-	// Why says why it is not used, or only now, or only from inside; empty if there is nothing to say.
+	// Why says why the endpoint is not used, or used only for now, or only from inside. It is empty for an ordinary one.
 	Why string
 }
 
-// Explain fills in whether a node uses endpoints of a Service, and why not, and sorts them by port, address and slice. uses
-// are all endpoints of the Service's slices as svcfacts reads them; those whose address is not valid have their Why already.
+// Explain fills in whether a node uses the endpoints of a Service, and why not, and sorts them by port, address and slice. uses
+// are all endpoints of the Service's slices as svcfacts reads them. Those with an invalid address have their Why already.
 func Explain(s *Service, all []*Slice, uses []EndpointUse, node Node) {
 	x := explainer{service: s, own: s.own(all), at: placeOf(node)}
 	x.frontends = s.frontends(x.own, x.at)
@@ -64,7 +64,7 @@ func (x *explainer) explain(u *EndpointUse) {
 	}
 }
 
-// judge says what becomes of an endpoint that a frontend could use.
+// judge fills in the use of an endpoint of a port that the Service has.
 func (x *explainer) judge(u *EndpointUse, p Port, family inet.Family) {
 	c := u.Condition
 	all := candidates(x.own, p, family)

@@ -10,18 +10,18 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 )
 
-// ExternalIPs decides which addresses of spec.externalIPs are served. Whoever may write a Service chooses these
-// addresses, and every node then sends what is for them to the Service's endpoints: CVE-2020-8554. The zero value serves
+// ExternalIPs decides which addresses of spec.externalIPs are served. Every user who may write a Service can choose any address
+// there, and every node then sends traffic to that address to the Service's endpoints: CVE-2020-8554. The zero value serves
 // none.
 type ExternalIPs struct {
 	Mode netconf.ExternalIPs
-	// PodsOnly leaves the external IPs that are served to pods and to other machines: processes in the node's own network
-	// namespace, which host-network pods are too, reach whoever has the address outside of the cluster.
+	// PodsOnly serves external IPs for pods and for other machines only. Processes in the node's own network namespace, and so
+	// host-network pods, reach the machine that has the address outside of the cluster.
 	PodsOnly bool
-	// Reserved are never served, whatever the mode. Among them is nothing that follows from Services: Model knows their
-	// addresses, and the API server's as EndpointSlices have them.
+	// Reserved are never served, whatever the mode. Model adds the addresses of Services, and those of the API servers from their
+	// EndpointSlices.
 	Reserved []Reserved
-	// Pools are what netconf.ExternalIPsPools allows, and what is announced to the network whatever the mode.
+	// Pools are what the mode netconf.ExternalIPsPools allows. Whatever the mode, only their addresses are announced.
 	Pools []ExternalIPPool
 }
 
@@ -32,7 +32,7 @@ type Reserved struct {
 	Name  string // of the owner, where it has one: a node, an IPPool, a ServiceCIDR
 }
 
-// ReservedOwner says whose a reserved range is.
+// ReservedOwner is the owner of a reserved range, as messages name it.
 type ReservedOwner string
 
 // The owners.
@@ -56,10 +56,10 @@ func (r Reserved) String() string {
 type ExternalIPPool struct {
 	Name       string
 	Contains   func(netip.Addr) bool
-	Ranges     string                              // what Contains follows from, for comparison
-	Namespaces map[string]bool                     // those whose Services may have its addresses; nil is all
-	Selects    func(labels map[string]string) bool // which Services may, by their labels
-	Selector   string                              // what Selects follows from, for comparison
+	Ranges     string                              // the source of Contains, for comparison
+	Namespaces map[string]bool                     // those whose Services may have its addresses; nil means all
+	Selects    func(labels map[string]string) bool // whether a Service with these labels may
+	Selector   string                              // the source of Selects, for comparison
 }
 
 // Equal reports whether two policies decide alike.
@@ -74,7 +74,7 @@ func (x ExternalIPs) Equal(o ExternalIPs) bool {
 // reservations finds the reserved range that an address is in.
 type reservations struct {
 	byPrefix map[netip.Prefix]Reserved
-	bits     map[int]bool // the lengths that there are: few, where nodes are many
+	bits     map[int]bool // the prefix lengths in use: few, even with many nodes
 }
 
 func newReservations(list []Reserved) reservations {
@@ -103,7 +103,7 @@ func (r reservations) find(a netip.Addr) (found Reserved, ok bool) {
 	return found, ok
 }
 
-// external says of each external IP of a Service that is not served why.
+// external returns the external IPs of a Service that are not served, with the reason.
 func (m *Model) external(e *entry) map[netip.Addr]error {
 	var refused map[netip.Addr]error
 	for _, a := range e.service.Addrs {
@@ -120,7 +120,7 @@ func (m *Model) external(e *entry) map[netip.Addr]error {
 	return refused
 }
 
-// refuse says why an address is not served as an external IP of a Service.
+// refuse returns why an address is not served as an external IP of a Service, or nil if it is.
 func (m *Model) refuse(e *entry, a netip.Addr) error {
 	switch m.externalIPs.Mode {
 	case netconf.ExternalIPsAny, netconf.ExternalIPsPools:
@@ -150,7 +150,7 @@ func (m *Model) refuse(e *entry, a netip.Addr) error {
 	return m.unpooled(e, a)
 }
 
-// unpooled says why no AddressPool has an address for a Service, or nothing if one has.
+// unpooled returns why no AddressPool has an address for a Service, or nil if one has.
 func (m *Model) unpooled(e *entry, a netip.Addr) error {
 	why := errors.New("no AddressPool has it, and the setting externalIPs is pools")
 	for _, p := range m.externalIPs.Pools {
@@ -167,17 +167,17 @@ func (m *Model) unpooled(e *entry, a netip.Addr) error {
 	return why
 }
 
-// apiServer is the Service whose endpoints are the API servers themselves.
+// apiServer is the Service whose endpoints are the API servers.
 var apiServer = Name{"default", "kubernetes"}
 
-// has says whether an address is an endpoint's.
+// has says whether an endpoint has the address.
 func (e *entry) has(a netip.Addr) bool {
 	return slices.ContainsFunc(e.slices, func(s *Slice) bool {
 		return slices.ContainsFunc(s.Endpoints, func(x Endpoint) bool { return x.Addr == a })
 	})
 }
 
-// SetExternalIPs says which external IPs are served. A Model that was not told serves none.
+// SetExternalIPs sets which external IPs are served. Before the first call a Model serves none.
 func (m *Model) SetExternalIPs(x ExternalIPs) {
 	if m.externalIPs.Equal(x) {
 		return
@@ -186,7 +186,7 @@ func (m *Model) SetExternalIPs(x ExternalIPs) {
 	m.touchAskers()
 }
 
-// touchAskers has all external IPs judged again.
+// touchAskers marks all Services with external IPs for recomputation.
 func (m *Model) touchAskers() {
 	for _, list := range m.askers {
 		for _, e := range list {
@@ -195,8 +195,8 @@ func (m *Model) touchAskers() {
 	}
 }
 
-// index notes which addresses a Service has and asks for now, in the place of what it had before, and has those judged
-// again whose external IPs another Service gained or lost.
+// index replaces a Service's addresses in the maps holders and askers. If the Service gains or loses an address that is an
+// external IP of others, index marks those for recomputation.
 func (m *Model) index(e *entry, before, now *Service) {
 	change := func(in map[netip.Addr][]*entry, was, is []netip.Addr, each func(netip.Addr)) {
 		for _, a := range was {
@@ -222,7 +222,7 @@ func (m *Model) index(e *entry, before, now *Service) {
 	})
 }
 
-// asked are the external IPs that a Service asks for, each once.
+// asked returns the external IPs that a Service asks for, without duplicates.
 func (s *Service) asked() []netip.Addr {
 	if s == nil {
 		return nil
@@ -236,7 +236,7 @@ func (s *Service) asked() []netip.Addr {
 	return all
 }
 
-// held are the addresses that the API server or a load balancer's controller gave to a Service, each once.
+// held returns the addresses that the API server or a load balancer's controller has assigned to a Service, without duplicates.
 func (s *Service) held() []netip.Addr {
 	if s == nil {
 		return nil

@@ -24,8 +24,8 @@ type HealthCheck struct {
 	LocalEndpoints int
 }
 
-// Frontends returns what a Service is on a node, sorted by keys. Of the slices those of the Service count. What other
-// Services claim is not known here; Model knows it.
+// Frontends returns the frontends of a Service on a node, sorted by keys. It ignores slices of other Services. It does not know
+// what other Services claim; Model does.
 func Frontends(s *Service, all []*Slice, node Node) []Frontend {
 	return s.frontends(s.own(all), placeOf(node))
 }
@@ -37,7 +37,7 @@ func (s *Service) own(all []*Slice) []*Slice {
 	return own
 }
 
-// place is a node, as it is compared with endpoints.
+// place is a node in a form that compares quickly with endpoints.
 type place struct {
 	node       unique.Handle[string]
 	name, zone string
@@ -52,11 +52,10 @@ func placeOf(n Node) place {
 	return p
 }
 
-// holds says whether an endpoint is on the node. One that names no node is on none, and neither is any if the node
-// is not known.
+// holds says whether an endpoint is on the node. An endpoint that names no node is on none. On an unknown node there are none.
 func (p place) holds(e *Endpoint) bool { return p.name != "" && e.Node == p.node }
 
-// frontends is Frontends, of what is kept.
+// frontends is Frontends for the sorted slices of the Service.
 func (s *Service) frontends(own []*Slice, at place) []Frontend {
 	if len(s.Addrs) == 0 || len(s.Ports) == 0 {
 		return nil
@@ -86,15 +85,15 @@ func (s *Service) frontends(own []*Slice, at place) []Frontend {
 			all = append(all, f)
 		}
 	}
-	// A Service may name an address twice, once as an external IP and once as its load balancer's. The kinds come in the
-	// order of addrs, so the one that says more about who may come stays.
+	// A Service may name an address twice, as an external IP and as its load balancer's. The sort is stable, so the first kind of
+	// s.Addrs stays, which is the stricter one.
 	slices.SortStableFunc(all, func(a, b Frontend) int { return a.Compare(b.Key) })
 	return slices.CompactFunc(all, func(a, b Frontend) bool { return a.Key == b.Key })
 }
 
-// backends returns to where a frontend of a kind sends what comes from inside and from outside. A pod that means a
-// Service by its external address is served as if no load balancer were between, by any endpoint: the policy Local is
-// there to keep a client's address, and a pod's is kept.
+// backends returns the backends of a frontend of a kind for clients inside and outside. A pod that dials an external address of a
+// Service may reach any endpoint, as if there were no load balancer: the policy Local exists to preserve the client's address,
+// and a pod's address is preserved anyway.
 func (s *Service) backends(k Kind, c *choice) (in, out Backends) {
 	switch {
 	case k == ClusterIP && s.LocalInside:
@@ -105,9 +104,9 @@ func (s *Service) backends(k Kind, c *choice) (in, out Backends) {
 	return c.cluster, c.cluster
 }
 
-// sourcesAt are who may come to the Service's load balancer's addresses on a node. Where such an address is an interface's
-// of the node, as some load balancers do it, what the node sends there comes from that very address: it may come if the
-// node itself may, as kube-proxy has it.
+// sourcesAt returns the permitted sources for the Service's load balancer addresses on a node. Some load balancers assign such an
+// address to an interface of the node. What the node sends there then has this address as its source, so it is permitted if
+// the node itself is. kube-proxy does the same.
 func (s *Service) sourcesAt(at place, family inet.Family) []netip.Prefix {
 	ranges := *s.Sources.Of(family)
 	contain := func(a netip.Addr) bool {
@@ -126,8 +125,8 @@ func (s *Service) sourcesAt(at place, family inet.Family) []netip.Prefix {
 	return slices.Compact(all)
 }
 
-// healthCheck says whether the Service has one, and what the node answers. Endpoints that terminate do not count,
-// though they serve while there are no others: a load balancer is to go elsewhere.
+// healthCheck says whether the Service has a health check, and what the node answers. Terminating endpoints do not count, although
+// they serve if there are no others: the load balancer has to choose another node.
 func (s *Service) healthCheck(own []*Slice, at place) (HealthCheck, bool) {
 	if s.HealthPort == 0 {
 		return HealthCheck{}, false

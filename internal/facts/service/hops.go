@@ -13,17 +13,17 @@ import (
 // partName is what hops call this part of the network.
 const partName = "Services"
 
-// AtConnect says what programs at connect() do with what sockets send: docs/design/connect.md.
+// AtConnect explains what the programs at connect() do: docs/design/connect.md.
 type AtConnect struct {
-	Held []Balanced // what they hold, sorted by key
-	// Names are Services by their IDs, which is all that the kernel has of them.
+	Held []Balanced // what the programs' map holds, sorted by key
+	// Names are the Services by ID, since the kernel has only the IDs.
 	Names map[uint32]Name
 }
 
 // Explain implements packet.Part.
 func (a AtConnect) Explain(p packet.Packet) []packet.Hop {
 	key := Key{Addr: p.Dst.Addr(), Protocol: Protocol(p.Protocol), Port: p.Dst.Port()}
-	loopback := key.Addr.IsLoopback() || key.Addr.IsUnspecified() // as to the kernel
+	loopback := key.Addr.IsLoopback() || key.Addr.IsUnspecified() // the kernel connects both to loopback
 	if loopback {
 		key.Addr = loopbackOf(key.Addr.Is4())
 	}
@@ -53,9 +53,9 @@ func (a AtConnect) Explain(p packet.Packet) []packet.Hop {
 	return []packet.Hop{hop}
 }
 
-// ByRules says what rules for packets do where a packet comes in or leaves a process: docs/design/nftables.md.
+// ByRules explains what the rules for packets do at the hooks prerouting and output: docs/design/nftables.md.
 type ByRules struct {
-	Plan // what they hold, as ByPacketOf has it
+	Plan // what the rules hold, in the form of ByPacketOf
 }
 
 // Explain implements packet.Part.
@@ -109,7 +109,7 @@ func (r ByRules) Explain(p packet.Packet) []packet.Hop {
 	return []packet.Hop{hop}
 }
 
-// find returns the frontend that a packet meets. One of just its address goes before a NodePort.
+// find returns the frontend that a packet reaches. A frontend with exactly its address takes precedence over a NodePort.
 func (r ByRules) find(p packet.Packet) (Frontend, bool) {
 	at := func(addr netip.Addr) (Frontend, bool) {
 		key := Key{Addr: addr, Protocol: Protocol(p.Protocol), Port: p.Dst.Port()}
@@ -136,7 +136,7 @@ func (r ByRules) find(p packet.Packet) (Frontend, bool) {
 	return at(netip.IPv6Unspecified())
 }
 
-// ByRulesAfter says whose address a packet leaves with that ByRules has translated.
+// ByRulesAfter explains with whose source address a packet leaves that ByRules has translated.
 type ByRulesAfter struct {
 	Plan
 	Local []netip.Addr // the node's own addresses

@@ -8,10 +8,10 @@ import (
 	"strings"
 )
 
-// Model holds what matters of all Services and EndpointSlices, and knows what has changed since it was last asked. It
-// costs little more than the frontends themselves, and a change costs as much as the Service is large, whatever else
-// there is. Model is not safe for concurrent use. The frontends that it gives share their slices with it: they are for
-// reading.
+// Model holds all Services and EndpointSlices, and computes which frontends have changed since it was last asked. It takes little
+// more memory than the frontends themselves. The cost of a change grows with the size of its Service only, whatever the number
+// of Services. Model is not safe for concurrent use. The frontends that it returns share their slices with it, so callers must
+// not modify them.
 type Model struct {
 	node     Node
 	place    place
@@ -20,35 +20,36 @@ type Model struct {
 	health   map[*entry]HealthCheck
 	// checks are what HealthChecks returned last; nil if health has changed since.
 	checks   []HealthCheck
-	wrong    map[*entry]struct{} // that have problems of their own
+	wrong    map[*entry]struct{} // those with problems of their own
 	balanced map[*entry]LoadBalanced
 	// differs says that balanced has changed since LoadBalancers was last called.
 	differs bool
-	// tellsClusterIPs says that ClusterIPs are among what is balanced.
+	// tellsClusterIPs says that balanced includes ClusterIPs.
 	tellsClusterIPs bool
 	claims          claims
 	left            departures
-	// Which external IPs are served, and whose addresses they must not be.
+	// Which external IPs are served, and the addresses that no external IP may be.
 	externalIPs ExternalIPs
 	reserved    reservations
-	holders     map[netip.Addr][]*entry // of ClusterIPs and load balancers' addresses
-	askers      map[netip.Addr][]*entry // of external IPs
-	touched     []*entry                // of which an object changed since update
-	changed     []*entry                // whose frontends changed since Changes
+	holders     map[netip.Addr][]*entry // by ClusterIP and load balancer address
+	askers      map[netip.Addr][]*entry // by external IP
+	touched     []*entry                // those with an object that changed since update
+	changed     []*entry                // those with frontends that changed since Changes
 }
 
-// entry is a Service, or the slices of one that is not known yet or no longer.
+// entry is a Service, or the slices of one that does not exist yet or any more.
 type entry struct {
 	name    Name
 	service *Service // nil if there are only slices
 	slices  []*Slice // sorted by name
 	claimed []Frontend
-	refused map[netip.Addr]error // external IPs that are not served, and why
-	rank    rank                 // by which claimed stands
-	given   []Frontend           // what is claimed and has not gone to another Service
-	told    []Frontend           // what was given when Changes was last called
+	refused map[netip.Addr]error // external IPs that are not served, with the reason
+	rank    rank                 // the one with which claimed was registered
+	given   []Frontend           // those of claimed that no other Service has
+	told    []Frontend           // given at the last call of Changes
 
-	isTouched, isChanged bool // whether it is in the lists; a map that was large once is slow to walk for ever
+	// Whether the entry is in the lists of Model. Maps would be slower: one that was large once stays slow to walk.
+	isTouched, isChanged bool
 }
 
 // NewModel returns an empty Model for a node.
@@ -67,7 +68,7 @@ func NewModel(node Node) *Model {
 	}
 }
 
-// SetNode says what has become of the node.
+// SetNode sets the node, and recomputes all frontends if it differs.
 func (m *Model) SetNode(node Node) {
 	if node.Name != m.node.Name || node.Zone != m.node.Zone || !slices.Equal(node.Addrs, m.node.Addrs) {
 		for _, e := range m.services {
@@ -80,7 +81,7 @@ func (m *Model) SetNode(node Node) {
 // Node returns the node that frontends are worked out for.
 func (m *Model) Node() Node { return m.node }
 
-// SetService adds a Service, or says what has become of it. The model keeps it.
+// SetService adds or replaces a Service. The model retains it.
 func (m *Model) SetService(now *Service) {
 	e := m.entry(now.Name)
 	m.index(e, e.service, now)
@@ -88,7 +89,7 @@ func (m *Model) SetService(now *Service) {
 	m.touch(e)
 }
 
-// DeleteService takes a Service away. Its slices stay until they are deleted, too.
+// DeleteService removes a Service. Its slices stay until DeleteSlice removes them.
 func (m *Model) DeleteService(name Name) {
 	if e := m.services[name]; e != nil {
 		m.index(e, e.service, nil)
@@ -97,7 +98,7 @@ func (m *Model) DeleteService(name Name) {
 	}
 }
 
-// SetSlice adds an EndpointSlice, or says what has become of it. It may come before its Service. The model keeps it.
+// SetSlice adds or replaces an EndpointSlice, which may come before its Service. The model retains it.
 func (m *Model) SetSlice(now *Slice) {
 	if before := m.slices[now.Name]; before != nil && before.name != now.Of {
 		m.DeleteSlice(now.Name)
@@ -117,7 +118,7 @@ func (m *Model) SetSlice(now *Slice) {
 	m.touchSlices(e)
 }
 
-// DeleteSlice takes an EndpointSlice away.
+// DeleteSlice removes an EndpointSlice.
 func (m *Model) DeleteSlice(name Name) {
 	e := m.slices[name]
 	if e == nil {
@@ -131,7 +132,7 @@ func (m *Model) DeleteSlice(name Name) {
 	m.touchSlices(e)
 }
 
-// touchSlices has a Service worked out again whose slices changed.
+// touchSlices marks a Service whose slices changed for recomputation.
 func (m *Model) touchSlices(e *entry) {
 	m.touch(e)
 	if e.name == apiServer {
@@ -139,8 +140,8 @@ func (m *Model) touchSlices(e *entry) {
 	}
 }
 
-// Replace sets all Services and slices, and takes away what is not among them: it is for a list, as the other
-// functions are for a watch.
+// Replace sets all Services and slices, and removes those that are not among them. It is for the result of a list, while the
+// other methods are for the events of a watch.
 func (m *Model) Replace(services []*Service, all []*Slice) {
 	gone := map[Name]bool{}
 	for name, e := range m.services {
@@ -185,9 +186,9 @@ func (e *entry) find(name string) (int, bool) {
 	return slices.BinarySearchFunc(e.slices, name, func(s *Slice, name string) int { return strings.Compare(s.Name.Name, name) })
 }
 
-// Changes returns what has become of the frontends since Changes or Frontends was last called, sorted by Service. A
-// key is in one of the changes only: of one that goes from one Service to another, the frontend of the first is among
-// the old ones of the second's change. So changes can be made in any order, and none opens a gap for another.
+// Changes returns the changes of frontends since the last call of Changes or Frontends, sorted by Service. Each key is in one
+// change only: if it moves from one Service to another, the frontend of the first is among the old ones in the change of the
+// second. So changes can be applied in any order, and no key is ever without a frontend in between.
 func (m *Model) Changes() []Change {
 	m.update()
 	if len(m.changed) == 0 {
@@ -226,7 +227,7 @@ func (m *Model) Changes() []Change {
 	return all
 }
 
-// Frontends returns all frontends, sorted by keys. What changed until now is in them, and Changes will not tell it again.
+// Frontends returns all frontends, sorted by keys. They include all changes so far, which Changes does not return again.
 func (m *Model) Frontends() []Frontend {
 	m.update()
 	for _, e := range m.changed {
@@ -242,7 +243,7 @@ func (m *Model) Frontends() []Frontend {
 	return all
 }
 
-// Named returns the Services that have these IDs, sorted. An ID is of no Service, or of several.
+// Named returns the Services that have these IDs, sorted. An ID may have no Service, or several.
 func (m *Model) Named(ids []uint32) []Name {
 	var all []Name
 	for name := range m.services {
@@ -254,8 +255,8 @@ func (m *Model) Named(ids []uint32) []Name {
 	return all
 }
 
-// HealthChecks returns the health checks that the node is to answer, sorted by Service. The list is for reading; it is the
-// same one as long as nothing has changed.
+// HealthChecks returns the health checks that the node answers, sorted by Service. Callers must not modify the list, which is
+// shared until something changes.
 func (m *Model) HealthChecks() []HealthCheck {
 	m.update()
 	if m.checks == nil {
@@ -284,20 +285,20 @@ func (m *Model) Life(name Name, endpoint netip.AddrPort) Life {
 	return l
 }
 
-// Departures is how many pods have gone that were endpoints. What leads to them is looked for while the number grows.
+// Departures returns how many endpoints' pods have gone so far. The proxy looks for flows to them whenever the number has grown.
 func (m *Model) Departures() uint64 { return m.left.count }
 
-// Problem is something about a Service because of which there is less of it than was asked for. The rest of it is good.
+// Problem is a reason why a part of a Service does not work as its object asks. The rest of the Service works.
 type Problem struct {
 	Service Name
 	Text    string
-	// Refused says that the cluster's policy is why: what kernels hold is as it was asked for.
+	// Refused says that a setting of the cluster is the reason, so that the kernels hold what they should.
 	Refused bool
 }
 
 func (p Problem) String() string { return fmt.Sprintf("Service %s: %s", p.Service, p.Text) }
 
-// Problems returns all that is wrong with Services now, sorted by Service.
+// Problems returns the current problems of all Services, sorted by Service.
 func (m *Model) Problems() []Problem {
 	m.update()
 	all := m.claims.problems()
@@ -318,7 +319,7 @@ func (m *Model) Problems() []Problem {
 	return all
 }
 
-// update works out the Services that were touched, and those that gain or lose a key by it.
+// update recomputes the Services that were touched, and those that gain or lose a key to them.
 func (m *Model) update() {
 	if len(m.touched) == 0 {
 		return
@@ -375,7 +376,7 @@ func (m *Model) recompute(e *entry) {
 	m.claims.claim(e)
 }
 
-// check works out a Service's health check.
+// check recomputes a Service's health check.
 func (m *Model) check(e *entry) {
 	before, had := m.health[e]
 	var now HealthCheck
@@ -394,20 +395,20 @@ func (m *Model) check(e *entry) {
 	}
 }
 
-// tell notes that a Service's changes were given out.
+// tell records that the caller has a Service's changes.
 func (m *Model) tell(e *entry) {
 	e.told, e.isChanged = e.given, false
 	m.forget(e)
 }
 
-// forget drops the entry of a Service of which there is nothing left, and nothing left to tell.
+// forget removes the entry of a Service that is empty and has no changes left to return.
 func (m *Model) forget(e *entry) {
 	if !e.isChanged && e.service == nil && len(e.slices) == 0 && len(e.given) == 0 && len(e.told) == 0 {
 		delete(m.services, e.name)
 	}
 }
 
-// diff returns what differs between two lists that are sorted by keys.
+// diff returns the difference of two lists that are sorted by keys.
 func diff(name Name, old, now []Frontend) Change {
 	c := Change{Service: name}
 	for len(old) > 0 || len(now) > 0 {

@@ -5,30 +5,29 @@ import (
 	"slices"
 )
 
-// ClusterDNS is the Service at whose address pods expect DNS, in every cluster that kubeadm or its like has made.
+// ClusterDNS is the Service at whose address pods expect DNS, by the convention of kubeadm and other installers.
 var ClusterDNS = Name{Namespace: "kube-system", Name: "kube-dns"}
 
-// Redirect has what comes from inside for a port of a Service's cluster IP go to addresses that are no endpoints of it:
-// for the cluster's DNS, to the cache on the node. It stands between a Model and what takes the Model's frontends and
-// changes, and knows of the frontends that it is about as much as those that it hands on to. The zero value, with a
-// Service, redirects nothing until Set.
+// Redirect sends traffic from inside, to one port of a Service's cluster IP, to addresses that are not endpoints of the Service:
+// traffic to the cluster's DNS goes to the cache on the node. It stands between a Model and the consumers of the Model's
+// frontends and changes, and rewrites both. A zero value with a Service and a Port redirects nothing until Set.
 type Redirect struct {
 	Service Name
 	Port    uint16
 	to      []netip.Addr
-	// own are the Service's frontends of the port, as they are without the redirection.
+	// own are the Service's frontends of the port, without the redirection.
 	own map[Key]Frontend
 }
 
-// Addrs returns where to it redirects: at most one address of a family counts.
+// Addrs returns the addresses to which r redirects. The first of each family counts.
 func (r *Redirect) Addrs() []netip.Addr { return r.to }
 
-// Includes says whether an endpoint is one that the Service has by redirection.
+// Includes says whether the Service has an endpoint only by redirection.
 func (r *Redirect) Includes(of Name, endpoint netip.AddrPort) bool {
 	return of == r.Service && endpoint.Port() == r.Port && slices.Contains(r.to, endpoint.Addr())
 }
 
-// Frontends returns what becomes of all frontends. Those given are not changed.
+// Frontends returns all frontends with the redirection applied. It does not modify its argument.
 func (r *Redirect) Frontends(all []Frontend) []Frontend {
 	r.own = map[Key]Frontend{}
 	copied := false
@@ -45,7 +44,7 @@ func (r *Redirect) Frontends(all []Frontend) []Frontend {
 	return all
 }
 
-// Changes returns what becomes of changes. Those given are not changed.
+// Changes returns changes with the redirection applied. It does not modify its argument.
 func (r *Redirect) Changes(all []Change) []Change {
 	var changed []Change
 	for i, c := range all {
@@ -82,8 +81,8 @@ func (r *Redirect) Changes(all []Change) []Change {
 	return changed
 }
 
-// Set redirects to these addresses, of which a frontend takes that of its family, or nowhere, and returns what that
-// changes.
+// Set redirects to these addresses, and returns the changes that follow. A frontend takes the address of its family. Without
+// one it is not redirected.
 func (r *Redirect) Set(to []netip.Addr) []Change {
 	c := Change{Service: r.Service}
 	keys := make([]Key, 0, len(r.own))
@@ -128,7 +127,7 @@ func (r *Redirect) applyAll(all []Frontend) []Frontend {
 	return all
 }
 
-// withoutSame leaves out frontends that are the same before and after.
+// withoutSame removes frontends that are equal before and after.
 func withoutSame(c Change) Change {
 	same := func(f Frontend, in []Frontend) bool {
 		return slices.ContainsFunc(in, func(o Frontend) bool { return o.Equal(f) })

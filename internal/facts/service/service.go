@@ -1,5 +1,5 @@
 // Package service defines what Services mean on one node: at which addresses and ports they are reached there, and to which
-// endpoints their traffic may go. It does not know the API's objects, which svcfacts reads, or the kernel. Every part that
+// endpoints their traffic may go. It knows neither the API's objects, which svcfacts reads, nor the kernel. Every part that
 // balances, shows or verifies Services starts from it.
 //
 // Sources: https://kubernetes.io/docs/reference/networking/virtual-ips/, KEP-1669 (terminating endpoints), KEP-2086
@@ -118,7 +118,7 @@ func (b Backends) Equal(o Backends) bool {
 	return b.Drop == o.Drop && slices.Equal(b.Endpoints, o.Endpoints)
 }
 
-// Split reports whether it matters where a client is.
+// Split reports whether clients inside and outside differ in their backends.
 func (f Frontend) Split() bool { return !f.Inside.Equal(f.Outside) }
 
 // Equal reports whether two frontends are equal.
@@ -127,9 +127,9 @@ func (f Frontend) Equal(o Frontend) bool {
 		(f.Sources == nil) == (o.Sources == nil) && slices.Equal(f.Sources, o.Sources) && f.Inside.Equal(o.Inside) && f.Outside.Equal(o.Outside)
 }
 
-// ID is the number that stands for a Service in the kernel where affinity is kept. It follows from the name, so that
-// agents that come and go agree on it. Two Services with one ID cost affinity, not correctness: an endpoint that a
-// frontend does not have is never used.
+// ID returns the number by which the kernel's affinity maps refer to a Service. It is a hash of the name, so that an agent that
+// restarts computes the same one. A collision of two Services costs affinity, not correctness: the kernel never uses an
+// endpoint that a frontend does not have.
 func ID(name Name) uint32 {
 	h := fnv.New32a()
 	h.Write([]byte(name.String()))
@@ -140,12 +140,12 @@ func ID(name Name) uint32 {
 type Plan struct {
 	// Frontends are sorted by their keys, each of which is there once.
 	Frontends []Frontend
-	// NodePortAddrs are the node's addresses at which NodePorts answer, sorted; besides them loopback addresses do, for what
-	// starts on the node itself: those of IPv6 to sockets alone.
+	// NodePortAddrs are the node's addresses at which NodePorts answer, sorted. Loopback addresses answer, too, for processes on the
+	// node itself; the IPv6 one answers at connect() only.
 	NodePortAddrs []netip.Addr
-	// OwnPods are the addresses of the node's own pods. Who comes from there, or from the node itself, is inside; pods of
-	// other nodes have met what they ask for on their own node, or mean this node. What goes to them needs no masquerade:
-	// the answer comes by here.
+	// OwnPods are the addresses of the node's own pods. Clients at these addresses, and the node itself, are inside. Packets from
+	// pods of other nodes have been translated on their own node, or are addressed to this node. Packets to OwnPods need no
+	// masquerade, since their answers pass this node.
 	OwnPods []netip.Prefix
 }
 

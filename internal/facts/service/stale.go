@@ -7,27 +7,26 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/inet"
 )
 
-// Index finds frontends by destination, and decides which flows that the kernel remembers are stale: those that lead to a
-// former endpoint, or past the Service that they were meant for. It is for one goroutine at a time.
+// Index finds frontends by destination, and decides which tracked flows are stale: those that lead to a former endpoint, or that
+// bypass the Service that they are addressed to. Index is not safe for concurrent use.
 type Index struct {
 	frontends map[Key]Frontend
 	nodeAddrs map[netip.Addr]struct{}
 	ranges    []netip.Prefix
 	others    map[netip.Addr]struct{}
-	// gone holds removed frontends, with the number of sweeps that they are still remembered for.
+	// gone holds removed frontends, with the number of sweeps until they are dropped.
 	gone map[Key]int
 }
 
-// sweepsGone is how many sweeps a removed frontend is remembered for. One would do, except for a packet that is on its way
-// through the kernel during the sweep.
+// sweepsGone is the number of sweeps after which a removed frontend is dropped. One would do, if no packet were in the kernel
+// during the sweep.
 const sweepsGone = 2
 
-// NewIndex makes an index of a plan's frontends. ranges are where the cluster's Services have their addresses (the
-// ServiceCIDRs): what was translated there and is no frontend now was one once, perhaps before this program started.
-// others are addresses in them that are somebody else's to serve, such as those of Services with the label
-// service.kubernetes.io/service-proxy-name.
+// NewIndex returns an index of a plan's frontends. ranges are the ServiceCIDRs: a translated flow to an address there that is not
+// a frontend belongs to a former frontend, perhaps of the time before this program started. others are addresses in ranges that
+// another proxy serves, such as those of Services with the label service.kubernetes.io/service-proxy-name.
 //
-// The plan has to be whole: flows to Services that are not heard of yet would be taken for stale.
+// The plan has to be complete: flows to Services that are missing in it count as stale.
 func NewIndex(p Plan, ranges []netip.Prefix, others []netip.Addr) *Index {
 	x := &Index{frontends: make(map[Key]Frontend, len(p.Frontends)), ranges: slices.Clone(ranges), gone: map[Key]int{}}
 	for _, f := range p.Frontends {
@@ -45,11 +44,11 @@ func addrSet(addrs []netip.Addr) map[netip.Addr]struct{} {
 	return s
 }
 
-// Apply changes the index as the frontends of a Service have changed. Afterwards it is as NewIndex would make it of the
-// new plan, and knows besides which frontends have gone.
+// Apply applies a change of a Service's frontends. Afterwards the index is what NewIndex returns for the new plan, and also knows
+// the removed frontends.
 func (x *Index) Apply(c Change) {
 	for _, f := range c.Old {
-		// The key may be another Service's by now.
+		// Another Service may have the key by now.
 		if have, found := x.frontends[f.Key]; found && have.Service == f.Service {
 			delete(x.frontends, f.Key)
 			x.gone[f.Key] = sweepsGone
@@ -61,7 +60,7 @@ func (x *Index) Apply(c Change) {
 	}
 }
 
-// Replace changes the index to that of another plan, as Apply does for one Service.
+// Replace changes the index to that of another plan, and keeps the removed frontends, as Apply does.
 func (x *Index) Replace(p Plan, ranges []netip.Prefix, others []netip.Addr) {
 	next := NewIndex(p, ranges, others)
 	next.gone = x.gone
@@ -74,9 +73,8 @@ func (x *Index) Replace(p Plan, ranges []netip.Prefix, others []netip.Addr) {
 	*x = *next
 }
 
-// Swept says that all flows were checked, none of which can have been created by a frontend that was removed before. After
-// two such sweeps a removed frontend is forgotten: its address and port may then belong to something else, such as a host
-// port.
+// Swept records that the caller has checked all flows. After two sweeps the index drops a removed frontend, since its address and
+// port may then belong to something else, such as a host port.
 func (x *Index) Swept() {
 	for key, left := range x.gone {
 		if left > 1 {
@@ -100,18 +98,18 @@ func (x *Index) Find(protocol Protocol, to netip.AddrPort) (Frontend, bool) {
 	return f, found
 }
 
-// Serves reports whether there is a frontend for packets to an address and port, or was until recently: their flows are the
-// Services' to judge.
+// Serves reports whether there is a frontend for packets to an address and port, or was one until recently. Stale and Ended apply
+// to flows of these only.
 func (x *Index) Serves(protocol Protocol, to netip.AddrPort) bool {
 	_, found := x.Find(protocol, to)
 	return found || x.hasGone(Key{to.Addr(), protocol, to.Port()})
 }
 
-// Stale says whether a flow that connection tracking remembers is to be forgotten, so that its next packet is taken for
-// the first: to is where it was sent, answers who answers it, and translated whether these differ by our or anybody's
-// doing (DNAT). It costs the time of looking a key up, or of two lookups if there is no frontend.
+// Stale says whether a tracked flow has to be deleted, so that its next packet counts as the first one. to is the original
+// destination, answers is the source of the replies, and translated says whether a DNAT, ours or another one, makes them
+// differ. It costs one map look-up, or two if there is no frontend.
 //
-// Of TCP nothing is: a connection cannot go on with another endpoint, and to be told so it has to reach the old one.
+// A TCP flow is never stale: a connection cannot continue with another endpoint, and only the old one can reset it.
 func (x *Index) Stale(protocol Protocol, to, answers netip.AddrPort, translated bool) bool {
 	if protocol != UDP && protocol != SCTP {
 		return false
@@ -121,8 +119,8 @@ func (x *Index) Stale(protocol Protocol, to, answers netip.AddrPort, translated 
 	case found && translated:
 		return !includes(f.Inside, answers) && !includes(f.Outside, answers)
 	case found:
-		// The flow began before there were endpoints, or before this program started, and goes nowhere for as long as its
-		// client keeps sending. A node's own address is different: the node itself may answer there.
+		// The flow began before there were endpoints, or before this program started. It leads nowhere, and lasts as long as its
+		// client sends. At a node's own address the node itself may answer, so such a flow stays.
 		return protocol == UDP && f.Kind != NodePort && len(f.Inside.Endpoints)+len(f.Outside.Endpoints) > 0
 	case !translated:
 		return false
@@ -131,26 +129,26 @@ func (x *Index) Stale(protocol Protocol, to, answers netip.AddrPort, translated 
 	return x.hasGone(key) || x.inRanges(to.Addr())
 }
 
-// Life is what is known of an endpoint of a Service. The zero value is one that left its Service for an unknown reason.
+// Life is the state of an endpoint of a Service. The zero value is an endpoint that left its Service for an unknown reason.
 type Life struct {
-	Present bool // it is one, in whatever condition
-	Serving bool // be it for new clients or only for those that it has
-	Gone    bool // it is none any more, and there is no pod
+	Present bool // the Service has it, in any condition
+	Serving bool // for new clients, or for its existing ones only
+	Gone    bool // the Service does not have it any more, and its pod is gone
 }
 
-// Lives says what is known of an endpoint.
+// Lives returns the state of an endpoint.
 type Lives func(service Name, endpoint netip.AddrPort) Life
 
-// Ended reports whether a flow is to be ended, by what is known of its endpoint. A UDP or SCTP flow is if it is stale and
-// its endpoint no longer serves: an endpoint that gets no new flows, since it terminates or others are nearer, keeps its
-// flows. A TCP connection is if its endpoint's pod is gone: the client's next packet then goes to another endpoint, which
-// resets the unknown connection, and the client need not wait for a timeout. While the pod lives, the connection does,
-// whatever happens to the Service: the pod ends it.
+// Ended reports whether a flow has to end, given the state of its endpoint. A UDP or SCTP flow ends if it is stale and its endpoint
+// no longer serves. An endpoint that gets no new flows, because it terminates or because others are nearer, keeps its existing
+// ones. A TCP connection ends if its endpoint's pod is gone: the client's next packet then reaches another endpoint, which resets
+// the unknown connection, so that the client does not wait for a timeout. While the pod lives, the connection lives, whatever
+// happens to the Service.
 func (x *Index) Ended(protocol Protocol, to, answers netip.AddrPort, translated bool, lives Lives) bool {
 	if protocol == TCP {
 		return translated && x.Cut(protocol, to, answers, lives)
 	}
-	if !x.Stale(protocol, to, answers, translated) { // nearly none is, and all are asked about
+	if !x.Stale(protocol, to, answers, translated) { // this is the common case, and all flows are checked
 		return false
 	}
 	f, found := x.Find(protocol, to)
@@ -161,11 +159,12 @@ func (x *Index) Ended(protocol Protocol, to, answers netip.AddrPort, translated 
 // (connect.c of package connect).
 const DNSPort = 53
 
-// Cut says whether a socket that was connected to an endpoint in a frontend's place is to be ended: the same rule, for what
-// has no entry in connection tracking. One of UDP goes nowhere else by itself. If it asks for names it is ended when its
-// endpoint serves no more, since a resolver takes another socket. All others are of versions that gave endpoints to all, and
-// are wanted for longer: they are ended when the endpoint is none of the Service's any more, be it ready or not. What leads
-// to the node's own address in place of a loopback one is moved by who balances packets.
+// Cut says whether a socket that connect() sent to an endpoint instead of a frontend has to be destroyed. It is the rule of Ended for
+// sockets without an entry in connection tracking. A connected UDP socket cannot move to another endpoint. A socket to the DNS
+// port is destroyed when its endpoint no longer serves, since resolvers open another one. Other UDP sockets come from versions
+// that translated all of them. Their programs need them for longer, so they are destroyed when the endpoint has left the Service,
+// ready or not. A socket that leads to the node's own address instead of a loopback one stays, since the rules for packets move
+// it.
 func (x *Index) Cut(protocol Protocol, to, endpoint netip.AddrPort, lives Lives) bool {
 	f, found := x.Find(protocol, to)
 	switch {
@@ -208,7 +207,7 @@ func (x *Index) atNode(addr netip.Addr) bool {
 	return found
 }
 
-// nodePortKey is the key of the NodePort at a key's address.
+// nodePortKey returns the key of the NodePort at a key's address.
 func nodePortKey(key Key) Key {
 	if key.Addr.Is4() {
 		key.Addr = netip.IPv4Unspecified()

@@ -14,14 +14,14 @@ import (
 
 const aggregated = "aggregates" // the set, once for each family
 
-// SetAggregates has the kernel refuse what comes from outside for these prefixes and has not become anything else, and returns
+// SetAggregates makes the kernel reject packets from outside to these prefixes that no pod and no Service has taken, and returns
 // the number of elements that it changed.
 func (r *Ruleset) SetAggregates(all []netip.Prefix) (diff.Count, error) {
 	return r.set(aggregatesTable(all))
 }
 
-// Aggregates reads back what SetAggregates set, sorted, and none within another. It is not found where the table is not there, or does
-// something else.
+// Aggregates reads back what SetAggregates set: sorted prefixes, none of which contains another. found is false if the table is
+// missing, or if its rules are not ours.
 func (r *Ruleset) Aggregates() (held []netip.Prefix, found bool, err error) {
 	have, found, err := r.read(aggregatesTable(nil))
 	if !found || err != nil {

@@ -10,10 +10,10 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
 
-// elements are those of a table, by the names of their sets.
+// elements are the elements of a table, by set name.
 type elements map[string][]nft.Element
 
-// named is the name of a set or chain that there is once for each family.
+// named returns the name of a set or chain that exists once for each family.
 func named(set string, f inet.Family) string {
 	if f == inet.IPv4 {
 		return set + "4"
@@ -21,7 +21,7 @@ func named(set string, f inet.Family) string {
 	return set + "6"
 }
 
-// sorted is a list of elements as nft.Table wants it. Most lists are so already.
+// sorted sorts a list of elements as nft.Table requires it. Most lists are sorted already.
 func sorted(list []nft.Element) []nft.Element {
 	for i := range list[min(1, len(list)):] {
 		if list[i].Key >= list[i+1].Key {
@@ -32,7 +32,7 @@ func sorted(list []nft.Element) []nft.Element {
 	return list
 }
 
-// ofPrefixes are the elements of a set of prefixes of one family. All their keys are one string: lists have thousands.
+// ofPrefixes returns the elements of a set of prefixes of one family. All keys share one string, since lists have thousands.
 func ofPrefixes(list []netip.Prefix, f inet.Family) []nft.Element {
 	n := words(f) * 4
 	b := make([]byte, 0, 2*n*len(list))
@@ -48,7 +48,7 @@ func ofPrefixes(list []netip.Prefix, f inet.Family) []nft.Element {
 	return sorted(all)
 }
 
-// ofAddrs are the elements of a set of addresses of one family.
+// ofAddrs returns the elements of a set of addresses of one family.
 func ofAddrs(list []netip.Addr, f inet.Family) []nft.Element {
 	n := words(f) * 4
 	b := make([]byte, 0, n*len(list))
@@ -68,7 +68,7 @@ func allPrefixes(list []nft.Element) bool {
 	return !slices.ContainsFunc(list, func(e nft.Element) bool { _, ok := e.Prefix(); return !ok })
 }
 
-// prefixes returns what a set of both families holds.
+// prefixes returns the prefixes of a set, IPv4 before IPv6.
 func (e elements) prefixes(set string) (list []netip.Prefix) {
 	for _, f := range inet.Families {
 		for _, x := range e[named(set, f)] {
@@ -80,7 +80,7 @@ func (e elements) prefixes(set string) (list []netip.Prefix) {
 	return list
 }
 
-// addrs is prefixes of single addresses.
+// addrs returns the addresses of a set, IPv4 before IPv6.
 func (e elements) addrs(set string) (list []netip.Addr) {
 	for _, p := range e.prefixes(set) {
 		list = append(list, p.Addr())
@@ -95,7 +95,7 @@ func addrType(f inet.Family) nftables.SetDatatype {
 	return nftables.TypeIP6Addr
 }
 
-// addrSet and prefixSet are sets of one family.
+// addrSet and prefixSet return sets of one family.
 func addrSet(name string, f inet.Family, comment string) *nft.Set {
 	return &nft.Set{Name: named(name, f), Comment: comment, Key: addrType(f)}
 }

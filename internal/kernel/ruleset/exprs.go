@@ -10,7 +10,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/inet"
 )
 
-// What rules of several tables are made of.
+// Expressions that several tables use.
 
 func nfproto(f inet.Family) byte {
 	if f == inet.IPv4 {
@@ -33,7 +33,7 @@ func destinationOf(f inet.Family) *expr.Payload {
 	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 24, Len: 16}
 }
 
-// reg returns the register of a 32-bit word, 0 to 15, by the number that the kernel lists it as.
+// reg returns the number of the register of a 32-bit word, 0 to 15, as the kernel lists it.
 func reg(word int) uint32 {
 	if word%4 == 0 {
 		return uint32(unix.NFT_REG_1 + word/4)
@@ -41,7 +41,7 @@ func reg(word int) uint32 {
 	return uint32(unix.NFT_REG32_00 + word)
 }
 
-// words is how many of them an address takes.
+// words returns the number of 32-bit words of an address.
 func words(f inet.Family) int {
 	if f == inet.IPv4 {
 		return 1
@@ -49,7 +49,7 @@ func words(f inet.Family) int {
 	return 4
 }
 
-// spare is a word that no key reaches.
+// spare is a word beyond the longest key.
 const spare = 15
 
 func at(p *expr.Payload, word int) expr.Any {
@@ -64,7 +64,7 @@ func isFamily(f inet.Family) []expr.Any {
 	}
 }
 
-// inFlow matches what belongs to a flow that has had an answer or is about one, with expr.CmpOpNeq, or all else.
+// inFlow matches packets of established flows and those related to them with expr.CmpOpNeq, and all others with expr.CmpOpEq.
 func inFlow(op expr.CmpOp) []expr.Any {
 	flows := expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED
 	return []expr.Any{
@@ -88,10 +88,10 @@ func jump(chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
 }
 
-// dropped counts before it drops: somebody tries, or somebody's network is not what this one thinks it is.
+// dropped counts packets before it drops them. They are attempts to spoof, or a sign of a network that this one misjudges.
 func dropped() []expr.Any { return []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}} }
 
-// maskOf sets all but so many bits of the address in a register to zero.
+// maskOf keeps the first bits of the address in a register, and clears the rest.
 func maskOf(f inet.Family, bits int, register uint32) *expr.Bitwise {
 	size := words(f) * 4
 	return &expr.Bitwise{SourceRegister: register, DestRegister: register, Len: uint32(size),

@@ -17,11 +17,11 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
 
-// GuardTable is the table that keeps pods from passing for somebody else: docs/design/podnet.md, "Who may send as whom".
+// GuardTable is the table that stops pods from spoofing source addresses: docs/design/podnet.md, "Who may send as whom".
 const GuardTable = "fathom-guard"
 
-// The sets of the table, each once for IPv4 and once for IPv6: the number is appended. Of senders there is one for each
-// senders.
+// The sets of the table. Each exists once for IPv4 and once for IPv6, with 4 or 6 appended. guardSenders exists once for
+// each senders.
 const (
 	guardNodes     = "nodes"
 	guardOwn       = "tunnel_addrs"
@@ -32,10 +32,10 @@ const (
 	guardOpen      = "link_local_open"
 )
 
-// PodGroup is the group of pods' devices. It is podlink.Group, which a test compares: link is not imported here.
+// PodGroup is the device group of pods' devices. A test compares it with podlink.Group, since this package does not import link.
 const PodGroup = 252
 
-// senders are those of one outer family that send from ranges of one length.
+// senders are the tunnel's senders of one outer family whose ranges have one family and one length.
 type senders struct {
 	outer, inner inet.Family
 	bits         int // of the ranges
@@ -49,7 +49,7 @@ func sendersOf(s podnet.Sender) senders {
 	return senders{inet.FamilyOf(s.Node), inet.FamilyOf(s.Range.Addr()), s.Range.Bits()}
 }
 
-// kindsOf are the senders that a guard has, those with the greatest ranges first: pods send more than nodes do.
+// kindsOf returns the senders of a guard, the largest ranges first: pods send more packets than nodes do.
 func kindsOf(g podnet.Guard) []senders {
 	var all []senders
 	for _, s := range g.Senders {
@@ -61,14 +61,13 @@ func kindsOf(g podnet.Guard) []senders {
 	return slices.Compact(all)
 }
 
-// SetGuard makes the kernel refuse what g says, and returns the number of elements that it changed.
+// SetGuard makes the kernel enforce g, and returns the number of elements that it changed.
 func (r *Ruleset) SetGuard(g podnet.Guard) (diff.Count, error) {
 	return r.set(guardTable(g))
 }
 
-// Guard reads back what SetGuard set for a guard like this one: with its port, its VNI, and senders' ranges of its
-// lengths, which are in the rules. A table that is not there, or that does something else, is as good as none: the zero
-// value.
+// Guard reads back what SetGuard set for a guard like this one. Port, VNI and the lengths of the senders' ranges are in the
+// rules, so they have to be the same. A table that is missing, or whose rules are not ours, yields the zero value.
 func (r *Ruleset) Guard(like podnet.Guard) (podnet.Guard, error) {
 	have, found, err := r.read(guardTable(like))
 	if !found || err != nil {
@@ -92,7 +91,7 @@ func (r *Ruleset) Guard(like podnet.Guard) (podnet.Guard, error) {
 	return g, nil
 }
 
-// elements are those of a guard's senders that are of this kind.
+// elements returns the set elements for those senders of a guard that are of this kind.
 func (s senders) elements(g podnet.Guard) (list []nft.Element) {
 	var key []byte
 	for _, x := range g.Senders {
@@ -104,7 +103,7 @@ func (s senders) elements(g podnet.Guard) (list []nft.Element) {
 	return sorted(list)
 }
 
-// sender is what an element of theirs says.
+// sender decodes an element of the set.
 func (s senders) sender(e nft.Element) (podnet.Sender, bool) {
 	n := words(s.outer) * 4
 	if len(e.Key) != n+words(s.inner)*4 {
@@ -116,8 +115,8 @@ func (s senders) sender(e nft.Element) (podnet.Sender, bool) {
 	return podnet.Sender{Node: node, Range: p}, p == p.Masked()
 }
 
-// What is in a packet of vxlan behind the UDP header (RFC 7348, section 5), in bytes from the start of that header.
-// nftables has names for it only since Linux 6.2, and the rules are to work on 5.14.
+// The fields of a VXLAN packet behind the UDP header (RFC 7348, section 5), in bytes from the start of that header.
+// nftables has names for them since Linux 6.2 only, and the rules have to work on 5.14.
 const (
 	vxlanVNI       = 8 + 4
 	vxlanEtherType = 8 + 8 + 12
@@ -149,19 +148,19 @@ func guardTable(g podnet.Guard) nft.Table {
 	return t
 }
 
-// guardSource are the chains that see packets first.
+// guardSource returns the chains at the first hooks of prerouting and output.
 func guardSource(port uint16) []nft.Chain {
-	// Before connection tracking, so that what is false leaves no trace there. Both families, although the kernel's
-	// rp_filter does the same for IPv4: it takes the greater of a device's value and that of "all", and many
-	// distributions set 2 there, with which any source that has a route is good.
+	// The chain runs before connection tracking, so that spoofed packets create no entry. It covers both families, although
+	// rp_filter does the same for IPv4: the kernel takes the greater of a device's value and that of "all", and many
+	// distributions set the latter to 2, which accepts any source that has a route.
 	pre := nft.Hooked("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, *nftables.ChainPriorityRaw)
 	pre.Add("a pod sends from its own address: that to which there is a route by its device", fromPod(), []expr.Any{
 		&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)}}, dropped())
 	out := nft.Hooked("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, *nftables.ChainPriorityRaw)
-	// What is not tracked is not translated: no host port and no external address of a Service takes the tunnel's packets
-	// away. Nor does each of them cost a look-up of its connection, which has one direction alone and means nothing. Here is
-	// no question of who sends: that is to_tunnel's.
+	// Untracked packets are not translated, so no host port and no external address of a Service can capture the tunnel's
+	// packets. It also saves a conntrack look-up for each packet of a flow that has one direction only. The chain to_tunnel
+	// checks the sender, not these.
 	from, to := nft.Chain{Name: "untracked_from_tunnel"}, nft.Chain{Name: "untracked_to_tunnel"}
 	pre.Add("to this node's tunnel, perhaps", toPort(port), jump(from.Name))
 	out.Add("to another node's tunnel, perhaps", toPort(port), jump(to.Name))
@@ -173,8 +172,8 @@ func guardSource(port uint16) []nft.Chain {
 	return []nft.Chain{pre, out, from, to}
 }
 
-// guardForward are the chains for what passes through the node. Destinations are the final ones here, whatever a
-// Service or host port made of them.
+// guardForward returns the chains for forwarded packets. Destinations are the final ones here: Services and host ports are
+// translated already.
 func guardForward(port uint16) []nft.Chain {
 	forward := nft.Hooked("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, *nftables.ChainPriorityFilter)
 	pods := nft.Chain{Name: "forward_from_pod"}
@@ -182,28 +181,28 @@ func guardForward(port uint16) []nft.Chain {
 	forward.Add("to somebody's tunnel, perhaps", toPort(port), jump(tunnels.Name))
 	forward.Add("from a pod", fromPod(), jump(pods.Name))
 	for _, f := range inet.Families {
-		// It would leave with this node's address, which another node takes for this node's tunnel.
+		// Such a packet would leave with this node's address, and the other node would take it for this node's tunnel.
 		toNode := slices.Concat(isFamily(f), isIn(destinationOf(f), named(guardNodes, f)))
 		tunnels.Add("no pod sends to a node's tunnel", fromPod(), toNode, dropped())
 		tunnels.Add("nothing is translated to a node's tunnel", translated(), toNode, dropped())
 		pods.Add("link-local addresses and clouds' metadata are the node's alone", isFamily(f),
 			isIn(destinationOf(f), named(guardLinkLocal, f)), isNotIn(destinationOf(f), named(guardOpen, f)), []expr.Any{
-				// An answer, where other rules have none: what asks for metadata goes on at once instead of waiting.
+				// This rule rejects where others drop: a client that asks for metadata goes on at once instead of waiting.
 				&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
 	}
 	return []nft.Chain{forward, pods, tunnels}
 }
 
-// guardTunnel are the chains for what comes to this node's tunnel. They look at it before the kernel takes it apart: of
-// what is in it nobody knows later which node it came from, and the fast path redirects it before any chain.
+// guardTunnel returns the chains for packets that arrive at this node's tunnel. They run before decapsulation: afterwards
+// nothing tells which node an inner packet came from, and the fast path redirects it before any chain.
 func guardTunnel(port uint16, vni uint32, kinds []senders) []nft.Chain {
 	input := nft.Hooked("input", nftables.ChainTypeFilter, nftables.ChainHookInput, *nftables.ChainPriorityFilter)
 	tunnel := nft.Chain{Name: "to_tunnel"}
 	input.Add("to the tunnel", toPort(port), jump(tunnel.Name))
-	// Before the senders: a pod's packet to another node's port has its own node's address when it comes. What is not tracked is
-	// through with it at once.
+	// This rule comes before those of the senders, since a pod's packet to another node's port arrives with its own node's
+	// address. Untracked packets fail its first match.
 	tunnel.Add("nothing is translated to a node's tunnel", translated(), isVNI(expr.CmpOpEq, vni), dropped())
-	// Nearly all packets end here, so this comes next. No pod makes one of these by itself: it does not send from a node's address.
+	// Nearly all packets match here, so these rules come next. A pod cannot match them, since it cannot send from a node's address.
 	for _, s := range kinds {
 		tunnel.Add("a node sends from its own addresses and its pods'", isFamily(s.outer), isInner(s.inner),
 			[]expr.Any{at(sourceOf(s.outer), 0), at(innerSource(s.inner), words(s.outer))}, masked(words(s.outer), s),
@@ -226,20 +225,20 @@ func guardTunnel(port uint16, vni uint32, kinds []senders) []nft.Chain {
 
 func fromPod() []expr.Any { return isPods(expr.CmpOpEq) }
 
-// isPods compares the group of the device that a packet came by with that of pods' devices.
+// isPods compares the group of the input device with that of pods' devices.
 func isPods(op expr.CmpOp) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFGROUP, Register: 1},
 		&expr.Cmp{Op: op, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, PodGroup)}}
 }
 
-// toPort matches UDP to a port. Whatever is not UDP is through with it at once.
+// toPort matches UDP to a port. Packets of other protocols fail its first comparison.
 func toPort(port uint16) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)}}
 }
 
-// translated matches what had another destination when it came.
+// translated matches packets whose destination was translated.
 func translated() []expr.Any {
 	const destinationNAT = 1 << 5 // IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
 	return []expr.Any{&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
@@ -247,13 +246,13 @@ func translated() []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}}
 }
 
-// isVNI compares the tunnel's number.
+// isVNI compares the VNI of a VXLAN packet.
 func isVNI(op expr.CmpOp, vni uint32) []expr.Any {
 	return []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: vxlanVNI, Len: 3},
 		&expr.Cmp{Op: op, Register: 1, Data: binary.BigEndian.AppendUint32(nil, vni)[1:]}}
 }
 
-// isInner matches what the tunnel's packet has in it.
+// isInner matches VXLAN packets whose inner packet is of a family.
 func isInner(f inet.Family) []expr.Any {
 	kind := uint16(unix.ETH_P_IP)
 	if f == inet.IPv6 {
@@ -269,7 +268,7 @@ func innerSource(f inet.Family) *expr.Payload {
 	return p
 }
 
-// masked sets the address in a register to the first of its range.
+// masked sets the address in a register to the first address of its range.
 func masked(word int, s senders) []expr.Any {
 	size := 4 * words(s.inner)
 	if s.bits == 8*size {

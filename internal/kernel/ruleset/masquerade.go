@@ -10,10 +10,10 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
 
-// MasqueradeTable is the table that gives packets of pods to the world outside their node's address.
+// MasqueradeTable is the table that masquerades pods' packets to destinations outside the cluster with their node's address.
 const MasqueradeTable = podnet.MasqueradeTable
 
-// The sets of the table, each once for IPv4 and once for IPv6: the number is appended.
+// The sets of the table. Each exists once for IPv4 and once for IPv6, with 4 or 6 appended.
 const (
 	ownPods       = "own_pods"
 	podCIDRs      = "pod_cidrs"
@@ -26,8 +26,7 @@ func (r *Ruleset) SetMasquerade(m podnet.Masquerade) (diff.Count, error) {
 	return r.set(masqueradeTable(m))
 }
 
-// Masquerade reads back what SetMasquerade set. A table that is not there, or that does something else, is as
-// good as one that holds nothing.
+// Masquerade reads back what SetMasquerade set. A table that is missing, or whose rules are not ours, counts as empty.
 func (r *Ruleset) Masquerade() (podnet.Masquerade, error) {
 	have, found, err := r.read(masqueradeTable(podnet.Masquerade{}))
 	if !found || err != nil {
@@ -49,7 +48,7 @@ func masqueradeTable(m podnet.Masquerade) nft.Table {
 		)
 		t.Elements[named(ownPods, f)], t.Elements[named(podCIDRs, f)] = ofPrefixes(m.Sources, f), ofPrefixes(m.Pods, f)
 		t.Elements[named(nodeAddrs, f)], t.Elements[named(nonMasquerade, f)] = ofAddrs(m.Nodes, f), ofPrefixes(m.Others, f)
-		// Random ports: two packets of one pod at the same time, as resolvers send them, would else race for one.
+		// Ports are random: otherwise two packets that a pod sends at the same time, as resolvers do, race for one port.
 		postrouting.Add("pods' packets that leave the cluster take the node's address", isFamily(f), isIn(sourceOf(f), named(ownPods, f)),
 			isNotIn(destinationOf(f), named(podCIDRs, f)), isNotIn(destinationOf(f), named(nodeAddrs, f)),
 			isNotIn(destinationOf(f), named(nonMasquerade, f)), []expr.Any{&expr.Masq{FullyRandom: true}})

@@ -1,6 +1,6 @@
 // Package ruleset puts the network's nftables tables into the kernel: one table of family inet for each concern, in
-// which every set and rule has a comment that says what it is for. What changes with the cluster is in sets, so that
-// a change is one of elements; rules change only with Fathom's version. Package nft does the rest.
+// which every set and rule has a comment with its purpose. Sets hold what changes with the cluster, so an update changes
+// elements only; rules change only with Fathom's version. Package nft writes, reads and compares the tables.
 package ruleset
 
 import (
@@ -11,12 +11,13 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
 
-// Ruleset is the nftables of a network namespace. It is for one goroutine at a time, and what begins with Holds for another.
+// Ruleset is the nftables rule set of a network namespace. One goroutine may use it at a time. A second one may call the
+// methods whose names begin with Holds.
 type Ruleset struct {
 	kernel   nft.Kernel
 	plain    map[string]*nft.Plain // by table
 	services *nft.Held[service.Key, frontend]
-	ownPods  *[]netip.Prefix // as SetServices had them
+	ownPods  *[]netip.Prefix // the node's own pods in the last call of SetServices
 	policies *nft.Held[policyKey, policyPart]
 	// policyParts are what the kernel holds of policies, or nil if that is not certain.
 	policyParts map[policyKey]policyPart
@@ -31,13 +32,13 @@ func Open(path string) (*Ruleset, error) {
 	return New(kernel), nil
 }
 
-// New returns the rule set of a kernel that is open, or of a fake one.
+// New returns the rule set of an open kernel, which may be a fake.
 func New(kernel nft.Kernel) *Ruleset {
 	return &Ruleset{kernel: kernel, plain: map[string]*nft.Plain{}, services: nft.New(kernel, servicesLayout),
 		ownPods: new([]netip.Prefix), policies: nft.New(kernel, policiesLayout)}
 }
 
-// beside opens the same rule set once more, to read it while another goroutine uses this one.
+// beside opens the same rule set a second time, so that one goroutine can read it while another uses r.
 func (r *Ruleset) beside() (*Ruleset, error) {
 	kernel, err := r.kernel.Beside()
 	if err != nil {
@@ -46,10 +47,10 @@ func (r *Ruleset) beside() (*Ruleset, error) {
 	return New(kernel), nil
 }
 
-// Close closes the rule set. The tables stay.
+// Close closes the connection to the kernel. The tables stay.
 func (r *Ruleset) Close() { r.kernel.Close() }
 
-// Delete takes one of our tables away. One that is not there is not an error.
+// Delete deletes one of our tables. A table that does not exist is not an error.
 func (r *Ruleset) Delete(name string) error { return r.held(name).Delete(name) }
 
 func (r *Ruleset) held(name string) *nft.Plain {
@@ -61,11 +62,11 @@ func (r *Ruleset) held(name string) *nft.Plain {
 	return h
 }
 
-// set makes the kernel hold the table, and returns what it changed.
+// set makes the kernel hold the table, and returns the number of elements that it changed.
 func (r *Ruleset) set(t nft.Table) (diff.Count, error) { return r.held(t.Name).Set(t, nil) }
 
-// read returns the elements of a table. They are not found if anything but them differs from what should be, or if there is an
-// interval that is no prefix: none of ours is otherwise.
+// read returns the elements of a table. found is false if the table's sets or rules are not the ones that we write, or if an
+// interval is not a prefix, since every interval of ours is one.
 func (r *Ruleset) read(t nft.Table) (elements, bool, error) {
 	have, _, found, err := r.held(t.Name).Read(t)
 	for _, s := range t.Sets {

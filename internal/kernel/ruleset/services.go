@@ -17,7 +17,7 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
 
-// servicesLayout is of the sets whose keys begin with a frontend's.
+// servicesLayout describes the sets whose keys begin with the key of a frontend.
 var servicesLayout = nft.Layout[service.Key, frontend]{
 	Owner: func(s *nft.Set, key string) (service.Key, bool) {
 		f := inet.IPv6
@@ -30,9 +30,9 @@ var servicesLayout = nft.Layout[service.Key, frontend]{
 	Decode: decode,
 }
 
-// SetServices makes the kernel balance Services as p says, and returns the number of elements that it changed. A table
-// that is damaged is made anew. Connections that are there stay with their endpoints in any case: conntrack knows them.
-// But clients with affinity that come anew after that may meet another.
+// SetServices makes the kernel balance Services as p says, and returns the number of elements that it changed. It replaces
+// a damaged table. Established connections keep their endpoints in any case, since conntrack holds them. After a
+// replacement, a client with affinity may get another endpoint for its next connection.
 func (r *Ruleset) SetServices(p service.Plan) (diff.Count, error) {
 	want, err := service.ByPacketOf(p)
 	if err != nil {
@@ -42,7 +42,7 @@ func (r *Ruleset) SetServices(p service.Plan) (diff.Count, error) {
 	return r.services.Set(servicesTable(want), frontendsOf(want))
 }
 
-// servicesTable is the table without frontends.
+// servicesTable returns the table without frontends.
 func servicesTable(p service.Plan) nft.Table {
 	t := nft.Table{Name: ServicesTable, Sets: serviceSets(), Chains: serviceChains(), Elements: elements{}}
 	for _, f := range inet.Families {
@@ -61,14 +61,13 @@ func frontendsOf(p service.Plan) iter.Seq2[service.Key, frontend] {
 	}
 }
 
-// ChangeServices does what SetServices would, for a few Services and in a fraction of a millisecond, in one
-// transaction: it reads nothing. If it fails, what the kernel holds is not what it was thought to, and SetServices is to
-// be called.
+// ChangeServices applies changes of a few Services in one transaction. It reads nothing from the kernel, and so takes a
+// fraction of a millisecond. If it fails, the kernel does not hold what r expects, and the caller must call SetServices.
 //
-// Where it makes a chain, for the first frontend with so many endpoints or for a Service with affinity, the kernel goes
-// through the whole map of endpoints that the chain is to use: some milliseconds if they are a hundred thousand.
+// The first frontend with a given number of endpoints needs a new chain, and so does a Service with affinity. When a chain is
+// added, the kernel walks the whole map of endpoints that the chain uses: some milliseconds for a hundred thousand endpoints.
 func (r *Ruleset) ChangeServices(changes []service.Change) error {
-	// First what all of them no longer have, then what they have now: an address may go from one to another.
+	// Old frontends come before new ones, since an address may move from one Service to another.
 	now := map[service.Key]nft.Change[service.Key, frontend]{}
 	for _, c := range changes {
 		for _, f := range c.Old {
@@ -94,8 +93,8 @@ func (r *Ruleset) ChangeServices(changes []service.Change) error {
 	return r.services.Change(slices.Collect(maps.Values(now)))
 }
 
-// Services reads back what SetServices set, as service.ByPacketOf says it. A table that is not there, or that does something else, is
-// as good as one that holds nothing.
+// Services reads back what SetServices set, in the form of service.ByPacketOf. A table that is missing, or whose rules are not
+// ours, counts as empty.
 func (r *Ruleset) Services() (service.Plan, error) {
 	rest, frontends, _, err := r.services.Read(servicesTable(service.Plan{}))
 	p := service.Plan{NodePortAddrs: elements(rest).addrs(nodePortAddrs), OwnPods: elements(rest).prefixes(ownPods)}
@@ -106,10 +105,11 @@ func (r *Ruleset) Services() (service.Plan, error) {
 	return p, err
 }
 
-// HoldsServices says whether the kernel holds what SetServices and ChangeServices left there. It may be called beside them.
+// HoldsServices says whether the kernel still holds what SetServices and ChangeServices wrote. It may run concurrently with them.
 func (r *Ruleset) HoldsServices(ctx context.Context) (bool, error) { return r.services.Holds(ctx) }
 
-// AffinityFull returns the IDs (service.ID) of Services a client of which found no room to be remembered in the last minute.
+// AffinityFull returns the IDs (service.ID) of Services for which, in the last minute, the map of clients was full when a new
+// client came.
 func (r *Ruleset) AffinityFull() ([]uint32, error) {
 	var all []uint32
 	for _, s := range serviceSets() {
@@ -130,6 +130,6 @@ func (r *Ruleset) AffinityFull() ([]uint32, error) {
 	return slices.Compact(all), nil
 }
 
-// DeleteServices takes the table away. One that is not there is not an error. Connections to Services then last only if
-// another table has chains for NAT at the same hooks, for without any the kernel translates nothing.
+// DeleteServices deletes the table. A table that does not exist is not an error. Connections to Services then survive only if
+// another table has NAT chains at the same hooks: without any, the kernel stops translating packets.
 func (r *Ruleset) DeleteServices() error { return r.services.Delete(ServicesTable) }

@@ -15,18 +15,18 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
 
-// frontend is a part of the table of Services: one as service.ByPacket makes it.
+// frontend is a part of the table of Services: a frontend in the form of service.ByPacket.
 type frontend struct {
 	service.Frontend
 	own *[]netip.Prefix // the node's own pods
 }
 
-// Equal says that they do the same, and have the same own endpoints.
+// Equal says whether both behave the same and have the same own endpoints.
 func (f frontend) Equal(other frontend) bool {
 	return f.Frontend.Equal(other.Frontend) && (slices.Equal(*f.own, *other.own) || slices.Equal(f.ownEndpoints(), other.ownEndpoints()))
 }
 
-// Shares are the chains of the frontend's sides, and its own endpoints.
+// Shares yields what frontends share: the chains of the frontend's sides, and its own endpoints.
 func (f frontend) Shares(yield func(nft.Shared)) {
 	for _, s := range sides(f.Frontend) {
 		if s.count > 0 {
@@ -38,7 +38,7 @@ func (f frontend) Shares(yield func(nft.Shared)) {
 	}
 }
 
-// ownEndpoints are the addresses of endpoints that are the node's own pods, each as often as it is there.
+// ownEndpoints returns the addresses of endpoints that are the node's own pods, with duplicates.
 func (f frontend) ownEndpoints() (list []netip.Addr) {
 	for _, b := range []service.Backends{f.Inside, f.Outside} {
 		for _, e := range b.Endpoints {
@@ -50,17 +50,17 @@ func (f frontend) ownEndpoints() (list []netip.Addr) {
 	return list
 }
 
-// ownEndpoint is an address of a pod of the node, who may meet himself there.
+// ownEndpoint is the address of a pod of this node that may reach itself through a Service (hairpin).
 type ownEndpoint struct{ netip.Addr }
 
 func (a ownEndpoint) Chain() *nft.Chain { return nil }
 
-// Elements is a pair of the address with itself.
+// Elements yields the pair of the address with itself.
 func (a ownEndpoint) Elements(yield func(set string, e nft.Element)) {
 	yield(named(ownEndpoints, inet.FamilyOf(a.Addr)), nft.Element{Key: string(a.AsSlice()) + string(a.AsSlice())})
 }
 
-// keyOf returns a frontend's key as in the kernel; portBytes returns a port so, with what follows it.
+// keyOf returns a frontend's key as the kernel has it. portBytes returns a port with its padding.
 func keyOf(k service.Key) string {
 	b := append(k.Addr.AsSlice(), byte(k.Protocol), 0, 0, 0)
 	return string(append(b, portBytes(k.Port)...))
@@ -74,25 +74,26 @@ func endpointBytes(e netip.AddrPort) string {
 	return string(append(e.Addr().AsSlice(), portBytes(e.Port())...))
 }
 
-// number returns a number as in the kernel's marks.
+// number returns a number in the encoding of nftables' type mark.
 func number(n uint32) string { return string(binary.NativeEndian.AppendUint32(nil, n)) }
 
-// endpointID returns the number that stands for an endpoint where affinity is kept. That of an address is for all ports of a
-// Service, so that clients keep to it; where an address has several endpoints, that of address and port is for each of
-// them. Two with one ID cost affinity, not correctness. It is not 0, which says that a client is remembered.
+// endpointID returns the number by which the map affinity refers to an endpoint. The ID of an address holds for all ports of a
+// Service, so that a client keeps its endpoint at all of them. If an address has several endpoints, each has the ID of its
+// address and port. A collision of two IDs costs affinity, not correctness. An ID is never 0, which means that the client has
+// been stored.
 func endpointID(of []byte) string {
 	h := fnv.New32a()
 	h.Write(of)
 	return number(max(h.Sum32(), 1))
 }
 
-// side is what a frontend is to some clients: the chain that its packets go to, if it has endpoints.
+// side is a frontend as clients inside or outside the cluster see it: its endpoints, and the chain that balances them.
 type side struct {
 	target
 	backends service.Backends
 }
 
-// sides are one, or two if it matters where a client is.
+// sides returns one side, or two if clients inside and outside the cluster differ.
 func sides(f service.Frontend) []side {
 	w := way{family: inet.FamilyOf(f.Addr), nodePort: f.Addr.IsUnspecified()}
 	of := func(w way, b service.Backends) side {
@@ -103,7 +104,7 @@ func sides(f service.Frontend) []side {
 		return s
 	}
 	all := []side{of(w, f.Inside)}
-	// IPv6 clients outside are remembered by their networks.
+	// The map affinity holds IPv6 clients outside the cluster by their /64, so they need a chain of their own.
 	if f.Split() || f.Affinity > 0 && w.family == inet.IPv6 {
 		w.outside = true
 		all = append(all, of(w, f.Outside))
@@ -111,7 +112,7 @@ func sides(f service.Frontend) []side {
 	return all
 }
 
-// Elements are all that the sets hold of a frontend alone.
+// Elements yields the elements that belong to this frontend alone.
 func (f frontend) Elements(yield func(set string, e nft.Element)) {
 	key := keyOf(f.Key)
 	family := inet.FamilyOf(f.Addr)
@@ -129,7 +130,7 @@ func (f frontend) Elements(yield func(set string, e nft.Element)) {
 			yield(s.in(refused, refusedOutside), refusal)
 			continue
 		}
-		if s.outside && len(f.Inside.Endpoints) == 0 { // or it would be refused as if from inside
+		if s.outside && len(f.Inside.Endpoints) == 0 { // otherwise the rule for clients inside rejects the packet
 			yield(s.in(refused, refusedOutside), nft.Element{Key: key, Verdict: true, Code: expr.VerdictAccept, Comment: comment})
 		}
 		yield(s.in(services, servicesOutside), nft.Element{Key: key, Value: number(uint32(s.count)), Comment: comment})
@@ -158,8 +159,8 @@ func (f frontend) Elements(yield func(set string, e nft.Element)) {
 				id = own
 			}
 			yield(named(affinitySlots, family), nft.Element{Key: slot, Value: id})
-			// Both, whichever new clients get: the address may have had another endpoint, or get one. Who comes by the address
-			// alone gets its first.
+			// Both IDs are written, whichever new clients get: the address may have had a second endpoint, or may get one. The ID
+			// of the address alone leads to its first endpoint.
 			for _, id := range []string{addr, own} {
 				if !met[id] {
 					met[id] = true
@@ -179,7 +180,7 @@ func (f frontend) Elements(yield func(set string, e nft.Element)) {
 	}
 }
 
-// parseComment reads what Elements writes.
+// parseComment parses the comment that Elements writes.
 func parseComment(comment string, f *service.Frontend) bool {
 	object, kind, _ := strings.Cut(comment, " ")
 	object, f.PortName, _ = strings.Cut(object, ":")
@@ -193,7 +194,7 @@ func parseComment(comment string, f *service.Frontend) bool {
 	return false
 }
 
-// frontendKey is the reverse of keyOf, of the beginning of a key; rest is what follows.
+// frontendKey parses the key of a frontend at the beginning of key. rest is the remainder.
 func frontendKey(f inet.Family, key string) (k service.Key, rest string, ok bool) {
 	n := words(f) * 4
 	if len(key) < n+8 {
@@ -212,7 +213,7 @@ func endpointOf(b string) (netip.AddrPort, bool) {
 	return netip.AddrPortFrom(a, uint16(b[len(b)-4])<<8|uint16(b[len(b)-3])), ok
 }
 
-// decode makes frontends of what the sets hold, by the sets' names.
+// decode turns the elements of the sets, by set name, into frontends.
 func decode(sets map[string][]nft.Element) (rest map[string][]nft.Element, parts map[service.Key]frontend, complete bool) {
 	rest, parts, complete = elements{}, map[service.Key]frontend{}, true
 	own := elements(sets).prefixes(ownPods)

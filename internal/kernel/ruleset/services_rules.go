@@ -18,56 +18,56 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
 
-// ServicesTable is the table that sends what comes to Services to their endpoints.
+// ServicesTable is the table that translates Services' addresses to those of their endpoints.
 const ServicesTable = service.Table
 
-// MasqueradeMark is the bit of a packet's mark that says, between this table's chains, that the table has chosen its
-// destination. It is the one that Kubernetes uses for the purpose; packets leave the node without it.
+// MasqueradeMark is the bit of a packet's mark by which this table's chains know that the table has chosen the packet's
+// destination. Kubernetes uses the same bit for this purpose. Packets leave the node without it.
 const MasqueradeMark = 0x4000
 
-// The sets and maps of the table, each once for IPv4 and once for IPv6: the number is appended. The key of a frontend is
-// `address . protocol . port`, with the address 0.0.0.0 or :: for a NodePort. Those that end in "outside" are for clients
-// outside the cluster, and hold frontends for which that matters.
+// The sets and maps of the table. Each exists once for IPv4 and once for IPv6, with 4 or 6 appended. The key of a frontend is
+// `address . protocol . port`, with the address 0.0.0.0 or :: for a NodePort. Names that end in "outside" are for clients
+// outside the cluster, and hold the frontends that treat those differently.
 const (
-	services          = "services"           // frontend: how many endpoints
+	services          = "services"           // frontend: number of endpoints
 	servicesOutside   = "services_outside"   //
 	endpoints         = "endpoints"          // frontend . slot: endpoint
 	refused           = "refused"            // frontend without endpoints: verdict
 	refusedOutside    = "refused_outside"    //
-	restricted        = "restricted"         // frontends that only some may come to
-	sources           = "sources"            // frontend . who may come
+	restricted        = "restricted"         // frontends with allowed sources
+	sources           = "sources"            // frontend . allowed source
 	sticky            = "sticky"             // frontend with affinity: chain
 	stickyOutside     = "sticky_outside"     //
 	affinity          = "affinity"           // client . Service's ID: an endpoint's ID
 	affinitySlots     = "affinity_slots"     // frontend . slot: an endpoint's ID
 	affinityEndpoints = "affinity_endpoints" // frontend . an endpoint's ID: endpoint
 	affinityOutside   = "affinity_outside"   //
-	affinityFull      = "affinity_full"      // Service's ID, for a while after a client found no room in affinity
-	podsOnly          = "pods_only"          // frontends that the node's own processes do not meet
+	affinityFull      = "affinity_full"      // Service's ID, for a minute after affinity had no room for a client
+	podsOnly          = "pods_only"          // frontends that are not for the node's own processes
 	nodePortAddrs     = "nodeport_addrs"
 	ownEndpoints      = "own_endpoints" // address . the same address
 )
 
-// Limits of what the kernel is told.
+// Limits of the set affinityFull.
 const (
-	fullFor      = time.Minute // after a client found no room there
-	fullServices = 1 << 12     // of which that is known
+	fullFor      = time.Minute // how long an element lives
+	fullServices = 1 << 12     // how many Services it holds
 )
 
-// ClientsRemembered is how many pairs of a client and a Service with affinity there is room for, in each family.
+// ClientsRemembered is the number of pairs of a client and a Service with affinity that the kernel remembers, for each family.
 const ClientsRemembered = 1 << 18
 
-// outsideSlots is where the slots begin of endpoints that are for clients outside alone.
+// outsideSlots is the first slot of the endpoints for clients outside the cluster.
 const outsideSlots = service.MaxEndpoints + 1
 
-// way is a way in which a packet meets a frontend.
+// way is a way in which a packet reaches a frontend.
 type way struct {
 	family   inet.Family
 	nodePort bool
 	outside  bool
 }
 
-// ways are all there are.
+// ways returns all of them.
 func ways() []way {
 	var all []way
 	for _, f := range inet.Families {
@@ -161,7 +161,7 @@ func serviceSets() []*nft.Set {
 	return all
 }
 
-// key loads a frontend's key, from a word on.
+// key loads a frontend's key into registers, beginning at a word.
 func (w way) key(word int) []expr.Any {
 	n := words(w.family)
 	exprs := []expr.Any{at(destinationOf(w.family), word)}
@@ -173,7 +173,7 @@ func (w way) key(word int) []expr.Any {
 		&expr.Payload{DestRegister: reg(word + n + 1), Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2})
 }
 
-// met begins a rule for what may meet a frontend in this way, and loads its key.
+// met begins a rule for packets that may reach a frontend in this way, and loads its key.
 func (w way) met(loopback bool) []expr.Any {
 	exprs := isFamily(w.family)
 	if w.outside {
@@ -185,7 +185,7 @@ func (w way) met(loopback bool) []expr.Any {
 	case w.nodePort:
 		exprs = append(exprs, destinationOf(w.family), &expr.Lookup{SourceRegister: 1, SetName: named(nodePortAddrs, w.family)})
 	default:
-		// A packet to 0.0.0.0, which no host has, shall not meet NodePorts.
+		// A packet to 0.0.0.0, which no host has, must not match the keys of NodePorts.
 		exprs = append(exprs, destinationOf(w.family), &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, words(w.family)*4)})
 	}
 	return append(exprs, w.key(0)...)
@@ -216,7 +216,7 @@ func mark(mask, xor uint32) []expr.Any {
 	}
 }
 
-// send gives a packet the destination that the words from one on hold, and takes off what it carried.
+// send translates a packet to the destination in the registers that begin at a word, and resets its priority.
 func (w way) send(word int) []expr.Any {
 	addr, port := reg(word), reg(word+words(w.family))
 	uncarry := []expr.Any{&expr.Immediate{Register: reg(spare), Data: make([]byte, 4)}, carry(spare)}
@@ -224,9 +224,9 @@ func (w way) send(word int) []expr.Any {
 		RegAddrMin: addr, RegAddrMax: addr, RegProtoMin: port, RegProtoMax: port, Specified: true})
 }
 
-// A rule cannot use what another found but by way of the packet, and one that looks up what it found itself cannot be
-// listed: nft 1.0.6 aborts. So the packet's priority carries a number to the next rule. Only the first packet of a
-// connection to a Service is ever touched, and leaves the table with the priority that packets have unless told.
+// Registers do not outlive a rule, and nft 1.0.6 aborts when it lists a rule that looks up the result of its own look-up. So the
+// packet's priority carries a number to the next rule. This happens to the first packet of a connection to a Service only,
+// and it leaves the table with the default priority.
 func carry(word int) expr.Any {
 	return &expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: reg(word)}
 }
@@ -243,7 +243,7 @@ func (t target) Chain() *nft.Chain {
 	if t.outside {
 		slot = outsideSlots
 	}
-	// pick finds what a map has for a slot by chance.
+	// pick looks up a random slot in a map.
 	pick := func(set string) []expr.Any {
 		return append(t.key(0), &expr.Numgen{Register: reg(n + 2), Modulus: uint32(t.count), Type: unix.NFT_NG_RANDOM, Offset: slot},
 			find(named(set, t.family), 0, 0))
@@ -254,25 +254,24 @@ func (t target) Chain() *nft.Chain {
 	if t.seconds > 0 {
 		service := func(word int) expr.Any { return &expr.Immediate{Register: reg(word), Data: []byte(number(t.id))} }
 		client := []expr.Any{at(sourceOf(t.family), 0)}
-		if t.outside && t.family == inet.IPv6 { // a host has as many addresses as it likes, in a network of this size
+		if t.outside && t.family == inet.IPv6 { // a host may use any address of its /64
 			network := append(bytes.Repeat([]byte{255}, 8), make([]byte, 8)...)
 			client = append(client, &expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 16, Mask: network, Xor: make([]byte, 16)})
 		}
 		client = append(client, service(n))
 		change := func(operation uint32) []expr.Any {
 			d := &expr.Dynset{SrcRegKey: reg(0), SrcRegData: reg(n + 1), SetName: named(affinity, t.family), Operation: operation}
-			if operation != dynsetDelete { // for which a map wants data all the same
+			if operation != dynsetDelete { // a deletion has no timeout, but a map wants data for it, too
 				d.Timeout = time.Duration(t.seconds) * time.Second
 			}
 			return []expr.Any{carried(n + 1), d}
 		}
-		for _, gone := range []bool{false, true} {
+		for _, gone := range []bool{false, true} { // the second round is for a client whose endpoint is gone
 			if gone {
 				add("forgets an endpoint that is gone", client, change(dynsetDelete))
 			}
 			add("has the priority carry the ID of one of the endpoints", pick(affinitySlots), []expr.Any{carry(0)})
-			// An update makes an element younger, but leaves it what it says. Where there is no room, the rest of the rule is
-			// left out.
+			// An update resets the timeout of an element, and keeps its value. If the map is full, the rule ends there.
 			add("remembers it for a new client, and other clients for longer", client, change(unix.NFT_DYNSET_OP_UPDATE),
 				[]expr.Any{&expr.Immediate{Register: reg(spare), Data: make([]byte, 4)}, carry(spare)})
 			if !gone {
@@ -287,7 +286,8 @@ func (t target) Chain() *nft.Chain {
 	return c
 }
 
-// Elements is the target's in the way's map of chains, unless a map of its Service has it.
+// Elements yields the target's element in its way's map of chains. A Service with affinity has its chain in the map sticky
+// instead.
 func (t target) Elements(yield func(set string, e nft.Element)) {
 	if t.seconds == 0 {
 		yield(t.chains(), nft.Element{Key: number(uint32(t.count)), Verdict: true, Code: expr.VerdictJump, Value: t.name()})
@@ -299,7 +299,7 @@ const dynsetDelete = 2
 
 const refuseChain = "refuse"
 
-// refuseRules tell who asks that nobody listens.
+// refuseRules reject packets, so that the client learns at once that the connection is refused.
 func refuseRules() []nft.Rule {
 	return []nft.Rule{
 		{Comment: "answers TCP that nobody listens", Exprs: []expr.Any{
@@ -309,10 +309,10 @@ func refuseRules() []nft.Rule {
 	}
 }
 
-// serviceChains are the chains that are always there.
+// serviceChains returns the chains that exist whatever the Services are.
 func serviceChains() []nft.Chain {
 	const (
-		beforeNAT         = -110 // of destinations, as is done by priority -100
+		beforeNAT         = -110 // destination NAT has priority -100
 		beforeMasquerade  = 99
 		loopbackInterface = 1
 	)
@@ -325,7 +325,7 @@ func serviceChains() []nft.Chain {
 	postrouting := nft.Hooked("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, beforeMasquerade)
 	refuse := nft.Chain{Name: refuseChain, Rules: refuseRules()}
 
-	// The kernel is told to route 127.0.0.0/8 so that NodePorts answer there; it must stay the node's own.
+	// route_localnet makes the kernel route 127.0.0.0/8, so that NodePorts answer there. No other host may reach these addresses.
 	fromElsewhere := []expr.Any{&expr.Meta{Key: expr.MetaKeyIIF, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: native(loopbackInterface)}}
 	for _, address := range []*expr.Payload{sourceOf(inet.IPv4), destinationOf(inet.IPv4)} {
 		check.Add("keeps 127.0.0.0/8 to the node itself", fromElsewhere, isFamily(inet.IPv4), []expr.Any{address, inLoopback(), isLoopback(expr.CmpOpEq), is(expr.VerdictDrop)})
@@ -348,7 +348,7 @@ func serviceChains() []nft.Chain {
 				[]expr.Any{&expr.Lookup{SourceRegister: 1, SetName: named(podsOnly, f)}, is(expr.VerdictAccept)})
 		}
 	}
-	// What is met with from outside comes first: it is in both maps.
+	// Rules for clients outside come first, since their frontends are in both maps.
 	all := ways()
 	slices.SortStableFunc(all, func(a, b way) int {
 		if a.outside == b.outside {
@@ -368,7 +368,7 @@ func serviceChains() []nft.Chain {
 		}
 		balance(&prerouting, false)
 		if w.outside {
-			continue // what starts on the node is inside
+			continue // the node's own processes are inside
 		}
 		checkOutput.Add("refuses where there are no endpoints", w.met(false), []expr.Any{judge(w.in(refused, refusedOutside))})
 		balance(&output, false)

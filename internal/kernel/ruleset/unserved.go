@@ -16,20 +16,20 @@ import (
 	"github.com/fathom-network/fathom/internal/kernel/nft"
 )
 
-// The sets of the table, each once for IPv4 and once for IPv6: the number is appended.
+// The sets of the table. Each exists once for IPv4 and once for IPv6, with 4 or 6 appended.
 const (
 	unservedAddrs  = "services"
 	unservedPing   = "load_balancers"
 	unservedOthers = "others"
 )
 
-// SetUnserved has the kernel answer as u says, and returns the number of elements that it changed.
+// SetUnserved makes the kernel answer as u says, and returns the number of elements that it changed.
 func (r *Ruleset) SetUnserved(u service.Unserved) (diff.Count, error) {
 	return r.set(unservedTable(service.UnservedAsHeld(u)))
 }
 
-// Unserved reads back what SetUnserved set, as service.UnservedAsHeld has it, on a node with these addresses. It is not found where
-// the table is not there, or does something else, such as to answer by another address.
+// Unserved reads back what SetUnserved set on a node with these addresses, in the form of service.UnservedAsHeld. found is false
+// if the table is missing, or if its rules are not ours, such as those of a node with another address.
 func (r *Ruleset) Unserved(node []netip.Addr) (u service.Unserved, found bool, err error) {
 	have, found, err := r.read(unservedTable(service.Unserved{Node: node}))
 	if !found || err != nil {
@@ -39,10 +39,11 @@ func (r *Ruleset) Unserved(node []netip.Addr) (u service.Unserved, found bool, e
 		Others: have.addrs(unservedOthers), Node: node}), true, nil
 }
 
-// afterNAT is when all that is for a Service has its endpoint's address: nftables' `dstnat + 10`.
+// afterNAT is the priority after destination NAT (`dstnat + 10`): packets for Services have an endpoint's address by then.
 var afterNAT = *nftables.ChainPriorityNATDest + 10
 
-// unservedTable is as service.UnservedAsHeld has it: of the node's addresses there is up to one of each family.
+// unservedTable returns the table for u in the form of service.UnservedAsHeld, in which the node has at most one address of each
+// family.
 func unservedTable(u service.Unserved) nft.Table {
 	t := nft.Table{Name: service.UnservedTable, Variant: fmt.Sprint(u.Node), Elements: elements{}}
 	refuse := nft.Chain{Name: "refuse", Rules: refuseRules()}
@@ -66,7 +67,7 @@ func unservedTable(u service.Unserved) nft.Table {
 		if i < 0 {
 			continue
 		}
-		// Not `redirect`, which takes an address of the device: those of pods have none.
+		// `redirect` takes an address of the input device, and pods' devices have none. So the rule names one.
 		answer := []expr.Any{&expr.Immediate{Register: 1, Data: u.Node[i].AsSlice()},
 			&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(nfproto(f)), RegAddrMin: 1, RegAddrMax: 1}}
 		for _, c := range []*nft.Chain{&pingPrerouting, &pingOutput} {
@@ -77,11 +78,11 @@ func unservedTable(u service.Unserved) nft.Table {
 	return t
 }
 
-// firstOfFlow matches what belongs to no flow that has had an answer: few of a node's packets are looked up.
+// firstOfFlow matches packets of flows without an answer so far, so that only few of a node's packets are looked up.
 func firstOfFlow() []expr.Any { return inFlow(expr.CmpOpEq) }
 
-// notLocal matches what is not for the node itself. Some give a node a Service's address on purpose, as NodeLocal DNSCache
-// does with that of the cluster's DNS.
+// notLocal matches packets that are not for the node itself. A node may have a Service's address on purpose: NodeLocal DNSCache
+// assigns the address of the cluster's DNS.
 func notLocal() []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},

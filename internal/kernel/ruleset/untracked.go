@@ -16,12 +16,12 @@ import (
 // DNSTable is the table that keeps packets to and from the node's DNS cache out of connection tracking.
 const DNSTable = "fathom-dns"
 
-// untracked is the set of the table, once for IPv4 and once for IPv6: the number is appended.
+// untracked is the set of the table. It exists once for IPv4 and once for IPv6, with 4 or 6 appended.
 const untracked = "untracked"
 
-// SetUntracked has the kernel not track packets to and from these addresses, and returns the number of addresses that
-// it added and removed. They must not be translated: what is untracked is not translated back. Without addresses there
-// is no table.
+// SetUntracked exempts packets to and from these addresses from connection tracking, and returns the number of addresses that
+// it added and removed. Nothing may translate these packets, since untracked answers are not translated back. Without
+// addresses SetUntracked deletes the table.
 func (r *Ruleset) SetUntracked(addrs []netip.Addr) (diff.Count, error) {
 	if len(addrs) == 0 {
 		return diff.Count{}, r.Delete(DNSTable)
@@ -29,8 +29,8 @@ func (r *Ruleset) SetUntracked(addrs []netip.Addr) (diff.Count, error) {
 	return r.set(dnsTable(addrs))
 }
 
-// HoldsUntracked says whether the kernel has what SetUntracked made of these addresses. Another goroutine may use the rule
-// set meanwhile.
+// HoldsUntracked says whether the kernel holds what SetUntracked wrote for these addresses. It may run while another goroutine
+// uses the rule set.
 func (r *Ruleset) HoldsUntracked(addrs []netip.Addr) (bool, error) {
 	by, err := r.beside()
 	if err != nil {
