@@ -29,7 +29,7 @@ import (
 //	nothing-left                 the host looks as it did before the scenario; each scenario ends with it
 //
 // $FATHOM_TEST_SLOW is how many times longer everything may take, on a machine that is emulated. It goes for the
-// --timeout of kubectl as well.
+// --timeout of kubectl as well. Everything may take twice as long, too, while another scenario runs: together_test.go.
 var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"fathom":       plain("fathom"),
 	"kubectl":      plain("kubectl"),
@@ -158,7 +158,7 @@ func lookPath(program, path string) (string, error) {
 func duration(ts *testscript.TestScript, s string) time.Duration {
 	d, err := time.ParseDuration(s)
 	ts.Check(err)
-	return d * slow()
+	return d * slow() * time.Duration(sessionOf(ts).patience())
 }
 
 func cmdEventually(ts *testscript.TestScript, neg bool, args []string) {
@@ -258,19 +258,29 @@ func cmdMoreInotify(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: more-inotify N")
 	}
-	const file = "/proc/sys/fs/inotify/max_user_instances"
-	was, err := os.ReadFile(file)
-	ts.Check(err)
-	have, err := strconv.Atoi(strings.TrimSpace(string(was)))
-	ts.Check(err)
 	want, err := strconv.Atoi(args[0])
 	ts.Check(err)
-	if have >= want {
-		return
-	}
-	ts.Check(os.WriteFile(file, []byte(args[0]), 0))
+	restore, err := moreInotify(want)
+	ts.Check(err)
 	s := sessionOf(ts)
-	s.closer = append(s.closer, func() { _ = os.WriteFile(file, was, 0) })
+	s.closer = append(s.closer, restore)
+}
+
+// moreInotify raises the host's limit of inotify instances to want, if it is lower, and returns what sets it back.
+func moreInotify(want int) (restore func(), err error) {
+	const file = "/proc/sys/fs/inotify/max_user_instances"
+	was, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	have, err := strconv.Atoi(strings.TrimSpace(string(was)))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", file, err)
+	}
+	if have >= want {
+		return func() {}, nil
+	}
+	return func() { _ = os.WriteFile(file, was, 0) }, os.WriteFile(file, []byte(strconv.Itoa(want)), 0)
 }
 
 // condition answers for the words in brackets: what the kernel has.

@@ -34,7 +34,7 @@ func cmdNothingLeft(ts *testscript.TestScript, neg bool, args []string) {
 
 // leftovers tells what is not as it was before the scenario.
 func (s *session) leftovers() string {
-	now := takeSnapshot(s.lab)
+	now := takeSnapshot(s.lab, s.env.WorkDir)
 	// A kernel module that came meanwhile brought its own.
 	now["sysctls"] = slices.DeleteFunc(now["sysctls"], func(r string) bool {
 		name, _, _ := strings.Cut(r, "=")
@@ -51,7 +51,7 @@ func (s *session) leftovers() string {
 	if rest := shared(s.state); len(rest) > 0 {
 		d += "empty directories of labs:\n  " + strings.Join(rest, "\n  ") + "\n"
 	}
-	if trace := traces(s.lab, s.state); len(trace) > 0 {
+	if trace := traces(s.lab, s.state, s.alone || s.own != ""); len(trace) > 0 {
 		d += "traces of the lab:\n  " + strings.Join(trace, "\n  ") + "\n"
 	}
 	return d
@@ -90,7 +90,7 @@ var sysctls = []string{
 // changing are sysctls that are counters.
 var changing = regexp.MustCompile(`nf_conntrack_count|random|stat|flush|addr_gen_mode|stable_secret|tcp_fastopen_key`)
 
-func takeSnapshot(lab string) snapshot {
+func takeSnapshot(lab, workDir string) snapshot {
 	s := snapshot{
 		"links":            others(lab, command("ip", "-o", "link", "show")),
 		"addresses":        others(lab, strip(command("ip", "-o", "addr", "show"), `\s+(valid_lft|preferred_lft) \S+`)),
@@ -101,7 +101,7 @@ func takeSnapshot(lab string) snapshot {
 		"iptables":         strip(command("iptables-save"), `^#.*|\[\d+:\d+\]`),
 		"ip6tables":        strip(command("ip6tables-save"), `^#.*|\[\d+:\d+\]`),
 		"named namespaces": glob("/run/netns/*", "/var/run/netns/*"),
-		"mounts":           others(lab, lines("/proc/self/mounts")),
+		"mounts":           mounts(lab, workDir),
 		"IP sets":          command("ipset", "list", "-n"),
 		"cgroups":          others(lab, cgroups()),
 		"files": append(others(lab, glob("/var/lib/fathom", "/var/lib/fathom/*", "/var/lib/fathom/*/*", "/run/fathom", "/run/fathom/*")),
@@ -135,6 +135,14 @@ func others(lab string, records []string) []string {
 		}
 		name := strings.Join(m[1:], "")
 		return name != lab
+	})
+}
+
+// mounts are the host's, without those of other labs and below other scenarios' working directories.
+func mounts(lab, workDir string) []string {
+	all := filepath.Dir(workDir) + "/"
+	return slices.DeleteFunc(others(lab, lines("/proc/self/mounts")), func(r string) bool {
+		return strings.Contains(r, all) && !strings.Contains(r, workDir+"/")
 	})
 }
 
@@ -238,8 +246,9 @@ func zombies(lab string) int {
 	return n
 }
 
-// traces finds processes and mounts of a lab, whatever namespace they are in.
-func traces(lab, state string) []string {
+// traces finds processes and mounts of a lab, whatever namespace they are in. Processes that use the state's cache are
+// this lab's if it is the only one.
+func traces(lab, state string, only bool) []string {
 	dir := []byte(state + "/labs/" + lab + "/")
 	cache := []byte(state + "/cache/")
 	group := []byte("/fathom/" + lab)
@@ -257,7 +266,7 @@ func traces(lab, state string) []string {
 		if bytes.Contains(append(groups, '\n'), append(group, '/')) || bytes.Contains(groups, append(group, '\n')) {
 			all = append(all, fmt.Sprintf("process %d in the lab's cgroup: %s", pid, line))
 		}
-		if bytes.Contains(line, dir) || bytes.Contains(line, cache) {
+		if bytes.Contains(line, dir) || only && bytes.Contains(line, cache) {
 			all = append(all, fmt.Sprintf("process %d: %s", pid, line))
 		}
 		for _, link := range []string{"exe", "cwd", "root"} {

@@ -23,6 +23,9 @@ const (
 	longestScript = 9
 )
 
+// scenarios is the directory of the scripts.
+const scenarios = "scenarios"
+
 func TestScenarios(t *testing.T) {
 	if os.Geteuid() != 0 {
 		skip(t, "needs root: nodes are namespaces, mounts and devices")
@@ -42,8 +45,15 @@ func TestScenarios(t *testing.T) {
 		}
 	}
 	deadline, _ := t.Deadline()
-	testscript.RunT(serial{t}, testscript.Params{
-		Dir:      "scenarios",
+	if together() {
+		restore, err := moreInotify(inotifyInstances)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(restore)
+	}
+	testscript.RunT(runner{T: t}, testscript.Params{
+		Dir:      scenarios,
 		Deadline: deadline,
 		Setup: func(env *testscript.Env) error {
 			return setup(env, fathom, kubectl)
@@ -62,17 +72,8 @@ func skip(t *testing.T, why string) {
 	t.Skip(why)
 }
 
-// serial runs scripts one after the other: two labs at once on a small machine take longer than one by one.
-type serial struct{ *testing.T }
-
-func (s serial) Parallel()     {}
-func (s serial) Verbose() bool { return testing.Verbose() }
-func (s serial) Run(name string, f func(testscript.T)) {
-	s.T.Run(name, func(t *testing.T) { f(serial{t}) })
-}
-
 func setup(env *testscript.Env, fathom, kubectl string) error {
-	t := env.T().(serial).T
+	t := env.T().(runner)
 	script := filepath.Base(t.Name())
 	if len(script) > longestScript {
 		return fmt.Errorf("scenario %q: a name of at most %d letters, please", script, longestScript)
@@ -98,13 +99,13 @@ func setup(env *testscript.Env, fathom, kubectl string) error {
 	} {
 		env.Setenv(k, v)
 	}
-	s := &session{t: t, env: env, lab: lab, state: "/var/lib/fathom"}
+	s := &session{t: t.T, env: env, lab: lab, alone: t.alone, state: "/var/lib/fathom"}
 	env.Values[sessionKey{}] = s
 	// What a run that was killed has left.
 	if out, err := s.down(); err != nil {
 		return fmt.Errorf("clear what an earlier run left of lab %s: %w\n%s", lab, err, out)
 	}
-	s.before = takeSnapshot(lab)
+	s.before = takeSnapshot(lab, env.WorkDir)
 	env.Defer(s.end)
 	return nil
 }
@@ -114,6 +115,7 @@ type session struct {
 	t      *testing.T
 	env    *testscript.Env
 	lab    string
+	alone  bool                     // no other scenario runs
 	state  string                   // where fathom keeps labs
 	own    string                   // the same if it is the scenario's own, as FATHOM_STATE has it
 	before snapshot                 // the host before the scenario
