@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/agent"
+	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/serve"
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
@@ -55,6 +56,11 @@ func run() *cobra.Command {
 			if o.FastPath != "" && o.FastPath != agent.FastPathAuto && o.FastPath != agent.FastPathOff {
 				return fmt.Errorf("--fast-path %q: want auto or off", o.FastPath)
 			}
+			switch o.PolicyEstablished {
+			case "", netconf.PolicyRecheck, netconf.PolicyKeep:
+			default:
+				return fmt.Errorf("--policy-established %q: want recheck or keep", o.PolicyEstablished)
+			}
 			o.Log = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
 			var err error
 			if o.Client, err = kube.Connect(kubeconfig); err != nil {
@@ -73,6 +79,7 @@ func run() *cobra.Command {
 	f.DurationVar(&o.Resync, "resync", 30*time.Second, "how often to compare everything without an event")
 	f.StringVar(&o.Paths.Plugin, "plugin", "/fathom-cni", "the CNI plugin to install; empty for none")
 	f.StringVar(&o.FastPath, "fast-path", "", "auto or off; overrides the configuration")
+	f.StringVar((*string)(&o.PolicyEstablished), "policy-established", "", "recheck (end connections that are there when a policy forbids them) or keep; overrides the configuration")
 	registerPaths(f, &o)
 	return cmd
 }

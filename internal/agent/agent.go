@@ -52,6 +52,8 @@ type Options struct {
 	Resync time.Duration
 	// FastPath, if set, overrides the configuration: FastPathAuto or FastPathOff.
 	FastPath string
+	// PolicyEstablished, if set, overrides the configuration.
+	PolicyEstablished netconf.PolicyEstablished
 }
 
 // Paths are where an agent finds the node's directories, which in a pod are mounts.

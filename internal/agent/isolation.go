@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -18,7 +19,7 @@ import (
 )
 
 func (a *Agent) newPolicies() *policies.Keeper {
-	k := policies.New(policies.Options{Node: a.Node, Client: a.Client, Log: a.Log, Changed: a.Wake, Resync: a.Resync, Closed: a.closedMark()})
+	k := policies.New(policies.Options{Node: a.Node, Client: a.Client, Log: a.Log, Changed: a.Wake, Resync: a.Resync, NetNS: a.Paths.NetNS, Closed: a.closedMark()})
 	a.metrics.registry.MustRegister(prometheus.WrapCollectorWith(prometheus.Labels{"node": a.Node}, k))
 	return k
 }
@@ -31,6 +32,7 @@ func (a *Agent) closedMark() string {
 // keepPolicies tells the keeper of policies which addresses are those of the node's pods. What is wrong with a policy is its author's
 // matter, and a problem of every node that has one.
 func (a *Agent) keepPolicies(_ context.Context, p *pass) outcome {
+	a.policies.SetEstablished(cmp.Or(a.PolicyEstablished, a.config.PolicyEstablished))
 	a.policies.SetRanges(slices.Concat(p.facts.Own.PodCIDRs, p.facts.Own.Blocks))
 	return outcome{problems: a.policies.Problems()}
 }

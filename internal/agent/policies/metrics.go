@@ -10,6 +10,8 @@ import (
 // metrics are a Keeper's metrics; docs/policy.md lists them.
 type metrics struct {
 	seconds, waited prometheus.Histogram
+	rechecks        prometheus.Histogram
+	ended           prometheus.Counter
 	changes         *prometheus.CounterVec
 	number          *prometheus.Desc
 }
@@ -21,6 +23,10 @@ func newMetrics() *metrics {
 			Help: "What it takes to bring a change of policies, namespaces or pods to the kernel."}),
 		waited: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "fathom_policy_pod_wait_seconds", Buckets: buckets,
 			Help: "How long the attachment of a pod waited until the pod's policies were in the kernel."}),
+		rechecks: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "fathom_policy_recheck_seconds", Buckets: buckets,
+			Help: "What it takes to look at all connections that are there, after a change."}),
+		ended: prometheus.NewCounter(prometheus.CounterOpts{Name: "fathom_policy_connections_forbidden_total",
+			Help: "Connections that were there when a policy began to forbid them."}),
 		changes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fathom_policy_set_elements_total",
 			Help: "Elements of the table of policies that were changed when all of it was set: at the start, after an error, and where the kernel held something else."}, []string{"change"}),
 		number: prometheus.NewDesc("fathom_policy_objects", "How many policies there are, and of what they are made: pods, identities, selectors, classes.", []string{"kind"}, nil),
@@ -35,6 +41,8 @@ func (m *metrics) count(c diff.Count) {
 func (m *metrics) describe(c chan<- *prometheus.Desc) {
 	m.seconds.Describe(c)
 	m.waited.Describe(c)
+	m.rechecks.Describe(c)
+	m.ended.Describe(c)
 	m.changes.Describe(c)
 	c <- m.number
 }
@@ -42,6 +50,8 @@ func (m *metrics) describe(c chan<- *prometheus.Desc) {
 func (m *metrics) collect(c chan<- prometheus.Metric, s policy.Size) {
 	m.seconds.Collect(c)
 	m.waited.Collect(c)
+	m.rechecks.Collect(c)
+	m.ended.Collect(c)
 	m.changes.Collect(c)
 	for kind, n := range map[string]int{"policy": s.Policies, "pod": s.Pods, "identity": s.Identities, "selector": s.Selectors, "class": s.Classes} {
 		c <- prometheus.MustNewConstMetric(m.number, prometheus.GaugeValue, float64(n), kind)

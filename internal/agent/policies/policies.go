@@ -21,6 +21,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 
+	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/policy"
 	"github.com/fathom-network/fathom/internal/facts/policyfacts"
 	"github.com/fathom-network/fathom/internal/facts/service"
@@ -39,6 +40,8 @@ type Options struct {
 	Changed func()
 	// Resync is how often the kernel is compared.
 	Resync time.Duration
+	// NetNS is where the runtime mounts pods' network namespaces.
+	NetNS string
 	// Closed is a file that is there while the kernel holds policies. It has to go with the boot, as they do.
 	Closed string
 }
@@ -48,6 +51,8 @@ type Keeper struct {
 	Options
 	kick    wake.Signal
 	metrics *metrics
+	recheck wake.Signal           // what is there is to be rechecked
+	open    func() (Flows, error) // for rechecks
 	// What follows is Run's alone.
 	rules *ruleset.Ruleset
 	setTo []netip.Prefix // the ranges that the kernel was set for
@@ -63,7 +68,14 @@ type Keeper struct {
 	own     map[service.Name]ownPod
 	given   map[service.Name]gift
 	problem string
-	turned  chan struct{} // closed when what is held has changed
+	// established says what becomes of connections that are there; it is empty until it is known. facts are what the kernel holds, the
+	// Model's own, which only Changes changes. clean says that no connection has a mark.
+	established netconf.PolicyEstablished
+	facts       policy.Facts
+	clean       bool
+	// isolatedSince are addresses of pods that have been isolated for moments only.
+	isolatedSince map[netip.Addr]time.Time
+	turned        chan struct{} // closed when what is held has changed
 }
 
 // ownPod is a pod of the node as the API has it.
@@ -81,7 +93,7 @@ type gift struct {
 
 // New makes a Keeper, which does nothing until Run.
 func New(o Options) *Keeper {
-	return &Keeper{Options: o, kick: wake.New(), metrics: newMetrics(), model: policy.NewModel(o.Node), held: map[netip.Addr]policy.Address{},
+	return &Keeper{Options: o, kick: wake.New(), recheck: wake.New(), open: openFlows, isolatedSince: map[netip.Addr]time.Time{}, metrics: newMetrics(), model: policy.NewModel(o.Node), held: map[netip.Addr]policy.Address{},
 		own: map[service.Name]ownPod{}, given: map[service.Name]gift{}, turned: make(chan struct{})}
 }
 
@@ -330,6 +342,9 @@ func (k *Keeper) Run(ctx context.Context) {
 			k.rules.Close()
 		}
 	}()
+	var rechecks sync.WaitGroup
+	defer rechecks.Wait()
+	rechecks.Go(func() { k.runRechecks(ctx) })
 	whole := true
 	for {
 		select {
@@ -411,16 +426,19 @@ func (k *Keeper) step(ctx context.Context, w *watches, whole bool) (done bool, e
 			return false, err
 		}
 		k.mu.Lock()
-		k.model.Changes() // of pods, whom nobody isolates
+		k.facts = k.model.Facts() // of pods, whom nobody isolates
 		k.mu.Unlock()
 		k.turn(policy.Facts{}, false, true)
+		k.recheck.Set()
 		return true, nil
 	case !w.namespaces.Listed() || !w.pods.Listed() || len(ranges) == 0:
 		return false, nil
 	}
 	k.mu.Lock()
 	changes := k.model.Changes()
+	narrowed := k.model.Narrowed()
 	facts := k.model.Facts() // which only Changes changes
+	k.facts = facts
 	k.mu.Unlock()
 	if whole || !on || !slices.Equal(ranges, k.setTo) {
 		count, err := k.rules.SetPolicies(facts, ranges)
@@ -433,6 +451,7 @@ func (k *Keeper) step(ctx context.Context, w *watches, whole bool) (done bool, e
 			return false, err
 		}
 		k.turn(facts, true, true)
+		k.recheck.Set()
 		return true, nil
 	}
 	if len(changes.Addrs)+len(changes.Classes) > 0 {
@@ -441,6 +460,9 @@ func (k *Keeper) step(ctx context.Context, w *watches, whole bool) (done bool, e
 		}
 	}
 	k.turn(changes, true, false)
+	if narrowed {
+		k.recheck.Set()
+	}
 	return true, nil
 }
 
@@ -465,6 +487,11 @@ func (k *Keeper) turn(f policy.Facts, on, whole bool) {
 	for a, is := range f.Addrs {
 		if delete(k.held, a); is.Own {
 			k.held[a] = is
+		}
+		if is.Own && !is.Free() {
+			if was, there := before[a]; !k.on || there && was.Free() {
+				k.isolatedSince[a] = time.Now()
+			}
 		}
 	}
 	same := k.known && k.on == on && k.problem == "" && maps.Equal(before, k.held)

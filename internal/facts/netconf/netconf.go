@@ -57,6 +57,8 @@ type Config struct {
 	// ExternalIPs says which addresses of Services' spec.externalIPs are served, ExternalIPsFor to whom.
 	ExternalIPs    ExternalIPs
 	ExternalIPsFor ExternalIPsFor
+	// PolicyEstablished says what becomes of connections that are there when policies forbid them.
+	PolicyEstablished PolicyEstablished
 	// FastPath has packets of pods skip what nothing on the node needs to see, where the kernel can.
 	FastPath bool
 	// DNS says who answers when something on a node asks the cluster's DNS.
@@ -65,6 +67,16 @@ type Config struct {
 	// manifests have. They are filled in when the network is installed: a running pod's limit is not the agents' to change.
 	AgentMemory, ControllerMemory, DNSMemory int64
 }
+
+// PolicyEstablished says what becomes of a connection that is there when a policy forbids it.
+type PolicyEstablished string
+
+const (
+	// PolicyRecheck ends it.
+	PolicyRecheck PolicyEstablished = "recheck"
+	// PolicyKeep lets it go on until one of its ends ends it.
+	PolicyKeep PolicyEstablished = "keep"
+)
 
 // DNS is a way to answer what is asked at the cluster DNS address.
 type DNS string
@@ -123,7 +135,7 @@ const (
 // Default is the configuration of an empty ConfigMap.
 func Default() Config {
 	return Config{Mode: podnet.Auto, VNI: podnet.DefaultVNI, Port: podnet.DefaultPort, Masquerade: true, CoolDown: 30 * time.Second,
-		ServiceProxy: ProxyOff, ExternalIPs: ExternalIPsAny, ExternalIPsFor: ExternalIPsForAll, FastPath: true, DNS: DNSCluster}
+		ServiceProxy: ProxyOff, ExternalIPs: ExternalIPsAny, ExternalIPsFor: ExternalIPsForAll, PolicyEstablished: PolicyRecheck, FastPath: true, DNS: DNSCluster}
 }
 
 // Problem is what is wrong with one setting.
@@ -191,6 +203,10 @@ var settings = map[string]func(c *Config, value string) error{
 	"dns": func(c *Config, v string) error {
 		c.DNS = DNS(v)
 		return oneOf(v, string(DNSCluster), string(DNSNodeCache))
+	},
+	"policyEstablished": func(c *Config, v string) error {
+		c.PolicyEstablished = PolicyEstablished(v)
+		return oneOf(v, string(PolicyRecheck), string(PolicyKeep))
 	},
 	"fastPath": func(c *Config, v string) error {
 		c.FastPath = v == "auto"

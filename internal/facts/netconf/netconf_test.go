@@ -24,8 +24,8 @@ func TestParse(t *testing.T) {
 	}{
 		"nothing": {nil, netconf.Default()},
 		"all": {map[string]string{"mode": "vxlan", "vni": "7", "port": "8472", "mtu": "1400", "masquerade": "false",
-			"nonMasqueradeCIDRs": "192.0.2.0/24, 2001:db8::/32\n198.51.100.0/24", "coolDown": "5s", "fastPath": "off"},
-			netconf.Config{DNS: netconf.DNSCluster, ExternalIPs: netconf.ExternalIPsAny, ExternalIPsFor: netconf.ExternalIPsForAll, ServiceProxy: netconf.ProxyOff, Mode: podnet.VXLAN, VNI: 7, Port: 8472, MTU: 1400, CoolDown: 5 * time.Second, NonMasqueradeCIDRs: []netip.Prefix{
+			"nonMasqueradeCIDRs": "192.0.2.0/24, 2001:db8::/32\n198.51.100.0/24", "coolDown": "5s", "fastPath": "off", "policyEstablished": "keep"},
+			netconf.Config{PolicyEstablished: netconf.PolicyKeep, DNS: netconf.DNSCluster, ExternalIPs: netconf.ExternalIPsAny, ExternalIPsFor: netconf.ExternalIPsForAll, ServiceProxy: netconf.ProxyOff, Mode: podnet.VXLAN, VNI: 7, Port: 8472, MTU: 1400, CoolDown: 5 * time.Second, NonMasqueradeCIDRs: []netip.Prefix{
 				netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("198.51.100.0/24")}}},
 		"white space": {map[string]string{"mode": " direct\n"}, with(func(c *netconf.Config) { c.Mode = podnet.Direct })},
 		"DNS": {map[string]string{"dns": "node-cache", "serviceProxy": "auto"}, with(func(c *netconf.Config) {
@@ -81,7 +81,7 @@ externalIPsFor: "hosts": want all or pods
 fastPath: "on": want auto or off
 linkLocal: "metadata, 10.0.0.0/8": "10.0.0.0/8": want none, metadata, or a CIDR within 169.254.0.0/16 such as 169.254.169.253/32, several with commas between them
 masquerade: "yes": want true or false
-mod: "auto": there is no such setting; want one of agentMemory, controllerMemory, coolDown, dns, dnsMemory, externalIPs, externalIPsFor, fastPath, linkLocal, masquerade, mode, mtu, nodePortAddresses, nonMasqueradeCIDRs, port, serviceProxy, vni
+mod: "auto": there is no such setting; want one of agentMemory, controllerMemory, coolDown, dns, dnsMemory, externalIPs, externalIPsFor, fastPath, linkLocal, masquerade, mode, mtu, nodePortAddresses, nonMasqueradeCIDRs, policyEstablished, port, serviceProxy, vni
 mode: "overlay": want auto or direct or vxlan
 mtu: "1279": want a number from 1280 to 65535
 nonMasqueradeCIDRs: "192.0.2.1/24": 192.0.2.1/24 has bits set below its mask; want 192.0.2.0/24

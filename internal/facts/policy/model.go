@@ -46,6 +46,8 @@ type Model struct {
 	touched map[netip.Addr]bool
 	dirty   map[*classState]bool // to be compiled
 	gone    map[Number]bool      // classes that are not there any more
+	// narrowed is what Narrowed says.
+	narrowed bool
 }
 
 // podState is a pod with what follows from it.
@@ -419,6 +421,7 @@ func (m *Model) dirtyUsers(s *peers) {
 // Changes returns what has changed in the Facts since it was called last: addresses that nobody has any more have the zero value,
 // and classes that are gone are nil.
 func (m *Model) Changes() Facts {
+	m.narrowed = false
 	f := Facts{Addrs: map[netip.Addr]Address{}, Classes: map[Number]*Class{}}
 	for n := range m.gone {
 		f.Classes[n] = nil
@@ -428,13 +431,16 @@ func (m *Model) Changes() Facts {
 		is := m.compile(c)
 		if was := m.facts.Classes[c.number]; was == nil || !reflect.DeepEqual(was, is) {
 			f.Classes[c.number], m.facts.Classes[c.number] = is, is
+			m.narrowed = m.narrowed || was != nil
 		}
 	}
 	for a := range m.touched {
 		is := m.address(a)
-		if m.facts.Addrs[a] == is {
+		was := m.facts.Addrs[a]
+		if was == is {
 			continue
 		}
+		m.narrowed = m.narrowed || was != Address{} && is != Address{}
 		f.Addrs[a], m.facts.Addrs[a] = is, is
 		if is == (Address{}) {
 			delete(m.facts.Addrs, a)
@@ -445,6 +451,10 @@ func (m *Model) Changes() Facts {
 	clear(m.touched)
 	return f
 }
+
+// Narrowed says that what Changes returned last may forbid, or allow again, connections that are there. It does not where pods only came
+// and went.
+func (m *Model) Narrowed() bool { return m.narrowed }
 
 // claimant returns whose an address is, nil if it is no pod's. Where two pods say that it is theirs, it is that of the one that was made
 // last: the API hears late of one that has ended.

@@ -19,6 +19,7 @@ type Status uint32
 
 // Bits of Status.
 const (
+	Expected  Status = 1 << 0 // another connection has announced it
 	SeenReply Status = 1 << 1
 	Assured   Status = 1 << 2
 	SNAT      Status = 1 << 4
@@ -36,9 +37,12 @@ type Entry struct {
 	// ID is the kernel's number of the entry. It is derived from the entry's address in memory and from Original, so a
 	// newer entry with the same Original may have the number of an older one.
 	ID uint32
+	// Mark is what programs and rules have left there, by which rules find the entry's packets (ct mark).
+	Mark uint32
 }
 
-// Tuple is what packets in one direction have in common.
+// Tuple is what packets in one direction have in common. ICMP has no ports: there Source's port is the identifier, and Destination's is
+// type and code, as in the kernel's own tuples.
 type Tuple struct {
 	Source, Destination netip.AddrPort
 	Zone                uint16 // nearly always 0
@@ -52,7 +56,9 @@ func (e Entry) String() string {
 // Filter selects entries; its zero value selects all of TCP, UDP and SCTP.
 type Filter struct {
 	Protocols []service.Protocol
-	DNAT      bool // only those that go elsewhere than they were sent
+	// AnyProtocol selects all protocols, also those without ports.
+	AnyProtocol bool
+	DNAT        bool // only those that go elsewhere than they were sent
 }
 
 // Table is connection tracking in a network namespace. It is for one goroutine at a time. After a netlink error, close it
@@ -99,7 +105,7 @@ func (c *Table) Entries(ctx context.Context, f Filter, each func(Entry) error) e
 	switch {
 	case count == 0: // as in most pods: no walk at all
 		return nil
-	case count > c.unfiltered:
+	case count > c.unfiltered && !f.AnyProtocol:
 		requests = requests[:0]
 		for _, protocol := range protocols {
 			for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
@@ -114,7 +120,7 @@ func (c *Table) Entries(ctx context.Context, f Filter, each func(Entry) error) e
 				return err
 			}
 			// Checked again, since kernels before 5.8 do not filter by protocol, and those before 5.15 not by status.
-			if !slices.Contains(protocols, e.Protocol) || f.DNAT && e.Status&DNAT == 0 {
+			if !f.AnyProtocol && !slices.Contains(protocols, e.Protocol) || f.DNAT && e.Status&DNAT == 0 {
 				return nil
 			}
 			return each(e)
@@ -211,6 +217,7 @@ func (c *Table) delete(requests []nlmsg.Request) (deleted int, err error) {
 
 // Kinds of messages and attributes, from linux/netfilter/nfnetlink_conntrack.h.
 const (
+	msgNew      = unix.NFNL_SUBSYS_CTNETLINK << 8
 	msgGet      = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1
 	msgDelete   = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2
 	msgGetStats = unix.NFNL_SUBSYS_CTNETLINK<<8 | 5
@@ -219,8 +226,10 @@ const (
 	ctaTupleReply = 2
 	ctaStatus     = 3
 	ctaTimeout    = 7
+	ctaMark       = 8
 	ctaID         = 12
 	ctaZone       = 18
+	ctaMarkMask   = 21
 	ctaFilter     = 25
 	ctaStatusMask = 26
 
@@ -236,6 +245,12 @@ const (
 	ctaProtoNum             = 1
 	ctaProtoSourcePort      = 2
 	ctaProtoDestinationPort = 3
+	ctaProtoICMPID          = 4
+	ctaProtoICMPType        = 5
+	ctaProtoICMPCode        = 6
+	ctaProtoICMPv6ID        = 7
+	ctaProtoICMPv6Type      = 8
+	ctaProtoICMPv6Code      = 9
 
 	ctaFilterOrigFlags = 1
 	// filterProtoNum is a bit of those flags: filter by protocol. It is the kernel's CTA_FILTER_F_CTA_PROTO_NUM, which is
@@ -279,19 +294,28 @@ func translated(r nlmsg.Request) nlmsg.Request {
 // programs identify entries. A client that keeps sending gets a new entry with the same one, often at the same place in
 // memory and so with the same number. The reply tuple says which endpoint answers, and that is what has changed.
 func deleteRequest(e Entry) (nlmsg.Request, error) {
+	r, err := replyRequest(msgDelete, e)
+	if err != nil {
+		return nil, fmt.Errorf("delete %s of connection tracking: %w", e, err) // without a tuple all would go
+	}
+	return r.Attr(ctaID, binary.BigEndian.AppendUint32(nil, e.ID)), nil
+}
+
+// replyRequest is a request about the entry that has the reply tuple of e.
+func replyRequest(kind uint16, e Entry) (nlmsg.Request, error) {
 	source, destination := e.Reply.Source.Addr(), e.Reply.Destination.Addr()
 	if !sameFamily(source, destination) {
-		return nil, fmt.Errorf("delete %s of connection tracking: it has no addresses", e) // without a tuple all would go
+		return nil, errors.New("it has no addresses")
 	}
 	family := uint8(unix.AF_INET6)
 	if source.Is4() {
 		family = unix.AF_INET
 	}
-	r := appendTuple(nlmsg.New(msgDelete, 0, nfgenmsg(family)), ctaTupleReply, e.Protocol, e.Reply)
+	r := appendTuple(nlmsg.New(kind, 0, nfgenmsg(family)), ctaTupleReply, e.Protocol, e.Reply)
 	if e.Reply.Zone != 0 {
 		r = r.Attr(ctaZone, binary.BigEndian.AppendUint16(nil, e.Reply.Zone))
 	}
-	return r.Attr(ctaID, binary.BigEndian.AppendUint32(nil, e.ID)), nil
+	return r, nil
 }
 
 // appendTuple appends the addresses and ports of a tuple. They are of one family.
@@ -305,8 +329,17 @@ func appendTuple(r nlmsg.Request, kind uint16, protocol service.Protocol, t Tupl
 			return r.Attr(ipSource, t.Source.Addr().AsSlice()).Attr(ipDestination, t.Destination.Addr().AsSlice())
 		})
 		return r.Nest(ctaTupleProto, func(r nlmsg.Request) nlmsg.Request {
-			return r.Attr(ctaProtoNum, []byte{uint8(protocol)}).
-				Attr(ctaProtoSourcePort, binary.BigEndian.AppendUint16(nil, t.Source.Port())).
+			r = r.Attr(ctaProtoNum, []byte{uint8(protocol)})
+			id, kind, code := uint16(ctaProtoICMPID), uint16(ctaProtoICMPType), uint16(ctaProtoICMPCode)
+			switch protocol {
+			case unix.IPPROTO_ICMPV6:
+				id, kind, code = ctaProtoICMPv6ID, ctaProtoICMPv6Type, ctaProtoICMPv6Code
+				fallthrough
+			case unix.IPPROTO_ICMP:
+				return r.Attr(id, binary.BigEndian.AppendUint16(nil, t.Source.Port())).
+					Attr(kind, []byte{uint8(t.Destination.Port() >> 8)}).Attr(code, []byte{uint8(t.Destination.Port())})
+			}
+			return r.Attr(ctaProtoSourcePort, binary.BigEndian.AppendUint16(nil, t.Source.Port())).
 				Attr(ctaProtoDestinationPort, binary.BigEndian.AppendUint16(nil, t.Destination.Port()))
 		})
 	})
@@ -332,6 +365,8 @@ func parseEntry(body []byte) (Entry, error) {
 			replyProtocol = e.Reply.parse(data)
 		case ctaStatus:
 			e.Status = Status(bigEndian(data, 4))
+		case ctaMark:
+			e.Mark = bigEndian(data, 4)
 		case ctaTimeout:
 			e.Timeout = time.Duration(bigEndian(data, 4)) * time.Second
 		case ctaID:
@@ -371,6 +406,12 @@ func (t *Tuple) parse(b []byte) (protocol service.Protocol) {
 					sourcePort = uint16(bigEndian(data, 2))
 				case ctaProtoDestinationPort:
 					destinationPort = uint16(bigEndian(data, 2))
+				case ctaProtoICMPID, ctaProtoICMPv6ID:
+					sourcePort = uint16(bigEndian(data, 2))
+				case ctaProtoICMPType, ctaProtoICMPv6Type:
+					destinationPort |= uint16(bigEndian(data, 1)) << 8
+				case ctaProtoICMPCode, ctaProtoICMPv6Code:
+					destinationPort |= uint16(bigEndian(data, 1))
 				}
 			})
 		case ctaTupleZone:

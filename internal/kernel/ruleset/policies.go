@@ -116,7 +116,7 @@ func policyTable(ranges []netip.Prefix) nft.Table {
 		t.Elements[named(ownPods, f)] = ofPrefixes(ranges, f)
 	}
 	t.Sets = append(t.Sets, tierSets()...)
-	t.Chains = []nft.Chain{policyForward(), policyJudge(policy.Egress), policyJudge(policy.Ingress), policyInput(), tierDenied()}
+	t.Chains = []nft.Chain{policyForward(), policyJudge(policy.Egress), policyJudge(policy.Ingress), policyForbidden(), policyInput(), tierDenied()}
 	for _, d := range []policy.Direction{policy.Egress, policy.Ingress} {
 		t.Chains = append(t.Chains, tierJudge(d), tierBehind(d))
 	}
@@ -127,6 +127,7 @@ func policyTable(ranges []netip.Prefix) nft.Table {
 // it sends to its pods is always allowed, and so is what they send to it.
 func policyForward() nft.Chain {
 	c := nft.Hooked("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, *nftables.ChainPriorityFilter)
+	c.Add("what belongs to a connection that is allowed no more", isForbidden(), goTo(forbiddenChain))
 	c.Add("what belongs to a connection that is there, or is about one", inFlow(expr.CmpOpNeq), verdict(expr.VerdictAccept))
 	for _, f := range inet.Families {
 		c.Add("a pod may always meet itself", isFamily(f), []expr.Any{at(sourceOf(f), 0), at(destinationOf(f), words(f)),
