@@ -23,7 +23,8 @@ import (
 func (a *app) up() *cobra.Command {
 	var file, clusters string
 	var workers, planes int
-	var timings, fresh bool
+	var fresh bool
+	var timings timings
 	var o topology.Overrides
 	cmd := &cobra.Command{
 		Use:   "up [-f LAB.YAML]",
@@ -59,7 +60,7 @@ names them. It does not wait for their pods.`,
 	f.StringVar(&o.ServiceCIDR, "service-cidr", "", "addresses of Services")
 	f.StringArrayVar(&o.Manifests, "manifest", nil, "`file` of objects for every cluster, a directory of such files, a kustomization, or -; may be repeated")
 	f.BoolVar(&fresh, "fresh", false, "build each cluster step by step, and neither use nor leave a template")
-	f.BoolVar(&timings, "timings", false, "end with a timeline of the steps")
+	timings.flag(f)
 	complete := func(flag string, values ...string) {
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
@@ -101,12 +102,18 @@ names them. It does not wait for their pods.`,
 				want = &have.Lab
 			}
 		}
+		costs, end, err := timings.costs(want.Name)
+		if err != nil {
+			return err
+		}
+		defer end()
 		start := time.Now()
 		progress := newProgress(a.err)
 		l, err := lab.Up(cmd.Context(), a.paths, want, fresh, progress.report)
 		progress.close()
-		if timings {
+		if timings != timingsOff {
 			progress.timeline(a.err)
+			err = errors.Join(err, costs(a.err))
 		}
 		if err != nil {
 			if cmd.Context().Err() != nil {
