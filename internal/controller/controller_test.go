@@ -34,7 +34,7 @@ import (
 	"github.com/fathom-network/fathom/internal/watch/kube"
 )
 
-// cluster is an API server with a controller.
+// cluster is an API server for a controller under test.
 type cluster struct {
 	*testing.T
 	client *kube.Client
@@ -120,7 +120,7 @@ func (c cluster) pool(name, addresses string) error {
 	return c.apply(fmt.Sprintf(`{apiVersion: fathom.network/v1alpha1, kind: AddressPool, metadata: {name: %s}, spec: {addresses: %s}}`, name, addresses))
 }
 
-// addresses waits until a Service has these.
+// addresses waits until a Service has these addresses.
 func (c cluster) addresses(name string, want ...string) {
 	c.Helper()
 	var got []string
@@ -173,7 +173,7 @@ func TestController(t *testing.T) {
 	c.service("b", ", loadBalancerClass: fathom.network/pool")
 	c.addresses("b", "192.0.2.9")
 
-	// Somebody else's hand.
+	// A user edits the status.
 	services := c.client.CoreV1().Services("default")
 	patch := func(name, p string, sub ...string) {
 		t.Helper()
@@ -183,7 +183,7 @@ func TestController(t *testing.T) {
 	patch("a", `{"status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.1"}]}}}`, "status")
 	c.addresses("a", "192.0.2.8")
 
-	// A Service with an address is kept until the address is taken back: by its finalizer, which is there no longer.
+	// A finalizer keeps a Service until its address is returned. After the deletion it is gone.
 	finalized := func(name string) bool {
 		t.Helper()
 		s, err := services.Get(t.Context(), name, metav1.GetOptions{})
@@ -194,7 +194,7 @@ func TestController(t *testing.T) {
 		t.Error("a Service with an address has no finalizer")
 	}
 
-	// A Service that is no load balancer's any more, and one that is gone, leave their addresses to others.
+	// The address of a Service that changes its type, or is deleted, goes to others.
 	patch("a", `{"spec": {"type": "ClusterIP"}}`)
 	c.addresses("a")
 	c.await(func() bool { return !finalized("a") }, func() string { return "a Service that has no address any more has the finalizer" })
@@ -206,17 +206,17 @@ func TestController(t *testing.T) {
 	c.service("c", ", loadBalancerIP: 192.0.2.9")
 	c.addresses("c", "192.0.2.9")
 
-	// What cannot be given is told, and given as soon as it can be.
+	// An address that is not available is reported, and assigned as soon as it is.
 	c.service("d", ", loadBalancerIP: 192.0.2.9")
 	c.event("d", "AddressInUse", "Service default/c has it")
 	c.must(services.Delete(t.Context(), "c", metav1.DeleteOptions{}))
 	c.addresses("d", "192.0.2.9")
 
-	// Others' Services are left alone.
+	// Services of other controllers are left alone.
 	c.service("e", ", loadBalancerClass: example.com/other")
 	patch("e", `{"status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.1", "ipMode": "VIP"}]}}}`, "status")
 
-	// Another controller goes on where this one ends, and says no different.
+	// A second controller continues after the first one, and assigns the same addresses.
 	stop()
 	c.run("two")
 	c.service("f", "")
@@ -228,7 +228,7 @@ func TestController(t *testing.T) {
 	c.must(c.pool("q", "[192.0.2.0/24]"))
 	c.usage("q", `"Overlap" False services 0 ipv4 0/256`)
 
-	// With the pool goes what it gave.
+	// A pool's addresses are withdrawn when it is deleted.
 	_, err := c.client.CoreV1().RESTClient().Delete().AbsPath("/apis/fathom.network/v1alpha1/addresspools").DoRaw(t.Context())
 	c.must(err)
 	c.addresses("d")
@@ -236,8 +236,8 @@ func TestController(t *testing.T) {
 	c.addresses("e", "198.51.100.1")
 }
 
-// TestServiceProblems has one event told of an external IP that is not served, whichever nodes there are, and another when
-// it is asked for again after it was put right.
+// TestServiceProblems: an external IP that is not served causes one event, whatever the number of nodes, and another one if it is
+// asked for again after it was removed.
 func TestServiceProblems(t *testing.T) {
 	c := start(t)
 	_, err := c.client.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, metav1.CreateOptions{})
@@ -252,7 +252,7 @@ func TestServiceProblems(t *testing.T) {
 	web("honest", "203.0.113.5")
 	c.run("one")
 	events := func(name string) int {
-		// The API server has events of Services, too, as when it has not yet heard of an address that it has given.
+		// The API server itself creates events of Services, too, for instance about an address that its repair loop has not seen.
 		l, err := c.client.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{
 			FieldSelector: "reason=" + controller.ServiceProblem + ",involvedObject.name=" + name})
 		c.must(err)
@@ -261,7 +261,7 @@ func TestServiceProblems(t *testing.T) {
 	set := func(config string) {
 		c.must(c.apply(`{apiVersion: v1, kind: ConfigMap, metadata: {name: fathom-config, namespace: fathom-system}, data: {` + config + `}}`))
 	}
-	set("serviceProxy: auto") // until then another carries Services
+	set("serviceProxy: auto") // until now another proxy carries Services
 	c.event("thief", controller.ServiceProblem, "externalIPs: 198.51.100.7 is not served: it is the own address of node n1")
 	if n := events("honest"); n > 0 {
 		t.Errorf("%d events of a Service that is served", n)
@@ -307,7 +307,7 @@ func (c cluster) usage(pool, want string) {
 	}, func() string { return fmt.Sprintf("pool %s: %s, want %s", pool, got, want) })
 }
 
-// TestSessions: what nodes have said of BGP sessions goes with them.
+// TestSessions: the reports of nodes on BGP sessions are removed with the nodes.
 func TestSessions(t *testing.T) {
 	c := start(t)
 	for _, name := range []string{"stays", "goes"} {
@@ -339,7 +339,7 @@ func TestSessions(t *testing.T) {
 	tell("stays")
 }
 
-// TestCRD: what makes no sense is refused by the API server.
+// TestCRD: the API server rejects invalid objects.
 func TestCRD(t *testing.T) {
 	c := start(t)
 	tried := 0
@@ -366,7 +366,7 @@ func TestCRD(t *testing.T) {
 	}
 }
 
-// TestMonitor: who gives out addresses tells of them, and who waits for its turn is as ready.
+// TestMonitor: the leader has metrics of addresses, and a controller that waits to become the leader is ready, too.
 func TestMonitor(t *testing.T) {
 	c := start(t)
 	var at [4]string
@@ -423,8 +423,8 @@ func TestMonitor(t *testing.T) {
 	answers(at[2], "/readyz", 200)
 }
 
-// TestKeepsPools: an IPPool that is deleted stays while blocks of it are left, also if it was deleted while no controller
-// ran; and blocks that nodes do not use are told of.
+// TestKeepsPools: a deleted IPPool stays while blocks of it exist, even if it was deleted while no controller ran. Blocks that nodes
+// refuse are reported.
 func TestKeepsPools(t *testing.T) {
 	c := start(t)
 	pool := func(name, cidr string) {
@@ -469,7 +469,7 @@ func TestKeepsPools(t *testing.T) {
 	pool("q", "10.60.0.0/16")
 	first, second := block("p", "10.50.0.0/26"), block("p", "10.50.0.64/26")
 	stop := c.run("one")
-	kept("p", true) // one that is older than the controller
+	kept("p", true) // it is older than the controller
 	kept("q", false)
 	remove("ippools/q")
 	gone("q")

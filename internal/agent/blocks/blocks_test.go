@@ -40,7 +40,7 @@ type server struct {
 	pools  []*v1alpha1.IPPool
 	nodes  []*corev1.Node
 	uids   int
-	// fail, if set, is asked before each request and after it: an answer may be lost when all is done.
+	// fail, if set, is called before and after each request. An error after it is an answer that got lost.
 	fail func() error
 }
 
@@ -105,7 +105,7 @@ func (s *server) SetBlockOwner(_ context.Context, name string, _ types.UID, owne
 	return nil
 }
 
-// snapshot is what a watch has seen at that time.
+// snapshot returns the objects as a watch sees them at this moment.
 func (s *server) snapshot() ippool.Objects {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -146,7 +146,7 @@ func (s *server) machine(t *testing.T, i int) *machine {
 	return m
 }
 
-// start is what an agent knows when it begins.
+// start starts the node's agent, which lists the objects first.
 func (m *machine) start(t *testing.T, s *server, node string) {
 	store, err := lease.Open(m.dir, m.cool)
 	if err != nil {
@@ -156,7 +156,7 @@ func (m *machine) start(t *testing.T, s *server, node string) {
 	m.Blocks = New(node, s, func() ippool.Objects { return m.seen }, slog.New(slog.DiscardHandler))
 }
 
-// add is the ADD of a pod: it asks the agent, then takes a lease.
+// add is a CNI ADD: it asks the agent for an address, then takes a lease.
 func (m *machine) add(name string, annotations map[string]string) (lease.Lease, error) {
 	grant, err := m.Request(context.Background(), m.store, nil, metav1.ObjectMeta{Namespace: "ns", Name: name, Annotations: annotations}, metav1.ObjectMeta{})
 	if err != nil {
@@ -182,7 +182,7 @@ func (m *machine) del(t *testing.T, name string) {
 	delete(m.pods, name)
 }
 
-// age has all that rests have been released earlier: the names of the files say when.
+// age makes all addresses in cool-down older. Their time of release is in the names of the files.
 func (m *machine) age(t *testing.T, by time.Duration) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(m.dir, "cooling", "*"))
@@ -211,7 +211,8 @@ func fixedAt(address string) map[string]string {
 	return map[string]string{ippool.AddressesAnnotation: address}
 }
 
-// TestLifeOfABlock: taken for the first pod, given back when the last one has gone and its address has rested.
+// TestLifeOfABlock: an agent takes a block for the first pod, and returns it when the last pod is gone and its address has cooled
+// down.
 func TestLifeOfABlock(t *testing.T) {
 	s := newServer(2, ipv4Pool("public", "10.50.0.0/28", 30))
 	a, b := s.machine(t, 0), s.machine(t, 1)
@@ -219,7 +220,7 @@ func TestLifeOfABlock(t *testing.T) {
 	if err != nil || l.Pool != "public" || len(s.blocks) != 1 {
 		t.Fatalf("%+v, %v, %v", l, err, s.blocks)
 	}
-	a.pass(t) // the watch knows nothing of it yet
+	a.pass(t) // the watch has not seen the block yet
 	if again, err := a.lease("late", ipam.Request{Pool: "public"}); err != nil {
 		t.Errorf("%+v, %v", again, err)
 	} else {
@@ -230,7 +231,7 @@ func TestLifeOfABlock(t *testing.T) {
 			t.Errorf("%+v", owner)
 		}
 	}
-	// Another node cannot have an address of it, the first one can.
+	// Another node cannot take an address of the block, the first one can.
 	b.seen = s.snapshot()
 	if _, err := b.add("thief", fixedAt(l.Addresses[0].String())); err == nil || !strings.Contains(err.Error(), "of node node0") {
 		t.Error(err)
@@ -253,15 +254,15 @@ func TestLifeOfABlock(t *testing.T) {
 	if len(s.blocks) != 0 {
 		t.Errorf("%v is not given back", s.blocks)
 	}
-	// A plugin that asked before is not served from it any more, whatever the watch says.
+	// A plugin with an older request gets no address of it any more, whatever the watch has seen.
 	a.pass(t)
 	if l, err := a.lease("slow", ipam.Request{Pool: "public"}); err == nil {
 		t.Errorf("%+v of a block that was given back", l)
 	}
 }
 
-// TestLostAnswer: a block that was deleted, though the node was told otherwise, is no block of it any more, however
-// late the watch is, and stands once in what is given when the node takes the same prefix again.
+// TestLostAnswer: the deletion of a block succeeds, but its answer is lost. The node does not use the block any more, however late
+// the watch is. If it takes the same prefix again, the pools contain the prefix once.
 func TestLostAnswer(t *testing.T) {
 	s := newServer(1, ipv4Pool("public", "10.50.0.0/28", 28))
 	m := s.machine(t, 0)
@@ -279,7 +280,7 @@ func TestLostAnswer(t *testing.T) {
 	now = now.Add(2 * rest)
 	asked := 0
 	s.fail = func() error {
-		if asked++; asked == 2 { // once for the request, once for its answer
+		if asked++; asked == 2 { // first for the request, then for its answer
 			return errors.New("the connection was lost")
 		}
 		return nil
@@ -290,7 +291,7 @@ func TestLostAnswer(t *testing.T) {
 	if m.pass(t); len(m.gone) != 1 {
 		t.Errorf("a look at the API did not tell that the block is gone: %v", m.gone)
 	}
-	for range 2 * forget / rest { // a watch may be as late as it likes
+	for range 2 * forget / rest { // a watch may be late by any time
 		now = now.Add(rest)
 		m.pass(t)
 	}
@@ -303,7 +304,7 @@ func TestLostAnswer(t *testing.T) {
 	}
 }
 
-// TestReserve: before the last address is gone another block is there, and a full pool says that it is.
+// TestReserve: an agent takes the next block before the last address is used. A full pool is reported as full.
 func TestReserve(t *testing.T) {
 	s := newServer(1, ipv4Pool("public", "10.50.0.0/28", 29))
 	m := s.machine(t, 0)
@@ -321,7 +322,7 @@ func TestReserve(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), `pool "public" is full: all of 10.50.0.0/28 is in 2 blocks of 1 nodes, and of the 16 addresses that this node has of it 16 are in use and 0 cool down`) {
 		t.Error(err)
 	}
-	// What cools down yields, if it has rested at all.
+	// Addresses that have cooled down for a moment are used before the pool counts as full.
 	store := m.store
 	m.store, err = lease.Open(m.dir, 10*time.Minute)
 	testenv.Must(t, err)
@@ -334,7 +335,7 @@ func TestReserve(t *testing.T) {
 		t.Error(err)
 	}
 	m.store = store
-	// Disabled, nobody gets another, and all is given back as pods go.
+	// From a disabled pool no node gets another block, and blocks are returned when their pods go.
 	m.seen.Pools[0] = m.seen.Pools[0].DeepCopy()
 	m.seen.Pools[0].Spec.Disabled = true
 	s.pools = m.seen.Pools
@@ -357,7 +358,7 @@ func TestReserve(t *testing.T) {
 	}
 }
 
-// TestFixedAddress goes with its pod from node to node, and is nobody else's in between.
+// TestFixedAddress: a fixed address moves with its pod from node to node, and no other pod gets it in between.
 func TestFixedAddress(t *testing.T) {
 	s := newServer(2, ipv4Pool("public", "10.50.0.0/24", 0))
 	a, b := s.machine(t, 0), s.machine(t, 1)
@@ -384,8 +385,8 @@ func TestFixedAddress(t *testing.T) {
 	}
 }
 
-// TestLostBlocks: what somebody deleted is taken again, unless another node was faster; a Node that was made anew
-// becomes the owner.
+// TestLostBlocks: an agent creates a deleted block again, unless another node was faster. A Node that was created again becomes the
+// owner.
 func TestLostBlocks(t *testing.T) {
 	s := newServer(2, ipv4Pool("public", "10.50.0.0/24", 0))
 	a := s.machine(t, 0)
@@ -428,9 +429,8 @@ func TestLostBlocks(t *testing.T) {
 	}
 }
 
-// TestNoAddressTwice lets nodes with watches that are late, agents that are killed, an API server that fails and
-// loses answers, and plugins that are slow do as they please: no address is ever of two pods, and what is given
-// back comes back.
+// TestNoAddressTwice runs random steps with late watches, killed agents, an API server that fails and loses answers, and slow
+// plugins. No two pods ever have the same address, and released addresses become available again.
 func TestNoAddressTwice(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -487,10 +487,10 @@ func TestNoAddressTwice(t *testing.T) {
 			skip += rest / 8
 		case 7:
 			if rnd.IntN(4) == 0 {
-				m.seen = s.snapshot() // it lists before it does anything
+				m.seen = s.snapshot() // an agent lists before it does anything else
 				m.start(t, s, m.node)
 			}
-		case 8: // a plugin that was told something long ago
+		case 8: // a plugin that got its answer long ago
 			if requests := slow[m]; len(requests) > 0 {
 				_, _ = m.lease(fmt.Sprint("slow", step), requests[0])
 				slow[m] = requests[1:]
@@ -557,7 +557,7 @@ func TestNoAddressTwice(t *testing.T) {
 	}
 }
 
-// TestClaimsAtOnce has nodes take blocks and single addresses at the same moment: whatever overlaps is one node's.
+// TestClaimsAtOnce: nodes take blocks and single addresses concurrently. Of those that overlap, one node gets its own.
 func TestClaimsAtOnce(t *testing.T) {
 	s := newServer(8, ipv4Pool("public", "10.50.0.0/28", 30))
 	for round := range 20 {
@@ -588,8 +588,8 @@ func TestClaimsAtOnce(t *testing.T) {
 	}
 }
 
-// TestHostileBlocks: what another node's agent writes leads nowhere unless a pool has it, and keeps nobody from a pool; a
-// block that is seen before its pool is used as soon as the pool is seen, and one whose pool is being deleted stays in use.
+// TestHostileBlocks: a block that another node's agent writes is used only if a pool contains it, and blocks no node from a pool. A
+// block that is seen before its pool is used as soon as the pool is seen. A block whose pool is being deleted stays in use.
 func TestHostileBlocks(t *testing.T) {
 	s := newServer(3, ipv4Pool("public", "10.50.0.0/16", 26))
 	for i, n := range s.nodes {
@@ -613,7 +613,7 @@ func TestHostileBlocks(t *testing.T) {
 	put("public", "198.51.100.10/32", true)
 	put("public", "10.244.2.0/26", false)
 	put("public", l.Addresses[0].String()+"/32", true)
-	put("public", "10.50.255.192/26", false) // as any agent may
+	put("public", "10.50.255.192/26", false) // every agent has the right to
 	put("late", "10.60.0.0/26", false)
 	routes := func() string {
 		t.Helper()
@@ -663,7 +663,7 @@ func TestHostileBlocks(t *testing.T) {
 	}
 	s.pools = s.pools[:1]
 	expect(ways())
-	// The block around all of the pool is refused, and still nobody can tell it from one that pods have of an earlier pool.
+	// The block around the whole pool is refused. Nothing distinguishes it from the block of an earlier pool that pods still use.
 	if _, err := m.add("new", fromPool); err == nil || !strings.Contains(err.Error(), "is full") {
 		t.Error(err)
 	}
@@ -676,8 +676,8 @@ func TestHostileBlocks(t *testing.T) {
 	}
 }
 
-// TestOwnBlockIsRefused: a node gives nothing out of a block that others do not use, tells of it and of the pods that have
-// addresses of it, and gives it back when they have gone.
+// TestOwnBlockIsRefused: a node allocates nothing from its own block if others refuse it. It reports the block and the pods with
+// addresses of it, and returns it when they are gone.
 func TestOwnBlockIsRefused(t *testing.T) {
 	s := newServer(1, ipv4Pool("public", "10.50.0.0/24", 26))
 	m := s.machine(t, 0)
@@ -702,7 +702,7 @@ func TestOwnBlockIsRefused(t *testing.T) {
 	if _, err := m.add("late", fromPool); err != nil || len(s.blocks) != 1 {
 		t.Error(err, s.blocks)
 	}
-	// One that overlaps it, by whomever, has none of its addresses, and goes at once.
+	// An overlapping block of any node contributes no addresses, and is deleted at once.
 	if _, err := s.CreateBlock(t.Context(), &v1alpha1.IPBlock{ObjectMeta: metav1.ObjectMeta{Name: "10.50.0.0-24"}, Spec: v1alpha1.IPBlockSpec{Pool: "public", CIDR: "10.50.0.0/24", Node: "node0"}}); err != nil {
 		t.Fatal(err)
 	}
@@ -736,8 +736,8 @@ func (s *slowServer) CreateBlock(ctx context.Context, b *v1alpha1.IPBlock) (*v1a
 	return s.server.CreateBlock(ctx, b)
 }
 
-// TestPodsDoNotWaitForOthers: while a pod waits for the API server to give the node a block, pods for which there are
-// addresses get them, and the agent's passes see which blocks there are.
+// TestPodsDoNotWaitForOthers: while one pod waits for the API server to create a block, other pods get available addresses, and
+// the agent's passes see the current blocks.
 func TestPodsDoNotWaitForOthers(t *testing.T) {
 	s := newServer(1, ipv4Pool("public", "10.50.0.0/24", 28), ipv4Pool("slow", "10.60.0.0/24", 28))
 	m := s.machine(t, 0)

@@ -24,7 +24,7 @@ const vip, at = "172.16.0.1", "172.16.0.1:80"
 
 var modes = []netconf.ServiceProxy{netconf.ProxyAuto, netconf.ProxyNFTables}
 
-// TestFollow has Services and slices come, change and go.
+// TestFollow: Services and slices are added, changed and deleted.
 func TestFollow(t *testing.T) {
 	paths, ok := inside(t)
 	if !ok {
@@ -52,7 +52,7 @@ func TestFollow(t *testing.T) {
 		if who := ask(t, dial(t, "tcp", at)); who != "10.0.0.2" {
 			t.Errorf("%s: %s answers, the new endpoint is 10.0.0.2", mode, who)
 		}
-		n.set(web("web", "172.16.0.3")) // deleted and made anew between two events
+		n.set(web("web", "172.16.0.3")) // deleted and created again between two events
 		n.follows(t)
 		if who := ask(t, dial(t, "udp", "172.16.0.3:80")); who != "10.0.0.2" {
 			t.Errorf("%s: %s answers at the new address", mode, who)
@@ -69,7 +69,7 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-// TestRandom has many Services come, change and go, a few at a time.
+// TestRandom adds, changes and deletes many Services, a few at a time.
 func TestRandom(t *testing.T) {
 	paths, ok := inside(t)
 	if !ok {
@@ -89,7 +89,7 @@ func TestRandom(t *testing.T) {
 			case 1:
 				n.delete(endpoints(name))
 			case 2:
-				n.set(web(name, fmt.Sprintf("172.16.1.%d", r.IntN(10)))) // which may be another's
+				n.set(web(name, fmt.Sprintf("172.16.1.%d", r.IntN(10)))) // another Service may have it
 			default:
 				var list []string
 				for range r.IntN(40) {
@@ -105,7 +105,7 @@ func TestRandom(t *testing.T) {
 	}
 }
 
-// TestRestart has a second proxy find what the first one left. It changes nothing and ends nothing.
+// TestRestart: a second proxy finds what the first one left. It changes nothing, and ends no connection.
 func TestRestart(t *testing.T) {
 	paths, ok := inside(t)
 	if !ok {
@@ -137,7 +137,7 @@ func TestRestart(t *testing.T) {
 		if now := ask(t, udp); now != byUDP {
 			t.Errorf("%s: the flow is answered by %s, and was by %s", mode, now, byUDP)
 		}
-		// What has become of the cluster meanwhile is caught up with.
+		// The proxy catches up with what changed while it was away.
 		n.set(endpoints("web", "10.0.0.2"))
 		n.delete(web("other", ""))
 		n.start(t, paths, mode)
@@ -147,7 +147,7 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// TestModes goes from one mode to the other, and to none: then the kernel is as before.
+// TestModes switches from each mode to the other, and to none. After that the kernel is as before.
 func TestModes(t *testing.T) {
 	paths, ok := inside(t)
 	if !ok {
@@ -174,7 +174,7 @@ func TestModes(t *testing.T) {
 		if !n.loopback.on {
 			t.Error("127.0.0.1:nodePort has no way back")
 		}
-		n.loopback.on = false // as an administrator may
+		n.loopback.on = false // an administrator may do this
 		if n.compare(t.Context()); n.comparing == nil {
 			t.Fatal("nothing is compared")
 		}
@@ -182,7 +182,7 @@ func TestModes(t *testing.T) {
 		if n.follows(t); !n.loopback.on {
 			t.Error("127.0.0.1:nodePort has no way back any more")
 		}
-		ask(t, kept) // what is connected stays so
+		ask(t, kept) // connections live on
 		ask(t, dial(t, "tcp", at))
 		n.mode(netconf.ProxyOff)
 		n.step(t.Context(), false)
@@ -204,14 +204,14 @@ func TestModes(t *testing.T) {
 	for range 2 {
 		testenv.Must(t, Remove(paths, &n.loopback))
 	}
-	n.mode(netconf.ProxyOff) // for untouched: nothing follows it
+	n.mode(netconf.ProxyOff) // after this, untouched is the only check
 	n.untouched(t, before)
 	if n.loopback.on || n.loopback.open {
 		t.Errorf("of the way to 127.0.0.1 stays, or was open: %+v", n.loopback)
 	}
 }
 
-// untouched has nothing be balanced at connect(), and the rules be those, if they are given.
+// untouched checks that nothing is balanced at connect(), and that the rules are the given ones.
 func (n *node) untouched(t *testing.T, rules string) {
 	t.Helper()
 	if _, err := os.Stat(n.Paths.BPF); !errors.Is(err, os.ErrNotExist) {
@@ -223,7 +223,7 @@ func (n *node) untouched(t *testing.T, rules string) {
 	}
 }
 
-// TestDamage has somebody else take away what the proxy made.
+// TestDamage: another process removes what the proxy made.
 func TestDamage(t *testing.T) {
 	paths, ok := inside(t)
 	if !ok {
@@ -240,7 +240,7 @@ func TestDamage(t *testing.T) {
 		}
 	}
 	destroy()
-	n.step(t.Context(), true) // nothing has changed that it could know of
+	n.step(t.Context(), true) // the proxy has heard of no change
 	if _, differences := n.differs(t); len(differences) == 0 {
 		t.Error("what was destroyed is there")
 	}
@@ -254,14 +254,14 @@ func TestDamage(t *testing.T) {
 	}
 	ask(t, dial(t, "tcp", at))
 	destroy()
-	n.set(web("other", "172.16.0.2")) // a change meets what is not as it was
+	n.set(web("other", "172.16.0.2")) // a change finds unexpected contents
 	n.follows(t)
 	if errs := n.counted(t, "fathom_service_errors_total"); errs["change"] != 1 || errs["whole"] != 0 {
 		t.Errorf("%v", errs)
 	}
 }
 
-// run has the loop run until stop is called.
+// run runs the loop until stop is called.
 func run(t *testing.T, p *Proxy) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
@@ -275,7 +275,7 @@ func run(t *testing.T, p *Proxy) (stop func()) {
 	}
 }
 
-// TestMends has the loop run while somebody else takes away what the proxy made, and Services change all the time.
+// TestMends runs the loop while another process removes what the proxy made, and Services change all the time.
 func TestMends(t *testing.T) {
 	paths, ok := inside(t)
 	if !ok {
@@ -317,7 +317,7 @@ func TestMends(t *testing.T) {
 	}
 }
 
-// TestRenew: everything is set now and then, though comparisons find nothing wrong, and changes nothing.
+// TestRenew: the proxy sets everything from time to time, even if comparisons find no difference. That changes nothing.
 func TestRenew(t *testing.T) {
 	paths, ok := inside(t)
 	if !ok {
@@ -337,7 +337,7 @@ func TestRenew(t *testing.T) {
 	n.follows(t)
 }
 
-// TestStatus has the kernel refuse, at first and later.
+// TestStatus: the kernel rejects changes, first from the beginning and then later.
 func TestStatus(t *testing.T) {
 	paths, ok := inside(t)
 	if !ok {
@@ -394,8 +394,8 @@ func TestStatus(t *testing.T) {
 	}
 }
 
-// TestExternalIPs has a Service's external IP come and go with what is allowed, without a whole pass, which would make
-// all nodes set all Services whenever a Node comes.
+// TestExternalIPs: a Service's external IP is served as long as the policy allows it. A change of the policy causes no full pass.
+// Otherwise all nodes would set all Services whenever a Node is added.
 func TestExternalIPs(t *testing.T) {
 	paths, ok := inside(t)
 	if !ok {
@@ -438,7 +438,7 @@ func TestExternalIPs(t *testing.T) {
 	}
 }
 
-// TestCompareInterval keeps comparisons of everything from taking the processor.
+// TestCompareInterval bounds the processor time of full comparisons.
 func TestCompareInterval(t *testing.T) {
 	for took, want := range map[time.Duration]time.Duration{0: 30 * time.Second, 100 * time.Millisecond: 30 * time.Second, 3 * time.Second: 5 * time.Minute} {
 		if got := untilCompared(30*time.Second, took); got != want {

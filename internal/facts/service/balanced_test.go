@@ -59,8 +59,8 @@ func TestLoadBalancers(t *testing.T) {
 	says("deleted", "[]", true)
 }
 
-// TestLedAddresses: of external IPs those are told that are served and that an AddressPool has for the Service, whatever the
-// mode, and of ClusterIPs all, if somebody asks for them.
+// TestLedAddresses: LoadBalancers returns the external IPs that are served and that an AddressPool contains for the Service,
+// whatever the mode. After SetClusterIPs it returns all ClusterIPs.
 func TestLedAddresses(t *testing.T) {
 	m := service.NewModel(service.Node{Name: "n1"})
 	says := func(step, want string) {

@@ -13,7 +13,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 )
 
-// large is a cluster of 10,000 Services with 10 endpoints each, on 500 nodes of 3 zones.
+// large returns a cluster of 10,000 Services with 10 endpoints each, on 500 nodes of 3 zones.
 func large() ([]*corev1.Service, endpointSlices) {
 	var services []*corev1.Service
 	var all endpointSlices
@@ -45,7 +45,7 @@ func BenchmarkModelBuild(b *testing.B) {
 	}
 }
 
-// What a model holds, the API's objects not counted.
+// The memory of a model, without the API's objects.
 func BenchmarkModelMemory(b *testing.B) {
 	services, all := large()
 	var before, after runtime.MemStats

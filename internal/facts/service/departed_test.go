@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestDeparturesAreBounded has the oldest forgotten, also when an address goes again and again.
+// TestDeparturesAreBounded: the oldest address is dropped, also if one address goes repeatedly.
 func TestDeparturesAreBounded(t *testing.T) {
 	var d departures
 	terminating := Condition{Terminating: true}
@@ -27,7 +27,7 @@ func TestDeparturesAreBounded(t *testing.T) {
 	}
 }
 
-// TestTCPEnds is the one rule for what is balanced when it connects and for what connection tracking remembers.
+// TestTCPEnds: the same rule holds for sockets that are balanced at connect() and for tracked flows.
 func TestTCPEnds(t *testing.T) {
 	x := NewIndex(stalePlan(), staleRanges, staleOthers)
 	to, from := netip.MustParseAddrPort("10.96.0.10:53"), netip.MustParseAddrPort("10.244.9.9:53")

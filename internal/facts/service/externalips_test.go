@@ -14,7 +14,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 )
 
-// policy is what a cluster of one node allows, and one pool of which namespaces may have addresses.
+// policy is the policy of a cluster with one node, and with a pool that is for some namespaces.
 func policy(mode netconf.ExternalIPs, namespaces ...string) service.ExternalIPs {
 	reserved := func(cidr string, owner service.ReservedOwner, name string) service.Reserved {
 		return service.Reserved{Prefix: netip.MustParsePrefix(cidr), Owner: owner, Name: name}
@@ -49,7 +49,7 @@ func TestExternalIPs(t *testing.T) {
 		policy service.ExternalIPs
 		ip     string
 		more   []change
-		want   string // why not; empty if it is served
+		want   string // the reason for a refusal; empty if it is served
 	}{
 		"any":                           {policy: policy(netconf.ExternalIPsAny), ip: "203.0.113.5"},
 		"off":                           {policy: policy(netconf.ExternalIPsOff), ip: "203.0.113.5", want: "the setting externalIPs is off"},
@@ -77,7 +77,7 @@ func TestExternalIPs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := service.NewModel(nodeA)
 			m.SetExternalIPs(tc.policy)
-			// The one that asks is older than all others: age gives it nothing.
+			// The Service that asks is the oldest. Its age is no advantage.
 			svc := web(append([]change{named("web", 1), clusterIPs("10.96.0.5"), externalIPs(tc.ip)}, tc.more...)...)
 			if len(svc.Spec.ClusterIPs) > 1 {
 				clusterIPs("10.96.0.5", "fd00:96::5")(svc)
@@ -107,7 +107,7 @@ func TestExternalIPs(t *testing.T) {
 	}
 }
 
-// TestExternalIPsFollow has what is served follow from what others have, in whatever order they come.
+// TestExternalIPsFollow: which external IPs are served depends on other Services, but not on the order of events.
 func TestExternalIPsFollow(t *testing.T) {
 	m := service.NewModel(nodeA)
 	m.SetExternalIPs(policy(netconf.ExternalIPsAny))
@@ -142,7 +142,7 @@ func TestExternalIPsFollow(t *testing.T) {
 	served("that Service is gone", true)
 }
 
-// TestExternalIPsShared has two Services ask for one address: at different ports both have it, at one the older.
+// TestExternalIPsShared: if two Services ask for one address, both get it at different ports, and the older one at the same port.
 func TestExternalIPsShared(t *testing.T) {
 	m := service.NewModel(nodeA)
 	m.SetExternalIPs(policy(netconf.ExternalIPsAny))

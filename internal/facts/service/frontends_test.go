@@ -13,7 +13,7 @@ import (
 
 type endpointSlices = []*discoveryv1.EndpointSlice
 
-// one is what most Services have: an endpoint on this node and one on another.
+// one has an endpoint on this node and one on another, for most cases.
 var one = endpointSlices{slice("s", "http:8080", "10.244.1.2 on=a", "10.244.2.2 on=b")}
 
 var two = endpointSlices{one[0], slice6("s6", "http:8080", "fd00:244:1::2 on=a", "fd00:244:2::2 on=b")}
@@ -176,7 +176,7 @@ func TestEndpoints(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			svc := web()
-			svc.Spec.Selector = nil // as it is with endpoints that somebody wrote: it makes no difference
+			svc.Spec.Selector = nil // as with manually written endpoints: it makes no difference
 			sameLines(t, "frontends", lines(service.Frontends(svcfacts.Service(svc), svcfacts.Slices(tc.slices), nodeA)), []string{"10.96.0.1:80/TCP ClusterIP http ->" + tc.endpoints})
 		})
 	}

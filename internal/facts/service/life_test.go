@@ -12,7 +12,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 )
 
-// TestLife has an endpoint leave its Service in each of the ways in which one does.
+// TestLife: an endpoint leaves its Service in each of the possible ways.
 func TestLife(t *testing.T) {
 	const addr = "10.244.0.5"
 	name := service.Name{Namespace: "default", Name: "web"}

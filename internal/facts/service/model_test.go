@@ -15,7 +15,7 @@ func nameOf(name string) service.Name {
 	return service.Name{Namespace: "default", Name: name}
 }
 
-// told writes changes one frontend a line.
+// told formats changes, one frontend a line.
 func told(all []service.Change) []string {
 	var list []string
 	for _, c := range all {
@@ -29,7 +29,7 @@ func told(all []service.Change) []string {
 	return list
 }
 
-// step is what happens to a model, and what it tells then.
+// step is an event for a model, and the changes that follow.
 type step struct {
 	name string
 	do   func(*service.Model)
@@ -224,7 +224,7 @@ func TestFrontendsAreNotToldAgain(t *testing.T) {
 		t.Errorf("told again: %v", told(got))
 	}
 	m.DeleteService(nameOf("web"))
-	m.Problems() // and looking at the rest takes nothing away
+	m.Problems() // reading the problems does not consume changes
 	m.HealthChecks()
 	sameLines(t, "changes", told(m.Changes()), []string{"web: - 10.96.0.1:80/TCP ClusterIP http -> reject"})
 }

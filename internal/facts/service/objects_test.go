@@ -17,7 +17,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 )
 
-// change is what a case changes about a Service.
+// change modifies the Service of a case.
 type change func(*corev1.Service)
 
 // web is the Service of most cases: http at 10.96.0.1:80.
@@ -133,13 +133,12 @@ func externalLocal(s *corev1.Service) {
 	s.Spec.HealthCheckNodePort = 32000
 }
 
-// slice makes an EndpointSlice of web. Ports are written as a Service's; of endpoints the first word is the address,
-// the others are
+// slice returns an EndpointSlice of web. Ports have the form of ports. An endpoint begins with its address, and other words are
 //
 //	on=NODE  in=ZONE  pod=NAME  zones=A,B and nodes=A,B (hints)
 //	ready  unready  serving  unserving  terminating
 //
-// and what is not said is not set.
+// A field without a word is not set.
 func slice(name string, ports string, endpoints ...string) *discoveryv1.EndpointSlice {
 	es := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: "web"}},
@@ -210,8 +209,8 @@ func of(svc string, es *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
 	return es
 }
 
-// lines writes frontends one a line: where it is met, what it is, and where it goes; what comes from outside follows a
-// bar if that is elsewhere.
+// lines formats frontends, one a line: its key, its kind and Service, and its endpoints. Endpoints for clients outside follow a bar
+// if they differ.
 func lines(all []service.Frontend) []string {
 	var list []string
 	for _, f := range all {

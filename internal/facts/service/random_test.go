@@ -15,7 +15,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/svcfacts"
 )
 
-// world is what the API holds, a model of it, and what somebody has who heard of all changes.
+// world is the API's objects, a model of them, and the frontends of a consumer of all changes.
 type world struct {
 	services map[string]*corev1.Service
 	slices   map[string]*discoveryv1.EndpointSlice
@@ -34,7 +34,7 @@ func newWorld() *world {
 	}
 }
 
-// dice gives numbers below n; the choice is small everywhere, so that Services meet.
+// dice returns numbers below n. Ranges are small everywhere, so that Services collide.
 type dice func(n int) int
 
 func (d dice) of(words ...string) string { return words[d(len(words))] }
@@ -102,7 +102,7 @@ func (w *world) step(d dice) {
 		switch d(4) {
 		case 0:
 			w.model.Replace(svcfacts.Services(slices.Collect(maps.Values(w.services))), svcfacts.Slices(slices.Collect(maps.Values(w.slices))))
-		case 1: // what a list did not have is gone
+		case 1: // objects that are missing in a list are deleted
 			clear(w.slices)
 			w.model.Replace(svcfacts.Services(slices.Collect(maps.Values(w.services))), nil)
 		default:
@@ -112,7 +112,7 @@ func (w *world) step(d dice) {
 	}
 }
 
-// hear makes the changes, and tells what is wrong with them.
+// hear applies the changes, and returns what is wrong with them.
 func (w *world) hear() error {
 	seen := map[service.Key]bool{}
 	for _, c := range w.model.Changes() {
@@ -147,7 +147,7 @@ func (w *world) hear() error {
 	return nil
 }
 
-// meant is what there should be, worked out without a Model: of all that claim a key the one with it as its ClusterIP,
+// meant computes the expected frontends without a Model: of all Services that claim a key, the one with it as its ClusterIP gets it,
 // then the oldest.
 func (w *world) meant() []service.Frontend {
 	all := slices.Collect(maps.Values(w.slices))
@@ -212,7 +212,7 @@ func (w *world) check() error {
 	return w.explained()
 }
 
-// explained compares what is said of endpoints with where frontends send.
+// explained compares the explanations of endpoints with the backends of frontends.
 func (w *world) explained() error {
 	all := slices.Collect(maps.Values(w.slices))
 	for name, svc := range w.services {
@@ -253,7 +253,7 @@ func TestRandomChanges(t *testing.T) {
 		w := newWorld()
 		for i := range 120 {
 			w.step(random.IntN)
-			if random.IntN(3) == 0 { // otherwise several things happen before anybody asks
+			if random.IntN(3) == 0 { // otherwise several things happen before the next call
 				if err := w.check(); err != nil {
 					t.Fatalf("seed %d, step %d: %v", seed, i, err)
 				}

@@ -60,10 +60,10 @@ func TestRedirect(t *testing.T) {
 		t.Error("another Service includes it")
 	}
 
-	// What the servers' pods do is of no interest meanwhile, but is known afterwards.
+	// Changes of the servers' pods have no effect while r redirects. Afterwards r has them.
 	fewer := dnsFrontend("10.96.0.10", 53, kubeDNS)
 	if got := r.Changes([]service.Change{{Service: kubeDNS, Old: []service.Frontend{dns}, New: []service.Frontend{fewer}}}); len(got) > 0 {
-		// Outside differs, which is not redirected.
+		// Outside differs, and is not redirected.
 		if len(got) != 1 || !got[0].New[0].Inside.Equal(redirected.Inside) || len(got[0].New[0].Outside.Endpoints) > 0 {
 			t.Errorf("got %v", got)
 		}
@@ -73,7 +73,7 @@ func TestRedirect(t *testing.T) {
 	}
 }
 
-// Whatever happens in whatever order, changes lead to what the whole is.
+// After any sequence of events, the changes add up to Frontends.
 func TestRedirectChangesAgreeWithWhole(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

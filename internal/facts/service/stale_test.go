@@ -55,8 +55,8 @@ func TestStale(t *testing.T) {
 		{UDP, "[fd00:96::a]:53", "[fd00::6]:53", true},
 		// No endpoints.
 		{UDP, "10.96.0.11:53", "10.244.0.5:53", true},
-		{UDP, "10.96.0.11:53", "", false}, // is rejected, whether or not it is remembered
-		// For whom one is an endpoint does not matter.
+		{UDP, "10.96.0.11:53", "", false}, // new packets are rejected, tracked or not
+		// It makes no difference for which clients it is an endpoint.
 		{UDP, "203.0.113.7:53", "10.244.1.5:53", false},
 		{UDP, "203.0.113.7:53", "10.244.9.9:53", true},
 		// Not translated.
@@ -95,7 +95,7 @@ func TestStale(t *testing.T) {
 	}
 }
 
-// TestCut has sockets be connected to endpoints in frontends' places.
+// TestCut: sockets are connected to endpoints instead of frontends.
 func TestCut(t *testing.T) {
 	plan := stalePlan()
 	plan.Frontends = append(plan.Frontends, staleFrontend(ClusterIP, UDP, "10.96.0.12:80", staleEndpoints[:1], nil),
@@ -115,7 +115,7 @@ func TestCut(t *testing.T) {
 		{UDP, "10.96.0.12:80", "10.244.0.5:53", false, false, true, true},
 		{UDP, "[::1]:30053", "[fd00::5]:53", false, false, true, true},
 		{UDP, "10.96.0.99:80", "10.244.0.5:53", true, true, true, true},
-		// By way of the node's own address.
+		// By the node's own address.
 		{UDP, "127.0.0.1:30053", "192.0.2.1:30053", false, false, false, false},
 		{UDP, "[::1]:30053", "[2001:db8::1]:30053", false, false, false, false},
 		{UDP, "127.0.0.1:30053", "192.0.2.1:53", false, false, true, true}, // an endpoint on the node's network
@@ -130,7 +130,8 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// TestIndexGone has frontends go in both ways. They are remembered for two sweeps where their addresses do not tell.
+// TestIndexGone removes frontends by Apply and by Replace. The index keeps them for two sweeps, unless their addresses are within
+// the ranges.
 func TestIndexGone(t *testing.T) {
 	plan := stalePlan()
 	less := plan
@@ -191,7 +192,7 @@ func TestIndexGone(t *testing.T) {
 	}
 }
 
-// BenchmarkStale asks for 100,000 flows to 10,000 Services of 10 endpoints each.
+// BenchmarkStale checks 100,000 flows to 10,000 Services of 10 endpoints each.
 func BenchmarkStale(b *testing.B) {
 	var p Plan
 	var flows []struct{ to, answers netip.AddrPort }

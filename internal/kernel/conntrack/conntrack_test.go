@@ -16,7 +16,7 @@ import (
 
 var udp = []service.Protocol{service.UDP}
 
-// translation has what is sent to the Services go to an endpoint: 0 or 1.
+// translation translates packets to the Services to an endpoint, 0 or 1.
 func translation(endpoint int) string {
 	return fmt.Sprintf(`table inet services
 delete table inet services
@@ -30,7 +30,7 @@ table inet services {
 }`, endpoint+1)
 }
 
-// services is a namespace with two endpoints of each family, of which Services are made by translation.
+// services is a namespace with two endpoints of each family, to which rules translate the Services' addresses.
 func services(t *testing.T) (n space, endpoints [2]map[bool]int) {
 	n = newSpace(t)
 	n.addrs(t, "10.244.0.1", "10.244.0.2", "10.96.0.10", "10.96.0.11", "fd00:244::1", "fd00:244::2", "fd00:96::a", "fd00:96::b")
@@ -55,7 +55,7 @@ func testSweep(t *testing.T, unfiltered uint32) {
 	c.unfiltered = unfiltered
 	ctx := context.Background()
 	one, two := map[bool]int{}, map[bool]int{}
-	want := map[string]bool{} // all, and whether it is translated
+	want := map[string]bool{} // flows, and whether they are translated
 	for _, v6 := range []bool{false, true} {
 		service1, service2, direct := at("10.96.0.10", 53), at("10.96.0.11", 53), at("10.244.0.2", 5300)
 		endpoint1 := at("10.244.0.1", 5300)
@@ -89,7 +89,7 @@ func testSweep(t *testing.T, unfiltered uint32) {
 		}
 	}
 	check("at first")
-	n.nft(t, translation(1)) // the first endpoint has gone, but who has a flow to it stays there
+	n.nft(t, translation(1)) // the first endpoint is gone, but existing flows keep it
 	for v6, client := range one {
 		ask(t, client, endpoints[0][v6])
 	}
@@ -114,7 +114,7 @@ func testSweep(t *testing.T, unfiltered uint32) {
 	}
 }
 
-// TestSweepStale has service.Index say what is stale, of each of its reasons.
+// TestSweepStale sweeps with service.Index, for each reason why a flow is stale.
 func TestSweepStale(t *testing.T) {
 	n, endpoints := services(t)
 	c := n.conntrack(t)
@@ -124,18 +124,18 @@ func TestSweepStale(t *testing.T) {
 	}
 	index := service.NewIndex(service.Plan{Frontends: []service.Frontend{
 		frontend("10.96.0.10", 53, "10.244.0.1"), frontend("10.96.0.10", 54, "10.244.0.1"),
-		frontend("fd00:96::a", 53, "fd00:244::2"), // which was ::1 when the flow began
+		frontend("fd00:96::a", 53, "fd00:244::2"), // the endpoint was ::1 when the flow began
 		frontend("fd00:96::b", 53, "fd00:244::2"),
 	}}, []netip.Prefix{netip.MustParsePrefix("10.96.0.0/24")}, nil)
 	stale := map[netip.AddrPort]bool{}
 	for _, flow := range []struct {
 		to     string
 		port   uint16
-		server int // the endpoint that it goes to, or -1
+		server int // the endpoint's number, or -1
 		stale  bool
 	}{
 		{"10.96.0.10", 53, 0, false},
-		{"10.96.0.11", 53, 1, true}, // a Service that has gone
+		{"10.96.0.11", 53, 1, true}, // a Service that was deleted
 		{"10.96.0.10", 54, -1, true},
 		{"10.96.0.11", 54, -1, false},
 		{"fd00:96::a", 53, 0, true},
@@ -172,7 +172,7 @@ func TestSweepStale(t *testing.T) {
 	}
 }
 
-// mustEntry reads back what String says of who answers.
+// mustEntry parses the source of the replies from the output of String.
 func mustEntry(t *testing.T, s string) Entry {
 	t.Helper()
 	var from, to, by string
@@ -182,8 +182,8 @@ func mustEntry(t *testing.T, s string) Entry {
 	return Entry{Reply: Tuple{Source: netip.MustParseAddrPort(by)}}
 }
 
-// TestSweepNewer has a flow end and begin anew, with the same original tuple, between being found stale and being
-// deleted.
+// TestSweepNewer: a flow ends, and a new one with the same original tuple begins, after the sweep has found the first one stale and
+// before it deletes it.
 func TestSweepNewer(t *testing.T) {
 	n, endpoints := services(t)
 	c, other := n.conntrack(t), n.conntrack(t)
@@ -228,7 +228,7 @@ func TestSweepNewer(t *testing.T) {
 	t.Logf("%d of 40 new entries had the number of the one before", sameID)
 }
 
-// TestEntriesOf has entries of what no packet is sent of here: SCTP, zones, and TCP, which is not swept.
+// TestEntriesOf creates entries without packets: SCTP, zones, and TCP, which is not swept.
 func TestEntriesOf(t *testing.T) {
 	t.Run("filtered here", func(t *testing.T) { testEntriesOf(t, countUnfiltered) })
 	t.Run("filtered by the kernel", func(t *testing.T) { testEntriesOf(t, 0) })
@@ -281,7 +281,7 @@ func testEntriesOf(t *testing.T, unfiltered uint32) {
 	}
 }
 
-// TestEntriesEnd ends a listing before its end, after which the next one is whole.
+// TestEntriesEnd stops a listing early. The next one is complete.
 func TestEntriesEnd(t *testing.T) {
 	n := newSpace(t)
 	c := n.conntrack(t)
@@ -313,7 +313,7 @@ func many(protocol service.Protocol, n int) []inserted {
 	return all
 }
 
-// BenchmarkSweep looks at 100,000 entries none of which is stale, at few beside 100,000 of TCP, and deletes.
+// BenchmarkSweep sweeps 100,000 entries of which none is stale, a few among 100,000 of TCP, and some that it deletes.
 func BenchmarkSweep(b *testing.B) {
 	const count = 100_000
 	sweep := func(b *testing.B, c *Table, stale func(Entry) bool) (deleted int) {

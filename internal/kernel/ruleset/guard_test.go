@@ -14,7 +14,7 @@ import (
 	"github.com/fathom-network/fathom/internal/testenv"
 )
 
-// guarded is the guard of the first of so many nodes, behind vxlan.
+// guarded returns the guard of the first of n nodes with VXLAN.
 func guarded(t testing.TB, nodes int, config podnet.Config) podnet.Guard {
 	t.Helper()
 	config.Mode = podnet.VXLAN
@@ -62,7 +62,7 @@ func TestGuard(t *testing.T) {
 	check(g, diff.Count{Added: 1})
 	want := isGolden(t, n, ruleset.GuardTable, "testdata/guard.nft")
 
-	// A node more: two elements of nodes, two of the cluster's pods and two of its nodes, four of senders.
+	// One more node adds two elements of nodes, two of the cluster's pods, two of its nodes, and four of senders.
 	check(guarded(t, 4, open), diff.Count{Added: 10})
 	check(g, diff.Count{Removed: 10})
 	check(guarded(t, 3, podnet.Config{}), diff.Count{Removed: 2 + 12 + 3})
@@ -71,7 +71,7 @@ func TestGuard(t *testing.T) {
 	wide.Senders = []podnet.Sender{{Node: g.Senders[0].Node, Range: netip.MustParsePrefix("10.0.0.0/8")}, // overlaps what was there
 		{Node: g.Senders[0].Node, Range: netip.MustParsePrefix("0.0.0.0/32")}, {Node: g.Senders[0].Node, Range: netip.MustParsePrefix("::/0")}}
 	wide.Senders[0], wide.Senders[1] = wide.Senders[1], wide.Senders[0]
-	check(wide, diff.Count{Added: 1}) // other lengths are other rules
+	check(wide, diff.Count{Added: 1}) // another length needs another rule
 	check(g, diff.Count{Added: 1})
 	other := g
 	other.Port = 8472
@@ -91,7 +91,7 @@ func TestGuard(t *testing.T) {
 		{"add element inet T nodes4 { 198.51.100.1 }", diff.Count{Removed: 1}},
 		{"flush set inet T tunnel_senders4_4_24", diff.Count{Added: 2}},
 		{"add element inet T tunnel_senders4_4_24 { 10.200.0.3 . 0.0.0.0 }", diff.Count{Removed: 1}},
-		{"add element inet T tunnel_senders4_6_64 { 10.200.0.3 . fe80::1 }", diff.Count{Removed: 1}}, // no rule ever finds it
+		{"add element inet T tunnel_senders4_6_64 { 10.200.0.3 . fe80::1 }", diff.Count{Removed: 1}}, // no rule looks it up
 		{"flush chain inet T prerouting", diff.Count{Added: 1}},
 		{"insert rule inet T to_tunnel accept", diff.Count{Added: 1}},
 		{"add chain inet T more", diff.Count{Added: 1}},

@@ -19,7 +19,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// space is a namespace that the test takes away, with its rule set.
+// space is a namespace, removed at the end of the test, with its rule set.
 func space(t testing.TB) (*link.Namespace, *ruleset.Ruleset) {
 	t.Helper()
 	n, path := linktest.NamespaceAt(t)
@@ -103,14 +103,14 @@ func TestMasquerade(t *testing.T) {
 	check(m, diff.Count{Added: 1})
 	const golden = "testdata/masquerade.nft"
 	want := isGolden(t, n, ruleset.MasqueradeTable, golden)
-	// What nft prints it takes, and makes the same of it.
+	// nft accepts its own output, and creates the same table from it.
 	nft(t, n, "delete", "table", "inet", ruleset.MasqueradeTable)
 	nft(t, n, "-f", golden)
 	if again := nft(t, n, "list", "table", "inet", ruleset.MasqueradeTable); again != want {
 		t.Errorf("nft makes of it\n%s", again)
 	}
 
-	check(m, diff.Count{}) // by nft, but all the same to us
+	check(m, diff.Count{}) // a table by nft counts as ours
 	check(cluster(5), diff.Count{Added: 8})
 	check(cluster(3), diff.Count{Removed: 8})
 	wide := cluster(3)

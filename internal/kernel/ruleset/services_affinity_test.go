@@ -16,8 +16,8 @@ import (
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
 
-// TestServicesAffinityAtOneAddress has new clients of a Service with two endpoints at one address meet each, and stay with
-// it, also when the other one goes and comes.
+// TestServicesAffinityAtOneAddress: if a Service has two endpoints at one address, new clients reach both, and each client keeps its
+// endpoint when the other one goes and comes back.
 func TestServicesAffinityAtOneAddress(t *testing.T) {
 	l := newLab(t)
 	f := families[0]
@@ -61,8 +61,8 @@ func TestServicesAffinityAtOneAddress(t *testing.T) {
 	}
 }
 
-// TestServicesAffinityFull has no room for another client: it is served all the same, those that are remembered stay with
-// their endpoints, and it is told which Service it was.
+// TestServicesAffinityFull: without room for another client, that client is served anyway, stored clients keep their endpoints, and
+// the Service is reported.
 func TestServicesAffinityFull(t *testing.T) {
 	const room = ruleset.ClientsRemembered
 	l := newLab(t)

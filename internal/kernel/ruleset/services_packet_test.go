@@ -20,7 +20,7 @@ import (
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
 
-// A node with two pods, a and b; another node, far, with a pod of the cluster; and out, who is outside:
+// The test's network has a node with two pods, a and b; another node, far, with a pod; and a host outside the cluster, out:
 //
 //	a 10.244.1.2 ──┐                 ┌── 192.0.2.20 far, 10.244.0.2
 //	b 10.244.1.3 ──┴ node 192.0.2.10 ┴── 203.0.113.9, 203.0.113.10 out
@@ -29,7 +29,7 @@ type lab struct {
 	rules                *ruleset.Ruleset
 }
 
-// addresses are those of one family.
+// addresses are the network's addresses of one family.
 type addresses struct {
 	a, b, far, node, out, out2, vip, lb, any, loopback string
 	network                                            string // "4" or "6"
@@ -52,7 +52,7 @@ func newLab(t testing.TB) *lab {
 		return n
 	}
 	l := &lab{node: space(), a: space(), b: space(), far: space(), out: space()}
-	testenv.Must(t, l.node.Sysctl("ipv4/conf/default/send_redirects", "0")) // they share a limit with what refuses
+	testenv.Must(t, l.node.Sysctl("ipv4/conf/default/send_redirects", "0")) // redirects share a rate limit with rejections
 	for device, in := range map[string]*link.Namespace{"a": l.a, "b": l.b, "far": l.far, "out": l.out} {
 		testenv.Must(t, l.node.SetPair(link.Device{Name: device, Alias: "test"}, in, link.Device{Name: "eth0", Alias: "test"}))
 	}
@@ -93,7 +93,7 @@ func ip(t testing.TB, n *link.Namespace, lines ...string) {
 	}
 }
 
-// serve answers whatever comes, by TCP and UDP, with who answers and who is seen to ask.
+// serve answers TCP and UDP with the server's name and the client's address as the server sees it.
 func serve(t testing.TB, n *link.Namespace, at netip.AddrPort) {
 	t.Helper()
 	serveAs(t, n, at, at.Addr().String())
@@ -149,15 +149,15 @@ func serveAs(t testing.TB, n *link.Namespace, at netip.AddrPort, name string) {
 }
 
 const (
-	patience = 10 * time.Second       // for what comes
-	silence  = 300 * time.Millisecond // is enough to say that nothing does
+	patience = 10 * time.Second       // for an answer that is expected
+	silence  = 300 * time.Millisecond // for an answer that is not
 )
 
 // udpSockets numbers the sockets of dial.
 var udpSockets atomic.Uint32
 
-// dial connects from a namespace, from an address unless it is empty. No two sockets of UDP have one port: the kernel
-// remembers where the datagrams of one went after it was closed, and would send those of the next there, too.
+// dial connects from a namespace, and from an address unless it is empty. Each UDP socket has a port of its own: connection
+// tracking keeps the flow of a closed socket, and would send the datagrams of the next one to the same endpoint.
 func dial(n *link.Namespace, network, from, to string, wait time.Duration) (c net.Conn, err error) {
 	d := net.Dialer{Timeout: wait}
 	switch {
@@ -173,7 +173,7 @@ func dial(n *link.Namespace, network, from, to string, wait time.Duration) (c ne
 	return c, err
 }
 
-// say asks who answers on a connection, and whom it sees.
+// say sends a request on a connection, and returns the server's name and the client's address as the server sees it.
 func say(c net.Conn, wait time.Duration) (server, client string, err error) {
 	if err := c.SetDeadline(time.Now().Add(wait)); err != nil {
 		return "", "", err
@@ -199,7 +199,7 @@ func ask(n *link.Namespace, network, from, to string, wait time.Duration) (serve
 	return say(c, wait)
 }
 
-// meets asks until every one of the servers has answered, and checks whom each sees: one of some addresses.
+// meets sends requests until each of the servers has answered, and checks that each sees one of the given addresses.
 func meets(t *testing.T, n *link.Namespace, network, from, to string, servers map[string]string) {
 	t.Helper()
 	met := map[string]bool{}
@@ -221,7 +221,7 @@ func meets(t *testing.T, n *link.Namespace, network, from, to string, servers ma
 	t.Errorf("%s to %s: only %v answer of %v", network, to, met, servers)
 }
 
-// hears checks that nothing answers. A node that drops its own datagram says so to who sends it.
+// hears checks that nothing answers. If a node drops its own datagram, the sender gets an error.
 func hears(t *testing.T, n *link.Namespace, network, from, to string) {
 	t.Helper()
 	if server, _, err := ask(n, network, from, to, silence); !isTimeout(err) && !errors.Is(err, syscall.EPERM) {
@@ -234,7 +234,7 @@ func isTimeout(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// isRefused checks that it is said at once that nobody is there.
+// isRefused checks that the connection is rejected at once.
 func isRefused(t *testing.T, n *link.Namespace, network, to string) {
 	t.Helper()
 	if server, _, err := ask(n, network, "", to, patience); !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.EPERM) {
@@ -244,7 +244,7 @@ func isRefused(t *testing.T, n *link.Namespace, network, to string) {
 
 func host(addr string, port int) string { return net.JoinHostPort(addr, fmt.Sprint(port)) }
 
-// manyKinds are Services of all kinds, in both families.
+// manyKinds returns Services of all kinds, in both families.
 func manyKinds() service.Plan {
 	var all []service.Frontend
 	for _, f := range families {
@@ -280,7 +280,7 @@ func TestServicesWithPackets(t *testing.T) {
 		lb := func(n int) string { return host(fmt.Sprintf(f.lb, n), 80) }
 		for _, network := range []string{"tcp" + f.network, "udp" + f.network} {
 			t.Run(network, func(t *testing.T) {
-				gateway := map[string]string{"4": "169.254.1.1", "6": "2001:db8::10 2001:db8:2::1"}[f.network] // whichever the kernel takes
+				gateway := map[string]string{"4": "169.254.1.1", "6": "2001:db8::10 2001:db8:2::1"}[f.network] // the kernel may choose either
 				fromA := map[string]string{f.a: gateway, f.b: f.a, f.far: f.a}
 				fromOut := map[string]string{f.a: f.out, f.b: f.out, f.far: f.node}
 				meets(t, l.a, network, "", vip(1), fromA)
@@ -404,7 +404,7 @@ func TestServicesAffinity(t *testing.T) {
 				for _, c := range clients {
 					stays(c.in, c.from)
 				}
-				if f.network == "6" { // by the network outside, and by the address on the node
+				if f.network == "6" { // one from the network outside, and one from the node's own address
 					if met[f.out] != met[f.out2] {
 						t.Errorf("of one network %s is sent to %s, and %s to %s", f.out, met[f.out], f.out2, met[f.out2])
 					}
@@ -428,10 +428,10 @@ func TestServicesAffinity(t *testing.T) {
 						if met[c.from] == gone {
 							met[c.from] = ""
 						}
-						stays(c.in, c.from) // and who was elsewhere is still there
+						stays(c.in, c.from) // and clients of other endpoints keep theirs
 					}
 				}
-				// New endpoints do not draw clients away.
+				// Clients keep their endpoints when new ones come.
 				left = []string{f.far, f.a, f.b}
 				set(t, l.rules, plan(all()...))
 				for _, c := range clients {
@@ -442,7 +442,7 @@ func TestServicesAffinity(t *testing.T) {
 	}
 }
 
-// A node that answers NodePorts at 127.0.0.1 routes such addresses; others shall make no use of it.
+// A node that answers NodePorts at 127.0.0.1 routes such addresses. Other hosts must not be able to use them.
 func TestServicesKeepLoopback(t *testing.T) {
 	l := newLab(t)
 	f := families[0]
@@ -457,7 +457,7 @@ func TestServicesKeepLoopback(t *testing.T) {
 	defer pod.Close()
 	arrives := func(wait time.Duration) error {
 		t.Helper()
-		c, err := dial(l.out, "udp4", f.out, "127.0.0.1:30080", patience) // of another port each time: a new connection
+		c, err := dial(l.out, "udp4", f.out, "127.0.0.1:30080", patience) // each time from another port, so each is a new connection
 		testenv.Must(t, err)
 		defer c.Close()
 		_, err = c.Write([]byte("?"))
@@ -469,14 +469,14 @@ func TestServicesKeepLoopback(t *testing.T) {
 	if err := arrives(silence); !isTimeout(err) {
 		t.Errorf("a packet to 127.0.0.1 arrives: %v", err)
 	}
-	// It is the table that keeps them out, as is seen with another chain in its place.
+	// Without the table's chain the packets pass, so it is the table that drops them.
 	nft(t, l.node, "flush", "chain", "inet", ruleset.ServicesTable, "check_prerouting")
 	nft(t, l.node, "add", "rule", "inet", ruleset.ServicesTable, "prerouting", "ip daddr 127.0.0.1 udp dport 30080 dnat ip to 10.244.1.2:8081")
 	testenv.Must(t, arrives(patience))
 }
 
-// TestExternalIPsForPods has a pod meet a Service at an address that somebody outside of the cluster has, and the node
-// itself meet that somebody.
+// TestExternalIPsForPods: at an external IP that a machine outside of the cluster has, a pod reaches the Service, and the node
+// reaches the machine.
 func TestExternalIPsForPods(t *testing.T) {
 	l := newLab(t)
 	var all []service.Frontend

@@ -24,7 +24,7 @@ func key(s string) service.Key {
 		"TCP": service.TCP, "UDP": service.UDP, "SCTP": service.SCTP}[protocol]}
 }
 
-// to are backends at addresses and ports.
+// to returns backends at addresses and ports.
 func to(list ...string) service.Backends {
 	var b service.Backends
 	for _, s := range list {
@@ -33,7 +33,7 @@ func to(list ...string) service.Backends {
 	return b
 }
 
-// frontend is one that is the same for all clients.
+// frontend returns a frontend that is the same for all clients.
 func frontend(name, at string, kind service.Kind, b service.Backends) service.Frontend {
 	return service.Frontend{Key: key(at), Service: service.Name{Namespace: "default", Name: name}, Kind: kind, Inside: b, Outside: b}
 }
@@ -51,7 +51,7 @@ func plan(frontends ...service.Frontend) service.Plan {
 	return p
 }
 
-// everything is a plan with one Service for each thing that the table can do.
+// everything returns a plan with one Service for each feature of the table.
 func everything() service.Plan {
 	var all []service.Frontend
 	for _, f := range []struct{ vip, lb, any, own, far, source string }{
@@ -85,7 +85,7 @@ func everything() service.Plan {
 	return plan(all...)
 }
 
-// set sets a plan, and checks that the kernel holds it and that setting it again changes nothing.
+// set sets a plan, checks that the kernel holds it, and that setting it again changes nothing.
 func set(t testing.TB, r *ruleset.Ruleset, p service.Plan) diff.Count {
 	t.Helper()
 	count, err := r.SetServices(p)
@@ -94,7 +94,7 @@ func set(t testing.TB, r *ruleset.Ruleset, p service.Plan) diff.Count {
 	return count
 }
 
-// holds checks what the kernel holds, as somebody else reads it.
+// holds checks what the kernel holds, as a new Ruleset reads it.
 func holds(t testing.TB, r *ruleset.Ruleset, p service.Plan) {
 	t.Helper()
 	if again, err := r.SetServices(p); err != nil || again != (diff.Count{}) {
@@ -132,7 +132,7 @@ func TestServices(t *testing.T) {
 	isGolden(t, n, ruleset.ServicesTable, "testdata/services.nft")
 }
 
-// another is a rule set of the same namespace that knows nothing of what the first did.
+// another returns a new Ruleset of the same namespace.
 func another(t testing.TB, n *link.Namespace) *ruleset.Ruleset {
 	t.Helper()
 	var r *ruleset.Ruleset
@@ -185,7 +185,7 @@ func TestServicesDrift(t *testing.T) {
 		})
 	}
 
-	// What clients have affinity to is no drift, whoever changes the rest of the rule set.
+	// The affinity of clients does not count as drift, even if another process changes the rest of the rule set.
 	nft(t, n, "add", "element", "inet", ruleset.ServicesTable, "affinity4", "{ 203.0.113.1 . 7 : 9 }")
 	for range 2 {
 		if same, err := r.HoldsServices(t.Context()); !same || err != nil {
@@ -226,7 +226,7 @@ func TestServicesThatAreNot(t *testing.T) {
 			t.Errorf("error %v, want one that says %q", err, what)
 		}
 	}
-	// A change of something that is not so is refused, and setting the whole makes it right.
+	// A change whose old state is not the kernel's is rejected. Setting the whole plan repairs it.
 	set(t, r, plan(one))
 	changed := with(one, func(f *service.Frontend) { f.Inside, f.Outside = to("10.244.1.3:8080"), to("10.244.1.3:8080") })
 	if err := r.ChangeServices([]service.Change{{Service: one.Service, Old: []service.Frontend{changed}}}); err == nil {
@@ -235,7 +235,7 @@ func TestServicesThatAreNot(t *testing.T) {
 	set(t, r, plan(changed))
 }
 
-// random is a Service of all kinds, whose keys are its own.
+// random returns a Service with frontends of all kinds and keys of its own.
 func random(rng *rand.Rand, i int) []service.Frontend {
 	name := fmt.Sprintf("s%d", i)
 	affinity := []time.Duration{0, 0, time.Hour, 10 * time.Second}[rng.IntN(4)]
@@ -281,7 +281,7 @@ func random(rng *rand.Rand, i int) []service.Frontend {
 	return list
 }
 
-// However it came about, by changes or at once, the kernel holds the same.
+// The kernel holds the same after changes as after setting everything at once.
 func TestServicesAtRandom(t *testing.T) {
 	n, r := space(t)
 	other := another(t, n)
@@ -310,7 +310,7 @@ func TestServicesAtRandom(t *testing.T) {
 				p = all()
 			}
 			if rng.IntN(2) == 0 {
-				_, err := other.SetServices(p) // somebody else, of whom r does not know
+				_, err := other.SetServices(p) // another process, of which r does not know
 				testenv.Must(t, err)
 			}
 			set(t, r, p)
@@ -408,7 +408,7 @@ func BenchmarkServices(b *testing.B) {
 	})
 }
 
-// What becomes of the addresses around Services changes elements, too, and never the whole table.
+// Changes of NodePortAddrs and OwnPods change elements, and never replace the table.
 func TestServicesInPlace(t *testing.T) {
 	n, r := space(t)
 	p := everything()

@@ -28,7 +28,7 @@ func TestSetUnserved(t *testing.T) {
 	r, err := ruleset.Open(path)
 	testenv.Must(t, err)
 	defer r.Close()
-	anew, err := ruleset.Open(path) // that has set nothing itself
+	anew, err := ruleset.Open(path) // a Ruleset that has set nothing itself
 	testenv.Must(t, err)
 	defer anew.Close()
 	if held, found, err := anew.Unserved(nil); found || err != nil {
@@ -50,7 +50,7 @@ func TestSetUnserved(t *testing.T) {
 	isGolden(t, n, service.UnservedTable, "testdata/unserved.nft")
 	more := u
 	more.LoadBalancers = ips("198.51.100.%d", 1, 2, 3)
-	check("an address more", more, diff.Count{Added: 2}) // of what is refused, and of what is pinged
+	check("an address more", more, diff.Count{Added: 2}) // one element of each set
 	within := u
 	within.LoadBalancers = ips("10.96.0.%d", 9)
 	check("an address within a range", within, diff.Count{Added: 1, Removed: 6})
@@ -74,7 +74,7 @@ func TestSetUnserved(t *testing.T) {
 	}
 }
 
-// TestUnservedWithPackets asks for what no Service has, from a pod, from the node and from outside.
+// TestUnservedWithPackets sends to addresses and ports of no Service, from a pod, from the node and from outside.
 func TestUnservedWithPackets(t *testing.T) {
 	l := newLab(t)
 	const web, local, other, none, unknown = 1, 77, 78, 99, 9
@@ -93,10 +93,10 @@ func TestUnservedWithPackets(t *testing.T) {
 		ip(t, l.node, fmt.Sprintf("addr add %s/%d dev lo nodad", at, at.BitLen()))
 		serve(t, l.node, netip.AddrPortFrom(at, 80))
 	}
-	// As on a node of ours: the devices of pods have no address, and pods know where the gateway is.
+	// As on our nodes, the pods' devices have no address, and pods have a permanent neighbour entry for the gateway.
 	mac := strings.Fields(linktest.Run(t, l.node, "sh", "-c", "ip -o link show dev b | sed 's/.*link.ether//'"))[0]
 	ip(t, l.b, "neigh replace 169.254.1.1 lladdr "+mac+" dev eth0")
-	ip(t, l.node, "addr del 169.254.1.1/32 dev b", "route replace 10.244.1.3 dev b") // routes go with the last address
+	ip(t, l.node, "addr del 169.254.1.1/32 dev b", "route replace 10.244.1.3 dev b") // the kernel removes routes with the last address
 	set(t, l.rules, plan(all...))
 	_, err := l.rules.SetUnserved(u)
 	testenv.Must(t, err)

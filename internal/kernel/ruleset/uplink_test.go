@@ -12,7 +12,7 @@ import (
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
 
-// setUplink sets it, and checks that a second time changes nothing, not even for who does not know of the first.
+// setUplink sets u, and checks that setting it again changes nothing, also by a new Ruleset.
 func setUplink(t *testing.T, r *ruleset.Ruleset, u ruleset.Uplink) {
 	t.Helper()
 	got, err := r.SetUplink(u)
@@ -25,7 +25,7 @@ func setUplink(t *testing.T, r *ruleset.Ruleset, u ruleset.Uplink) {
 	}
 }
 
-// TestUplinkGuard sends packets from a lab to a host, with an internet behind it, and back.
+// TestUplinkGuard sends packets between a lab, a host, and a network behind the host.
 func TestUplinkGuard(t *testing.T) {
 	host, r := space(t)
 	lab, internet := linktest.Namespace(t), linktest.Namespace(t)

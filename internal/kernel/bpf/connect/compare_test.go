@@ -17,8 +17,8 @@ import (
 	"github.com/fathom-network/fathom/internal/testenv"
 )
 
-// TestComparedUnderChange compares while Services change all the time: none of the changes is a difference, and
-// what somebody else does is.
+// TestComparedUnderChange compares while Services change all the time. It must report none of the proxy's own changes, and every
+// change of another process.
 func TestComparedUnderChange(t *testing.T) {
 	b := inside(t)
 	if b == nil {
@@ -115,7 +115,7 @@ func TestComparedUnderChange(t *testing.T) {
 			b.check(t)
 		}
 	}
-	// Who does his part meanwhile and fails keeps sockets from what is new.
+	// If the concurrent writer fails, sockets do not see the new frontends.
 	old := b.plan
 	b.plan = plan(someOf(r, services)...)
 	failed := errors.New("failed")
@@ -129,7 +129,7 @@ func TestComparedUnderChange(t *testing.T) {
 		t.Errorf("sockets meet something else: %v, %v", d, err)
 	}
 	b.set(t)
-	// A number that no set has had yet, in the place of a frontend's: what it leads to is written anew, and nothing else.
+	// Another process replaces a frontend's number by one that is not in use. Only what the number refers to is written again.
 	m := open(pin.Services)
 	k, v := first(m)
 	copy(v, []byte{0, 0, 0, 0x70})
@@ -138,7 +138,7 @@ func TestComparedUnderChange(t *testing.T) {
 	if same, err := b.Holds(t.Context()); !same || err != nil {
 		t.Errorf("a number too high, and mended: %v, %v", same, err)
 	}
-	// While changes go on, too.
+	// The same, while changes go on.
 	end = churn()
 	m = open(pin.Backends)
 	testenv.Must(t, m.Put([]byte{255, 255, 255, 255, 0, 0, 0, 0}, make([]byte, 20)))

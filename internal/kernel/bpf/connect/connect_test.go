@@ -22,13 +22,13 @@ import (
 	"github.com/fathom-network/fathom/internal/testenv"
 )
 
-// plan sorts frontends into a plan.
+// plan returns a plan of the sorted frontends.
 func plan(frontends ...service.Frontend) service.Plan {
 	slices.SortFunc(frontends, func(a, b service.Frontend) int { return a.Compare(b.Key) })
 	return service.Plan{Frontends: frontends}
 }
 
-// sides are the ways in which a process may meet an address: its socket's family, and the address's.
+// sides are the combinations of a socket's family and an address's family.
 var sides = []struct {
 	name   string
 	v6     bool
@@ -45,7 +45,7 @@ func at(ip string, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.MustParseAddr(ip), port)
 }
 
-// TestConnect meets Services in all ways that sockets have.
+// TestConnect reaches Services by all kinds of sockets and calls.
 func TestConnect(t *testing.T) {
 	b := inside(t)
 	if b == nil {
@@ -60,7 +60,7 @@ func TestConnect(t *testing.T) {
 			}
 			all = append(all, frontend(at(s.vip, 80).String()+p, ends...), frontend(at(s.others, 80).String()+p, other...),
 				frontend(at(s.vip, 81).String()+p)) // nobody
-			// What connects by UDP and is given an endpoint are resolvers.
+			// Only resolvers' connected UDP sockets get an endpoint.
 			all = append(all, frontend(at(s.vip, service.DNSPort).String()+p, ends...), frontend(at(s.others, service.DNSPort).String()+p))
 			drop := frontend(at(s.vip, 82).String() + p)
 			drop.Inside.Drop = true
@@ -144,7 +144,7 @@ func TestConnect(t *testing.T) {
 	}
 }
 
-// refusal is what a process sees of a Service without endpoints.
+// refusal checks the error that a process gets from a Service without endpoints.
 func refusal() error {
 	if features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval) != nil {
 		return unix.EPERM
@@ -152,7 +152,7 @@ func refusal() error {
 	return unix.ECONNREFUSED
 }
 
-// unconnected sends by one socket to two Services in turns.
+// unconnected sends from one socket to two Services in turn.
 func unconnected(t *testing.T, b *balancer, v6 bool, vips ...string) {
 	t.Helper()
 	c := newSocket(t, v6, service.UDP)
@@ -197,7 +197,7 @@ func unconnected(t *testing.T, b *balancer, v6 bool, vips ...string) {
 	}
 }
 
-// TestNodePorts meets node ports, from the node and from a pod.
+// TestNodePorts reaches node ports from the node and from a pod.
 func TestNodePorts(t *testing.T) {
 	b := inside(t)
 	if b == nil {
@@ -211,7 +211,7 @@ func TestNodePorts(t *testing.T) {
 	}
 	answer(t, addrPort("[fd01::1]:8080"))
 	four, six := frontend("0.0.0.0:30080/TCP", ends...), frontend("[::]:30080/TCP", "[fd01::1]:8080")
-	// An external IP that is a node's address, of another Service, and one that is for some alone.
+	// An external IP of another Service that is also a node's address, and one with permitted sources.
 	external, some := frontend("192.0.2.1:30081/TCP", ends[0]), frontend("192.0.2.1:30082/TCP", ends[0])
 	some.Sources = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
 	four.Kind, six.Kind, external.Kind, some.Kind = service.NodePort, service.NodePort, service.ExternalIP, service.ExternalIP
@@ -231,7 +231,7 @@ func TestNodePorts(t *testing.T) {
 		node     bool
 		want     error
 		endpoint string
-		peer     string // where it is not what was asked for
+		peer     string // if it differs from the destination
 	}{
 		{"192.0.2.1:30080", false, true, nil, "", ""},
 		{"192.0.2.1:30080", false, false, nil, "", ""},
@@ -281,8 +281,8 @@ func TestNodePorts(t *testing.T) {
 	}
 }
 
-// TestNodePortsByUDP meets node ports at loopback addresses: what is sent there goes to the node port at the node's own
-// address, where rules for packets balance, for which who answers there stands.
+// TestNodePortsByUDP reaches node ports at loopback addresses. Datagrams go to the node port at the node's own address, where
+// rules for packets balance; a server at that address stands for them here.
 func TestNodePortsByUDP(t *testing.T) {
 	b := inside(t)
 	if b == nil {
@@ -319,7 +319,7 @@ func TestNodePortsByUDP(t *testing.T) {
 			case with:
 			case to.Addr().Is6():
 				continue // nobody listens there
-			default: // node ports answer at loopback addresses alone
+			default: // node ports answer at loopback addresses only
 				want = addrPort("10.0.0.1:8080")
 			}
 			connected, other := newSocket(t, tc.v6, service.UDP), newSocket(t, tc.v6, service.UDP)
@@ -343,7 +343,7 @@ func TestNodePortsByUDP(t *testing.T) {
 	}
 }
 
-// TestExternalIPsForPods has a pod's sockets meet a Service, and the node's own whoever has the address.
+// TestExternalIPsForPods: a pod's sockets reach the Service, and the node's own sockets reach the host that has the address.
 func TestExternalIPsForPods(t *testing.T) {
 	b := inside(t)
 	if b == nil {
@@ -382,7 +382,7 @@ func TestExternalIPsForPods(t *testing.T) {
 			return nil
 		}))
 	}
-	// What was decided is in force for the next socket.
+	// A change applies to the next socket.
 	before := []service.Frontend{f, u}
 	f.PodsOnly, u.PodsOnly = false, false
 	testenv.Must(t, b.Change([]service.Change{{Service: f.Service, Old: before, New: []service.Frontend{f, u}}}))
@@ -394,7 +394,7 @@ func TestExternalIPsForPods(t *testing.T) {
 	}
 }
 
-// hasCookie says whether the node's network namespace can be asked for.
+// hasCookie says whether the kernel has cookies of network namespaces, by which programs tell the node from pods.
 func hasCookie(t *testing.T) bool {
 	t.Helper()
 	s := newSocket(t, false, service.UDP)
@@ -403,7 +403,7 @@ func hasCookie(t *testing.T) bool {
 	return err == nil
 }
 
-// TestAffinity has clients stay with an endpoint, whichever port of the Service they come to.
+// TestAffinity: a client keeps its endpoint at every port of the Service.
 func TestAffinity(t *testing.T) {
 	b := inside(t)
 	if b == nil {
@@ -471,7 +471,7 @@ func TestAffinity(t *testing.T) {
 		t.Errorf("%s is back, and who has had %s has %s", first, second, third)
 	}
 
-	// The time is over: what was remembered is as old as the machine, and that is more than a second.
+	// The affinity expires: the entry's time is set to the machine's start, which is more than a second ago.
 	for i := range b.plan.Frontends {
 		b.plan.Frontends[i].Affinity = time.Second
 	}
@@ -494,7 +494,7 @@ func TestAffinity(t *testing.T) {
 	}
 }
 
-// TestAffinityAtOneAddress has clients of a Service with two endpoints at one address stay with theirs, and both have some.
+// TestAffinityAtOneAddress: if a Service has two endpoints at one address, clients keep theirs, and both endpoints get clients.
 func TestAffinityAtOneAddress(t *testing.T) {
 	b := inside(t)
 	if b == nil {
@@ -534,7 +534,7 @@ func TestAffinityAtOneAddress(t *testing.T) {
 	}
 }
 
-// TestUnsupported has a directory that is no cgroup v2 be told of.
+// TestUnsupported: a directory that is not a cgroup v2 is reported.
 func TestUnsupported(t *testing.T) {
 	_, err := connect.Open(connect.Options{Dir: t.TempDir(), Cgroup: t.TempDir()})
 	var unsupported *bpf.UnsupportedError

@@ -37,8 +37,8 @@ func (b *balancer) pinned(t testing.TB, name string) *ebpf.Map {
 	return m
 }
 
-// TestShare has a pod connect more sockets than its share, then all have more than there is room for. What is beyond
-// that is left to rules for packets, of which there are none here: nobody has the Service's address.
+// TestShare: first one pod connects more sockets than its share, then all pods together connect more than the table holds. Sockets
+// beyond that are left to rules for packets. Here are none, so their connections fail.
 func TestShare(t *testing.T) {
 	b := inside(t)
 	if b == nil {
@@ -100,7 +100,7 @@ func TestShare(t *testing.T) {
 		t.Errorf("another client meets %s", got)
 	}
 
-	// All are full.
+	// All shares are full.
 	peers := b.pinned(t, pin.Peers)
 	if peers.MaxEntries() != connect.MaxPeers {
 		t.Errorf("there is room for %d", peers.MaxEntries())
@@ -135,7 +135,7 @@ func TestShare(t *testing.T) {
 	}
 }
 
-// TestTalks has a pod send by more sockets than any table has room for while another client waits for an answer.
+// TestTalks: a pod sends from more sockets than any table holds while another client waits for an answer.
 func TestTalks(t *testing.T) {
 	b := inside(t)
 	if b == nil {
@@ -166,7 +166,7 @@ func TestTalks(t *testing.T) {
 		t.Errorf("%s answers, as %s", who, from)
 	}
 
-	// One socket has room for some Services; the packet to another is left to who balances packets.
+	// One socket has room for a few Services. A packet to one more is left to the rules for packets.
 	for round := range 3 {
 		for i := range own {
 			to := at(fmt.Sprintf("172.16.0.%d", i+1), 80)
@@ -182,7 +182,7 @@ func TestTalks(t *testing.T) {
 	}
 }
 
-// TestConnectedUDP has connected sockets, as resolvers have, name the Service with each packet, or be made before it was.
+// TestConnectedUDP: connected sockets, as resolvers have, that name the Service with each packet, or that are older than the Service.
 func TestConnectedUDP(t *testing.T) {
 	b := inside(t)
 	if b == nil {
@@ -193,7 +193,7 @@ func TestConnectedUDP(t *testing.T) {
 			vip := at(s.vip, service.DNSPort)
 			b.plan = plan()
 			b.set(t)
-			// Who has the address stands for rules for packets.
+			// A server at the address stands for rules for packets.
 			addLocal(t, vip.Addr())
 			answer(t, vip)
 			before := newSocket(t, s.v6, service.UDP)
@@ -233,8 +233,8 @@ func TestConnectedUDP(t *testing.T) {
 	}
 }
 
-// TestLastingUDP has sockets connect that may be wanted for longer than their endpoint: they are left to rules for packets,
-// for which who has the address stands. That a socket was translated before, as it asked for a name, changes nothing.
+// TestLastingUDP: connected sockets that may outlive their endpoint are left to rules for packets, for which a server at the
+// address stands. It makes no difference that a socket was translated before, when it asked for a name.
 func TestLastingUDP(t *testing.T) {
 	b := inside(t)
 	if b == nil {
@@ -275,7 +275,7 @@ func TestLastingUDP(t *testing.T) {
 	}
 }
 
-// TestMPTCP has the socket below one of MPTCP, which closes without a word, be left to rules for packets.
+// TestMPTCP: the socket below an MPTCP socket is left to rules for packets, since it closes without an event.
 func TestMPTCP(t *testing.T) {
 	b := inside(t)
 	if b == nil {
@@ -294,7 +294,7 @@ func TestMPTCP(t *testing.T) {
 			b.set(t)
 			answer(t, end)
 			addLocal(t, vip.Addr())
-			answer(t, vip) // stands for rules for packets
+			answer(t, vip) // this server stands for rules for packets
 			c := mptcp(t, s.v6)
 			before := b.fate(t, "kernel")
 			testenv.Must(t, c.connect(vip))
@@ -308,7 +308,7 @@ func TestMPTCP(t *testing.T) {
 				t.Errorf("%d are counted", n)
 			}
 			c.close()
-			if hasCookie(t) { // rules for packets answer at no loopback address
+			if hasCookie(t) { // rules for packets do not answer at loopback addresses
 				c := mptcp(t, s.v6)
 				testenv.Must(t, c.connect(netip.AddrPortFrom(lo, 30080)))
 				if who, _ := c.receive(t); who != end {
@@ -323,7 +323,7 @@ func TestMPTCP(t *testing.T) {
 	}
 }
 
-// mptcp makes a socket of MPTCP.
+// mptcp returns an MPTCP socket.
 func mptcp(t *testing.T, v6 bool) socket {
 	t.Helper()
 	family := unix.AF_INET

@@ -29,8 +29,8 @@ import (
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
 
-// segment is where attempts are made: nodes a, b and c on a segment, behind the tunnel from each other, and a host that is
-// no node. Node a has the pods mallory and alice, node b has bob. Node c is in the wrong hands.
+// segment is the network of the attempts: nodes a, b and c on a segment, with a tunnel between them, and a host that is not a node.
+// Node a has the pods mallory and alice, node b has bob. Node c is compromised.
 type segment struct {
 	testing.TB
 	underlay inet.Family
@@ -40,8 +40,8 @@ type segment struct {
 	mallory, alice, bob pod
 
 	mu      sync.Mutex
-	seen    map[int]string     // attempts by their number, and where they arrived
-	from    map[int]netip.Addr // and from where, those that a program got
+	seen    map[int]string     // where attempts arrived, by number
+	from    map[int]netip.Addr // the source of those that a program received
 	nodes   []podnet.Node
 	guarded bool
 	rules   map[*node]*ruleset.Ruleset
@@ -49,10 +49,10 @@ type segment struct {
 	raw     int // mallory's device
 }
 
-// attempt is a packet that somebody sends.
+// attempt is a packet that is sent.
 type attempt struct {
 	what string
-	// open says that it arrives where nobody takes care: else the kernel refuses it anyway, or it is of the other underlay.
+	// open says that the packet arrives without the guard. Otherwise the kernel drops it anyway, or it belongs to the other underlay.
 	open, honest bool
 }
 
@@ -78,7 +78,7 @@ func tunnelAddr(i, f int) netip.Addr {
 	return [2]netip.Addr{netip.AddrFrom4([4]byte{10, 244, byte(i), 1}), netip.MustParseAddr(fmt.Sprintf("fd00:10:244:%d::1", i))}[f]
 }
 
-// TestLinkLocal has pods ask for what is the node's alone.
+// TestLinkLocal: pods send to link-local addresses that are for the node only.
 func TestLinkLocal(t *testing.T) {
 	metadata, metadata6 := netip.MustParseAddr("169.254.169.254"), netip.MustParseAddr("fd00:ec2::254")
 	other, cache := netip.MustParseAddr("169.254.3.4"), netip.MustParseAddr("169.254.20.10")
@@ -98,7 +98,7 @@ func TestLinkLocal(t *testing.T) {
 		}
 		closed(metadata, metadata6, other, netip.MustParseAddr("fe80::9%eth0"))
 		ask(cache, true)
-		// Who asks is told, and need not wait.
+		// The client gets an error at once.
 		c, err := dial(s.mallory.Namespace, "udp", metadata, port)
 		testenv.Must(t, err)
 		_, err = c.Write([]byte("x"))
@@ -108,7 +108,7 @@ func TestLinkLocal(t *testing.T) {
 		}
 		c.Close()
 		s.honest()
-		// The node itself asks as ever.
+		// The node itself reaches them.
 		s.datagram(s.a.Namespace, netip.AddrPortFrom(metadata, port), s.say(attempt{what: "the node to " + metadata.String(), honest: true}))
 
 		s.guard(podnet.Config{LinkLocal: podnet.Metadata})
@@ -130,8 +130,8 @@ func TestLinkLocal(t *testing.T) {
 	}
 }
 
-// translation is what a proxy makes of NodePorts: 30080 leads to the node's own tunnel, 30081 to the other node's, with this
-// node's address, and port 4789 to mallory, who has it as a host port.
+// translation is a proxy's DNAT of NodePorts: 30080 leads to the node's own tunnel, 30081 to the other node's with this node's
+// address, and port 4789 to mallory, who has it as a host port.
 const translation = `table inet ports {
 	chain prerouting { type nat hook prerouting priority -100;
 		ip daddr %[1]s udp dport 30080 dnat ip to %[1]s:4789
@@ -151,7 +151,7 @@ const hostPort = `table inet hostport {
 }
 `
 
-// newSegment makes it, guarded or not, with the fast path's programs or without.
+// newSegment creates a segment, with or without the guard, and with or without the fast path's programs.
 func newSegment(t testing.TB, underlay inet.Family, guard, programs bool) *segment {
 	t.Helper()
 	s := &segment{TB: t, underlay: underlay, guarded: guard, seen: map[int]string{}, from: map[int]netip.Addr{}, rules: map[*node]*ruleset.Ruleset{}}
@@ -191,8 +191,8 @@ func newSegment(t testing.TB, underlay inet.Family, guard, programs bool) *segme
 			n.open(t)
 			n.set(t)
 		}
-		// 2 is what distributions set for all devices: it has the kernel take any source that it has a route to. 0 is what
-		// the guard must do without.
+		// Distributions set 2 for all devices, with which the kernel accepts any source that has a route. The guard must also work
+		// with 0.
 		testenv.Must(t, n.Sysctl("ipv4/conf/all/rp_filter", map[bool]string{true: "2", false: "0"}[guard]))
 		if other := 3 - (i + 1); other > 0 {
 			nft(t, n, fmt.Sprintf(translation, nodeAddr(i+1, 0), nodeAddr(i+1, 1), nodeAddr(other, 0), nodeAddr(other, 1)))
@@ -222,7 +222,7 @@ func newSegment(t testing.TB, underlay inet.Family, guard, programs bool) *segme
 	return s
 }
 
-// guard makes the nodes what a configuration wants.
+// guard applies a configuration to the nodes.
 func (s *segment) guard(config podnet.Config) {
 	s.Helper()
 	config.Mode, config.Underlay = podnet.VXLAN, s.underlay
@@ -254,7 +254,7 @@ func nft(t testing.TB, n *node, rules string) {
 
 var token = regexp.MustCompile(`attempt:(\d+);`)
 
-// found notes the attempts that arrived somewhere.
+// found records the attempts that arrived somewhere.
 func (s *segment) found(where string, packet []byte) {
 	for _, m := range token.FindAllSubmatch(packet, -1) {
 		i, _ := strconv.Atoi(string(m[1]))
@@ -264,7 +264,7 @@ func (s *segment) found(where string, packet []byte) {
 	}
 }
 
-// watch notes what arrives at a pod's device.
+// watch records what arrives at a pod's device.
 func (s *segment) watch(name string, n *link.Namespace) {
 	s.Helper()
 	var fd int
@@ -282,7 +282,7 @@ func (s *segment) watch(name string, n *link.Namespace) {
 	}, name)
 }
 
-// listen notes what reaches a program on a node.
+// listen records what reaches a program on a node.
 func (s *segment) listen(name string, n *link.Namespace) {
 	s.Helper()
 	var c net.PacketConn
@@ -322,13 +322,13 @@ func (s *segment) reading(end func(), read func([]byte) (int, error), name strin
 	s.Cleanup(func() { close(done); <-ended; end() })
 }
 
-// say makes the payload of a new attempt.
+// say returns the payload of a new attempt.
 func (s *segment) say(a attempt) []byte {
 	s.sent = append(s.sent, a)
 	return fmt.Appendf(nil, "attempt:%d;", len(s.sent)-1)
 }
 
-// onOne has all be sent from one processor, so that what is sent first arrives first.
+// onOne pins the sender to one processor, so that packets arrive in the order in which they are sent.
 func onOne(n *link.Namespace, f func() error) error {
 	return n.Do(func() error {
 		var before, one unix.CPUSet
@@ -349,7 +349,7 @@ func onOne(n *link.Namespace, f func() error) error {
 	})
 }
 
-// frame has mallory send a frame as it is.
+// frame sends a raw frame from mallory.
 func (s *segment) frame(f []byte) {
 	s.Helper()
 	testenv.Must(s, onOne(s.mallory.Namespace, func() error {
@@ -361,7 +361,7 @@ func (s *segment) frame(f []byte) {
 	}))
 }
 
-// datagram sends one, as any program can. The kernel may refuse to.
+// datagram sends a datagram by an ordinary socket. The kernel may refuse to.
 func (s *segment) datagram(from *link.Namespace, to netip.AddrPort, payload []byte) {
 	_ = onOne(from, func() error {
 		c, err := net.Dial("udp", to.String())
@@ -374,7 +374,8 @@ func (s *segment) datagram(from *link.Namespace, to netip.AddrPort, payload []by
 	})
 }
 
-// honest sends what must arrive, by every way, and waits for it: what was sent before has then arrived, if it does.
+// honest sends packets that must arrive, on every path, and waits for them. Everything sent before has arrived by then, or never
+// will.
 func (s *segment) honest() {
 	s.Helper()
 	type way struct {
@@ -413,8 +414,8 @@ func (s *segment) honest() {
 	})
 }
 
-// state is what the honest know of their neighbours, routers and routes. What the node knows at mallory's own device is
-// nobody else's; who the nodes are to each other they may learn at any time, but not that it is mallory.
+// state is what the honest hosts know about their neighbours, routers and routes. It leaves out the node's entries at mallory's own
+// device, which affect no other pod. Nodes may learn each other's addresses at any time, but never mallory's for them.
 func (s *segment) state() map[string]string {
 	s.Helper()
 	all := map[string]string{}
@@ -461,7 +462,7 @@ func TestAttempts(t *testing.T) {
 						}
 					}
 				}
-				if tc.guard { // a host port that is the tunnel's takes nothing from it
+				if tc.guard { // a host port with the tunnel's number captures none of its packets
 					nft(t, s.a, fmt.Sprintf(hostPort, s.mallory.addrs[0], s.mallory.addrs[1]))
 					s.honest()
 				}
@@ -470,13 +471,13 @@ func TestAttempts(t *testing.T) {
 	}
 }
 
-// lacking returns the lines of one text that another one has not.
+// lacking returns the lines of one text that are not in another.
 func lacking(a, b string) string {
 	have := strings.Split(b, "\n")
 	return strings.Join(slices.DeleteFunc(strings.Split(a, "\n"), func(line string) bool { return slices.Contains(have, line) }), "\n")
 }
 
-// judge fails the test for what arrived and should not, or the other way round.
+// judge fails the test if a packet arrived that must not, or did not arrive although it must.
 func (s *segment) judge(open bool) {
 	s.Helper()
 	s.mu.Lock()
@@ -493,7 +494,7 @@ func (s *segment) judge(open bool) {
 	}
 }
 
-// sources has mallory send from addresses that are not his.
+// sources sends from mallory with addresses that are not his.
 func (s *segment) sources() {
 	m, gateway := s.mallory.mac, s.mallory.hostMAC
 	for f := range 2 {
@@ -541,7 +542,7 @@ func (s *segment) sources() {
 	}
 }
 
-// tunnels has those who may not send to tunnels what would be another's.
+// tunnels sends packets to tunnels from hosts that may not, with sources of others.
 func (s *segment) tunnels() {
 	under := 0
 	if s.underlay == inet.IPv6 {
@@ -598,14 +599,14 @@ func (s *segment) tunnels() {
 				s.datagram(s.c.Namespace, to, inner("a", src, s.alice.addrs[f], s.say(attempt{what: fmt.Sprintf("node c as %s, %s", as, src), open: open})))
 				s.datagram(s.a.Namespace, to, inner("a", src, s.alice.addrs[f], s.say(attempt{what: fmt.Sprintf("a program of node a as %s, %s", as, src), open: open})))
 			}
-			// What node c may send as itself proves that these would arrive.
+			// Packets that node c may send as itself prove that these would arrive.
 			s.datagram(s.c.Namespace, at(nodeAddr(1, under), 4789), inner("a", tunnelAddr(3, f), s.alice.addrs[f],
 				s.say(attempt{what: "node c as itself", honest: true})))
 		}
 	}
 }
 
-// neighbours has mallory tell everybody falsehoods of neighbours, routers and ways.
+// neighbours sends false announcements of neighbours, routers and routes from mallory to all hosts.
 func (s *segment) neighbours() {
 	m, gateway := s.mallory.mac, s.mallory.hostMAC
 	everybody := net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
