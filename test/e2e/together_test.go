@@ -97,6 +97,19 @@ func saysAlone(script []byte) bool {
 	return aloneLine.Match(commands)
 }
 
+func TestSaysAlone(t *testing.T) {
+	for script, want := range map[string]bool{
+		"# Comment.\n\nalone it asserts a time\nexec true\n":     true,
+		"# Comment.\n\nexec true\n":                              false,
+		"# It is not\n# alone here.\nexec true\n":                false,
+		"exec true\n-- file --\nalone in a file of the script\n": false,
+	} {
+		if have := saysAlone([]byte(script)); have != want {
+			t.Errorf("%q: %v, want %v", script, have, want)
+		}
+	}
+}
+
 func cmdAlone(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: alone WHY…")
