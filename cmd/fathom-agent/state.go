@@ -29,6 +29,7 @@ func questions() []*cobra.Command {
 		question("state", "Print what the kernel of this node should hold, and what it holds, as JSON", "/v1/state"),
 		question("services", "Print what the kernel of this node does with Services, as JSON", "/v1/services"),
 		question("balancers", "Print which load balancers' addresses this node answers for and announces to routers, as JSON", "/v1/balancers"),
+		question("policies", "Print what the kernel of this node holds of policies, as JSON", "/v1/policies"),
 		question("bgp", "Print what this node announces to which routers, as JSON", "/v1/bgp"),
 	}
 }

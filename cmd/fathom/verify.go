@@ -15,7 +15,7 @@ import (
 
 func (a *app) verify() *cobra.Command {
 	cmd := &cobra.Command{Use: "verify", Short: "Verify that nodes' kernels hold what the API implies"}
-	cmd.AddCommand(a.verifyPods(), a.verifyServices(), a.verifyBGP())
+	cmd.AddCommand(a.verifyPods(), a.verifyServices(), a.verifyPolicy(), a.verifyBGP())
 	return cmd
 }
 
@@ -48,6 +48,21 @@ the agents only read their kernels. The exit status is 0 if nothing differs.
 ` + targetHelp,
 	}, verify.RunServices, "NODE PROXY NFTABLES CONNECT KERNEL", func(n verify.NodeReport) []string {
 		return []string{n.Node, cmp.Or(n.Mode, "-"), strconv.Itoa(n.Frontends), strconv.Itoa(n.Connect), verdict(n)}
+	})
+}
+
+func (a *app) verifyPolicy() *cobra.Command {
+	return a.verification(&cobra.Command{
+		Use:   "policy",
+		Short: "Compare what every node's kernel holds of policies with the API",
+		Long: `Reads back what every node's kernel holds of policies, and reports where it differs from what the API implies: pods that
+are open to what policies forbid, or closed to what they allow, by which policy and rule; addresses that count as another
+pod's; rules that somebody changed. This command computes what is expected from the cluster's objects; the agents only
+read their kernels. The exit status is 0 if nothing differs.
+
+` + targetHelp,
+	}, verify.RunPolicies, "NODE PODS ISOLATED KERNEL", func(n verify.NodeReport) []string {
+		return []string{n.Node, strconv.Itoa(n.Pods), strconv.Itoa(n.Isolated), verdict(n)}
 	})
 }
 

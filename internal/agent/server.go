@@ -92,6 +92,10 @@ func (a *Agent) listenSocket(ctx context.Context) (stop func(), err error) {
 		account.Routers = a.bgp.Routers()
 		reply(w, account, nil)
 	})
+	mux.HandleFunc("GET /v1/policies", func(w http.ResponseWriter, _ *http.Request) {
+		s, err := a.policies.State()
+		reply(w, s, err)
+	})
 	mux.HandleFunc("GET /v1/bgp", func(w http.ResponseWriter, _ *http.Request) {
 		account, err := a.bgp.Account()
 		reply(w, account, err)

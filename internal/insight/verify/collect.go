@@ -36,6 +36,7 @@ type NodeReport struct {
 	Connect     int      `json:"connect,omitempty"`   // of Services, translated at connect()
 	Sessions    int      `json:"sessions,omitempty"`  // BGP sessions that are established
 	Prefixes    int      `json:"prefixes,omitempty"`  // announced in these, counted once for every router
+	Isolated    int      `json:"isolated,omitempty"`  // pods about which policies say something
 	Differences []string `json:"differences"`
 }
 
