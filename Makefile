@@ -86,7 +86,7 @@ clean: ## remove what was built (Go's build cache stays)
 .PHONY: dist-check
 dist-check: dist ## build the packages again from nothing and compare them, byte by byte (as long as a first build)
 	@case $(VERSION) in *-dirty) echo "dist-check: commit first: a clone has only that" >&2; exit 1; esac
-	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && git clone -q . "$$dir/fathom" && \
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && trap 'exit 130' INT TERM && git clone -q . "$$dir/fathom" && \
 		GOCACHE=$$dir/cache $(MAKE) --no-print-directory -C "$$dir/fathom" dist && \
 		diff bin/dist/SHA256SUMS "$$dir/fathom/bin/dist/SHA256SUMS" && echo "dist-check: the same"
 
