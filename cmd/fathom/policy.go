@@ -41,11 +41,14 @@ ports, such as a ping. An IPv6 address with a port is written in brackets.
 
 Of each of the two pods it says which policies isolate it, and which rule allows the connection, by its place in the
 policy's YAML; or, if none does, why not each of them. It is worked out from the API's objects in the same way as nodes'
-agents work out what kernels hold; whether a kernel holds it, this does not look at. To a Service: ask for its pods, for
-what counts is the pod that answers.
+agents work out what kernels hold; whether a kernel holds it, ` + "`fathom verify policy`" + ` says.
+
+TO may be a Service, as svc/NAME, svc/NAMESPACE/NAME or its DNS name (NAME.NAMESPACE.svc), with one of its ports. What counts
+is the pod that answers: each that may is told, with the port that it is met at.
 
 ` + targetHelp,
 		Example: "fathom policy explain client web:80\nfathom policy explain ops/probe shop/db:5432/TCP\nfathom policy explain shop/db 192.0.2.7:53/UDP\n" +
+			"fathom policy explain ops/probe svc/shop/db:80\nfathom policy explain ops/probe db.shop.svc:80\n" +
 			"fathom policy explain 192.0.2.7 '[fd00:10:244:1::7]:443' -o json",
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -53,11 +56,32 @@ what counts is the pod that answers.
 			if err != nil {
 				return err
 			}
-			c, err := a.readPolicies(cmd, t)
+			client, _, err := a.connect(cmd, t)
 			if err != nil {
 				return err
 			}
-			all, err := verify.ExplainPolicy(c, q)
+			c, err := verify.ReadPolicies(cmd.Context(), client)
+			if err != nil {
+				return err
+			}
+			enforced, err := verify.PoliciesEnforced(cmd.Context(), client)
+			if err != nil {
+				return err
+			}
+			if !enforced {
+				fmt.Fprintln(a.err, "No agent of Fathom's network runs in this cluster: this is what policies say, and its network may enforce nothing of it.")
+			}
+			explain := func() ([]policyfacts.Explanation, error) { return verify.ExplainPolicy(c, q) }
+			if s := q.To.Service; s.Name != "" {
+				services, slices, err := verify.ReadServices(cmd.Context(), client, s.Namespace)
+				if err != nil {
+					return err
+				}
+				explain = func() ([]policyfacts.Explanation, error) {
+					return verify.ExplainPolicyToService(c, q, services, slices)
+				}
+			}
+			all, err := explain()
 			if err != nil {
 				return err
 			}
@@ -158,6 +182,9 @@ func (a *app) printPolicy(e policyfacts.Explanation) {
 	what := "what has no ports"
 	if e.Port != 0 {
 		what = fmt.Sprintf("port %d/%s", e.Port, e.Protocol)
+	}
+	if e.Service != "" {
+		what += " for Service " + e.Service
 	}
 	fmt.Fprintf(a.out, "From %s to %s, %s: %s\n", who(e.From, e.FromAddr), who(e.To, e.ToAddr), what, verdictOf(e.Allowed))
 	if e.Always != "" {

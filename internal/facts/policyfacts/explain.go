@@ -42,6 +42,7 @@ func (c Cluster) Model() *policy.Model {
 type Explanation struct {
 	From     string          `json:"from"` // Pod, Node, or nothing
 	To       string          `json:"to"`
+	Service  string          `json:"service,omitempty"` // for which To answers
 	FromAddr netip.Addr      `json:"fromAddress"`
 	ToAddr   netip.Addr      `json:"toAddress"`
 	Port     uint16          `json:"port,omitempty"`

@@ -71,10 +71,12 @@ type PolicyQuery struct {
 	Port     uint16
 }
 
-// PolicyEnd is a pod or an address.
+// PolicyEnd is a pod, an address, or, of a destination, a Service.
 type PolicyEnd struct {
 	Pod  service.Name
 	Addr netip.Addr // if it is no pod
+	// Service is the destination if its Name is not empty.
+	Service service.Name
 }
 
 // ParsePolicyQuery reads FROM and TO[:PORT[/PROTOCOL]]. Pods without a namespace are of the one given.
@@ -86,8 +88,13 @@ func ParsePolicyQuery(from, to, namespace string) (q PolicyQuery, err error) {
 	if i := strings.LastIndex(to, ":"); i >= 0 && (strings.Count(to, ":") == 1 || strings.HasPrefix(to, "[") && strings.Contains(to, "]:")) {
 		end, port = strings.Trim(to[:i], "[]"), to[i+1:]
 	}
-	if q.To, err = parsePolicyEnd(strings.Trim(end, "[]"), namespace); err != nil || end == to {
+	if name, is := parseServiceEnd(end, namespace); is {
+		q.To = PolicyEnd{Service: name}
+	} else if q.To, err = parsePolicyEnd(strings.Trim(end, "[]"), namespace); err != nil {
 		return q, err
+	}
+	if end == to {
+		return q, nil
 	}
 	number, protocol, found := strings.Cut(port, "/")
 	n, err := strconv.ParseUint(number, 10, 16)
@@ -113,7 +120,7 @@ func parsePolicyEnd(s, namespace string) (PolicyEnd, error) {
 	if ns, name, cut := strings.Cut(s, "/"); cut {
 		namespace, s = ns, name
 	}
-	if namespace == "" || s == "" || strings.ContainsAny(s, "/:") {
+	if namespace == "" || namespace == "svc" || namespace == "service" || s == "" || strings.ContainsAny(s, "/:") {
 		return PolicyEnd{}, fmt.Errorf("%q: want a Pod as NAME or NAMESPACE/NAME, or an address", s)
 	}
 	return PolicyEnd{Pod: service.Name{Namespace: namespace, Name: s}}, nil

@@ -66,7 +66,7 @@ func Policies(c policyfacts.Cluster, node string, s answer.Policies) []podnet.Di
 	case !any:
 		return d.found
 	case !s.Found:
-		d.add("nftables table inet fathom-policy is missing, or its rules are not those that the agent makes: policies are not enforced")
+		d.add("nftables table inet fathom-policy is missing, or its rules and chains are not those that the agent makes: policies may not be enforced")
 		return d.found
 	}
 	if have, want := prefixTexts(s.KernelRanges), prefixTexts(s.Ranges); have != want {

@@ -92,7 +92,7 @@ func TestVerifyPolicies(t *testing.T) {
 			s.KernelRanges = s.Ranges
 		}},
 		"no policies, nor a table": {node: "one", objects: func(c *policyfacts.Cluster) { c.Policies = nil }, kernel: func(s *answer.Policies) { *s = answer.Policies{Known: true} }},
-		"no table":                 {node: "one", kernel: func(s *answer.Policies) { *s = answer.Policies{Known: true} }, want: []string{"policies are not enforced"}},
+		"no table":                 {node: "one", kernel: func(s *answer.Policies) { *s = answer.Policies{Known: true} }, want: []string{"policies may not be enforced"}},
 		"a table without policies": {node: "one", objects: func(c *policyfacts.Cluster) { c.Policies = nil }, want: []string{"there are no policies, but"}},
 		"an agent in trouble":      {node: "one", kernel: func(s *answer.Policies) { s.Problem = "no" }, want: []string{"the agent says: no"}},
 		"other ranges":             {node: "one", kernel: func(s *answer.Policies) { s.KernelRanges = nil }, want: []string{"in the ranges , want 10.0.1.0/24"}},
