@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) policy() *cobra.Command {
-	cmd := &cobra.Command{Use: "policy", Short: "Explain what NetworkPolicies allow, and what others would"}
+	cmd := &cobra.Command{Use: "policy", Short: "Explain what NetworkPolicies and ClusterNetworkPolicies allow, and what others would"}
 	cmd.AddCommand(a.policyExplain(), a.policyMatrix(), a.policyTry())
 	return cmd
 }
@@ -34,13 +34,13 @@ func (a *app) policyExplain() *cobra.Command {
 	var namespace string
 	cmd := &cobra.Command{
 		Use:   "explain FROM TO[:PORT[/PROTOCOL]]",
-		Short: "Say whether NetworkPolicies allow a connection, and which rule does or why none does",
-		Long: `Says whether NetworkPolicies allow a connection from FROM to TO, each a Pod (NAME or NAMESPACE/NAME) or an address, in
-or outside of the cluster. PROTOCOL is TCP, UDP or SCTP; the default is TCP. Without PORT the question is about what has no
+		Short: "Say whether policies allow a connection, and which rule does or why none does",
+		Long: `Says whether NetworkPolicies and ClusterNetworkPolicies allow a connection from FROM to TO, each a Pod (NAME or
+NAMESPACE/NAME) or an address, in or outside of the cluster. PROTOCOL is TCP, UDP or SCTP; the default is TCP. Without PORT the question is about what has no
 ports, such as a ping. An IPv6 address with a port is written in brackets.
 
-Of each of the two pods it says which policies isolate it, and which rule allows the connection, by its place in the
-policy's YAML; or, if none does, why not each of them. It is worked out from the API's objects in the same way as nodes'
+Of each of the two pods it says which policies isolate it, and which rule allows or denies the connection, by its place
+in the policy's YAML; or, if none allows it, why not each of them. It is worked out from the API's objects in the same way as nodes'
 agents work out what kernels hold; whether a kernel holds it, ` + "`fathom verify policy`" + ` says.
 
 TO may be a Service, as svc/NAME, svc/NAMESPACE/NAME or its DNS name (NAME.NAMESPACE.svc), with one of its ports. What counts
@@ -106,8 +106,8 @@ func (a *app) policyMatrix() *cobra.Command {
 	var namespace string
 	cmd := &cobra.Command{
 		Use:   "matrix",
-		Short: "List what NetworkPolicies allow between each two Pods",
-		Long: `Lists what NetworkPolicies allow from each Pod to each other: all, none, or which ports. Pods of the node's network are
+		Short: "List what policies allow between each two Pods",
+		Long: `Lists what NetworkPolicies and ClusterNetworkPolicies allow from each Pod to each other: all, none, or which ports. Pods of the node's network are
 left out: to policies they are their node. It is worked out from the API's objects, as explain does.
 
 ` + targetHelp,
@@ -137,9 +137,9 @@ func (a *app) policyTry() *cobra.Command {
 	var namespace, file string
 	cmd := &cobra.Command{
 		Use:   "try -f FILE",
-		Short: "List the pairs of Pods for which NetworkPolicies in a file would make a difference",
-		Long: `Lists the pairs of Pods between which something else would be allowed if the NetworkPolicies in a file were applied: new
-ones beside those that there are, and others in the place of those of the same names. It changes nothing in the cluster.
+		Short: "List the pairs of Pods for which policies in a file would make a difference",
+		Long: `Lists the pairs of Pods between which something else would be allowed if the NetworkPolicies and ClusterNetworkPolicies
+in a file were applied: new ones beside those that there are, and others in the place of those of the same names. It changes nothing in the cluster.
 
 ` + targetHelp,
 		Example: "fathom policy try -f deny.yaml\nfathom policy try --namespace shop -f - < deny.yaml",
@@ -169,7 +169,7 @@ ones beside those that there are, and others in the place of those of the same n
 			return o.print(a, all, "FROM TO NOW THEN", rows)
 		},
 	}
-	cmd.Flags().StringVarP(&file, "filename", "f", "", "the `file` with NetworkPolicies, - for stdin")
+	cmd.Flags().StringVarP(&file, "filename", "f", "", "the `file` with policies, - for stdin")
 	_ = cmd.MarkFlagRequired("filename")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", metav1.NamespaceDefault, "the namespace of NetworkPolicies that name none")
 	o.register(cmd)
@@ -199,13 +199,17 @@ func (a *app) printPolicy(e policyfacts.Explanation) {
 		switch {
 		case !s.Isolated:
 			fmt.Fprintln(a.out, "allowed, no policy isolates it")
-			continue
-		case s.Allowed:
-			fmt.Fprintf(a.out, "allowed by %s\n", s.By)
+		case s.By != "":
+			fmt.Fprintf(a.out, "%s by %s\n", verdictOf(s.Allowed), s.By)
 		default:
 			fmt.Fprintln(a.out, "denied, no rule allows it")
 		}
-		fmt.Fprintf(a.out, "    isolated by %s\n", strings.Join(s.Policies, ", "))
+		if s.Passed != "" {
+			fmt.Fprintf(a.out, "    passed on by %s\n", s.Passed)
+		}
+		if s.Isolated && !strings.HasPrefix(s.By, policyfacts.ClusterKind+" ") {
+			fmt.Fprintf(a.out, "    isolated by %s\n", strings.Join(s.Policies, ", "))
+		}
 		for _, r := range s.Not {
 			fmt.Fprintf(a.out, "    %s %s\n", r.Rule, r.Why)
 		}

@@ -11,8 +11,10 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/deploy"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
@@ -77,6 +79,10 @@ func Remove(ctx context.Context, client *kube.Client, force bool, progress func(
 	if err != nil {
 		return err
 	}
+	// Policies are the user's, and go on with another network, as NetworkPolicies do.
+	objects = slices.DeleteFunc(objects, func(o *unstructured.Unstructured) bool {
+		return o.GetKind() == "CustomResourceDefinition" && !strings.HasSuffix(o.GetName(), "."+v1alpha1.GroupVersion.Group)
+	})
 	if err := client.Delete(ctx, append(objects, cache...)); err != nil {
 		return err
 	}

@@ -1,5 +1,5 @@
-// Package policies keeps the cluster's NetworkPolicies in the kernel of a node: it follows policies, and once there are some,
-// namespaces and pods, and has the kernel drop what they do not allow. docs/design/policy.md.
+// Package policies keeps the cluster's NetworkPolicies and ClusterNetworkPolicies in the kernel of a node: it follows policies, and once there
+// are some, namespaces and pods, and has the kernel drop what they do not allow. docs/design/policy.md.
 //
 // Nothing becomes more open by an agent that starts, ends or fails: what the kernel holds stays until all is known.
 package policies
@@ -21,6 +21,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 
+	cnp "github.com/fathom-network/fathom/api/clusternetworkpolicy/v1beta1"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/policy"
 	"github.com/fathom-network/fathom/internal/facts/policyfacts"
@@ -35,7 +36,9 @@ import (
 type Options struct {
 	Node   string
 	Client *kube.Client
-	Log    *slog.Logger
+	// Cluster are the ClusterNetworkPolicies; without, the client's.
+	Cluster *kube.Resource[*cnp.ClusterNetworkPolicy]
+	Log     *slog.Logger
 	// Changed is called when Status or Free may say something else. It must not block.
 	Changed func()
 	// Resync is how often the kernel is compared.
@@ -280,15 +283,40 @@ func locked[T any](k *Keeper, change func(T)) func(T) {
 // its nodes nothing.
 type watches struct {
 	policies   *kube.Store[*networkingv1.NetworkPolicy]
+	cluster    *kube.Store[*cnp.ClusterNetworkPolicy]
 	namespaces *kube.Store[*corev1.Namespace]
 	pods       *kube.Store[*corev1.Pod]
+	nodes      *kube.Store[*corev1.Node] // once a policy is about nodes
 }
+
+// policiesListed says whether it is known which policies there are. A cluster may lack the kind ClusterNetworkPolicy.
+func (w *watches) policiesListed() bool { return w.policies.Listed() && w.cluster.Synced() }
 
 func (k *Keeper) watchPolicies(ctx context.Context) *kube.Store[*networkingv1.NetworkPolicy] {
 	return kube.Watch(ctx, k.Client, kube.NetworkPolicies, kube.Options[*networkingv1.NetworkPolicy]{
 		Changed: k.kick.Set, Refused: k.refused,
 		Set:     locked(k, func(p *networkingv1.NetworkPolicy) { k.model.SetPolicy(policyfacts.NetworkPolicy(p)) }),
 		Deleted: locked(k, func(n service.Name) { k.model.DeletePolicy(policyfacts.ID(n)) }),
+	})
+}
+
+func (k *Keeper) watchCluster(ctx context.Context) *kube.Store[*cnp.ClusterNetworkPolicy] {
+	resource := kube.ClusterNetworkPolicies
+	if k.Cluster != nil {
+		resource = *k.Cluster
+	}
+	return kube.Watch(ctx, k.Client, resource, kube.Options[*cnp.ClusterNetworkPolicy]{
+		Optional: true, Changed: k.kick.Set, Refused: k.refused,
+		Set:     locked(k, func(p *cnp.ClusterNetworkPolicy) { k.model.SetPolicy(policyfacts.ClusterNetworkPolicy(p)) }),
+		Deleted: locked(k, func(n service.Name) { k.model.DeletePolicy(policyfacts.ClusterID(n.Name)) }),
+	})
+}
+
+func (k *Keeper) watchNodes(ctx context.Context) *kube.Store[*corev1.Node] {
+	return kube.Watch(ctx, k.Client, kube.Nodes, kube.Options[*corev1.Node]{
+		Changed: k.kick.Set, Refused: k.refused,
+		Set:     locked(k, func(n *corev1.Node) { k.model.SetNode(policyfacts.Node(n)) }),
+		Deleted: locked(k, func(n service.Name) { k.model.DeleteNode(n.Name) }),
 	})
 }
 
@@ -329,7 +357,7 @@ const retry = time.Second
 
 // Run follows policies until the context ends. What is in the kernel stays.
 func (k *Keeper) Run(ctx context.Context) {
-	w := watches{policies: k.watchPolicies(ctx)}
+	w := watches{policies: k.watchPolicies(ctx), cluster: k.watchCluster(ctx)}
 	resync, again := time.NewTicker(k.Resync), time.NewTicker(retry)
 	defer resync.Stop()
 	defer again.Stop()
@@ -366,7 +394,7 @@ func (k *Keeper) Run(ctx context.Context) {
 			}
 			whole = true
 		}
-		if !w.policies.Listed() {
+		if !w.policiesListed() {
 			continue
 		}
 		began := time.Now()
@@ -411,9 +439,13 @@ func (k *Keeper) step(ctx context.Context, w *watches, whole bool) (done bool, e
 	}
 	k.mu.Lock()
 	any, on, known, ranges := k.model.Size().Policies > 0, k.on, k.known, k.ranges
+	nodes := k.model.LooksAtNodes()
 	k.mu.Unlock()
 	if any && w.pods == nil {
 		w.begin(ctx, k)
+	}
+	if nodes && w.nodes == nil {
+		w.nodes = k.watchNodes(ctx)
 	}
 	switch {
 	case !any && known && !on && !whole:
@@ -431,7 +463,7 @@ func (k *Keeper) step(ctx context.Context, w *watches, whole bool) (done bool, e
 		k.turn(policy.Facts{}, false, true)
 		k.recheck.Set()
 		return true, nil
-	case !w.namespaces.Listed() || !w.pods.Listed() || len(ranges) == 0:
+	case !w.namespaces.Listed() || !w.pods.Listed() || nodes && !w.nodes.Listed() || len(ranges) == 0:
 		return false, nil
 	}
 	k.mu.Lock()

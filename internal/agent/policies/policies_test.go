@@ -15,12 +15,19 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/cache"
+	cachetesting "k8s.io/client-go/tools/cache/testing"
 
+	cnp "github.com/fathom-network/fathom/api/clusternetworkpolicy/v1beta1"
 	"github.com/fathom-network/fathom/internal/facts/diff"
+	"github.com/fathom-network/fathom/internal/facts/policy"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/nft"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
@@ -32,19 +39,34 @@ var ranges = []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}
 // world is a Keeper of "here", the API that it follows, and its kernel.
 type world struct {
 	*Keeper
-	api    *fake.Clientset
-	kernel *nft.Fake
-	end    context.CancelFunc
+	api     *fake.Clientset
+	cluster *cachetesting.FakeControllerSource // of ClusterNetworkPolicies; nil if the kind is not installed
+	kernel  *nft.Fake
+	end     context.CancelFunc
 }
 
 // newWorld must be called within a bubble of synctest.
 func newWorld(t *testing.T, kernel *nft.Fake, closed string, refused error, objects ...runtime.Object) *world {
 	t.Helper()
-	w := &world{api: fake.NewClientset(objects...), kernel: kernel}
+	return newWorldWith(t, kernel, closed, refused, nil, objects...)
+}
+
+func newWorldWith(t *testing.T, kernel *nft.Fake, closed string, refused error, cluster *cachetesting.FakeControllerSource, objects ...runtime.Object) *world {
+	t.Helper()
+	w := &world{api: fake.NewClientset(objects...), cluster: cluster, kernel: kernel}
+	resource := kube.From[*cnp.ClusterNetworkPolicy]("ClusterNetworkPolicies", &cache.ListWatch{
+		ListFunc: func(o metav1.ListOptions) (runtime.Object, error) {
+			if cluster == nil {
+				return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "clusternetworkpolicies"}, "")
+			}
+			return cluster.List(o)
+		},
+		WatchFunc: func(o metav1.ListOptions) (watch.Interface, error) { return cluster.Watch(o) },
+	})
 	if refused != nil {
 		w.api.PrependReactor("list", "networkpolicies", func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, refused })
 	}
-	w.Keeper = New(Options{Node: "here", Client: &kube.Client{Interface: w.api}, Log: slog.New(slog.DiscardHandler), Changed: func() {}, Resync: time.Minute, Closed: closed})
+	w.Keeper = New(Options{Node: "here", Client: &kube.Client{Interface: w.api}, Cluster: &resource, Log: slog.New(slog.DiscardHandler), Changed: func() {}, Resync: time.Minute, Closed: closed})
 	w.rules = ruleset.New(kernel)
 	w.SetRanges(ranges)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -212,6 +234,65 @@ func TestPoliciesComeAndGo(t *testing.T) {
 			if free, known := w.Free(); free != nil || !known || w.marked() || w.On() {
 				t.Errorf("without policies: free %v, known %v, marked %v", free, known, w.marked())
 			}
+		}
+	})
+}
+
+// denyNodes denies pods what they send to nodes.
+func denyNodes(name string) *cnp.ClusterNetworkPolicy {
+	return &cnp.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: cnp.ClusterNetworkPolicySpec{Tier: cnp.AdminTier,
+		Subject: cnp.Subject{Namespaces: &metav1.LabelSelector{}}, Egress: []cnp.EgressRule{{Action: cnp.Deny, To: []cnp.EgressPeer{{Nodes: &metav1.LabelSelector{}}}}}}}
+}
+
+// TestClusterPolicies: pods under a ClusterNetworkPolicy alone are not free, and it is not known which policies there are until those are.
+func TestClusterPolicies(t *testing.T) {
+	closed := filepath.Join(t.TempDir(), "policies")
+	synctest.Test(t, func(t *testing.T) {
+		source, kernel := cachetesting.NewFakeControllerSource(), nft.NewFake()
+		defer source.Shutdown()
+		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "there"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.7"}}}}
+		w := newWorldWith(t, kernel, closed, nil, source, pod("a", "here", "10.244.1.2", nil), node)
+		if free, known := w.Free(); free != nil || !known {
+			t.Errorf("free %v, known %v: without policies all are", free, known)
+		}
+		source.Add(denyNodes("deny"))
+		settle()
+		if free, known := w.Free(); free == nil || len(free) > 0 || !known || !w.holds() || !w.marked() {
+			t.Errorf("free %v, known %v, the kernel holds it %v, marked %v", free, known, w.holds(), w.marked())
+		}
+		v := w.model.Facts().Judge(policy.Egress, policy.Packet{From: netip.MustParseAddr("10.244.1.2"), To: netip.MustParseAddr("192.0.2.7"), Protocol: service.TCP, Port: 1})
+		if v.Allowed {
+			t.Errorf("a node is reached: %+v", v)
+		}
+		w.end()
+
+		before, _ := kernel.Generation()
+		next := newWorldWith(t, kernel, closed, nil, nil, pod("a", "here", "10.244.1.2", nil)) // a cluster without the kind
+		if _, known := next.Free(); !known || next.marked() {
+			t.Errorf("known %v, marked %v: without the kind there are no such policies", known, next.marked())
+		}
+		next.end()
+		if after, _ := kernel.Generation(); after == before {
+			t.Error("the table stays")
+		}
+	})
+}
+
+// TestClusterPoliciesNotSeen: while the API does not say which ClusterNetworkPolicies there are, what the kernel holds stays.
+func TestClusterPoliciesNotSeen(t *testing.T) {
+	closed := filepath.Join(t.TempDir(), "policies")
+	synctest.Test(t, func(t *testing.T) {
+		source, kernel := cachetesting.NewFakeControllerSource(), nft.NewFake()
+		defer source.Shutdown()
+		source.Add(denyNodes("deny"))
+		source.ListError = errors.New("no")
+		w := newWorldWith(t, kernel, closed, nil, source, pod("a", "here", "10.244.1.2", nil), denyAll("deny", nil))
+		defer w.end()
+		if _, known := w.Free(); known || w.hasTable() {
+			t.Errorf("known %v, a table %v", known, w.hasTable())
+		}
+		if known, problem := w.Status(); known || !strings.Contains(problem, "no") {
+			t.Errorf("known %v, problem %q", known, problem)
 		}
 	})
 }

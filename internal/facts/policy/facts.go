@@ -125,29 +125,38 @@ func (f Facts) Judge(d Direction, p Packet) Verdict {
 	if d == Egress {
 		subject, peer = peer, subject
 	}
-	a, identity := f.Addrs[subject], f.Addrs[peer].Peer
+	a := f.Addrs[subject]
 	if subject == peer { // a pod cannot be kept from itself
 		return Verdict{Allowed: true}
 	}
-	var passed Reason
-	if c := f.Classes[a.Tiers[d]]; a.Tiers[d] != 0 {
-		g, found := c.answer(identity, peer, p)
-		switch {
-		case identity == Unnumbered:
-			return Verdict{Isolated: true, Policies: c.Policies}
-		case found && g.Action != Pass:
-			return Verdict{Isolated: true, Policies: c.Policies, By: g.By, Allowed: g.Action == Accept}
-		case found:
-			passed = g.By
-		}
-	}
-	if a.Isolated[d] == 0 {
-		return Verdict{Allowed: true, Passed: passed}
+	v := f.judgeTiers(d, subject, peer, p)
+	if v.Isolated || a.Isolated[d] == 0 {
+		return v
 	}
 	c := f.Classes[a.Isolated[d]]
-	v := Verdict{Isolated: true, Policies: c.Policies, Passed: passed}
-	v.By, v.Allowed = c.find(identity, peer, p)
+	v.Isolated, v.Policies = true, c.Policies
+	v.By, v.Allowed = c.find(f.Addrs[peer].Peer, peer, p)
 	return v
+}
+
+// JudgeToNode says what these facts make of a packet that a pod sends to its own node: NetworkPolicies are not asked.
+func (f Facts) JudgeToNode(p Packet) Verdict { return f.judgeTiers(Egress, p.From, p.To, p) }
+
+// judgeTiers says what policies of Admin and Baseline make of a packet: they do not decide, and allow it, where no rule is for it or one passes it.
+func (f Facts) judgeTiers(d Direction, subject, peer netip.Addr, p Packet) Verdict {
+	n, identity := f.Addrs[subject].Tiers[d], f.Addrs[peer].Peer
+	if n == 0 {
+		return Verdict{Allowed: true}
+	}
+	c := f.Classes[n]
+	g, found := c.answer(identity, peer, p)
+	switch {
+	case identity == Unnumbered:
+		return Verdict{Isolated: true, Policies: c.Policies}
+	case found && g.Action != Pass:
+		return Verdict{Isolated: true, Policies: c.Policies, By: g.By, Allowed: g.Action == Accept}
+	}
+	return Verdict{Allowed: true, Passed: g.By}
 }
 
 func (c *Class) find(identity Number, peer netip.Addr, p Packet) (Reason, bool) {

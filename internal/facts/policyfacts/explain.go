@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 
+	cnp "github.com/fathom-network/fathom/api/clusternetworkpolicy/v1beta1"
 	"github.com/fathom-network/fathom/internal/facts/apinode"
 	"github.com/fathom-network/fathom/internal/facts/inet"
 	"github.com/fathom-network/fathom/internal/facts/policy"
@@ -19,6 +20,8 @@ type Cluster struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
 	Policies   []*networkingv1.NetworkPolicy
+	// ClusterPolicies are those of policy.networking.k8s.io.
+	ClusterPolicies []*cnp.ClusterNetworkPolicy
 }
 
 // Model returns a Model of the cluster, in which the pods of all nodes are own ones.
@@ -29,6 +32,12 @@ func (c Cluster) Model() *policy.Model {
 	}
 	for _, p := range c.Policies {
 		m.SetPolicy(NetworkPolicy(p))
+	}
+	for _, p := range c.ClusterPolicies {
+		m.SetPolicy(ClusterNetworkPolicy(p))
+	}
+	for _, n := range c.Nodes {
+		m.SetNode(Node(n))
 	}
 	for _, o := range c.Pods {
 		if p, ok := Pod(o); ok {
@@ -58,8 +67,11 @@ type ExplainedSide struct {
 	Pod       string   `json:"pod"`
 	Allowed   bool     `json:"allowed"`
 	Isolated  bool     `json:"isolated"`
-	Policies  []string `json:"policies,omitempty"` // that isolate the pod
-	// By is the rule that allows it, "NetworkPolicy shop/web spec.ingress[0].from[1]". Not are the rules that do not, if none does.
+	Policies  []string `json:"policies,omitempty"` // that decide
+	// Passed is the rule of a ClusterNetworkPolicy that left it to others, if one did.
+	Passed string `json:"passed,omitempty"`
+	// By is the rule that allows it, "NetworkPolicy shop/web spec.ingress[0].from[1]", or that denies it, of a ClusterNetworkPolicy. Not are
+	// the rules of NetworkPolicies that do not allow it, if none does.
 	By  string          `json:"by,omitempty"`
 	Not []ExplainedRule `json:"not,omitempty"`
 }
@@ -82,11 +94,13 @@ func (c Cluster) Explain(m *policy.Model, p policy.Packet) Explanation {
 	case p.From == p.To:
 		e.Always = "a pod always reaches itself"
 		return e
-	case fromNode != "" && fromNode == toNode && (!fromPod || !toPod):
+	}
+	f := m.Facts()
+	toItsNode := fromNode != "" && fromNode == toNode && (!fromPod || !toPod)
+	if toItsNode && (!fromPod || !f.JudgeToNode(p).Isolated) {
 		e.Always = "a node and its own pods always reach each other"
 		return e
 	}
-	f := m.Facts()
 	for _, d := range []policy.Direction{policy.Egress, policy.Ingress} {
 		pod, is := e.From, fromPod
 		if d == policy.Ingress {
@@ -96,14 +110,20 @@ func (c Cluster) Explain(m *policy.Model, p policy.Packet) Explanation {
 			continue
 		}
 		v := f.Judge(d, p)
+		if toItsNode {
+			v = f.JudgeToNode(p)
+		}
 		s := ExplainedSide{Direction: d.String(), Pod: pod, Allowed: v.Allowed, Isolated: v.Isolated}
 		for _, id := range v.Policies {
 			s.Policies = append(s.Policies, id.String())
 		}
-		if v.Isolated && v.Allowed {
+		if v.Passed.Kind != "" {
+			s.Passed = v.Passed.Kind + " " + v.Passed.String()
+		}
+		if v.By.Kind != "" {
 			s.By = v.By.Kind + " " + v.By.String()
 		}
-		if !v.Allowed {
+		if !v.Allowed && v.By.Kind != ClusterKind {
 			for _, x := range m.Misses(d, p) {
 				s.Not = append(s.Not, ExplainedRule{x.Kind + " " + x.String(), why(x, d)})
 			}

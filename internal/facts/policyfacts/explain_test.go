@@ -25,7 +25,51 @@ func (w *world) cluster() (c policyfacts.Cluster) {
 	for _, p := range w.policies {
 		c.Policies = append(c.Policies, p)
 	}
+	for _, p := range w.clusterwide {
+		c.ClusterPolicies = append(c.ClusterPolicies, p)
+	}
 	return c
+}
+
+func TestExplainTiers(t *testing.T) {
+	w := shop()
+	w.policy(t, "shop/in", "podSelector: {matchLabels: {app: db}}\ningress: [{ports: [{port: 80}]}]")
+	w.clusterPolicy(t, "a", admin("1", all+"ingress: [{action: Pass, from: [{namespaces: {matchLabels: {team: b}}}]}, {name: own, action: Deny, from: [{namespaces: {}}]}]\n"+
+		"egress: [{action: Deny, to: [{nodes: {}}], protocols: [{tcp: {destinationPort: {number: 10250}}}]}]"))
+	c := w.cluster()
+	m := c.Model()
+	for _, tc := range []struct{ packet, want string }{
+		{"ops/web > shop/db:80", "allowed; egress allowed; ingress allowed by NetworkPolicy shop/in spec.ingress[0], passed by ClusterNetworkPolicy a spec.ingress[0].from[0]"},
+		{"ops/web > shop/db:81", "denied; egress allowed; ingress denied, passed by ClusterNetworkPolicy a spec.ingress[0].from[0], 1 rules do not"},
+		{"shop/web > shop/db:80", "denied; egress allowed; ingress denied by ClusterNetworkPolicy a spec.ingress[1].from[0] (own)"},
+		{"ops/web > shop/web:80", "allowed; egress allowed; ingress allowed, passed by ClusterNetworkPolicy a spec.ingress[0].from[0]"},
+		{"shop/db > 192.168.0.1:10250", "denied; egress denied by ClusterNetworkPolicy a spec.egress[0].to[0]"}, // its own node
+		{"shop/db > 192.168.0.2:10250", "denied; egress denied by ClusterNetworkPolicy a spec.egress[0].to[0]"},
+		{"shop/db > 192.168.0.1:53", "allowed, a node and its own pods always reach each other"},
+		{"192.168.0.1 > shop/db:10250", "allowed, a node and its own pods always reach each other"},
+	} {
+		e := c.Explain(m, w.packet(t, tc.packet))
+		verdict := map[bool]string{true: "allowed", false: "denied"}
+		got := verdict[e.Allowed]
+		if e.Always != "" {
+			got += ", " + e.Always
+		}
+		for _, s := range e.Sides {
+			got += fmt.Sprintf("; %s %s", s.Direction, verdict[s.Allowed])
+			if s.By != "" {
+				got += " by " + s.By
+			}
+			if s.Passed != "" {
+				got += ", passed by " + s.Passed
+			}
+			if len(s.Not) > 0 {
+				got += fmt.Sprintf(", %d rules do not", len(s.Not))
+			}
+		}
+		if got != tc.want {
+			t.Errorf("%s:\n%s\nwant\n%s", tc.packet, got, tc.want)
+		}
+	}
 }
 
 func TestExplain(t *testing.T) {

@@ -4,7 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
-	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fathom-network/fathom/internal/facts/policy"
 )
@@ -51,13 +51,17 @@ func common(from, to []netip.Addr) (a, b netip.Addr, found bool) {
 	return a, b, false
 }
 
-// With returns the cluster as it is with these policies, each in the place of one of its name.
-func (c Cluster) With(policies []*networkingv1.NetworkPolicy) Cluster {
-	c.Policies = slices.DeleteFunc(slices.Clone(c.Policies), func(p *networkingv1.NetworkPolicy) bool {
-		return slices.ContainsFunc(policies, func(q *networkingv1.NetworkPolicy) bool { return p.Namespace == q.Namespace && p.Name == q.Name })
-	})
-	c.Policies = append(c.Policies, policies...)
+// With returns the cluster as it is with the policies of another, each in the place of one of its name.
+func (c Cluster) With(o Cluster) Cluster {
+	c.Policies, c.ClusterPolicies = replaced(c.Policies, o.Policies), replaced(c.ClusterPolicies, o.ClusterPolicies)
 	return c
+}
+
+func replaced[T metav1.Object](list, by []T) []T {
+	list = slices.DeleteFunc(slices.Clone(list), func(p T) bool {
+		return slices.ContainsFunc(by, func(q T) bool { return p.GetNamespace() == q.GetNamespace() && p.GetName() == q.GetName() })
+	})
+	return append(list, by...)
 }
 
 // Differs is a pair of pods for which policies make a difference.

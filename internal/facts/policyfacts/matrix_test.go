@@ -1,11 +1,10 @@
 package policyfacts_test
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"testing"
-
-	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/fathom-network/fathom/internal/facts/policyfacts"
 )
@@ -38,13 +37,19 @@ func TestCompare(t *testing.T) {
 	then := shop()
 	then.policy(t, "shop/in", "podSelector: {matchLabels: {app: db}}\ningress: [{ports: [{port: 80}]}, {from: [{podSelector: {}}]}]")
 	then.policy(t, "shop/job", "podSelector: {matchLabels: {app: job}}\ningress: [{}]") // which lets all in
-	var file []*networkingv1.NetworkPolicy
-	for _, p := range then.policies {
-		file = append(file, p)
-	}
+	then.clusterPolicy(t, "base", baseline("1", "subject: {namespaces: {matchLabels: {team: b}}}\ningress: [{action: Deny, from: [{namespaces: {matchLabels: {team: a}}}], protocols: [{udp: {destinationPort: {number: 53}}}]}]"))
+	file := then.cluster()
 	c := now.cluster()
-	got := c.Compare(c.With(file))
+	got := c.Compare(c.With(policyfacts.Cluster{Policies: file.Policies, ClusterPolicies: file.ClusterPolicies}))
 	want := []policyfacts.Differs{{From: "shop/job", To: "shop/db", Now: "80/TCP", Then: "all"}, {From: "shop/web", To: "shop/db", Now: "80/TCP", Then: "all"}}
+	for _, from := range []string{"shop/db", "shop/job", "shop/web"} {
+		for _, to := range []string{"ops/probe", "ops/web"} {
+			want = append(want, policyfacts.Differs{From: from, To: to, Now: "all", Then: "all but 53/UDP"})
+		}
+	}
+	slices.SortFunc(want, func(a, b policyfacts.Differs) int {
+		return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To))
+	})
 	if !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}

@@ -13,7 +13,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	cnp "github.com/fathom-network/fathom/api/clusternetworkpolicy/v1beta1"
 	"github.com/fathom-network/fathom/internal/facts/policy"
 	"github.com/fathom-network/fathom/internal/facts/policyfacts"
 	"github.com/fathom-network/fathom/internal/facts/service"
@@ -23,6 +25,9 @@ import (
 // ReadPolicies reads what policies are about.
 func ReadPolicies(ctx context.Context, client *kube.Client) (c policyfacts.Cluster, err error) {
 	if c.Policies, err = kube.List(ctx, client, kube.NetworkPolicies, kube.Selection{}); err != nil {
+		return c, err
+	}
+	if c.ClusterPolicies, err = kube.List(ctx, client, kube.ClusterNetworkPolicies, kube.Selection{}); err != nil {
 		return c, err
 	}
 	if c.Namespaces, err = kube.List(ctx, client, kube.Namespaces, kube.Selection{}); err != nil {
@@ -35,32 +40,42 @@ func ReadPolicies(ctx context.Context, client *kube.Client) (c policyfacts.Clust
 	return c, err
 }
 
-// ParsePolicies reads a manifest of NetworkPolicies. Those without a namespace are of the one given.
-func ParsePolicies(r io.Reader, namespace string) (list []*networkingv1.NetworkPolicy, err error) {
+// ParsePolicies reads a manifest of NetworkPolicies and ClusterNetworkPolicies, of a cluster that has nothing else. NetworkPolicies without a
+// namespace are of the one given.
+func ParsePolicies(r io.Reader, namespace string) (c policyfacts.Cluster, err error) {
 	objects, err := kube.Decode(r)
 	if err != nil {
-		return nil, err
+		return c, err
 	}
 	for _, o := range objects {
-		if o.GetKind() != policyfacts.Kind || o.GroupVersionKind().Group != networkingv1.GroupName {
-			return nil, fmt.Errorf("%s %s of %s is no NetworkPolicy of %s", o.GetKind(), o.GetName(), o.GetAPIVersion(), networkingv1.GroupName)
+		var read *policy.Policy
+		switch (schema.GroupKind{Group: o.GroupVersionKind().Group, Kind: o.GetKind()}) {
+		case schema.GroupKind{Group: networkingv1.GroupName, Kind: policyfacts.Kind}:
+			p := &networkingv1.NetworkPolicy{}
+			err = runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(o.Object, p, true)
+			if p.Namespace == "" {
+				p.Namespace = namespace
+			}
+			c.Policies, read = append(c.Policies, p), policyfacts.NetworkPolicy(p)
+		case schema.GroupKind{Group: cnp.GroupVersion.Group, Kind: policyfacts.ClusterKind}:
+			p := &cnp.ClusterNetworkPolicy{}
+			err = runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(o.Object, p, true)
+			c.ClusterPolicies, read = append(c.ClusterPolicies, p), policyfacts.ClusterNetworkPolicy(p)
+		default:
+			return c, fmt.Errorf("%s %s of %s is no NetworkPolicy of %s, nor a ClusterNetworkPolicy of %s", o.GetKind(), o.GetName(), o.GetAPIVersion(),
+				networkingv1.GroupName, cnp.GroupVersion.Group)
 		}
-		p := &networkingv1.NetworkPolicy{}
-		if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(o.Object, p, true); err != nil {
-			return nil, fmt.Errorf("NetworkPolicy %s: %w", o.GetName(), err)
+		if err != nil {
+			return c, fmt.Errorf("%s %s: %w", o.GetKind(), o.GetName(), err)
 		}
-		if p.Namespace == "" {
-			p.Namespace = namespace
+		if len(read.Problems) > 0 {
+			return c, fmt.Errorf("%s: %s", read.ID, strings.Join(read.Problems, "; "))
 		}
-		if problems := policyfacts.NetworkPolicy(p).Problems; len(problems) > 0 {
-			return nil, fmt.Errorf("NetworkPolicy %s/%s: %s", p.Namespace, p.Name, strings.Join(problems, "; "))
-		}
-		list = append(list, p)
 	}
-	if len(list) == 0 {
-		return nil, errors.New("there is no NetworkPolicy in it")
+	if len(objects) == 0 {
+		return c, errors.New("there is no policy in it")
 	}
-	return list, nil
+	return c, nil
 }
 
 // PolicyQuery is a connection that is asked about.

@@ -81,16 +81,20 @@ func TestExplainPolicyEnds(t *testing.T) {
 
 func TestParsePolicies(t *testing.T) {
 	const policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny}\nspec: {podSelector: {}}\n"
-	list, err := ParsePolicies(strings.NewReader(policy+"---\n"+strings.Replace(policy, "{name: deny}", "{name: other, namespace: shop}", 1)), "x")
-	if err != nil || len(list) != 2 || list[0].Namespace != "x" || list[1].Namespace != "shop" {
-		t.Errorf("%v, %v", list, err)
+	const cluster = "apiVersion: policy.networking.k8s.io/v1beta1\nkind: ClusterNetworkPolicy\nmetadata: {name: deny}\n" +
+		"spec: {tier: Admin, priority: 1, subject: {namespaces: {}}, egress: [{action: Deny, to: [{networks: [10.0.0.0/8]}]}]}\n"
+	c, err := ParsePolicies(strings.NewReader(policy+"---\n"+strings.Replace(policy, "{name: deny}", "{name: other, namespace: shop}", 1)+"---\n"+cluster), "x")
+	if list := c.Policies; err != nil || len(list) != 2 || list[0].Namespace != "x" || list[1].Namespace != "shop" || len(c.ClusterPolicies) != 1 {
+		t.Errorf("%v, %v", c, err)
 	}
 	for in, want := range map[string]string{
-		"": "there is no NetworkPolicy",
+		"": "there is no policy",
 		"apiVersion: v1\nkind: Pod\nmetadata: {name: p}":                                          "Pod p of v1 is no NetworkPolicy",
 		strings.Replace(policy, "networking.k8s.io", "crd.projectcalico.org", 1):                  "is no NetworkPolicy of networking.k8s.io",
 		strings.Replace(policy, "podSelector: {}", "podSelector: {}, ingres: []", 1):              "ingres",
 		strings.Replace(policy, "podSelector: {}", "podSelector: {}, ingress: [{from: [{}]}]", 1): "spec.ingress[0].from[0] has none of",
+		strings.Replace(cluster, "10.0.0.0/8", "ten", 1):                                          "spec.egress[0].to[0] has a CIDR",
+		strings.Replace(cluster, "tier", "tear", 1):                                               "tear",
 		"kind: [": "yaml",
 	} {
 		if _, err := ParsePolicies(strings.NewReader(in), "x"); err == nil || !strings.Contains(err.Error(), want) {

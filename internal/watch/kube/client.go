@@ -11,11 +11,13 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	cnp "github.com/fathom-network/fathom/api/clusternetworkpolicy/v1beta1"
 	"github.com/fathom-network/fathom/api/v1alpha1"
 )
 
@@ -25,6 +27,8 @@ type Client struct {
 	config *rest.Config
 	dialer *dialer
 	fathom rest.Interface // of our own kinds
+	// policies is of the kinds of policy.networking.k8s.io.
+	policies rest.Interface
 }
 
 // Connect prepares a connection with the credentials of a kubeconfig file. Without one they are the service account of the
@@ -74,28 +78,32 @@ func connect(config *rest.Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", config.Host, err)
 	}
-	own, err := fathomClient(config, client)
+	own, err := customClient(config, client, v1alpha1.GroupVersion)
 	if err != nil {
 		return nil, err
 	}
-	return &Client{Interface: set, config: config, dialer: dialer, fathom: own}, nil
+	policies, err := customClient(config, client, cnp.GroupVersion)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{Interface: set, config: config, dialer: dialer, fathom: own, policies: policies}, nil
 }
 
-// fathomScheme is of our own kinds, which the API server speaks no protobuf of.
-var fathomScheme = func() *runtime.Scheme {
+// customScheme is of kinds of CustomResourceDefinitions, which the API server speaks no protobuf of.
+var customScheme = func() *runtime.Scheme {
 	s := runtime.NewScheme()
-	if err := v1alpha1.AddToScheme(s); err != nil {
+	if err := errors.Join(v1alpha1.AddToScheme(s), cnp.AddToScheme(s)); err != nil {
 		panic(err) // the kinds of a package clash
 	}
 	return s
 }()
 
-// fathomClient prepares a connection for our own kinds.
-func fathomClient(config *rest.Config, connections *http.Client) (*rest.RESTClient, error) {
+// customClient prepares a connection for the kinds of a group in customScheme.
+func customClient(config *rest.Config, connections *http.Client, group schema.GroupVersion) (*rest.RESTClient, error) {
 	config = rest.CopyConfig(config)
-	config.GroupVersion, config.APIPath = &v1alpha1.GroupVersion, "/apis"
+	config.GroupVersion, config.APIPath = &group, "/apis"
 	config.ContentType, config.AcceptContentTypes = "", ""
-	config.NegotiatedSerializer = serializer.NewCodecFactory(fathomScheme).WithoutConversion()
+	config.NegotiatedSerializer = serializer.NewCodecFactory(customScheme).WithoutConversion()
 	client, err := rest.RESTClientForConfigAndClient(config, connections)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", config.Host, err)

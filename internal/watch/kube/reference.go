@@ -11,7 +11,7 @@ import (
 // Reference names an object in events. Its kind follows from its type: objects that were listed or watched do not state it.
 func Reference(o Object) corev1.ObjectReference {
 	var kind schema.GroupVersionKind
-	for _, s := range []*runtime.Scheme{fathomScheme, scheme.Scheme} {
+	for _, s := range []*runtime.Scheme{customScheme, scheme.Scheme} {
 		if kinds, _, err := s.ObjectKinds(o); err == nil {
 			kind = kinds[0]
 			break

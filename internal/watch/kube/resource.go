@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 
+	cnp "github.com/fathom-network/fathom/api/clusternetworkpolicy/v1beta1"
 	"github.com/fathom-network/fathom/api/v1alpha1"
 )
 
@@ -57,6 +58,9 @@ var (
 	NetworkPolicies = Resource[*networkingv1.NetworkPolicy]{"NetworkPolicies", func(c *Client, namespace string) *cache.ListWatch {
 		return requests(c.NetworkingV1().NetworkPolicies(namespace))
 	}}
+	ClusterNetworkPolicies = Resource[*cnp.ClusterNetworkPolicy]{"ClusterNetworkPolicies", func(c *Client, _ string) *cache.ListWatch {
+		return cache.NewFilteredListWatchFromClient(c.policies, "clusternetworkpolicies", "", func(*metav1.ListOptions) {})
+	}}
 	DaemonSets = Resource[*appsv1.DaemonSet]{"DaemonSets", func(c *Client, namespace string) *cache.ListWatch {
 		return requests(c.AppsV1().DaemonSets(namespace))
 	}}
@@ -68,6 +72,11 @@ var (
 	AddressPools = ours[*v1alpha1.AddressPool]("AddressPools")
 	BGPPeers     = ours[*v1alpha1.BGPPeer]("BGPPeers")
 )
+
+// From returns a resource of a cluster that no Client connects to, such as a test's.
+func From[T Object](name string, requests *cache.ListWatch) Resource[T] {
+	return Resource[T]{name, func(*Client, string) *cache.ListWatch { return requests }}
+}
 
 // requests are those of one of client-go's typed clients.
 func requests[L runtime.Object](client interface {
