@@ -51,18 +51,23 @@ func newWorld(t *testing.T, kernel *nft.Fake, closed string, refused error, obje
 	return newWorldWith(t, kernel, closed, refused, nil, objects...)
 }
 
+// clusterPolicies are those of a source; nil is a cluster that lacks the kind.
+func clusterPolicies(source *cachetesting.FakeControllerSource) kube.Resource[*cnp.ClusterNetworkPolicy] {
+	return kube.From[*cnp.ClusterNetworkPolicy]("ClusterNetworkPolicies", &cache.ListWatch{
+		ListFunc: func(o metav1.ListOptions) (runtime.Object, error) {
+			if source == nil {
+				return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "clusternetworkpolicies"}, "")
+			}
+			return source.List(o)
+		},
+		WatchFunc: func(o metav1.ListOptions) (watch.Interface, error) { return source.Watch(o) },
+	})
+}
+
 func newWorldWith(t *testing.T, kernel *nft.Fake, closed string, refused error, cluster *cachetesting.FakeControllerSource, objects ...runtime.Object) *world {
 	t.Helper()
 	w := &world{api: fake.NewClientset(objects...), cluster: cluster, kernel: kernel}
-	resource := kube.From[*cnp.ClusterNetworkPolicy]("ClusterNetworkPolicies", &cache.ListWatch{
-		ListFunc: func(o metav1.ListOptions) (runtime.Object, error) {
-			if cluster == nil {
-				return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "clusternetworkpolicies"}, "")
-			}
-			return cluster.List(o)
-		},
-		WatchFunc: func(o metav1.ListOptions) (watch.Interface, error) { return cluster.Watch(o) },
-	})
+	resource := clusterPolicies(cluster)
 	if refused != nil {
 		w.api.PrependReactor("list", "networkpolicies", func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, refused })
 	}

@@ -50,7 +50,8 @@ func newPods(t *testing.T, established netconf.PolicyEstablished) *pods {
 		linktest.Run(t, *n, "ip", "route", "add", "default", "via", "169.254.1.1")
 	}
 	testenv.Must(t, p.node.Sysctl("ipv4/ip_forward", "1"))
-	p.Keeper = New(Options{Node: "here", Client: &kube.Client{Interface: p.api}, Log: slog.New(slog.DiscardHandler), Changed: func() {}, Resync: time.Minute,
+	cluster := clusterPolicies(nil)
+	p.Keeper = New(Options{Node: "here", Client: &kube.Client{Interface: p.api}, Cluster: &cluster, Log: slog.New(slog.DiscardHandler), Changed: func() {}, Resync: time.Minute,
 		NetNS: netns, Closed: filepath.Join(t.TempDir(), "policies")})
 	var err error
 	p.rules, err = ruleset.Open(path)
