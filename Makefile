@@ -143,7 +143,7 @@ test: build lint ## all tests: units, the kernel's namespaces, the kit, whole la
 	internal/kernel/bpf/compile check
 	@$(MAKE) --no-print-directory units
 	kit/check $(KIT)
-	@$(MAKE) --no-print-directory e2e conformance-short
+	@$(MAKE) --no-print-directory e2e conformance-short conformance-policy-short
 
 # What is left out is the race detector, the other scenarios and the kit's own tests. Packages that have not changed are not tested again.
 .PHONY: quick
@@ -185,6 +185,20 @@ conformance-short: build kit-e2e bin/tools/conformance ## a few of them that tel
 .PHONY: bin/tools/conformance
 bin/tools/conformance:
 	@go build -trimpath -o $@ ./test/conformance
+
+# CNP_FLAGS are those of a test program: CNP_FLAGS="-test.run TestConformance/^CNPAdminTierIntegration$$". Without, all run and there is a report.
+.PHONY: conformance-policy
+conformance-policy: build bin/tools/policy-conformance.test ## network-policy-api's own tests of ClusterNetworkPolicy, and the report (about 5 minutes)
+	@test/conformance-policy/run bin/tools/policy-conformance.test $(CNP_FLAGS)
+
+# A few that tell most: the tiers beside NetworkPolicies, their order, and ports with names.
+.PHONY: conformance-policy-short
+conformance-policy-short: ## a few of them (about a minute)
+	@$(MAKE) --no-print-directory conformance-policy CNP_FLAGS="-test.run '^TestConformance$$$$/^(CNPAdminTierIntegration|CNPAdminTierPriorityField|CNPAdminTierEgressNamedPort|CNPBaselineTierIngressTCP)$$$$'"
+
+.PHONY: bin/tools/policy-conformance.test
+bin/tools/policy-conformance.test:
+	@CGO_ENABLED=0 go test -C test/conformance-policy -trimpath -c -o $(CURDIR)/$@ .
 
 .PHONY: picture
 picture: build ## draw docs/pictures/terminal.svg, of a lab that starts and ends with it (a minute, as root)

@@ -93,11 +93,13 @@ func withoutSCTP(t *testing.T, o *unstructured.Unstructured) {
 	}
 }
 
-// ofSCTP are the tests that connect by SCTP alone.
+// ofSCTP are the tests that connect by SCTP: some by nothing else, and the others beside TCP and UDP, within the same subtest.
 func ofSCTP() (names []string) {
 	for _, test := range tests.ConformanceTests {
-		if strings.HasSuffix(test.ShortName, "SCTP") {
-			names = append(names, test.ShortName)
+		for _, end := range []string{"SCTP", "TierGress", "EgressInlineCIDRPeers", "EgressNodePeers", "PortRange"} {
+			if strings.HasSuffix(test.ShortName, end) {
+				names = append(names, test.ShortName)
+			}
 		}
 	}
 	return names
