@@ -191,7 +191,7 @@ export CNP_RUN
 
 .PHONY: conformance-policy
 conformance-policy: build bin/tools/policy-conformance.test ## network-policy-api's own tests of ClusterNetworkPolicy, and the report (about 5 minutes)
-	@test/conformance-policy/run bin/tools/policy-conformance.test $${CNP_RUN:+-test.run "$$CNP_RUN"}
+	@kit/conformance-policy/run bin/tools/policy-conformance.test $${CNP_RUN:+-test.run "$$CNP_RUN"}
 
 # The tiers beside NetworkPolicies, their order, and ports with names.
 .PHONY: conformance-policy-short
@@ -201,7 +201,7 @@ conformance-policy-short: ## a few of them that tell most (about a minute)
 
 .PHONY: bin/tools/policy-conformance.test
 bin/tools/policy-conformance.test:
-	@CGO_ENABLED=0 go test -C test/conformance-policy -trimpath -c -o $(CURDIR)/$@ .
+	@CGO_ENABLED=0 go test -C kit/conformance-policy -trimpath -c -o $(CURDIR)/$@ .
 
 .PHONY: picture
 picture: build ## draw docs/pictures/terminal.svg, of a lab that starts and ends with it (a minute, as root)

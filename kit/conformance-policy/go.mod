@@ -1,4 +1,4 @@
-module github.com/fathom-network/fathom/test/conformance-policy
+module github.com/fathom-network/fathom/kit/conformance-policy
 
 go 1.26.6
 
