@@ -54,13 +54,13 @@ func newWorld(t *testing.T, kernel *nft.Fake, closed string, refused error, obje
 // clusterPolicies are those of a source; nil is a cluster that lacks the kind.
 func clusterPolicies(source *cachetesting.FakeControllerSource) kube.Resource[*cnp.ClusterNetworkPolicy] {
 	return kube.From[*cnp.ClusterNetworkPolicy]("ClusterNetworkPolicies", &cache.ListWatch{
-		ListFunc: func(o metav1.ListOptions) (runtime.Object, error) {
+		ListWithContextFunc: func(_ context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			if source == nil {
 				return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "clusternetworkpolicies"}, "")
 			}
 			return source.List(o)
 		},
-		WatchFunc: func(o metav1.ListOptions) (watch.Interface, error) { return source.Watch(o) },
+		WatchFuncWithContext: func(_ context.Context, o metav1.ListOptions) (watch.Interface, error) { return source.Watch(o) },
 	})
 }
 

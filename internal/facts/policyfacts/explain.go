@@ -90,8 +90,7 @@ func (c Cluster) Explain(m *policy.Model, p policy.Packet) Explanation {
 	}
 	fromPod, fromNode := c.at(m, p.From, &e.From)
 	toPod, toNode := c.at(m, p.To, &e.To)
-	switch {
-	case p.From == p.To:
+	if p.From == p.To {
 		e.Always = "a pod always reaches itself"
 		return e
 	}
