@@ -48,6 +48,7 @@ var floors = []struct {
 var sideways = map[[2]string]string{
 	{"insight/svcbench", "agent/proxy"}: "it measures the proxy",
 	{"lab/template", "lab/stored"}:      "a template is made of what a cluster has stored",
+	{"lab/saved", "lab/stored"}:         "a lab that is kept has what its clusters have stored",
 }
 
 // onlyBy says which packages may import what is in these modules or directories; a name that ends in / stands

@@ -154,7 +154,8 @@ func parseCertificate(data []byte) (*x509.Certificate, error) {
 	return cert, nil
 }
 
-func describe(name string, cert *x509.Certificate, authorities map[string]*x509.Certificate) (Certificate, error) {
+// contents says what is in a certificate, but for its signer.
+func contents(name string, cert *x509.Certificate) Certificate {
 	c := Certificate{
 		Name: name, CommonName: cert.Subject.CommonName, Organizations: cert.Subject.Organization, DNSNames: cert.DNSNames,
 		KeyUsage: cert.KeyUsage, ExtKeyUsages: cert.ExtKeyUsage, Authority: cert.IsCA, Lifetime: cert.NotAfter.Sub(cert.NotBefore),
@@ -164,6 +165,11 @@ func describe(name string, cert *x509.Certificate, authorities map[string]*x509.
 			c.Addresses = append(c.Addresses, a.Unmap())
 		}
 	}
+	return c
+}
+
+func describe(name string, cert *x509.Certificate, authorities map[string]*x509.Certificate) (Certificate, error) {
+	c := contents(name, cert)
 	for signer, authority := range authorities {
 		if cert.CheckSignatureFrom(authority) == nil {
 			c.Signer = signer
@@ -374,4 +380,102 @@ func (d Disk) Personalize(from, to Identity, keys *Keys) (map[string][]byte, err
 		}
 	}
 	return files, nil
+}
+
+// Files are the keys as files, by names relative to /etc/kubernetes: those that ReadKeys reads.
+func (k *Keys) Files() (map[string][]byte, error) {
+	files := map[string][]byte{}
+	for name, a := range k.authorities {
+		files[name+".crt"] = encode("CERTIFICATE", a.cert.Raw)
+		key, err := encodeKey(a.key)
+		if err != nil {
+			return nil, fmt.Errorf("write the key of %s: %w", name, err)
+		}
+		files[name+".key"] = key
+	}
+	for name, pair := range k.pairs {
+		key, err := encodeKey(pair)
+		if err != nil {
+			return nil, fmt.Errorf("write the key %s: %w", name, err)
+		}
+		files[name+".key"] = key
+	}
+	return files, nil
+}
+
+// ReadKeys reads the keys of a cluster whose control-plane nodes have such disks.
+func ReadKeys(disks map[string]Disk, read func(name string) ([]byte, error)) (*Keys, error) {
+	k := &Keys{authorities: map[string]*issued{}, pairs: map[string]*ecdsa.PrivateKey{}}
+	for _, d := range disks {
+		for _, c := range d.Certificates {
+			if !c.Authority || k.authorities[c.Name] != nil {
+				continue
+			}
+			data, err := read(c.Name + ".crt")
+			if err != nil {
+				return nil, err
+			}
+			cert, err := parseCertificate(data)
+			if err != nil {
+				return nil, fmt.Errorf("%s.crt: %w", c.Name, err)
+			}
+			key, err := readKey(c.Name+".key", read)
+			if err != nil {
+				return nil, err
+			}
+			if !key.PublicKey.Equal(cert.PublicKey) {
+				return nil, fmt.Errorf("%s.key is not the key of %[1]s.crt", c.Name)
+			}
+			k.authorities[c.Name] = &issued{cert, key}
+		}
+		for _, name := range d.KeyPairs {
+			if k.pairs[name] != nil {
+				continue
+			}
+			key, err := readKey(name+".key", read)
+			if err != nil {
+				return nil, err
+			}
+			k.pairs[name] = key
+		}
+	}
+	return k, nil
+}
+
+func readKey(name string, read func(name string) ([]byte, error)) (*ecdsa.PrivateKey, error) {
+	data, err := read(name)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(data)
+	if block == nil || block.Type != "EC PRIVATE KEY" {
+		return nil, fmt.Errorf("%s: %w", name, errKeyKind)
+	}
+	key, err := x509.ParseECPrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return key, nil
+}
+
+// Pair is a certificate with its key, in PEM.
+type Pair struct{ Certificate, Key []byte }
+
+// PairLike makes a key, and a certificate for the same names as the first of those given. It signs itself.
+func PairLike(certificates []byte) (*Pair, error) {
+	block, _ := pem.Decode(certificates)
+	if block == nil {
+		return nil, errors.New("it has no certificate")
+	}
+	like, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	c := contents("", like)
+	made, err := (&Keys{}).issue(c, nil)
+	if err != nil {
+		return nil, err
+	}
+	key, err := encodeKey(made.key)
+	return &Pair{encode("CERTIFICATE", made.cert.Raw), key}, err
 }

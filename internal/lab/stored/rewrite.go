@@ -13,7 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Rewriter changes the texts and times of objects, wherever in them these stand.
+// Rewriter changes the texts and times of objects, wherever in them these stand. Without Time, times stay as they are.
 type Rewriter struct {
 	Text func(string) string
 	Time func(time.Time) time.Time
@@ -30,12 +30,12 @@ var (
 func (r Rewriter) Value(v reflect.Value) {
 	switch v.Type() {
 	case timeType:
-		if t := v.Addr().Interface().(*metav1.Time); !t.IsZero() {
+		if t := v.Addr().Interface().(*metav1.Time); r.Time != nil && !t.IsZero() {
 			t.Time = r.Time(t.Time)
 		}
 		return
 	case microTimeType:
-		if t := v.Addr().Interface().(*metav1.MicroTime); !t.IsZero() {
+		if t := v.Addr().Interface().(*metav1.MicroTime); r.Time != nil && !t.IsZero() {
 			t.Time = r.Time(t.Time)
 		}
 		return
@@ -96,6 +96,9 @@ func (r Rewriter) decoded(v any) any {
 	switch v := v.(type) {
 	case string:
 		if t, err := time.Parse(time.RFC3339, v); err == nil {
+			if r.Time == nil {
+				return v
+			}
 			return r.Time(t).UTC().Format(time.RFC3339)
 		}
 		return r.Text(v)

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"strings"
 	"time"
 
@@ -78,6 +79,27 @@ func (id Identity) Mark() func(string) string { return replacer(id.marks(), 0, 1
 // Unmark undoes Mark, with texts that may be others.
 func (id Identity) Unmark() func(string) string { return replacer(id.marks(), 1, 0) }
 
+// Move returns what puts the texts and addresses of another identity in the place of those of id.
+func (id Identity) Move(to Identity) func(string) string {
+	own, others := map[string]string{}, map[string]string{}
+	for _, p := range id.marks() {
+		own[p[1]] = p[0]
+	}
+	for _, p := range to.marks() {
+		others[p[1]] = p[0]
+	}
+	var list []string
+	for mark, text := range own {
+		if other, ok := others[mark]; ok {
+			list = append(list, text, other)
+		}
+	}
+	texts := strings.NewReplacer(list...)
+	return func(s string) string {
+		return MoveAddresses(texts.Replace(s), id.Underlays(), to.Underlays())
+	}
+}
+
 func replacer(pairs [][2]string, from, to int) func(string) string {
 	var list []string
 	for _, p := range pairs {
@@ -88,6 +110,27 @@ func replacer(pairs [][2]string, from, to int) func(string) string {
 
 // secret are texts that keys, certificates and tokens have, also in base64.
 var secret = []string{"PRIVATE KEY", "-----BEGIN ", "LS0tLS1CRUdJTi", "eyJhbGciOi"}
+
+// inBase64 is what may be a key or a certificate in base64.
+var inBase64 = regexp.MustCompile(`LS0tLS1CRUdJTi[A-Za-z0-9+/]*`)
+
+// HoldsKey says whether the text has a private key or a token in it, as far as one can tell. Certificates are neither.
+func HoldsKey(text []byte) bool {
+	if bytes.Contains(text, []byte("PRIVATE KEY-----")) || jwt.Match(text) {
+		return true
+	}
+	for _, found := range inBase64.FindAll(text, -1) {
+		head := found[:min(len(found), 64)]
+		head = head[:len(head)/4*4]
+		if data, err := base64.StdEncoding.DecodeString(string(head)); err == nil && bytes.Contains(data, []byte("PRIVATE KEY")) {
+			return true
+		}
+	}
+	return false
+}
+
+// jwt is a JSON Web Token (RFC 7519): a header in base64, which begins with `{"alg":` or `{"typ":`, its claims, and a signature.
+var jwt = regexp.MustCompile(`eyJ(hbGciOi|0eXAiOi)[A-Za-z0-9_-]*\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+`)
 
 // IsSecret says whether the text has a key, a certificate or a token in it, as far as one can tell.
 func IsSecret(text []byte) bool {
