@@ -34,7 +34,7 @@ func (a *app) targets(l *lab.Lab) ([]image.Target, error) {
 		if err != nil {
 			return nil, err
 		}
-		targets = append(targets, image.Target{Name: n.Name, SocketPath: m.File(containerdSocket)})
+		targets = append(targets, image.Target{Name: n.Name, SocketPath: m.File(lab.ContainerdSocket)})
 	}
 	if len(targets) == 0 {
 		return nil, fmt.Errorf("no node of lab %s is running: bring it up with `fathom up%s`", l.Name, nameFlag(l.Name))

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/fathom-network/fathom/internal/kernel/machine"
+	"github.com/fathom-network/fathom/internal/lab"
 	"github.com/fathom-network/fathom/internal/watch/cri"
 )
 
@@ -178,7 +179,7 @@ func (a *app) nodePs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			c, err := cri.Connect(m.File(containerdSocket))
+			c, err := cri.Connect(m.File(lab.ContainerdSocket))
 			if err != nil {
 				return err
 			}
@@ -218,8 +219,6 @@ func podState(p cri.Pod) string {
 	}
 	return "ended"
 }
-
-const containerdSocket = "/run/containerd/containerd.sock"
 
 func short(id string) string { return id[:min(13, len(id))] }
 

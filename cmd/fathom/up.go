@@ -21,9 +21,9 @@ import (
 )
 
 func (a *app) up() *cobra.Command {
-	var file, clusters string
+	var file, clusters, from string
 	var workers, planes int
-	var fresh bool
+	var fresh, hostPaths bool
 	var timings timings
 	var o topology.Overrides
 	cmd := &cobra.Command{
@@ -35,6 +35,9 @@ Without a file: clusters east and west, one control-plane node and two workers e
 back to its state: nodes that are off are started, and a cluster that an interrupted run left unfinished is
 recreated. Flags override the file. docs/lab-file.md describes the file.
 
+--from begins with what fathom save has saved: a file, LAB@TIME of those that are kept here, or @-5m for the last that is
+at least five minutes old. docs/save.md says more.
+
 Manifests, from the file and from --manifest, are applied while the clusters start, and again by each up that
 names them. It does not wait for their pods.`,
 		Example: `  fathom up
@@ -42,7 +45,8 @@ names them. It does not wait for their pods.`,
   fathom up --name net --clusters a,b --network flannel --proxy-mode iptables
   fathom up --clusters 1 --manifest app.yaml
   helm template app ./chart | fathom up --manifest -
-  fathom up -f lab.yaml`,
+  fathom up -f lab.yaml
+  fathom up --from lab.tar.zst --name try`,
 		Args:    cobra.NoArgs,
 		PreRunE: requireRoot,
 	}
@@ -59,6 +63,8 @@ names them. It does not wait for their pods.`,
 	f.StringVar(&o.PodCIDR, "pod-cidr", "", "addresses of pods")
 	f.StringVar(&o.ServiceCIDR, "service-cidr", "", "addresses of Services")
 	f.StringArrayVar(&o.Manifests, "manifest", nil, "`file` of objects for every cluster, a directory of such files, a kustomization, or -; may be repeated")
+	f.StringVar(&from, "from", "", "begin with what was saved: a `file`, LAB@TIME, or @-5m (see fathom save)")
+	f.BoolVar(&hostPaths, "host-paths", false, "with --from: let nodes see the paths of this machine that the file names")
 	f.BoolVar(&fresh, "fresh", false, "build each cluster step by step, and neither use nor leave a template")
 	timings.flag(f)
 	complete := func(flag string, values ...string) {
@@ -70,9 +76,29 @@ names them. It does not wait for their pods.`,
 	complete("dns", "cluster", "node-cache")
 	complete("ip-family", "ipv4", "ipv6", "dual")
 
+	shape := []string{"clusters", "workers", "control-planes", "network", "proxy", "proxy-mode", "dns", "ip-family", "pod-cidr", "service-cidr"}
+	for _, name := range append([]string{"file", "fresh", "manifest"}, shape...) {
+		cmd.MarkFlagsMutuallyExclusive("from", name)
+	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if from != "" {
+			s, err := a.findFrom(from)
+			if err != nil {
+				return err
+			}
+			o := lab.RestoreOptions{Name: s.Lab.Name, HostPaths: hostPaths}
+			if cmd.Flags().Changed("name") {
+				o.Name = a.name
+			}
+			return a.bringUp(cmd.Context(), o.Name, "", timings, func(ctx context.Context, report lab.Report) (*lab.Lab, error) {
+				return a.upFrom(ctx, s, o, report)
+			})
+		}
+		if hostPaths {
+			return errors.New("--host-paths is of --from: a lab file says itself what nodes see")
+		}
 		asked := file != ""
-		for _, name := range []string{"clusters", "workers", "control-planes", "network", "proxy", "proxy-mode", "dns", "ip-family", "pod-cidr", "service-cidr"} {
+		for _, name := range shape {
 			asked = asked || f.Changed(name)
 		}
 		if f.Changed("workers") {
@@ -102,33 +128,43 @@ names them. It does not wait for their pods.`,
 				want = &have.Lab
 			}
 		}
-		costs, end, err := timings.costs(want.Name)
-		if err != nil {
-			return err
+		again := ""
+		if hasManifests(want) {
+			again = "the same command"
 		}
-		defer end()
-		start := time.Now()
-		progress := newProgress(a.err)
-		l, err := lab.Up(cmd.Context(), a.paths, want, fresh, progress.report)
-		progress.close()
-		if timings != timingsOff {
-			progress.timeline(a.err)
-			err = errors.Join(err, costs(a.err))
-		}
-		if err != nil {
-			if cmd.Context().Err() != nil {
-				again := "`fathom up" + nameFlag(want.Name) + "`"
-				if hasManifests(want) {
-					again = "the same command"
-				}
-				fmt.Fprintf(a.err, "Interrupted: %s continues, `fathom down%s` removes the lab.\n", again, nameFlag(want.Name))
-			}
-			return err
-		}
-		a.summary(l, time.Since(start))
-		return nil
+		return a.bringUp(cmd.Context(), want.Name, again, timings, func(ctx context.Context, report lab.Report) (*lab.Lab, error) {
+			return lab.Up(ctx, a.paths, want, fresh, report)
+		})
 	}
 	return cmd
+}
+
+// bringUp shows how a lab comes up, and says what to do next: again is what continues where it was interrupted, if not a plain up.
+func (a *app) bringUp(ctx context.Context, name, again string, timings timings, up func(context.Context, lab.Report) (*lab.Lab, error)) error {
+	costs, end, err := timings.costs(name)
+	if err != nil {
+		return err
+	}
+	defer end()
+	start := time.Now()
+	progress := newProgress(a.err)
+	l, err := up(ctx, progress.report)
+	progress.close()
+	if timings != timingsOff {
+		progress.timeline(a.err)
+		err = errors.Join(err, costs(a.err))
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			if again == "" {
+				again = "`fathom up" + nameFlag(name) + "`"
+			}
+			fmt.Fprintf(a.err, "Interrupted: %s continues, `fathom down%s` removes the lab.\n", again, nameFlag(name))
+		}
+		return err
+	}
+	a.summary(l, time.Since(start))
+	return nil
 }
 
 // describe returns the lab that the file and the flags describe.

@@ -28,8 +28,13 @@ func Down(ctx context.Context, paths Paths, name string, report Report) error {
 		return err
 	}
 	defer unlock()
+	return l.down(ctx, t)
+}
+
+// down ends a lab that no other command changes meanwhile.
+func (l *Lab) down(ctx context.Context, t *timeline) error {
 	noted := l.notedKubeconfigs()
-	err = t.step("", "end every process", func() error { return cgroup.Kill(ctx, l.cgroup()) })
+	err := t.step("", "end every process", func() error { return cgroup.Kill(ctx, l.cgroup()) })
 	if err != nil {
 		return err
 	}
@@ -39,7 +44,7 @@ func Down(ctx context.Context, paths Paths, name string, report Report) error {
 	g.Go(func() error {
 		return t.step("", "remove the nodes' disks", func() error {
 			if err := os.RemoveAll(l.dir()); err != nil {
-				return fmt.Errorf("remove the disks of lab %s: %w", name, err)
+				return fmt.Errorf("remove the disks of lab %s: %w", l.Name, err)
 			}
 			return nil
 		})
@@ -62,16 +67,16 @@ func Down(ctx context.Context, paths Paths, name string, report Report) error {
 		// The lab is there until its contexts are gone, so that another down can take them.
 		return errors.Join(errConfig, l.noteKubeconfigs(append(noted, kubeconfig.Files()...)))
 	}
-	unlockState, err := lockDir(paths.State)
+	unlockState, err := lockDir(l.Paths.State)
 	if err != nil {
 		return err
 	}
 	defer unlockState()
-	if names, err := Names(paths); err != nil || len(names) > 0 {
+	if names, err := Names(l.Paths); err != nil || len(names) > 0 {
 		return err
 	}
 	// Nobody uses the layers now. One of an older kit would keep that kit's files on the disk.
-	if err := os.RemoveAll(filepath.Join(paths.Cache, "layers")); err != nil {
+	if err := os.RemoveAll(filepath.Join(l.Paths.Cache, "layers")); err != nil {
 		return fmt.Errorf("remove the nodes' shared layers: %w", err)
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,10 +48,11 @@ func hold(m *machine.Machine) error {
 	return nil
 }
 
-// release lets kubelet have them.
+// release lets kubelet have them. A lab that goes on as one was whose user took one away has none of it.
 func release(m *machine.Machine) error {
 	for _, name := range heldManifests {
-		if err := moveManifest(m, name, "/etc/kubernetes", "/etc/kubernetes/manifests"); err != nil {
+		err := moveManifest(m, name, "/etc/kubernetes", "/etc/kubernetes/manifests")
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

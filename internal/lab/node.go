@@ -62,18 +62,35 @@ func (l *Lab) writeDisk(c *topology.Cluster, n *topology.Node, store image.Store
 	if err := store.Clone(l.diskFile(n.Name, "/var/lib/containerd")); err != nil {
 		return fmt.Errorf("give node %s its images: %w", n.Name, err)
 	}
-	id := make([]byte, 16)
-	if _, err := rand.Read(id); err != nil {
-		return err
-	}
 	for _, dir := range []string{"/etc/cni/net.d", "/etc/kubernetes/manifests"} {
 		if err := os.MkdirAll(l.diskFile(n.Name, dir), 0o755); err != nil {
 			return err
 		}
 	}
+	files, err := l.nodeFiles(c, n)
+	if err != nil {
+		return err
+	}
+	id := make([]byte, 16)
+	if _, err := rand.Read(id); err != nil {
+		return err
+	}
+	files[machineID] = []byte(hex.EncodeToString(id) + "\n")
+	for path, data := range files {
+		if err := writeFile(l.diskFile(n.Name, path), data, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// machineID is the file that tells machines apart. https://www.freedesktop.org/software/systemd/man/latest/machine-id.html
+const machineID = "/etc/machine-id"
+
+// nodeFiles are the files that follow from what the node is, by their paths on it.
+func (l *Lab) nodeFiles(c *topology.Cluster, n *topology.Node) (map[string][]byte, error) {
 	files := map[string][]byte{
 		"/etc/hostname":               []byte(n.Name + "\n"),
-		"/etc/machine-id":             []byte(hex.EncodeToString(id) + "\n"),
 		"/etc/hosts":                  l.hostsFile(c),
 		"/etc/resolv.conf":            l.resolvConf(c),
 		"/etc/containerd/config.toml": fmt.Appendf(nil, containerdConfig, l.Kit.PauseImage),
@@ -82,20 +99,15 @@ func (l *Lab) writeDisk(c *topology.Cluster, n *topology.Node, store image.Store
 	}
 	kubelet, err := yaml.Marshal(kubeletConfig(c, n))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	files["/var/lib/kubelet/config.yaml"] = kubelet
 	network, err := networks.Of(c.Network.Kind).Disk(n)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	maps.Copy(files, network)
-	for path, data := range files {
-		if err := writeFile(l.diskFile(n.Name, path), data, 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
+	return files, nil
 }
 
 func profile(n *topology.Node) string {
@@ -162,6 +174,9 @@ const planeWeight = 10
 // containersGroup is the cgroup of a node that containerd puts containers in, by its namespace for CRI.
 const containersGroup = "k8s.io"
 
+// overlaid are the directories of a node that have the kit's programs, below what is the node's own.
+var overlaid = [...]string{"/usr/local", "/opt/cni"}
+
 // spec is what the node's init is told.
 func (l *Lab) spec(c *topology.Cluster, n *topology.Node, layer string) machine.Spec {
 	addrs := make([]string, 0, 2)
@@ -183,8 +198,8 @@ func (l *Lab) spec(c *topology.Cluster, n *topology.Node, layer string) machine.
 	s := machine.Spec{
 		Hostname: n.Name, Dir: l.dir("nodes", n.Name), Cgroup: l.cgroup(n.Name),
 		Overlays: []machine.Overlay{
-			{Target: "/usr/local", Lower: []string{filepath.Join(layer, "usr/local"), "/usr/local"}},
-			{Target: "/opt/cni", Lower: []string{filepath.Join(layer, "opt/cni")}},
+			{Target: overlaid[0], Lower: []string{filepath.Join(layer, "usr/local"), "/usr/local"}},
+			{Target: overlaid[1], Lower: []string{filepath.Join(layer, "opt/cni")}},
 		},
 		Services: []machine.Service{
 			{Name: containerdService, Args: []string{"/usr/local/bin/containerd"}, Log: "/var/log/containerd.log"},

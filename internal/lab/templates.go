@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -113,35 +112,13 @@ func (a *assembly) saveTemplate(ctx context.Context) error {
 
 func (a *assembly) makeTemplate(ctx context.Context, path string) error {
 	first := a.nodes[0]
-	endpoint := "https://" + netip.AddrPortFrom(a.NodeAddrs(a.c, first.Node)[0], 2379).String()
-	out, err := first.Output(ctx, "kube", "etcd-state", "save", "--endpoint="+endpoint, "--cacert=/etc/kubernetes/pki/etcd/ca.crt",
-		"--cert=/etc/kubernetes/pki/etcd/healthcheck-client.crt", "--key=/etc/kubernetes/pki/etcd/healthcheck-client.key")
+	state, err := a.etcdState(ctx, a.c, first.Node, first.Machine)
 	if err != nil {
 		return err
 	}
-	var state stored.State
-	if err := json.Unmarshal([]byte(out), &state); err != nil {
-		return fmt.Errorf("read etcd's state: %w", err)
-	}
-	planes := map[string]stored.Disk{}
-	public := map[string]string{}
-	for _, n := range a.planes() {
-		dir := os.DirFS(a.diskFile(n.Name, "/etc/kubernetes"))
-		planes[n.Name], err = stored.ReadDisk(dir, func(name string) bool {
-			return slices.Contains(writtenForNodes, "/etc/kubernetes/"+name)
-		})
-		if err != nil {
-			return fmt.Errorf("read the disk of node %s: %w", n.Name, err)
-		}
-		for _, c := range planes[n.Name].Certificates {
-			if c.Authority {
-				text, err := fs.ReadFile(dir, c.Name+".crt")
-				if err != nil {
-					return err
-				}
-				public[c.Name] = string(text)
-			}
-		}
+	planes, public, err := a.planeDisks(a.c, isPlanesOwn)
+	if err != nil {
+		return err
 	}
 	t, err := template.New(state, stored.Identity{Underlay4: a.Underlay4, Underlay6: a.Underlay6, Public: public}, planes, a.add.dns)
 	if err != nil {
@@ -184,65 +161,35 @@ func sweepTemplates(dir string) error {
 	return nil
 }
 
-// buildFrom makes the cluster from a template. All nodes boot at once, etcd begins with the template's objects, and with them are
-// there the pods: kubelets begin with what they run without a controller or a scheduler.
+// beginning is what a cluster begins with that is not made the long way.
+type beginning struct {
+	state stored.State
+	files map[string]map[string][]byte // of control-plane nodes, by node and name, relative to /etc/kubernetes
+}
+
+// buildFrom makes the cluster from a template.
 func (a *assembly) buildFrom(ctx context.Context, store image.Store, t *template.Template) error {
-	var cluster *template.Cluster
-	var state []byte // as `kube etcd-state restore` reads it
-	err := concurrently(ctx,
-		func(context.Context) error {
-			return a.step("make the cluster of its template", func() error {
-				var nodes []*corev1.Node
-				for _, n := range a.nodes {
-					nodes = append(nodes, a.nodeObject(a.c, n.Node))
-				}
-				now := time.Now()
-				var err error
-				if cluster, err = t.Cluster(a.Underlay4, a.Underlay6, nodes, now); err != nil {
-					return err
-				}
-				if err = cluster.State.AddSecret(bootstrapToken(now), now); err != nil {
-					return err
-				}
-				state, err = json.Marshal(cluster.State)
-				return err
-			})
-		},
-		func(ctx context.Context) error {
-			return a.step(fmt.Sprintf("boot %d node%s", len(a.nodes), plural(len(a.nodes))), func() error {
-				return each(ctx, a.nodes, bootLimit, func(ctx context.Context, n *node) error { return a.bootNew(ctx, n, store) })
-			})
-		})
-	if err != nil {
-		return err
+	begins := func() (beginning, error) {
+		var nodes []*corev1.Node
+		for _, n := range a.nodes {
+			nodes = append(nodes, a.nodeObject(a.c, n.Node))
+		}
+		now := time.Now()
+		cluster, err := t.Cluster(a.Underlay4, a.Underlay6, nodes, now)
+		if err != nil {
+			return beginning{}, err
+		}
+		err = cluster.State.AddSecret(bootstrapToken(now), now)
+		return beginning{cluster.State, cluster.Files}, err
 	}
-	if err := a.startBalancer(ctx, a.c); err != nil {
-		return err
-	}
-	err = a.step("give the nodes their credentials", func() error {
-		return each(ctx, a.planes(), len(a.planes()), func(ctx context.Context, n *node) error { return a.writePlane(ctx, n, cluster.Files[n.Name], state) })
-	})
-	if err != nil {
-		return err
-	}
-	if err := a.writeCredentials(a.nodes); err != nil {
-		return err
-	}
-	planes := a.planes()
-	err = a.step("start kubelet on the control plane", func() error { return each(ctx, planes, len(planes), startNodesKubelet) })
-	if err != nil {
-		return err
-	}
-	if a.client, err = kube.Connect(a.diskFile(planes[0].Name, "/etc/kubernetes/super-admin.conf")); err != nil {
-		return err
-	}
-	if err := a.startAPIServer(ctx); err != nil {
+	boot := func(ctx context.Context, n *node) error { return a.bootNew(ctx, n, store) }
+	if err := a.begin(ctx, "make the cluster of its template", begins, boot); err != nil {
 		return err
 	}
 	podsBegin := make(chan struct{})
 	a.manifests.apply(a.c, a.client, podsBegin)
 	a.add = addOns{dns: t.CoreDNS}
-	err = concurrently(ctx, a.startWorkers, func(ctx context.Context) error {
+	err := concurrently(ctx, a.startWorkers, func(ctx context.Context) error {
 		return a.installAddOns(ctx, func() { close(podsBegin) })
 	})
 	if err != nil {
@@ -252,6 +199,53 @@ func (a *assembly) buildFrom(ctx context.Context, store image.Store, t *template
 		return err
 	}
 	return a.setBuilt(a.c)
+}
+
+// begin boots all nodes at once, and starts an API server on what the cluster begins with. With it are there the pods: kubelets begin with what
+// they run without a controller or a scheduler.
+func (a *assembly) begin(ctx context.Context, step string, what func() (beginning, error), boot func(context.Context, *node) error) error {
+	var b beginning
+	var state []byte // as `kube etcd-state restore` reads it
+	err := concurrently(ctx,
+		func(context.Context) error {
+			return a.step(step, func() error {
+				var err error
+				if b, err = what(); err != nil {
+					return err
+				}
+				state, err = json.Marshal(b.state)
+				return err
+			})
+		},
+		func(ctx context.Context) error {
+			return a.step(fmt.Sprintf("boot %d node%s", len(a.nodes), plural(len(a.nodes))), func() error {
+				return each(ctx, a.nodes, bootLimit, boot)
+			})
+		})
+	if err != nil {
+		return err
+	}
+	if err := a.startBalancer(ctx, a.c); err != nil {
+		return err
+	}
+	planes := a.planes()
+	err = a.step("give the nodes their credentials", func() error {
+		return each(ctx, planes, len(planes), func(ctx context.Context, n *node) error { return a.writePlane(ctx, n, b.files[n.Name], state) })
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.writeCredentials(a.nodes); err != nil {
+		return err
+	}
+	err = a.step("start kubelet on the control plane", func() error { return each(ctx, planes, len(planes), startNodesKubelet) })
+	if err != nil {
+		return err
+	}
+	if a.client, err = kube.Connect(a.diskFile(planes[0].Name, "/etc/kubernetes/super-admin.conf")); err != nil {
+		return err
+	}
+	return a.startAPIServer(ctx)
 }
 
 // writePlane gives a control-plane node its files and its etcd the state. Its kubelet does not run yet.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 
@@ -34,13 +35,18 @@ func Up(ctx context.Context, paths Paths, want *topology.Lab, fresh bool, report
 		return nil, err
 	}
 	defer unlock()
-	l, err := begin(ctx, paths, want, t)
+	l, err := begin(ctx, paths, want, "", t)
 	if err != nil {
 		return nil, err
 	}
+	return l.finish(ctx, fresh, t)
+}
+
+// finish brings up a lab that exists.
+func (l *Lab) finish(ctx context.Context, fresh bool, t *timeline) (*Lab, error) {
 	m, stop := l.beginManifests(ctx, t)
 	defer stop()
-	err = l.up(ctx, m, fresh, t)
+	err := l.up(ctx, m, fresh, t)
 	if err == nil {
 		err = t.step("", "write the kubeconfig", l.mergeKubeconfig)
 	}
@@ -51,14 +57,14 @@ func Up(ctx context.Context, paths Paths, want *topology.Lab, fresh bool, report
 }
 
 // begin makes the lab exist, if this machine can run it. Labs begin one at a time, so that no two choose the
-// same underlay.
-func begin(ctx context.Context, paths Paths, want *topology.Lab, t *timeline) (*Lab, error) {
+// same underlay. from is the file that it begins with, or empty.
+func begin(ctx context.Context, paths Paths, want *topology.Lab, from string, t *timeline) (*Lab, error) {
 	unlock, err := lockDir(paths.State)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	l, err := define(paths, want)
+	l, err := define(paths, want, from != "")
 	if err != nil {
 		return nil, err
 	}
@@ -77,11 +83,23 @@ func begin(ctx context.Context, paths Paths, want *topology.Lab, t *timeline) (*
 	if err := l.mend(t); err != nil {
 		return nil, err
 	}
+	// Before the lab exists: what is there when it does is what it begins with.
+	switch _, err := os.Stat(l.dir(definition)); {
+	case from != "":
+		if err := l.placeOrigin(from); err != nil {
+			return nil, err
+		}
+	case errors.Is(err, fs.ErrNotExist):
+		if err := l.closeOrigin(); err != nil {
+			return nil, err
+		}
+	}
 	return l, l.save()
 }
 
-// define returns the lab to bring up: the one that exists, with want's manifests, or want with an underlay.
-func define(paths Paths, want *topology.Lab) (*Lab, error) {
+// define returns the lab to bring up: the one that exists, with want's manifests, or want with an underlay. moves says that want can have
+// another underlay than it names.
+func define(paths Paths, want *topology.Lab, moves bool) (*Lab, error) {
 	have, err := Open(paths, want.Name)
 	if err == nil {
 		if !sameLab(&have.Lab, want) {
@@ -104,9 +122,14 @@ func define(paths Paths, want *topology.Lab) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, underlay := range []netip.Prefix{l.Underlay4, l.Underlay6} {
+	for _, underlay := range []*netip.Prefix{&l.Underlay4, &l.Underlay6} {
 		for _, p := range taken {
-			if underlay.IsValid() && p.IsValid() && underlay.Overlaps(p) {
+			if !underlay.IsValid() || !p.IsValid() || !underlay.Overlaps(p) {
+				continue
+			}
+			if moves {
+				*underlay = netip.Prefix{}
+			} else {
 				return nil, fmt.Errorf("the underlay %s overlaps %s, which this machine routes, another lab has or the lab's own clusters use: choose another, or leave it out", underlay, p)
 			}
 		}
@@ -233,23 +256,40 @@ func (l *Lab) up(ctx context.Context, m *manifests, fresh bool, t *timeline) err
 	}
 	defer store.Close()
 
+	var from *restored
+	if _, err := os.Stat(l.dir(origin)); err == nil {
+		err := t.step("", "lay out the nodes' disks", func() error {
+			var err error
+			from, err = l.openOrigin(ctx, store)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
 	g, gctx = errgroup.WithContext(ctx)
 	for i := range l.Clusters {
 		c := &l.Clusters[i]
 		g.Go(func() error {
-			if err := l.start(gctx, l.assemble(c, m, t), store, fresh); err != nil {
+			if err := l.start(gctx, l.assemble(c, m, t), store, from, fresh); err != nil {
 				return fmt.Errorf("cluster %s: %w", c.Name, err)
 			}
 			return nil
 		})
 	}
-	return g.Wait()
+	if err := g.Wait(); err != nil || from == nil {
+		return err
+	}
+	return l.closeOrigin()
 }
 
 // start brings a cluster up in the shortest way that it has.
-func (l *Lab) start(ctx context.Context, a *assembly, store image.Store, fresh bool) error {
+func (l *Lab) start(ctx context.Context, a *assembly, store image.Store, from *restored, fresh bool) error {
 	if l.built(a.c) {
 		return a.resume(ctx)
+	}
+	if from != nil {
+		return a.restore(ctx, from)
 	}
 	if !fresh {
 		if t := l.readTemplate(a.c); t != nil {

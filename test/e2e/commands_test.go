@@ -26,6 +26,7 @@ import (
 //	own-disk SIZE                the same on a file system of that size, mounted at .state
 //	more-inotify N               raise the host's limit of inotify instances to N until the scenario ends
 //	objects CLUSTER FILE         write the cluster's objects into a file, without what differs between two clusters of one description
+//	objects -exact CLUSTER FILE  the same, without what differs in a lab that begins where it was saved
 //	nothing-left                 the host looks as it did before the scenario; each scenario ends with it
 //
 // $FATHOM_TEST_SLOW is how many times longer everything may take, on a machine that is emulated. It goes for the

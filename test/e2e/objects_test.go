@@ -19,8 +19,12 @@ var passing = []string{"events", "events.events.k8s.io", "leases.coordination.k8
 // cmdObjects writes a cluster's objects into a file, one a line, without what differs between two clusters of one description: UIDs,
 // times, keys and certificates, random names, addresses that pods happened to get.
 func cmdObjects(ts *testscript.TestScript, neg bool, args []string) {
+	exact := len(args) > 0 && args[0] == "-exact"
+	if exact {
+		args = args[1:]
+	}
 	if neg || len(args) != 2 {
-		ts.Fatalf("usage: objects CLUSTER FILE")
+		ts.Fatalf("usage: objects [-exact] CLUSTER FILE")
 	}
 	kubectl := func(more ...string) []byte {
 		argv := resolve(ts, append([]string{"kubectl", args[0]}, more...))
@@ -28,7 +32,7 @@ func cmdObjects(ts *testscript.TestScript, neg bool, args []string) {
 		return []byte(ts.ReadFile("stdout"))
 	}
 	kinds := slices.DeleteFunc(strings.Fields(string(kubectl("api-resources", "--verbs=list", "-o", "name"))), func(kind string) bool {
-		return slices.Contains(passing, kind)
+		return slices.Contains(passing, kind) && !(exact && kind == "secrets")
 	})
 	type objects struct {
 		Items []map[string]any `json:"items"`
@@ -46,6 +50,12 @@ func cmdObjects(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	var lines []string
 	for _, object := range list.Items {
+		if exact {
+			if line, ok := exactly(ts, object); ok {
+				lines = append(lines, line)
+			}
+			continue
+		}
 		kept := anonymous("", object).(map[string]any)
 		metadata := kept["metadata"].(map[string]any)
 		if kept["kind"] == "Pod" {
@@ -68,12 +78,40 @@ func cmdObjects(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(strings.Join(lines, "\n")+"\n"), 0o600))
 }
 
-// notReady says whether the object is a pod that is not Ready.
+// exactly writes an object with all that a lab has again that begins where it was saved; nothing for a static pod's mirror.
+func exactly(ts *testscript.TestScript, object map[string]any) (string, bool) {
+	metadata := object["metadata"].(map[string]any)
+	delete(metadata, "resourceVersion")
+	delete(metadata, "managedFields") // who wrote a status last is in it
+	annotations, _ := metadata["annotations"].(map[string]any)
+	if annotations["kubernetes.io/config.mirror"] != nil {
+		return "", false
+	}
+	if delete(annotations, "fathom.network/answers"); len(annotations) == 0 {
+		delete(metadata, "annotations")
+	}
+	delete(object, "status")
+	if data, ok := object["data"].(map[string]any); ok {
+		for key := range data {
+			if strings.HasPrefix(key, "jws-kubeconfig-") { // signed by whichever controller manager
+				delete(data, key)
+			}
+		}
+	}
+	data, err := json.Marshal(object)
+	ts.Check(err)
+	return fmt.Sprintf("%s %v/%v %s", object["kind"], metadata["namespace"], metadata["name"], data), true
+}
+
+// notReady says whether the object is a pod that is not Ready, and has not ended well either.
 func notReady(object map[string]any) bool {
 	if object["kind"] != "Pod" {
 		return false
 	}
 	status, _ := object["status"].(map[string]any)
+	if status["phase"] == "Succeeded" {
+		return false
+	}
 	conditions, _ := status["conditions"].([]any)
 	return !slices.ContainsFunc(conditions, func(c any) bool {
 		condition, _ := c.(map[string]any)

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"path/filepath"
+	"strconv"
 )
 
 // Spec is what a machine is made of. Start hands it to the machine's init, which builds the root file
@@ -111,4 +113,9 @@ const (
 type CPUWeight struct {
 	Group string
 	Times int
+}
+
+// Upper is the directory of the machine's disk that has what changed of the i-th of its overlays.
+func (s Spec) Upper(i int) string {
+	return filepath.Join(s.Dir, "overlays", strconv.Itoa(i), "upper")
 }

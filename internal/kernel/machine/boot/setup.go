@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -105,13 +104,14 @@ func mountRoot(spec machine.Spec) error {
 		}
 	}
 	for i, o := range spec.Overlays {
-		disk := filepath.Join(spec.Dir, "overlays", strconv.Itoa(i))
-		for _, dir := range []string{filepath.Join(disk, "upper"), filepath.Join(disk, "work"), rootDir(spec, o.Target)} {
+		upper := spec.Upper(i)
+		work := filepath.Join(filepath.Dir(upper), "work")
+		for _, dir := range []string{upper, work, rootDir(spec, o.Target)} {
 			if err := os.MkdirAll(dir, 0o755); err != nil {
 				return err
 			}
 		}
-		if err := overlay(o.Lower, filepath.Join(disk, "upper"), filepath.Join(disk, "work"), rootDir(spec, o.Target)); err != nil {
+		if err := overlay(o.Lower, upper, work, rootDir(spec, o.Target)); err != nil {
 			return err
 		}
 	}

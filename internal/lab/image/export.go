@@ -1,0 +1,61 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+
+	"github.com/fathom-network/fathom/internal/facts/standin"
+	"github.com/fathom-network/fathom/internal/kit"
+	"github.com/fathom-network/fathom/internal/watch/cri"
+)
+
+// Added returns the images of a node that are not of the kit: those that were loaded, or pulled from a real registry.
+func Added(ctx context.Context, k kit.Kit, node Target) ([]cri.Image, error) {
+	index, err := layout.ImageIndexFromPath(k.ImagesDir())
+	if err != nil {
+		return nil, fmt.Errorf("read the kit's images: %w", err)
+	}
+	manifest, err := index.IndexManifest()
+	if err != nil {
+		return nil, fmt.Errorf("read the kit's images: %w", err)
+	}
+	own := map[string]bool{}
+	for _, m := range manifest.Manifests {
+		own[m.Annotations[imageNameAnnotation]] = true
+	}
+	images, err := List(ctx, node)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(images, func(i cri.Image) bool {
+		return len(i.Names) == 0 || standin.Of(i.Names) || slices.ContainsFunc(i.Names, func(name string) bool { return own[name] })
+	}), nil
+}
+
+// Export writes images of a node to w, as an archive that Load reads.
+func Export(ctx context.Context, k kit.Kit, node Target, names []string, w io.Writer) error {
+	if err := k.Require(k.Bin("ctr")); err != nil {
+		return fmt.Errorf("export images: %w", err)
+	}
+	args := append([]string{"--address", node.SocketPath, "--namespace", namespace, "images", "export", "--platform", "linux/" + runtime.GOARCH, "-"}, names...)
+	cmd := exec.CommandContext(ctx, k.Bin("ctr"), args...)
+	var problems strings.Builder
+	cmd.Stdout, cmd.Stderr = w, &problems
+	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	runtime.LockOSThread() // the death signal is tied to the thread that starts the child
+	defer runtime.UnlockOSThread()
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("export %s from node %s with %s: %w: %s", strings.Join(names, ", "), node.Name, filepath.Base(k.Bin("ctr")), err, lines([]byte(problems.String())))
+	}
+	return nil
+}
