@@ -51,6 +51,12 @@ made anew otherwise.`,
 		case keep < 1:
 			return fmt.Errorf("--keep %d: want one at least", keep)
 		}
+		if _, err := os.Stat(filepath.Dir(to)); err != nil { // one that does not exist is mistyped
+			return fmt.Errorf("--to %s: %w", to, err)
+		}
+		if info, err := os.Stat(to); err == nil && info.IsDir() {
+			return fmt.Errorf("--to %s: it is a directory: name a file in it, such as %s", to, filepath.Join(to, "lab.tar.zst"))
+		}
 		l, err := a.openFirst(args)
 		if err != nil {
 			return err

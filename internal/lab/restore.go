@@ -38,6 +38,9 @@ const origin = "origin.tar.zst"
 func Restore(ctx context.Context, paths Paths, from string, o RestoreOptions, report Report) (*Lab, error) {
 	t := &timeline{report: report}
 	h, err := saved.ReadHeader(from)
+	if err == nil {
+		err = saved.Check(from) // before anything is changed
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", from, err)
 	}

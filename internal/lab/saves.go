@@ -52,6 +52,9 @@ func (l *Lab) SaveKept(ctx context.Context, o SaveOptions) (Saved, error) {
 // OpenSaved reads what a file says of its lab.
 func OpenSaved(path string) (Saved, error) {
 	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Saved{}, fmt.Errorf("there is no file %s; `fathom save ls` lists the labs that are kept, which have an @ in their names", path)
+	}
 	if err != nil {
 		return Saved{}, err
 	}

@@ -245,8 +245,8 @@ type Node struct {
 	Move   func(string) string
 }
 
-// Unpack lays the files of nodes where they belong, and the archives of images into a directory. What is of other nodes is left out. It is called
-// once, and reads the file to its end.
+// Unpack lays the files of nodes where they belong, and the archives of images into a directory, if it has a name. What is of other nodes is left
+// out. It is called once, and reads the file to its end.
 func (f *File) Unpack(nodes map[string]Node, imagesTo string) ([]Loaded, error) {
 	var images []Loaded
 	disks := map[string]*disk{}
@@ -317,6 +317,10 @@ func (f *File) unpack(h *tar.Header, nodes map[string]Node, disks map[string]*di
 	if len(*images) == 0 || (*images)[len(*images)-1].Archive != "" || h.Typeflag != tar.TypeReg {
 		return &InvalidError{fmt.Errorf("%s is no archive of an image that it tells of", h.Name)}
 	}
+	if imagesTo == "" {
+		(*images)[len(*images)-1].Archive = h.Name
+		return nil
+	}
 	out, err := os.CreateTemp(imagesTo, "image-")
 	if err != nil {
 		return err
@@ -324,4 +328,15 @@ func (f *File) unpack(h *tar.Header, nodes map[string]Node, disks map[string]*di
 	_, err = io.Copy(out, f.tar)
 	(*images)[len(*images)-1].Archive = out.Name()
 	return errors.Join(err, out.Close())
+}
+
+// Check reads a file to its end, and says whether it is whole.
+func Check(name string) error {
+	f, err := Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.Unpack(nil, "")
+	return err
 }
