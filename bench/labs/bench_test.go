@@ -135,3 +135,16 @@ func TestManifestOfABareStart(t *testing.T) {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
+
+func TestStepEnd(t *testing.T) {
+	out := "step                             begins   takes\ncheck this machine                0.00s   0.01s |= |\neast: start the API server        1.50s   2.25s | == |\neast: 3 nodes Ready              3.80s  10.00s |  ====|\n"
+	if got, err := stepEnd(out, "start the API server"); err != nil || got != 3.75 {
+		t.Errorf("the API server answers after %v: %v", got, err)
+	}
+	if got, err := lastEnd(out); err != nil || got != 13.8 {
+		t.Errorf("all ends after %v: %v", got, err)
+	}
+	if _, err := stepEnd(out, "start kubelet"); err == nil {
+		t.Error("a step that is not there has an end")
+	}
+}

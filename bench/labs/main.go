@@ -59,6 +59,7 @@ const (
 	oneLab     = "bench-one"
 	defaultLab = "bench-two"
 	manyLab    = "bench-many"
+	forkLab    = "bench-fork"
 )
 
 func run(ctx context.Context, o options) (err error) {
@@ -72,7 +73,7 @@ func run(ctx context.Context, o options) (err error) {
 	defer b.close()
 	clear := func() error {
 		var errs []error
-		for _, name := range []string{oneLab, defaultLab, manyLab} {
+		for _, name := range []string{oneLab, defaultLab, manyLab, forkLab} {
 			errs = append(errs, b.down(name))
 		}
 		return errors.Join(errs...)
@@ -159,8 +160,11 @@ func (b *bench) startUp(ctx context.Context, rounds int, about string) ([]report
 		if err := b.twoClusters(ctx, r); err != nil {
 			return nil, err
 		}
-		say("round %d of %d: bare start %.2f s; one cluster up %.2f s, a Service answers %.2f s (%.2f times), step by step %.2f s, one that came with it %.2f s (%.2f times), 30 pods %.2f s, down %.2f s; two clusters up %.2f s, down %.2f s",
-			i+1, rounds, bare.Seconds, r["up"][i], r["chain"][i], r["chain"][i]/bare.Seconds, r["fresh"][i], r["manifest"][i], r["manifest"][i]/bare.Seconds, r["30 pods"][i], r["down"][i], r["two up"][i], r["two down"][i])
+		if err := b.kept(ctx, r); err != nil {
+			return nil, err
+		}
+		say("round %d of %d: bare start %.2f s; one cluster up %.2f s, a Service answers %.2f s (%.2f times), step by step %.2f s, one that came with it %.2f s (%.2f times), 30 pods %.2f s, down %.2f s; two clusters up %.2f s, down %.2f s; a fork of %d pods answers %.2f s, all its pods %.2f s",
+			i+1, rounds, bare.Seconds, r["up"][i], r["chain"][i], r["chain"][i]/bare.Seconds, r["fresh"][i], r["manifest"][i], r["manifest"][i]/bare.Seconds, r["30 pods"][i], r["down"][i], r["two up"][i], r["two down"][i], keptPods, r["fork api"][i], r["fork"][i])
 	}
 	times := []figure{
 		{"bare start: etcd + kube-apiserver, ready", "s", 0, r["bare"]},
@@ -176,6 +180,10 @@ func (b *bench) startUp(ctx context.Context, rounds int, about string) ([]report
 		{"the default lab, two clusters of 1+2 nodes: `fathom up`", "s", 14, r["two up"]},
 		{"… as a multiple of the bare start of its round", "", 0, r["two up"].per(r["bare"])},
 		{"the default lab: `fathom down`", "s", 3, r["two down"]},
+		{fmt.Sprintf("a lab with %d pods and %d Services: `fathom save`", keptPods, keptServices), "s", 0, r["save"]},
+		{"… `fathom fork`, until its API answers", "s", 0, r["fork api"]},
+		{"… as a multiple of the bare start of its round", "", 2, r["fork api"].per(r["bare"])},
+		{"… until all its pods are Ready", "s", 0, r["fork"]},
 	}
 	cpu := []figure{
 		{"bare start", "CPU-s", 0, r["bare cpu"]},
@@ -207,6 +215,8 @@ func (b *bench) startUp(ctx context.Context, rounds int, about string) ([]report
 	disk := []figure{
 		{"a worker's directory, after its start", "MB", 0, r["disk"]},
 		{"… without the CNI plugin that the agent's pod installs", "MB", 5, r["diskOwn"]},
+		{"the default lab, in the file of `fathom save`", "MB", 2, r["two size"]},
+		{fmt.Sprintf("a lab with %d pods and %d Services, in the file of `fathom save`", keptPods, keptServices), "MB", 0, r["save size"]},
 	}
 	return []report.Section{
 		{Name: "machine", Text: about},
@@ -397,6 +407,11 @@ func (b *bench) twoClusters(ctx context.Context, r results) error {
 	if cpu := l.cpuSeconds(); cpu > 0 {
 		r.add("two up cpu", cpu)
 	}
+	size, _, err := l.save(ctx)
+	if err != nil {
+		return err
+	}
+	r.add("two size", size)
 	start = time.Now()
 	if err := b.down(defaultLab); err != nil {
 		return err

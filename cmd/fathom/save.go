@@ -250,6 +250,7 @@ func (a *app) upFrom(ctx context.Context, s lab.Saved, o lab.RestoreOptions, rep
 }
 
 func (a *app) fork() *cobra.Command {
+	var timings timings
 	cmd := &cobra.Command{
 		Use:   "fork [LAB]",
 		Short: "Bring a lab up once more, as it stands, under another name",
@@ -259,6 +260,7 @@ objects, go on side by side, and differ from then on. docs/save.md says what a f
   fathom fork fathom --name try`,
 		Args: cobra.MaximumNArgs(1), PreRunE: requireRoot, ValidArgsFunction: a.completeFirstLab,
 	}
+	timings.flag(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		of, name := "fathom", a.name
 		if len(args) > 0 {
@@ -273,7 +275,7 @@ objects, go on side by side, and differ from then on. docs/save.md says what a f
 				return err
 			}
 		}
-		return a.bringUp(cmd.Context(), name, "", timingsOff, func(ctx context.Context, report lab.Report) (*lab.Lab, error) {
+		return a.bringUp(cmd.Context(), name, "", timings, func(ctx context.Context, report lab.Report) (*lab.Lab, error) {
 			return l.Fork(ctx, name, lab.SaveOptions{Version: version}, report)
 		})
 	}
