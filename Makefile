@@ -234,7 +234,7 @@ bench-dns: build ## measure the node's DNS cache beside CoreDNS, into docs/bench
 .PHONY: lint
 lint: bin/tools/golangci-lint ## static checks of all modules of ours
 	bin/tools/golangci-lint run ./...
-	@for m in kit/kubernetes kit/addons/coredns kit/addons/dns kit/bom $(patsubst %/go.mod,%,$(wildcard test/e2e/go.mod)); do \
+	@for m in kit/kubernetes kit/addons/coredns kit/addons/dns kit/bom kit/conformance-policy $(patsubst %/go.mod,%,$(wildcard test/e2e/go.mod)); do \
 		echo "lint: $$m" && (cd $$m && CGO_ENABLED=0 $(CURDIR)/bin/tools/golangci-lint run -c $(CURDIR)/.golangci.yml ./...) || exit 1; done
 
 bin/tools/golangci-lint: kit/tools/go.mod kit/tools/go.sum
