@@ -151,6 +151,9 @@ var agentMisuses = []misuse{
 	{http.MethodPost, "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies", "", `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "mine"}, "spec": {"podSelector": {}}}`, noRight + `create resource \"networkpolicies\"`},
 	{http.MethodPatch, "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies/deny", "", `{"spec": {"ingress": [{}]}}`, noRight + `patch resource \"networkpolicies\"`},
 	{http.MethodDelete, "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies/deny", "", ``, noRight + `delete resource \"networkpolicies\"`},
+	{http.MethodPost, "/apis/policy.networking.k8s.io/v1beta1/clusternetworkpolicies", "", `{"apiVersion": "policy.networking.k8s.io/v1beta1", "kind": "ClusterNetworkPolicy", "metadata": {"name": "mine"}, "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}}}`, noRight + `create resource \"clusternetworkpolicies\"`},
+	{http.MethodPatch, "/apis/policy.networking.k8s.io/v1beta1/clusternetworkpolicies/deny", "", `{"spec": {"priority": 2}}`, noRight + `patch resource \"clusternetworkpolicies\"`},
+	{http.MethodDelete, "/apis/policy.networking.k8s.io/v1beta1/clusternetworkpolicies/deny", "", ``, noRight + `delete resource \"clusternetworkpolicies\"`},
 }
 
 // controllerMisuses are tried by the controller.

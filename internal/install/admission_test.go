@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	cnp "github.com/fathom-network/fathom/api/clusternetworkpolicy/v1beta1"
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
@@ -225,11 +226,12 @@ func useAgent(ctx context.Context, t *testing.T, as *caller, admin *kube.Client)
 	services := kube.Watch(ctx, c, kube.Services, kube.Options[*corev1.Service]{})
 	endpoints := kube.Watch(ctx, c, kube.EndpointSlices, kube.Options[*discoveryv1.EndpointSlice]{})
 	policies := kube.Watch(ctx, c, kube.NetworkPolicies, kube.Options[*networkingv1.NetworkPolicy]{})
+	cluster := kube.Watch(ctx, c, kube.ClusterNetworkPolicies, kube.Options[*cnp.ClusterNetworkPolicy]{})
 	pods := kube.Watch(ctx, c, kube.Pods, kube.Options[*corev1.Pod]{}) // once there are policies
 	testenv.Eventually(t, "an agent sees everything", func() (bool, string) {
-		return view.Synced() && services.Synced() && endpoints.Synced() && policies.Synced() && pods.Synced() && view.BGPPeers.Listed(), fmt.Sprint(view.Problem())
+		return view.Synced() && services.Synced() && endpoints.Synced() && policies.Synced() && cluster.Synced() && pods.Synced() && view.BGPPeers.Listed(), fmt.Sprint(view.Problem())
 	})
-	as.list(ctx, t, "/api/v1/nodes", "/api/v1/pods?fieldSelector=spec.nodeName%3Dnode-a", "/api/v1/pods", "/apis/networking.k8s.io/v1/networkpolicies", "/api/v1/namespaces", "/api/v1/services",
+	as.list(ctx, t, "/api/v1/nodes", "/api/v1/pods?fieldSelector=spec.nodeName%3Dnode-a", "/api/v1/pods", "/apis/networking.k8s.io/v1/networkpolicies", "/apis/policy.networking.k8s.io/v1beta1/clusternetworkpolicies", "/api/v1/namespaces", "/api/v1/services",
 		"/apis/discovery.k8s.io/v1/endpointslices", "/apis/networking.k8s.io/v1/servicecidrs", own+"/ippools", own+"/addresspools", own+"/bgppeers",
 		"/api/v1/namespaces/fathom-system/configmaps?fieldSelector=metadata.name%3Dfathom-config")
 	if _, err := kube.List(ctx, c, kube.IPBlocks, kube.Selection{}); err != nil {
