@@ -37,10 +37,7 @@ const origin = "origin.tar.zst"
 // anew, and so are the keys of a lab that goes by another name.
 func Restore(ctx context.Context, paths Paths, from string, o RestoreOptions, report Report) (*Lab, error) {
 	t := &timeline{report: report}
-	h, err := saved.ReadHeader(from)
-	if err == nil {
-		err = saved.Check(from) // before anything is changed
-	}
+	h, err := saved.Check(from) // before anything is changed
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", from, err)
 	}

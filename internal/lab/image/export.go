@@ -4,13 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 
@@ -47,15 +43,9 @@ func Export(ctx context.Context, k kit.Kit, node Target, names []string, w io.Wr
 	if err := k.Require(k.Bin("ctr")); err != nil {
 		return fmt.Errorf("export images: %w", err)
 	}
-	args := append([]string{"--address", node.SocketPath, "--namespace", namespace, "images", "export", "--platform", "linux/" + runtime.GOARCH, "-"}, names...)
-	cmd := exec.CommandContext(ctx, k.Bin("ctr"), args...)
-	var problems strings.Builder
-	cmd.Stdout, cmd.Stderr = w, &problems
-	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	runtime.LockOSThread() // the death signal is tied to the thread that starts the child
-	defer runtime.UnlockOSThread()
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("export %s from node %s with %s: %w: %s", strings.Join(names, ", "), node.Name, filepath.Base(k.Bin("ctr")), err, lines([]byte(problems.String())))
+	args := append([]string{"images", "export", "--platform", "linux/" + runtime.GOARCH, "-"}, names...)
+	if err := ctrTo(ctx, k, node.SocketPath, nil, w, args...); err != nil {
+		return fmt.Errorf("export %s from node %s: %w", strings.Join(names, ", "), node.Name, err)
 	}
 	return nil
 }

@@ -26,9 +26,17 @@ func importArchive(ctx context.Context, k kit.Kit, socket string, archive io.Rea
 // ctr runs a command of the kit's ctr on the containerd at socket. Rejected: containerd's client library, which would add
 // all of containerd's dependencies to each program of Fathom.
 func ctr(ctx context.Context, k kit.Kit, socket string, in io.Reader, args ...string) error {
+	return ctrTo(ctx, k, socket, in, nil, args...)
+}
+
+// ctrTo is ctr, with what the command writes to its standard output in to, if that is not nil.
+func ctrTo(ctx context.Context, k kit.Kit, socket string, in io.Reader, to io.Writer, args ...string) error {
 	cmd := exec.CommandContext(ctx, k.Bin("ctr"), append([]string{"--address", socket, "--namespace", namespace}, args...)...)
 	var out bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, &out, &out
+	if to != nil {
+		cmd.Stdout = to
+	}
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	// The death signal is tied to the thread that starts the child.
 	runtime.LockOSThread()

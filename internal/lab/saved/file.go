@@ -330,13 +330,13 @@ func (f *File) unpack(h *tar.Header, nodes map[string]Node, disks map[string]*di
 	return errors.Join(err, out.Close())
 }
 
-// Check reads a file to its end, and says whether it is whole.
-func Check(name string) error {
+// Check reads a file to its end, and returns its header if it is whole.
+func Check(name string) (Header, error) {
 	f, err := Open(name)
 	if err != nil {
-		return err
+		return Header{}, err
 	}
 	defer f.Close()
 	_, err = f.Unpack(nil, "")
-	return err
+	return f.Header, err
 }

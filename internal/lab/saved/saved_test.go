@@ -113,7 +113,7 @@ func TestDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	if err := Check(name); err != nil {
+	if _, err := Check(name); err != nil {
 		t.Fatal(err)
 	}
 	f, err := Open(name)
@@ -207,7 +207,7 @@ func TestCut(t *testing.T) {
 		if err := os.WriteFile(cut, data[:n], 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := Check(cut); !IsInvalid(err) {
+		if _, err := Check(cut); !IsInvalid(err) {
 			t.Errorf("%d bytes of %d: %v", n, len(data), err)
 		}
 	}
