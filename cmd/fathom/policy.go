@@ -120,7 +120,7 @@ left out: to policies they are their node. It is worked out from the API's objec
 			}
 			all, rows := c.Matrix(namespace), [][]string{}
 			for _, p := range all {
-				rows = append(rows, []string{p.From, p.To, p.Text})
+				rows = append(rows, []string{p.From, p.To, p.AllowedText()})
 			}
 			return o.print(a, all, "FROM TO ALLOWED", rows)
 		},
@@ -197,6 +197,8 @@ func (a *app) printPolicy(e policyfacts.Explanation) {
 	for _, s := range e.Sides {
 		fmt.Fprintf(a.out, "  %s of %s: ", s.Direction, s.Pod)
 		switch {
+		case len(s.Audit) > 0:
+			fmt.Fprintf(a.out, "allowed; audit: %s would drop it\n", strings.Join(s.Audit, ", "))
 		case !s.Isolated:
 			fmt.Fprintln(a.out, "allowed, no policy isolates it")
 		case s.By != "":

@@ -60,7 +60,7 @@ func (f Facts) side(d Direction, subject, peer netip.Addr) (s side) {
 	if n := a.Tiers[d]; n != 0 {
 		s.tiers, s.closed = f.Classes[n].answers(identity, peer), identity == Unnumbered
 	}
-	if n := a.Isolated[d]; n != 0 {
+	if n := a.Isolated[d]; n != 0 && !a.Audited[d] {
 		c := f.Classes[n]
 		s.isolated, s.granted = true, slices.Concat(c.with(identity), c.with(0))
 		for _, b := range c.Blocks {

@@ -31,6 +31,8 @@ type Address struct {
 	Pod      service.Name
 	Isolated [2]Number
 	Tiers    [2]Number
+	// Audited says that no policy of the class in Isolated isolates by itself: what the class does not allow is told, and allowed.
+	Audited [2]bool
 }
 
 // Free says that no policy has anything to say of what the pod of the address sends or hears.
@@ -116,6 +118,8 @@ type Verdict struct {
 	By       Reason
 	// Passed is the rule of Admin or Baseline that left it to the next tier, if one did.
 	Passed Reason
+	// Audit are the audited NetworkPolicies that would drop what is allowed, if they were not audited.
+	Audit []ID
 }
 
 // Judge says what these facts make of a packet in one direction, as the node's kernel does. The pod that may be isolated is the
@@ -134,6 +138,12 @@ func (f Facts) Judge(d Direction, p Packet) Verdict {
 		return v
 	}
 	c := f.Classes[a.Isolated[d]]
+	if a.Audited[d] {
+		if _, would := c.find(f.Addrs[peer].Peer, peer, p); !would {
+			v.Audit = c.Policies
+		}
+		return v
+	}
 	v.Isolated, v.Policies = true, c.Policies
 	v.By, v.Allowed = c.find(f.Addrs[peer].Peer, peer, p)
 	return v

@@ -244,6 +244,9 @@ func (m *Model) classify(id *identity) {
 			}
 			changed = true
 		}
+		if audited := id.own > 0 && m.audits(m.isolating(id, d)); audited != id.audited[d] {
+			id.audited[d], changed = audited, true
+		}
 	}
 	if changed {
 		for h := range id.holders {
@@ -257,9 +260,13 @@ func (m *Model) classOf(id *identity, d Direction, tiers bool) *classState {
 	if id.own == 0 {
 		return nil
 	}
-	policies, key := m.isolating(id, d), []string{d.String()}
+	policies, key, audit := m.isolating(id, d), []string{d.String()}, false
 	if tiers {
-		policies, key = m.inTiers(id, d, len(policies) > 0), append(key, "tiers")
+		audit = m.audits(policies)
+		policies, key = m.inTiers(id, d, len(policies) > 0 && !audit), append(key, "tiers")
+		if audit {
+			key = append(key, "audit")
+		}
 	}
 	if len(policies) == 0 {
 		return nil
@@ -279,7 +286,7 @@ func (m *Model) classOf(id *identity, d Direction, tiers bool) *classState {
 	joined := strings.Join(key, "\n")
 	c := m.classes[joined]
 	if c == nil {
-		c = &classState{key: joined, number: cmp.Or(m.classNumbers.take(joined), closed), direction: d, tiers: tiers, ports: ports}
+		c = &classState{key: joined, number: cmp.Or(m.classNumbers.take(joined), closed), direction: d, tiers: tiers, audit: audit, ports: ports}
 		delete(m.gone, c.number)
 		m.classes[joined] = c
 	}
@@ -298,6 +305,13 @@ func (m *Model) isolating(id *identity, d Direction) (policies []*policyState) {
 	}
 	slices.SortFunc(policies, func(a, b *policyState) int { return a.Compare(b.ID) })
 	return policies
+}
+
+// audits says that there are policies, and that all of them are audited, or their namespace is: none isolates.
+func (m *Model) audits(policies []*policyState) bool {
+	return len(policies) > 0 && !slices.ContainsFunc(policies, func(p *policyState) bool {
+		return !p.Audit && !AuditLabel(m.namespaces[p.Namespace])
+	})
 }
 
 // inTiers returns the policies of Admin and Baseline that have something to say of an identity in a direction, in the order in which they are

@@ -70,6 +70,7 @@ type identity struct {
 	own       int             // how many holders are the node's
 	classes   [2]*classState  // by direction; nil is not isolated, or without pods of the node
 	tiers     [2]*classState  // the same, of policies of Admin and Baseline
+	audited   [2]bool         // as Address.Audited
 	of        map[*peers]bool // selectors that select it
 }
 
@@ -103,6 +104,7 @@ type classState struct {
 	number    Number
 	direction Direction
 	tiers     bool // made of policies of Admin and Baseline
+	audit     bool // of tiers, whose pods audited NetworkPolicies are asked about last
 	policies  []*policyState
 	ports     []PodPort // of the destination, if a rule names one
 	refs      int       // of identities
@@ -168,24 +170,26 @@ func (m *Model) SetNamespace(name string, labels map[string]string) {
 	if was, known := m.namespaces[name]; known && maps.Equal(was, labels) {
 		return
 	}
+	audit, isAudit := AuditLabel(m.namespaces[name]), AuditLabel(labels)
 	m.namespaces[name] = labels
-	m.renewMembers(name)
+	m.renewMembers(name, audit != isAudit)
 }
 
 // DeleteNamespace forgets a namespace.
 func (m *Model) DeleteNamespace(name string) {
+	audit := AuditLabel(m.namespaces[name])
 	delete(m.namespaces, name)
-	m.renewMembers(name)
+	m.renewMembers(name, audit)
 }
 
-// renewMembers looks again which selectors select the identities of a namespace, and which policies.
-func (m *Model) renewMembers(namespace string) {
+// renewMembers looks again which selectors select the identities of a namespace, and which policies, or what these do.
+func (m *Model) renewMembers(namespace string, audit bool) {
 	for id := range m.within[namespace] {
 		for s := range m.wide {
 			m.setMember(s, id)
 		}
 	}
-	if len(m.tiers) > 0 {
+	if audit || len(m.tiers) > 0 {
 		m.reclassify(namespace)
 	}
 }
@@ -482,10 +486,10 @@ func (m *Model) address(a netip.Addr) (is Address) {
 	is.Pod = p.Name
 	for _, d := range Directions {
 		if c := id.classes[d]; c != nil {
-			is.Isolated[d] = c.number
+			is.Isolated[d], is.Audited[d] = c.number, id.audited[d]
 		}
 		if c := id.tiers[d]; c != nil && c.number == closed {
-			is.Isolated[d] = closed
+			is.Isolated[d], is.Audited[d] = closed, false
 		} else if c != nil {
 			is.Tiers[d] = c.number
 		}

@@ -88,7 +88,10 @@ type Policy struct {
 	// Isolates says for which directions a NetworkPolicy isolates the selected pods: there they may do what a rule allows, and nothing else.
 	// One of Admin or Baseline isolates nobody: it is asked in the directions for which it has rules.
 	Isolates [2]bool
-	Rules    [2][]Rule // by direction
+	// Audit says that a NetworkPolicy isolates nobody by itself: what it would drop if it did is told (Verdict.Audit). What its rules allow
+	// is allowed, as that of any other, where another policy isolates the pod.
+	Audit bool
+	Rules [2][]Rule // by direction
 	// Problems are parts of the policy that nothing can be made of. They allow nothing.
 	Problems []string
 }

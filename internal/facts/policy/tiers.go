@@ -31,6 +31,9 @@ func (m *Model) compileTiers(c *classState, k *Class) {
 				rulings := func(list []Grant) (all []ruling) {
 					for _, g := range list {
 						g.Action, g.By = r.Action, Reason{ID: p.ID, Position: r.Peers[j].Position, Rule: r.Name}
+						if c.audit && p.Tier == Baseline && g.Action == Accept {
+							g.Action = Pass // which accepts it, too, by what audits and denies nothing
+						}
 						all = append(all, ruling{g, p.Tier})
 					}
 					return all

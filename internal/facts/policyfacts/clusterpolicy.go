@@ -31,6 +31,7 @@ func ClusterNetworkPolicy(o *cnp.ClusterNetworkPolicy) *policy.Policy {
 	default:
 		r.problem("spec.tier %q is none of Admin and Baseline: the policy is asked as one of Admin", o.Spec.Tier)
 	}
+	r.audit(o)
 	unread := false
 	if err := r.subject(o.Spec.Subject); err != nil {
 		r.problem("spec.subject %v: the policy denies to all pods what its rules deny or pass, and accepts nothing", err)

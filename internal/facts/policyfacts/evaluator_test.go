@@ -28,6 +28,37 @@ func (w *world) allows(p policy.Packet) bool {
 	return w.oneWay(from, networkingv1.PolicyTypeEgress, to, p.To, to, p) && w.oneWay(to, networkingv1.PolicyTypeIngress, from, p.From, to, p)
 }
 
+// audits says whether a packet that is allowed in a direction would be dropped, if the NetworkPolicies that are audited were not: the
+// verdict of the world in which none is is asked, as long as nothing but NetworkPolicies makes the difference.
+func (w *world) audits(d policy.Direction, p policy.Packet) bool {
+	if p.From == p.To {
+		return false
+	}
+	from, to := w.podAt(p.From), w.podAt(p.To)
+	enforced := newWorld()
+	enforced.pods, enforced.nodes, enforced.clusterwide = w.pods, w.nodes, w.clusterwide
+	for name, n := range w.namespaces {
+		n = n.DeepCopy()
+		delete(n.Labels, "fathom.network/audit")
+		enforced.namespaces[name] = n
+	}
+	for name, np := range w.policies {
+		np = np.DeepCopy()
+		np.Labels = nil
+		enforced.policies[name] = np
+	}
+	if d == policy.Egress {
+		return w.oneWay(from, networkingv1.PolicyTypeEgress, to, p.To, to, p) && !enforced.oneWay(from, networkingv1.PolicyTypeEgress, to, p.To, to, p)
+	}
+	return w.oneWay(to, networkingv1.PolicyTypeIngress, from, p.From, to, p) && !enforced.oneWay(to, networkingv1.PolicyTypeIngress, from, p.From, to, p)
+}
+
+// isAudited says whether a policy isolates nobody.
+func (w *world) isAudited(np *networkingv1.NetworkPolicy) bool {
+	n := w.namespaces[np.Namespace]
+	return np.Labels["fathom.network/audit"] == "true" || n != nil && n.Labels["fathom.network/audit"] == "true"
+}
+
 // podAt returns the pod of an address, if it has a network of its own and runs.
 func (w *world) podAt(a netip.Addr) *corev1.Pod {
 	for _, p := range w.pods {
@@ -54,16 +85,16 @@ func (w *world) oneWay(subject *corev1.Pod, way networkingv1.PolicyType, peer *c
 	case cnp.Deny:
 		return false
 	}
-	isolated := false
+	isolated, allowed := false, false
 	for _, np := range w.policies {
 		if np.Namespace != subject.Namespace || !selects(&np.Spec.PodSelector, subject.Labels) || !slices.Contains(typesOf(np), way) {
 			continue
 		}
-		isolated = true
+		isolated = isolated || !w.isAudited(np)
 		if way == networkingv1.PolicyTypeIngress {
 			for _, r := range np.Spec.Ingress {
 				if w.anyPeer(np.Namespace, r.From, peer, peerAddr) && anyPort(r.Ports, destination, p) {
-					return true
+					allowed = true
 				}
 			}
 			continue
@@ -71,7 +102,7 @@ func (w *world) oneWay(subject *corev1.Pod, way networkingv1.PolicyType, peer *c
 		for _, r := range np.Spec.Egress {
 			if len(r.To) == 0 {
 				if anyPort(r.Ports, destination, p) {
-					return true
+					allowed = true
 				}
 				continue
 			}
@@ -81,13 +112,13 @@ func (w *world) oneWay(subject *corev1.Pod, way networkingv1.PolicyType, peer *c
 					named = nil // a name means nothing for a range of addresses
 				}
 				if w.isPeer(np.Namespace, to, peer, peerAddr) && anyPort(r.Ports, named, p) {
-					return true
+					allowed = true
 				}
 			}
 		}
 	}
 	if isolated {
-		return false
+		return allowed
 	}
 	return w.tier(cnp.BaselineTier, subject, way, peer, peerAddr, destination, p) != cnp.Deny
 }

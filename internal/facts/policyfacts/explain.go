@@ -74,6 +74,8 @@ type ExplainedSide struct {
 	// the rules of NetworkPolicies that do not allow it, if none does.
 	By  string          `json:"by,omitempty"`
 	Not []ExplainedRule `json:"not,omitempty"`
+	// Audit are the audited NetworkPolicies that would drop what is allowed. Not says then why no rule of theirs allows it.
+	Audit []string `json:"audit,omitempty"`
 }
 
 // ExplainedRule is a rule that does not allow a connection, and why.
@@ -122,7 +124,10 @@ func (c Cluster) Explain(m *policy.Model, p policy.Packet) Explanation {
 		if v.By.Kind != "" {
 			s.By = v.By.Kind + " " + v.By.String()
 		}
-		if !v.Allowed && v.By.Kind != ClusterKind {
+		for _, id := range v.Audit {
+			s.Audit = append(s.Audit, id.String())
+		}
+		if !v.Allowed && v.By.Kind != ClusterKind || len(v.Audit) > 0 {
 			for _, x := range m.Misses(d, p) {
 				s.Not = append(s.Not, ExplainedRule{x.Kind + " " + x.String(), why(x, d)})
 			}

@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fathom-network/fathom/internal/facts/policy"
@@ -15,12 +17,45 @@ type Pair struct {
 	To      string         `json:"to"`
 	Allowed []policy.Grant `json:"-"`
 	Text    string         `json:"allowed"` // "all", "none", "80/TCP, 8000-9000/UDP"
+	// Audit is what would be allowed if no policy were audited, if that is something else.
+	Audit string `json:"audit,omitempty"`
+}
+
+// AllowedText is what is allowed, and what would be if no policy were audited: "all; audit: none".
+func (p Pair) AllowedText() string {
+	if p.Audit == "" {
+		return p.Text
+	}
+	return p.Text + "; audit: " + p.Audit
+}
+
+// enforced is the cluster without the labels by which policies are audited, and whether there were any.
+func (c Cluster) enforced() (_ Cluster, audits bool) {
+	c.Namespaces, audits = withoutLabel(c.Namespaces, (*corev1.Namespace).DeepCopy, audits)
+	c.Policies, audits = withoutLabel(c.Policies, (*networkingv1.NetworkPolicy).DeepCopy, audits)
+	return c, audits
+}
+
+func withoutLabel[T metav1.Object](list []T, copied func(T) T, found bool) ([]T, bool) {
+	list = slices.Clone(list)
+	for i, o := range list {
+		if policy.AuditLabel(o.GetLabels()) {
+			list[i], found = copied(o), true
+			delete(list[i].GetLabels(), policy.Audit)
+		}
+	}
+	return list, found
 }
 
 // Matrix returns what is allowed between each two pods that have addresses of one family, in order of their names: of pods of a namespace
 // with any, if it is not empty. Where pods have addresses of both families, it is that of the first one which both have.
 func (c Cluster) Matrix(namespace string) (all []Pair) {
 	f := c.Model().Facts()
+	enforced, audits := c.enforced()
+	var g policy.Facts
+	if audits {
+		g = enforced.Model().Facts()
+	}
 	var pods []policy.Pod
 	for _, o := range c.Pods {
 		if p, ok := Pod(o); ok && len(p.Addrs) > 0 {
@@ -35,7 +70,13 @@ func (c Cluster) Matrix(namespace string) (all []Pair) {
 			}
 			if a, b, found := common(from.Addrs, to.Addrs); found {
 				allowed := f.Allowed(a, b)
-				all = append(all, Pair{from.String(), to.String(), allowed, policy.GrantsText(allowed)})
+				pair := Pair{From: from.String(), To: to.String(), Allowed: allowed, Text: policy.GrantsText(allowed)}
+				if audits {
+					if text := policy.GrantsText(g.Allowed(a, b)); text != pair.Text {
+						pair.Audit = text
+					}
+				}
+				all = append(all, pair)
 			}
 		}
 	}
@@ -76,8 +117,8 @@ type Differs struct {
 func (c Cluster) Compare(then Cluster) (all []Differs) {
 	now, later := c.Matrix(""), then.Matrix("")
 	for i, p := range now { // the same pods, in the same order
-		if q := later[i]; !slices.Equal(p.Allowed, q.Allowed) {
-			all = append(all, Differs{p.From, p.To, p.Text, q.Text})
+		if q := later[i]; !slices.Equal(p.Allowed, q.Allowed) || p.Audit != q.Audit {
+			all = append(all, Differs{p.From, p.To, p.AllowedText(), q.AllowedText()})
 		}
 	}
 	return all

@@ -33,6 +33,7 @@ func NetworkPolicy(o *networkingv1.NetworkPolicy) *policy.Policy {
 	}
 	r.Subject = subject
 	r.Isolates = isolates(o.Spec)
+	r.audit(o)
 	for i, rule := range o.Spec.Ingress {
 		if r.Isolates[policy.Ingress] {
 			r.rule(policy.Ingress, fmt.Sprintf("spec.ingress[%d]", i), "from", rule.From, rule.Ports)
@@ -54,6 +55,21 @@ func isolates(spec networkingv1.NetworkPolicySpec) [2]bool {
 	return [2]bool{
 		slices.Contains(spec.PolicyTypes, networkingv1.PolicyTypeIngress),
 		slices.Contains(spec.PolicyTypes, networkingv1.PolicyTypeEgress),
+	}
+}
+
+// audit reads whether the policy is audited. What looks like it and is not is told: the policy is enforced.
+func (r *reader) audit(o metav1.Object) {
+	r.Audit = policy.AuditLabel(o.GetLabels()) && r.Tier == policy.Namespaced
+	value, isLabel := o.GetLabels()[policy.Audit]
+	_, isAnnotation := o.GetAnnotations()[policy.Audit]
+	switch {
+	case isAnnotation && !isLabel:
+		r.problem("metadata.annotations has %s, which is a label: the policy is enforced", policy.Audit)
+	case isLabel && value != "true" && value != "false":
+		r.problem("metadata.labels has %s: %q, which is neither true nor false: the policy is enforced", policy.Audit, value)
+	case isLabel && value == "true" && r.Tier != policy.Namespaced:
+		r.problem("metadata.labels has %s, which is for NetworkPolicies and Namespaces: the policy is enforced", policy.Audit)
 	}
 }
 

@@ -53,6 +53,10 @@ func TestRandomClusters(t *testing.T) {
 				t.Fatalf("after %s\n%v: allowed is %v, and of all that is allowed it is %v: %v", strings.Join(history, "\n"), p, allowed, covered, told.Allowed(p.From, p.To))
 			}
 			for _, d := range policy.Directions {
+				v := told.Judge(d, p)
+				if audits := len(v.Audit) > 0; v.Allowed && audits != w.audits(d, p) {
+					t.Fatalf("after %s\n%v, %s: audited is %v, want %v", strings.Join(history, "\n"), p, d, v.Audit, w.audits(d, p))
+				}
 				if problem := explained(m, d, p); problem != "" {
 					t.Fatalf("after %s\n%v, %s: %s", strings.Join(history, "\n"), p, d, problem)
 				}
@@ -127,7 +131,7 @@ func describe(m *policy.Model, f policy.Facts) string {
 	}
 	var lines []string
 	for a, is := range f.Addrs {
-		lines = append(lines, fmt.Sprintf("%s %s %v\n  %s\n  %s\n  %s\n  %s\n", a, names[is.Peer], is.Own, class(is.Isolated[0]), class(is.Isolated[1]), class(is.Tiers[0]), class(is.Tiers[1])))
+		lines = append(lines, fmt.Sprintf("%s %s %v %v\n  %s\n  %s\n  %s\n  %s\n", a, names[is.Peer], is.Own, is.Audited, class(is.Isolated[0]), class(is.Isolated[1]), class(is.Tiers[0]), class(is.Tiers[1])))
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "") + fmt.Sprintf("%d identities, %d classes", len(names), len(f.Classes))
@@ -142,6 +146,19 @@ func (r random) labels() map[string]string {
 	l := map[string]string{}
 	for range r.IntN(3) {
 		l[pick(r, "a", "b", "c")] = pick(r, "1", "2", "3")
+	}
+	return l
+}
+
+// audit adds the label, of many.
+func (r random) audit(l map[string]string, of int) map[string]string {
+	if r.IntN(of) == 0 {
+		all := maps.Clone(l)
+		if all == nil {
+			all = map[string]string{}
+		}
+		all["fathom.network/audit"] = "true"
+		return all
 	}
 	return l
 }
@@ -190,6 +207,7 @@ func (r random) pod(name string) *corev1.Pod {
 func (r random) policy(namespace, name string) *networkingv1.NetworkPolicy {
 	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
 	p.Spec.PodSelector = *r.selector()
+	p.Labels = r.audit(nil, 3)
 	p.Spec.PolicyTypes = pick(r, nil, []networkingv1.PolicyType{"Ingress"}, []networkingv1.PolicyType{"Egress"}, []networkingv1.PolicyType{"Ingress", "Egress"})
 	for range r.IntN(3) {
 		p.Spec.Ingress = append(p.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: r.peers(), Ports: r.ports()})
@@ -349,7 +367,7 @@ func (r random) change(w *world, m *policy.Model) string {
 		m.DeleteNode(name)
 		return "node " + name + " goes"
 	case n < 3:
-		l := r.labels()
+		l := r.audit(r.labels(), 6)
 		w.namespace(namespace, l)
 		m.SetNamespace(namespace, l)
 		return fmt.Sprintf("namespace %s has %v", namespace, l)
@@ -384,7 +402,7 @@ func (r random) change(w *world, m *policy.Model) string {
 		p := r.policy(namespace, pick(r, "k", "l"))
 		w.policies[namespace+"/"+p.Name] = p
 		m.SetPolicy(policyfacts.NetworkPolicy(p))
-		return fmt.Sprintf("policy %s/%s is %v", namespace, p.Name, p.Spec.String())
+		return fmt.Sprintf("policy %s/%s %v is %v", namespace, p.Name, p.Labels, p.Spec.String())
 	default:
 		name := pick(r, "k", "l")
 		delete(w.policies, namespace+"/"+name)

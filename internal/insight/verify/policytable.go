@@ -141,6 +141,13 @@ func (w *policyDiff) pods(own map[netip.Addr]bool) {
 			continue
 		}
 		for _, d := range policy.Directions {
+			switch who := fmt.Sprintf("%s of Pod %s (%s)", d, want.Pod, a); {
+			case want.Isolated[d] == 0 || have.Isolated[d] == 0 || have.Audited[d] == want.Audited[d]:
+			case have.Audited[d]:
+				w.add("%s is open to what its policies forbid: they are audited, want %s enforced", who, policyNames(w.want.Classes[want.Isolated[d]]))
+			default:
+				w.add("%s is closed to what its policies only audit: %s", who, policyNames(w.want.Classes[want.Isolated[d]]))
+			}
 			for _, kind := range []struct {
 				name       string
 				have, want policy.Number

@@ -101,6 +101,14 @@ func TestVerifyPolicies(t *testing.T) {
 			a.Isolated = [2]policy.Number{}
 			s.Kernel.Addrs[addr("10.0.1.2")] = a
 		}, want: []string{"ingress of Pod x/a (10.0.1.2) is open to what its policies forbid: no NetworkPolicies are asked, want NetworkPolicy x/web"}},
+		"a pod is audited and should be isolated": {node: "one", kernel: func(s *answer.Policies) {
+			a := s.Kernel.Addrs[addr("10.0.1.2")]
+			a.Audited[policy.Ingress] = true
+			s.Kernel.Addrs[addr("10.0.1.2")] = a
+		}, want: []string{"ingress of Pod x/a (10.0.1.2) is open to what its policies forbid: they are audited, want NetworkPolicy x/web enforced"}},
+		"a pod is isolated and should be audited": {node: "one", objects: func(c *policyfacts.Cluster) {
+			c.Policies[0].Labels = map[string]string{policy.Audit: "true"}
+		}, want: []string{"ingress of Pod x/a (10.0.1.2) is closed to what its policies only audit: NetworkPolicy x/web"}},
 		"a pod is isolated that none selects": {node: "one", kernel: func(s *answer.Policies) {
 			a := s.Kernel.Addrs[addr("10.0.1.3")]
 			a.Isolated = s.Kernel.Addrs[addr("10.0.1.2")].Isolated

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/inet"
@@ -42,7 +43,12 @@ const (
 func (r *Ruleset) SetPolicies(f policy.Facts, ranges []netip.Prefix) (diff.Count, error) {
 	parts := maps.Collect(policyPartsOf(f))
 	maps.DeleteFunc(parts, func(_ policyKey, p policyPart) bool { return !p.is() })
-	count, err := r.policies.Set(policyTable(ranges), maps.All(parts))
+	count, err := r.policies.Set(policyTable(ranges, r.recordsNothing), maps.All(parts))
+	if !r.recordsNothing && errors.Is(err, unix.ENOENT) { // the kernel cannot log: it drops all the same
+		if count, err = r.policies.Set(policyTable(ranges, true), maps.All(parts)); err == nil {
+			r.recordsNothing = true
+		}
+	}
 	if err != nil {
 		return count, err
 	}
@@ -90,7 +96,8 @@ func (r *Ruleset) DeletePolicies() error {
 	return r.policies.Delete(PolicyTable)
 }
 
-func policyTable(ranges []netip.Prefix) nft.Table {
+// policyTable is the table, in which packets are recorded unless it is silent.
+func policyTable(ranges []netip.Prefix, silent bool) nft.Table {
 	join := nftables.MustConcatSetType
 	number, proto, port := nftables.TypeClassID, nftables.TypeInetProto, nftables.TypeInetService
 	t := nft.Table{Name: PolicyTable, Elements: elements{}, Sets: []*nft.Set{
@@ -116,9 +123,15 @@ func policyTable(ranges []netip.Prefix) nft.Table {
 		t.Elements[named(ownPods, f)] = ofPrefixes(ranges, f)
 	}
 	t.Sets = append(t.Sets, tierSets()...)
-	t.Chains = []nft.Chain{policyForward(), policyJudge(policy.Egress), policyJudge(policy.Ingress), policyForbidden(), policyInput(), tierDenied()}
+	t.Chains = []nft.Chain{policyForward(), policyForbidden(silent), policyInput()}
 	for _, d := range []policy.Direction{policy.Egress, policy.Ingress} {
-		t.Chains = append(t.Chains, tierJudge(d), tierBehind(d))
+		t.Chains = append(t.Chains, policyJudge(d, false), policyJudge(d, true), tierJudge(d), tierBehind(d))
+	}
+	t.Chains = append(t.Chains, recordChains(silent)...)
+	if silent {
+		t.Variant = "silent"
+	} else {
+		t.Sets = append(t.Sets, recordSets()...)
 	}
 	return t
 }
@@ -136,7 +149,7 @@ func policyForward() nft.Chain {
 	for _, d := range []policy.Direction{policy.Egress, policy.Ingress} {
 		for _, f := range inet.Families {
 			subject, _ := ends(d, f)
-			c.Add("a pod of this node whose policies are not known yet", isFamily(f), isIn(subject, named(ownPods, f)), isNotIn(subject, named(judged, f)), dropped())
+			c.Add("a pod of this node whose policies are not known yet", isFamily(f), isIn(subject, named(ownPods, f)), isNotIn(subject, named(judged, f)), goTo(Record{Closed, d}.chain()))
 		}
 		c.Add("the peer is nobody in particular", []expr.Any{&expr.Immediate{Register: reg(spare), Data: make([]byte, 4)}, carry(spare)})
 		for _, f := range inet.Families {
@@ -164,11 +177,17 @@ func isolated(d policy.Direction) string {
 	return isolatedIn
 }
 
-func judgeChain(d policy.Direction) string { return "judge_" + d.String() }
+func judgeChain(d policy.Direction, audit bool) string {
+	if audit {
+		return "judge_" + d.String() + "_audit"
+	}
+	return "judge_" + d.String()
+}
 
-// policyJudge is the chain that looks up what a class allows. The packet's priority has class and identity.
-func policyJudge(d policy.Direction) nft.Chain {
-	c := nft.Chain{Name: judgeChain(d)}
+// policyJudge is the chain that looks up what a class allows. The packet's priority has class and identity. That of audited policies drops
+// nothing.
+func policyJudge(d policy.Direction, audit bool) nft.Chain {
+	c := nft.Chain{Name: judgeChain(d, audit)}
 	portKey := []expr.Any{carried(0), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg(1)},
 		&expr.Payload{DestRegister: reg(2), Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}}
 	in := func(set string) []expr.Any { return []expr.Any{&expr.Lookup{SourceRegister: reg(0), SetName: set}} }
@@ -185,7 +204,11 @@ func policyJudge(d policy.Direction) nft.Chain {
 		c.Add("everything is allowed with the address", isFamily(f), []expr.Any{carried(0)}, peer(1), in(named(allowBlocks, f)), verdict(expr.VerdictReturn))
 		c.Add("the port is allowed with the address", isFamily(f), portKey, peer(3), in(named(allowBlockPorts, f)), verdict(expr.VerdictReturn))
 	}
-	c.Add("no policy of the pod allows it", dropped())
+	if audit {
+		c.Add("no policy of the pod allows it, and all of them are audited", goTo(Record{Audited, d}.chain()))
+	} else {
+		c.Add("no policy of the pod allows it", goTo(Record{Denied, d}.chain()))
+	}
 	return c
 }
 
@@ -200,13 +223,16 @@ func priority(mask, xor uint32) []expr.Any {
 type classChain struct {
 	policy.Direction
 	policy.Number
-	tiers bool
+	tiers, audit bool
 }
 
 func (c classChain) name() string {
 	kind := ""
-	if c.tiers {
+	switch {
+	case c.tiers:
 		kind = "tiers_"
+	case c.audit:
+		kind = "audit_"
 	}
 	return fmt.Sprintf("%s_%s%04x", c.Direction, kind, uint16(c.Number))
 }
@@ -217,6 +243,7 @@ func classChainOf(name string) (c classChain, ok bool) {
 		hex, found := strings.CutPrefix(name, d.String()+"_")
 		c.Direction = d
 		hex, c.tiers = strings.CutPrefix(hex, "tiers_")
+		hex, c.audit = strings.CutPrefix(hex, "audit_")
 		if _, err := fmt.Sscanf(hex, "%04x", &c.Number); found && err == nil {
 			return c, c.name() == name
 		}
@@ -227,11 +254,17 @@ func classChainOf(name string) (c classChain, ok bool) {
 // Chain puts the class beside the identity, and has it judged.
 func (c classChain) Chain() *nft.Chain {
 	chain := &nft.Chain{Name: c.name()}
-	next := judgeChain(c.Direction)
+	next := judgeChain(c.Direction, c.audit)
 	if c.tiers {
 		next = tierJudgeChain(c.Direction)
 	}
-	chain.Add("the class comes to the peer's identity", priority(0xffff, uint32(c.Number)<<16), []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: next}})
+	own := priority(0xffff, uint32(c.Number)<<16)
+	if c.audit {
+		chain.Add("the class comes to the peer's identity", own, goTo(next))
+		return chain
+	}
+	chain.Add("the class comes to the peer's identity", own, jump(next))
+	chain.Add("what returns is allowed", goTo(Record{Accepted, c.Direction}.chain()))
 	return chain
 }
 

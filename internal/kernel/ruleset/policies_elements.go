@@ -104,13 +104,13 @@ func addressElements(addr netip.Addr, is policy.Address, yield func(set string, 
 		}
 		first := isolated(d)
 		if n := is.Tiers[d]; n != 0 {
-			to(first, classChain{d, n, true})
+			to(first, classChain{Direction: d, Number: n, tiers: true})
 			if first = behind(d); d == policy.Egress {
-				to(egressToNode, classChain{d, n, true})
+				to(egressToNode, classChain{Direction: d, Number: n, tiers: true})
 			}
 		}
 		if n := is.Isolated[d]; n != 0 {
-			to(first, classChain{d, n, false})
+			to(first, classChain{Direction: d, Number: n, audit: is.Audited[d]})
 		}
 	}
 	if !is.Free() {
@@ -169,7 +169,7 @@ var policiesLayout = nft.Layout[policyKey, policyPart]{
 	Owner: policyOwner,
 	Decode: func(sets map[string][]nft.Element) (rest map[string][]nft.Element, parts map[policyKey]policyPart, ok bool) {
 		rest, parts = map[string][]nft.Element{}, map[policyKey]policyPart{}
-		for _, s := range policyTable(nil).Sets {
+		for _, s := range policyTable(nil, false).Sets {
 			if !s.Parts {
 				rest[s.Name] = sets[s.Name]
 				continue

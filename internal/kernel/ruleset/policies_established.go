@@ -26,8 +26,9 @@ func isForbidden() []expr.Any {
 }
 
 // policyForbidden is the chain that ends connections: who sends by TCP is told, from either side, and does not wait until it gives up.
-func policyForbidden() nft.Chain {
+func policyForbidden(silent bool) nft.Chain {
 	c := nft.Chain{Name: forbiddenChain}
+	addRecord(&c, Record{Kind: Ended}, silent)
 	c.Add("ends a connection that policies do not allow any more", []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
 		&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})

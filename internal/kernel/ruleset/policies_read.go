@@ -13,7 +13,10 @@ import (
 // alone, which are cut. ranges are those of the node's pods. A table that is not there, or whose rules are not ours, is not found.
 func (r *Ruleset) Policies() (f policy.Facts, ranges []netip.Prefix, found bool, err error) {
 	f = policy.Facts{Addrs: map[netip.Addr]policy.Address{}, Classes: map[policy.Number]*policy.Class{}}
-	rest, parts, found, err := r.policies.Read(policyTable(nil))
+	rest, parts, found, err := r.policies.Read(policyTable(nil, r.recordsNothing))
+	if err == nil && !found && !r.recordsNothing {
+		rest, parts, found, err = r.policies.Read(policyTable(nil, true))
+	}
 	if err != nil || !found {
 		return f, nil, false, err
 	}
@@ -65,9 +68,9 @@ func addressOf(list []listed) (is policy.Address) {
 		case isClass && (set == isolatedIn || set == isolatedOut) && c.tiers:
 			is.Tiers[c.Direction] = c.Number
 		case isClass && (set == isolatedIn || set == isolatedOut):
-			first[c.Direction] = c.Number
+			first[c.Direction], is.Audited[c.Direction] = c.Number, c.audit
 		case isClass && (set == behindIn || set == behindOut):
-			behindTier[c.Direction] = c.Number
+			behindTier[c.Direction], is.Audited[c.Direction] = c.Number, c.audit
 		}
 	}
 	for _, d := range policy.Directions {
@@ -91,7 +94,7 @@ func readElement(c *policy.Class, l listed) {
 	key, end = key[4:], end[4:]
 	g := policy.Grant{}
 	switch l.Value {
-	case deniedChain:
+	case Record{Denied, policy.Ingress}.chain(), Record{Denied, policy.Egress}.chain():
 		g.Action = policy.Deny
 	case behindChain(policy.Ingress), behindChain(policy.Egress):
 		g.Action = policy.Pass

@@ -47,7 +47,8 @@ func TestReadPolicies(t *testing.T) {
 	if _, _, found, err := reader.Policies(); found || err != nil {
 		t.Errorf("without a table: found %v, %v", found, err)
 	}
-	for name, m := range map[string]*policy.Model{"NetworkPolicies": modelOf(everyKind()...), "tiers": modelOf(append(everyKind(), everyTier()...)...)} {
+	for name, m := range map[string]*policy.Model{"NetworkPolicies": modelOf(everyKind()...), "tiers": modelOf(append(everyKind(), everyTier()...)...),
+		"audited": modelOf(audited(everyKind())...), "audited behind tiers": modelOf(append(audited(everyKind()), everyTier()...)...)} {
 		f := m.Facts()
 		_, err := r.SetPolicies(f, ownRanges)
 		testenv.Must(t, err)

@@ -84,6 +84,14 @@ func everyKind() []*policy.Policy {
 	return []*policy.Policy{in, out, named("deny", app("b"), policy.Ingress)}
 }
 
+// audited are the policies that isolate nobody.
+func audited(list []*policy.Policy) []*policy.Policy {
+	for _, p := range list {
+		p.Audit = true
+	}
+	return list
+}
+
 // inTier is a policy of a tier whose subjects are pods by their labels.
 func inTier(tier policy.Tier, priority int32, name string, subject policy.Selector) *policy.Policy {
 	return &policy.Policy{ID: policy.ID{Kind: "ClusterNetworkPolicy", Name: service.Name{Name: name}}, Tier: tier, Priority: priority, Subject: subject}
@@ -272,6 +280,16 @@ func TestPoliciesWithPackets(t *testing.T) {
 			}
 		}
 	})
+	t.Run("audited", func(t *testing.T) {
+		all := everyKind()
+		audited(all[:2]) // the third isolates b
+		withPackets(t, modelOf(all...))
+	})
+	t.Run("audited behind tiers", func(t *testing.T) {
+		m := modelOf(slices.Concat(audited(everyKind()), everyTier())...)
+		m.SetNode(theNode())
+		withPackets(t, m)
+	})
 	t.Run("tiers alone", func(t *testing.T) {
 		m := modelOf(everyTier()...)
 		m.SetNode(theNode())
@@ -418,6 +436,7 @@ func TestRandomPoliciesWithPackets(t *testing.T) {
 	for range 20 {
 		for _, name := range []string{"k", "l"} {
 			p := named(name, app([][]string{{"a"}, {"b"}, {"a", "b"}}[r.IntN(3)]...), policy.Directions[r.IntN(2)])
+			p.Audit = r.IntN(3) == 0
 			for _, d := range policy.Directions {
 				for range r.IntN(3) {
 					x := policy.Rule{AnyPeer: r.IntN(4) == 0, Ports: portLists[r.IntN(len(portLists))]}

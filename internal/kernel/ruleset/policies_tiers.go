@@ -13,7 +13,7 @@ import (
 )
 
 // What the table of policies holds of ClusterNetworkPolicies. Which of their rules comes first is decided before (policy.Class): a packet
-// meets one answer, which is to return (accepted), to go to denied, or to go on to what is behind the tier: the pod's NetworkPolicies. A
+// meets one answer, which is to return (accepted), to go to denied_ingress or denied_egress, or to go on to what is behind the tier: the pod's NetworkPolicies. A
 // pod under such policies has a chain of its own in the maps ingress and egress, and the chain of its NetworkPolicies in those of what is
 // behind; so whoever is under none pays nothing.
 const (
@@ -26,9 +26,6 @@ const (
 	behindOut      = "behind_egress"
 	egressToNode   = "egress_to_node" // address of an own pod: chain of its class, for what it sends to the node itself
 )
-
-// The chains that answers go to.
-const deniedChain = "denied"
 
 func behind(d policy.Direction) string {
 	if d == policy.Egress {
@@ -73,7 +70,7 @@ func tierJudge(d policy.Direction) nft.Chain {
 	word := func(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
 	c.Add("a pod for whose identity no number is left", []expr.Any{carried(spare),
 		&expr.Bitwise{SourceRegister: reg(spare), DestRegister: reg(spare), Len: 4, Mask: word(0xffff), Xor: word(0)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(spare), Data: word(uint32(policy.Unnumbered))}}, dropped())
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(spare), Data: word(uint32(policy.Unnumbered))}}, goTo(Record{Denied, d}.chain()))
 	portKey := []expr.Any{carried(0), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg(1)},
 		&expr.Payload{DestRegister: reg(2), Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}}
 	answer := func(set string) []expr.Any {
@@ -105,12 +102,6 @@ func tierBehind(d policy.Direction) nft.Chain {
 	return c
 }
 
-func tierDenied() nft.Chain {
-	c := nft.Chain{Name: deniedChain}
-	c.Add("a rule denies it", dropped())
-	return c
-}
-
 // policyInput is the chain of what pods send to their own node. NetworkPolicies always allow it; a ClusterNetworkPolicy may be about a node.
 // The node's own packets to its pods are asked about nowhere: the kubelet's probes are among them.
 func policyInput() nft.Chain {
@@ -121,7 +112,7 @@ func policyInput() nft.Chain {
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, uint32(expr.CtStateBitUNTRACKED)), Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}}, verdict(expr.VerdictAccept))
 	for _, f := range inet.Families {
-		c.Add("a pod of this node whose policies are not known yet", isFamily(f), isIn(sourceOf(f), named(ownPods, f)), isNotIn(sourceOf(f), named(judged, f)), dropped())
+		c.Add("a pod of this node whose policies are not known yet", isFamily(f), isIn(sourceOf(f), named(ownPods, f)), isNotIn(sourceOf(f), named(judged, f)), goTo(Record{Closed, policy.Egress}.chain()))
 	}
 	zero := []expr.Any{&expr.Immediate{Register: reg(spare), Data: make([]byte, 4)}, carry(spare)}
 	c.Add("the peer is no pod", zero)
@@ -138,7 +129,7 @@ func tierElements(c *policy.Class, yield func(set string, e nft.Element)) {
 		e := nft.Element{Key: key, KeyEnd: keyEnd, Verdict: true, Code: expr.VerdictReturn, Comment: commented(g.By.String())}
 		switch g.Action {
 		case policy.Deny:
-			e.Code, e.Value = expr.VerdictGoto, deniedChain
+			e.Code, e.Value = expr.VerdictGoto, Record{Denied, c.Direction}.chain()
 		case policy.Pass:
 			e.Code, e.Value = expr.VerdictGoto, behindChain(c.Direction)
 		}
@@ -172,7 +163,7 @@ func isTierVerdict(e nft.Element) bool {
 	switch e.Value {
 	case "":
 		return e.Code == expr.VerdictReturn
-	case deniedChain, behindChain(policy.Ingress), behindChain(policy.Egress):
+	case Record{Denied, policy.Ingress}.chain(), Record{Denied, policy.Egress}.chain(), behindChain(policy.Ingress), behindChain(policy.Egress):
 		return e.Code == expr.VerdictGoto
 	}
 	return false

@@ -21,6 +21,8 @@ type Ruleset struct {
 	policies *nft.Held[policyKey, policyPart]
 	// policyParts are what the kernel holds of policies, or nil if that is not certain.
 	policyParts map[policyKey]policyPart
+	// recordsNothing says that the kernel has no way to log packets.
+	recordsNothing bool
 }
 
 // Open opens the rule set of the namespace at path, such as /proc/self/ns/net.
