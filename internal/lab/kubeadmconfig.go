@@ -96,8 +96,11 @@ type planeArgs struct{ server, manager, scheduler, etcd map[string]string }
 func (l *Lab) planeArgs(c *topology.Cluster) planeArgs {
 	planes := c.ControlPlanes()
 	a := planeArgs{
-		// exec, logs and port-forward go to the node's address: its name is known to nobody's DNS.
-		server: map[string]string{"kubelet-preferred-address-types": "InternalIP", "kubelet-certificate-authority": clusterCA},
+		server: map[string]string{
+			// exec, logs and port-forward go to the node's address: its name is known to nobody's DNS.
+			"kubelet-preferred-address-types": "InternalIP", "kubelet-certificate-authority": clusterCA,
+			"permit-port-sharing": "true", // with the gate before it
+		},
 		manager: map[string]string{
 			"tls-cert-file": managerCert, "tls-private-key-file": managerKey,
 			// At its start the controller manager asks for a token for each of its controllers; at the default rate

@@ -209,13 +209,11 @@ func (a *assembly) restore(ctx context.Context, r *restored) error {
 		n.Machine, err = a.boot(ctx, a.c, n.Node)
 		return err
 	}
-	if err := a.begin(ctx, "make the cluster of what was saved", begins, boot); err != nil {
+	images := func(ctx context.Context) error { return a.loadImages(ctx, r) }
+	if err := a.begin(ctx, "make the cluster of what was saved", begins, boot, images); err != nil {
 		return err
 	}
 	a.manifests.apply(a.c, a.client, nil)
-	if err := concurrently(ctx, a.startWorkers, func(ctx context.Context) error { return a.loadImages(ctx, r) }); err != nil {
-		return err
-	}
 	if err := concurrently(ctx, a.waitProxy, func(ctx context.Context) error { return a.waitUsable(ctx, since) }); err != nil {
 		return err
 	}

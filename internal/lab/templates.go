@@ -20,6 +20,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/durable"
 	"github.com/fathom-network/fathom/internal/facts/topology"
+	"github.com/fathom-network/fathom/internal/kernel/gate"
 	"github.com/fathom-network/fathom/internal/lab/image"
 	"github.com/fathom-network/fathom/internal/lab/stored"
 	"github.com/fathom-network/fathom/internal/lab/template"
@@ -183,16 +184,13 @@ func (a *assembly) buildFrom(ctx context.Context, store image.Store, t *template
 		return beginning{cluster.State, cluster.Files}, err
 	}
 	boot := func(ctx context.Context, n *node) error { return a.bootNew(ctx, n, store) }
-	if err := a.begin(ctx, "make the cluster of its template", begins, boot); err != nil {
+	if err := a.begin(ctx, "make the cluster of its template", begins, boot, nil); err != nil {
 		return err
 	}
 	podsBegin := make(chan struct{})
 	a.manifests.apply(a.c, a.client, podsBegin)
 	a.add = addOns{dns: t.CoreDNS}
-	err := concurrently(ctx, a.startWorkers, func(ctx context.Context) error {
-		return a.installAddOns(ctx, func() { close(podsBegin) })
-	})
-	if err != nil {
+	if err := a.installAddOns(ctx, func() { close(podsBegin) }); err != nil {
 		return err
 	}
 	if err := concurrently(ctx, a.waitProxy, func(ctx context.Context) error { return a.waitUsable(ctx, nil) }); err != nil {
@@ -201,9 +199,9 @@ func (a *assembly) buildFrom(ctx context.Context, store image.Store, t *template
 	return a.setBuilt(a.c)
 }
 
-// begin boots all nodes at once, and starts an API server on what the cluster begins with. With it are there the pods: kubelets begin with what
-// they run without a controller or a scheduler.
-func (a *assembly) begin(ctx context.Context, step string, what func() (beginning, error), boot func(context.Context, *node) error) error {
+// begin boots all nodes at once, and starts an API server on what the cluster begins with, and the kubelets. With it are there the pods: kubelets
+// begin with what they run without a controller or a scheduler, and find what booted, if there is such a function, has made on nodes that run.
+func (a *assembly) begin(ctx context.Context, step string, what func() (beginning, error), boot func(context.Context, *node) error, booted func(context.Context) error) error {
 	var b beginning
 	var state []byte // as `kube etcd-state restore` reads it
 	err := concurrently(ctx,
@@ -238,6 +236,16 @@ func (a *assembly) begin(ctx context.Context, step string, what func() (beginnin
 	if err := a.writeCredentials(a.nodes); err != nil {
 		return err
 	}
+	if booted != nil {
+		if err := booted(ctx); err != nil {
+			return err
+		}
+	}
+	gates, err := openGates(planes, b.files)
+	if err != nil {
+		return err
+	}
+	defer closeAll(gates)
 	err = a.step("start kubelet on the control plane", func() error { return each(ctx, planes, len(planes), startNodesKubelet) })
 	if err != nil {
 		return err
@@ -245,7 +253,46 @@ func (a *assembly) begin(ctx context.Context, step string, what func() (beginnin
 	if a.client, err = kube.Connect(a.diskFile(planes[0].Name, "/etc/kubernetes/super-admin.conf")); err != nil {
 		return err
 	}
-	return a.startAPIServer(ctx)
+	if len(gates) == 0 {
+		if err := a.startAPIServer(ctx); err != nil {
+			return err
+		}
+		return a.startWorkers(ctx)
+	}
+	parts := []func(context.Context) error{a.startAPIServer, a.startWorkers}
+	for _, g := range gates {
+		parts = append(parts, g.Pass)
+	}
+	return concurrently(ctx, parts...)
+}
+
+// openGates has the kernel keep the connections to API servers that do not listen yet. A kubelet that is refused asks again after a second or
+// more; one that is kept waiting registers and hears of its pods as soon as it can be answered, and what it does before that it does
+// while the API server starts. There are none where the kernel cannot, nor where an API server, such as that of a lab which was saved by an
+// earlier Fathom, would not share the port.
+func openGates(planes []node, files map[string]map[string][]byte) (gates []*gate.Gate, err error) {
+	for _, n := range planes {
+		if !bytes.Contains(files[n.Name]["manifests/kube-apiserver.yaml"], []byte("--permit-port-sharing=true")) {
+			closeAll(gates)
+			return nil, nil
+		}
+		g, err := gate.Open(n.NetNS(), apiPort)
+		if err != nil {
+			closeAll(gates)
+			if errors.Is(err, gate.ErrUnsupported) {
+				return nil, nil
+			}
+			return nil, fmt.Errorf("node %s: %w", n.Name, err)
+		}
+		gates = append(gates, g)
+	}
+	return gates, nil
+}
+
+func closeAll(gates []*gate.Gate) {
+	for _, g := range gates {
+		g.Close()
+	}
 }
 
 // writePlane gives a control-plane node its files and its etcd the state. Its kubelet does not run yet.
