@@ -26,12 +26,27 @@ func questions() []*cobra.Command {
 		}
 	}
 	return []*cobra.Command{
+		drops(),
 		question("state", "Print what the kernel of this node should hold, and what it holds, as JSON", "/v1/state"),
 		question("services", "Print what the kernel of this node does with Services, as JSON", "/v1/services"),
 		question("balancers", "Print which load balancers' addresses this node answers for and announces to routers, as JSON", "/v1/balancers"),
 		question("policies", "Print what the kernel of this node holds of policies, as JSON", "/v1/policies"),
 		question("bgp", "Print what this node announces to which routers, as JSON", "/v1/bgp"),
 	}
+}
+
+func drops() *cobra.Command {
+	var after uint64
+	cmd := &cobra.Command{
+		Use:   "drops",
+		Short: "Print what policies have dropped on this node, as JSON",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return ask(cmd.Context(), cmd.OutOrStdout(), fmt.Sprintf("/v1/drops?after=%d", after))
+		},
+	}
+	cmd.Flags().Uint64Var(&after, "after", 0, "only what came after the packet of this number")
+	return cmd
 }
 
 // ask prints the agent's answer.

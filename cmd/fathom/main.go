@@ -82,7 +82,7 @@ runc, unmodified, with Linux namespaces as nodes. No Docker, no VM, no download.
 	_ = root.RegisterFlagCompletionFunc("name", a.completeLabs)
 	_ = root.RegisterFlagCompletionFunc("cluster", a.completeClusters)
 	root.AddCommand(a.up(), a.down(), a.save(), a.fork(), a.ls(), a.status(), a.kubectl(), a.kubeconfig(), a.node(), a.wire(), a.image(),
-		a.install(), a.uninstall(), a.verify(), a.service(), a.policy(), a.ping(), a.ipam(), a.membership(), a.doctor(), a.version(), a.balancer(), a.bench(), a.benchPart(), a.man())
+		a.install(), a.uninstall(), a.verify(), a.service(), a.policy(), a.drops(), a.ping(), a.ipam(), a.membership(), a.doctor(), a.version(), a.balancer(), a.bench(), a.benchPart(), a.man())
 	for _, c := range root.Commands() {
 		if c.HasSubCommands() && c.RunE == nil { // cobra would answer a mistyped subcommand with help and success
 			c.Args, c.RunE, c.DisableFlagsInUseLine = cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }, true

@@ -19,7 +19,7 @@ import (
 )
 
 func (a *Agent) newPolicies() *policies.Keeper {
-	k := policies.New(policies.Options{Node: a.Node, Client: a.Client, Log: a.Log, Changed: a.Wake, Resync: a.Resync, NetNS: a.Paths.NetNS, Closed: a.closedMark()})
+	k := policies.New(policies.Options{Node: a.Node, Client: a.Client, Log: a.Log, Changed: a.Wake, Resync: a.Resync, Events: a.events, NetNS: a.Paths.NetNS, Closed: a.closedMark()})
 	a.metrics.registry.MustRegister(prometheus.WrapCollectorWith(prometheus.Labels{"node": a.Node}, k))
 	return k
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,8 +9,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
+	"github.com/fathom-network/fathom/internal/facts/answer"
 	"github.com/fathom-network/fathom/internal/serve"
 )
 
@@ -95,6 +98,14 @@ func (a *Agent) listenSocket(ctx context.Context) (stop func(), err error) {
 	mux.HandleFunc("GET /v1/policies", func(w http.ResponseWriter, _ *http.Request) {
 		s, err := a.policies.State()
 		reply(w, s, err)
+	})
+	mux.HandleFunc("GET /v1/drops", func(w http.ResponseWriter, r *http.Request) {
+		after, err := strconv.ParseUint(cmp.Or(r.URL.Query().Get("after"), "0"), 10, 64)
+		if err != nil {
+			http.Error(w, answer.OneLine(err), http.StatusBadRequest)
+			return
+		}
+		reply(w, a.policies.Records(after), nil)
 	})
 	mux.HandleFunc("GET /v1/bgp", func(w http.ResponseWriter, _ *http.Request) {
 		account, err := a.bgp.Account()

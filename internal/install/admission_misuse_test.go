@@ -59,6 +59,12 @@ func event(account, host, about, more, want string) misuse {
 		"involvedObject": %s, "source": {"component": %q, "host": %q}, "reportingComponent": %[3]q, "reportingInstance": %[4]q}`, more, about, account, host), want}
 }
 
+// because gives an event a reason.
+func because(reason string, m misuse) misuse {
+	m.body = strings.Replace(m.body, `"reason": "Test"`, fmt.Sprintf(`"reason": %q`, reason), 1)
+	return m
+}
+
 // takeEvent makes an event that is there one that the account could have sent.
 func takeEvent(name, account, host, want string) misuse {
 	return misuse{http.MethodPatch, "/api/v1/namespaces/default/events/" + name, merge,
@@ -107,6 +113,10 @@ var agentMisuses = []misuse{
 
 	event(agentAccount, "node-a", `{"kind": "Node", "apiVersion": "v1", "name": "node-b", "uid": "node-b"}`, "", "and not of Node node-b"),
 	event(agentAccount, "node-a", `{"kind": "Pod", "apiVersion": "v1", "name": "web", "namespace": "default"}`, "", "and not of Pod web"),
+	because("FailedScheduling", event(agentAccount, "node-a", `{"kind": "Pod", "apiVersion": "v1", "name": "web", "namespace": "default"}`, "", "and not of Pod web")),
+	because("PolicyDropped", event(agentAccount, "node-a", `{"kind": "Pod", "apiVersion": "example.com/v1", "name": "web", "namespace": "default"}`, "", "and not of Pod web")),
+	because("PolicyDropped", event(agentAccount, "node-a", `{"kind": "Service", "apiVersion": "v1", "name": "web", "namespace": "default"}`, "", "and not of Service web")),
+	because("PolicyDropped", event(agentAccount, "node-b", `{"kind": "Pod", "apiVersion": "v1", "name": "web", "namespace": "default"}`, "", "says that it is one")),
 	event(agentAccount, "node-a", `{"kind": "BGPPeer", "apiVersion": "example.com/v1", "name": "router"}`, "", "and not of BGPPeer router"),
 	event(agentAccount, "node-b", `{"kind": "Node", "apiVersion": "v1", "name": "node-a"}`, "", "says that it is one"),
 	event("kubelet", "node-a", `{"kind": "Node", "apiVersion": "v1", "name": "node-a"}`, "", "says that it is one"),

@@ -258,7 +258,8 @@ func useAgent(ctx context.Context, t *testing.T, as *caller, admin *kube.Client)
 	testenv.Must(t, err)
 	peers := view.BGPPeers.All()
 	by := kube.Reporter{Component: agentAccount, Instance: "node-a"}
-	recordTwice(ctx, t, c, admin, by, []corev1.ObjectReference{kube.NodeReference("node-a"), kube.Reference(pools[0]), kube.Reference(peers[0])})
+	recordTwice(ctx, t, c, admin, by, []corev1.ObjectReference{kube.NodeReference("node-a"), kube.Reference(pools[0]), kube.Reference(peers[0]),
+		{Kind: "Pod", APIVersion: "v1", Namespace: "default", Name: "web", UID: "web"}})
 	for _, name := range []string{"fathom-bgp", "fathom-membership"} {
 		if _, err := c.Secret(ctx, netconf.Namespace, name); err != nil {
 			t.Error(err)
@@ -270,14 +271,20 @@ func useAgent(ctx context.Context, t *testing.T, as *caller, admin *kube.Client)
 func recordTwice(ctx context.Context, t *testing.T, c, admin *kube.Client, by kube.Reporter, objects []corev1.ObjectReference) {
 	t.Helper()
 	r := c.NewRecorder(ctx, by)
+	reason := func(about corev1.ObjectReference) string {
+		if about.Kind == "Pod" {
+			return "PolicyDropped"
+		}
+		return "Test"
+	}
 	for range 2 {
 		for _, about := range objects {
-			r.Record(kube.Event{Object: about, Warning: true, Reason: "Test", Message: "test"})
+			r.Record(kube.Event{Object: about, Warning: true, Reason: reason(about), Message: "test"})
 		}
 	}
 	for _, about := range objects {
 		testenv.Eventually(t, "the event of "+about.Kind+" "+about.Name+" is counted", func() (bool, string) {
-			l, err := admin.CoreV1().Events("").List(ctx, metav1.ListOptions{FieldSelector: "reason=Test,source=" + by.Component + ",involvedObject.kind=" + about.Kind})
+			l, err := admin.CoreV1().Events("").List(ctx, metav1.ListOptions{FieldSelector: "reason=" + reason(about) + ",source=" + by.Component + ",involvedObject.kind=" + about.Kind})
 			testenv.Must(t, err)
 			return slices.ContainsFunc(l.Items, func(e corev1.Event) bool { return e.InvolvedObject.Name == about.Name && e.Count == 2 }), fmt.Sprint(l.Items)
 		})

@@ -1,6 +1,8 @@
 package policies
 
 import (
+	"strings"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/fathom-network/fathom/internal/facts/diff"
@@ -13,6 +15,9 @@ type metrics struct {
 	rechecks        prometheus.Histogram
 	ended           prometheus.Counter
 	changes         *prometheus.CounterVec
+	recorded        *prometheus.CounterVec
+	lost            prometheus.Counter
+	labelled        map[string]bool // policies that have a label of their own; record's alone
 	number          *prometheus.Desc
 }
 
@@ -29,7 +34,12 @@ func newMetrics() *metrics {
 			Help: "Connections that were there when a policy began to forbid them."}),
 		changes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fathom_policy_set_elements_total",
 			Help: "Elements of the table of policies that were changed when all of it was set: at the start, after an error, and where the kernel held something else."}, []string{"change"}),
-		number: prometheus.NewDesc("fathom_policy_objects", "How many policies there are, and of what they are made: pods, identities, selectors, classes.", []string{"kind"}, nil),
+		recorded: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fathom_policy_packets_total",
+			Help: "Packets that begin a connection and were recorded, by what became of them and by each policy that decides: all that are dropped, unless a source sends very many, and a sample of those accepted."}, []string{"policy", "direction", "verdict"}),
+		lost: prometheus.NewCounter(prometheus.CounterOpts{Name: "fathom_policy_packets_lost_total",
+			Help: "Packets that were to be recorded, and came faster than they could be read."}),
+		labelled: map[string]bool{},
+		number:   prometheus.NewDesc("fathom_policy_objects", "How many policies there are, and of what they are made: pods, identities, selectors, classes.", []string{"kind"}, nil),
 	}
 }
 
@@ -38,12 +48,36 @@ func (m *metrics) count(c diff.Count) {
 	m.changes.WithLabelValues("removed").Add(float64(c.Removed))
 }
 
+// labelsAtMost is how many policies have labels of their own in metrics. What others do is that of "others".
+const labelsAtMost = 500
+
+// record counts a packet for the policy whose rule decides, or for all that have no rule for it.
+func (m *metrics) record(r recorded) {
+	deciding := r.policies
+	if r.by.Kind != "" {
+		deciding = []policy.ID{r.by.ID}
+	}
+	if len(deciding) == 0 {
+		deciding = []policy.ID{{}} // the policies of its pod are not known
+	}
+	for _, id := range deciding {
+		name := strings.TrimPrefix(id.String(), id.Kind+" ")
+		if len(m.labelled) >= labelsAtMost && !m.labelled[name] {
+			name = "others"
+		}
+		m.labelled[name] = true
+		m.recorded.WithLabelValues(name, r.key.direction.String(), r.key.verdict).Inc()
+	}
+}
+
 func (m *metrics) describe(c chan<- *prometheus.Desc) {
 	m.seconds.Describe(c)
 	m.waited.Describe(c)
 	m.rechecks.Describe(c)
 	m.ended.Describe(c)
 	m.changes.Describe(c)
+	m.recorded.Describe(c)
+	m.lost.Describe(c)
 	c <- m.number
 }
 
@@ -53,6 +87,8 @@ func (m *metrics) collect(c chan<- prometheus.Metric, s policy.Size) {
 	m.rechecks.Collect(c)
 	m.ended.Collect(c)
 	m.changes.Collect(c)
+	m.recorded.Collect(c)
+	m.lost.Collect(c)
 	for kind, n := range map[string]int{"policy": s.Policies, "pod": s.Pods, "identity": s.Identities, "selector": s.Selectors, "class": s.Classes} {
 		c <- prometheus.MustNewConstMetric(m.number, prometheus.GaugeValue, float64(n), kind)
 	}

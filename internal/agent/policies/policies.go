@@ -45,6 +45,8 @@ type Options struct {
 	Resync time.Duration
 	// NetNS is where the runtime mounts pods' network namespaces.
 	NetNS string
+	// Events, if not nil, are told of what policies drop.
+	Events *kube.Recorder
 	// Closed is a file that is there while the kernel holds policies. It has to go with the boot, as they do.
 	Closed string
 }
@@ -56,6 +58,8 @@ type Keeper struct {
 	metrics *metrics
 	recheck wake.Signal           // what is there is to be rechecked
 	open    func() (Flows, error) // for rechecks
+	packets func() (Packets, error)
+	records records
 	// What follows is Run's alone.
 	rules *ruleset.Ruleset
 	setTo []netip.Prefix // the ranges that the kernel was set for
@@ -76,6 +80,9 @@ type Keeper struct {
 	established netconf.PolicyEstablished
 	facts       policy.Facts
 	clean       bool
+	// nodeAddrs are the node's own addresses, as of the last look.
+	nodeAddrs  map[netip.Addr]bool
+	nodeLooked time.Time
 	// isolatedSince are addresses of pods that have been isolated for moments only.
 	isolatedSince map[netip.Addr]time.Time
 	turned        chan struct{} // closed when what is held has changed
@@ -96,7 +103,7 @@ type gift struct {
 
 // New makes a Keeper, which does nothing until Run.
 func New(o Options) *Keeper {
-	return &Keeper{Options: o, kick: wake.New(), recheck: wake.New(), open: openFlows, isolatedSince: map[netip.Addr]time.Time{}, metrics: newMetrics(), model: policy.NewModel(o.Node), held: map[netip.Addr]policy.Address{},
+	return &Keeper{Options: o, kick: wake.New(), recheck: wake.New(), open: openFlows, packets: openPackets, records: records{all: map[recordKey]*record{}}, isolatedSince: map[netip.Addr]time.Time{}, metrics: newMetrics(), model: policy.NewModel(o.Node), held: map[netip.Addr]policy.Address{},
 		own: map[service.Name]ownPod{}, given: map[service.Name]gift{}, turned: make(chan struct{})}
 }
 
@@ -373,6 +380,7 @@ func (k *Keeper) Run(ctx context.Context) {
 	var rechecks sync.WaitGroup
 	defer rechecks.Wait()
 	rechecks.Go(func() { k.runRechecks(ctx) })
+	rechecks.Go(func() { k.runRecords(ctx) })
 	whole := true
 	for {
 		select {

@@ -29,6 +29,7 @@ import (
 	"github.com/fathom-network/fathom/internal/facts/diff"
 	"github.com/fathom-network/fathom/internal/facts/policy"
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/kernel/nflog"
 	"github.com/fathom-network/fathom/internal/kernel/nft"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/watch/kube"
@@ -73,6 +74,7 @@ func newWorldWith(t *testing.T, kernel *nft.Fake, closed string, refused error, 
 	}
 	w.Keeper = New(Options{Node: "here", Client: &kube.Client{Interface: w.api}, Cluster: &resource, Log: slog.New(slog.DiscardHandler), Changed: func() {}, Resync: time.Minute, Closed: closed})
 	w.rules = ruleset.New(kernel)
+	w.packets = func() (Packets, error) { return silence{}, nil }
 	w.SetRanges(ranges)
 	ctx, cancel := context.WithCancel(t.Context())
 	var ended atomic.Bool
@@ -87,6 +89,16 @@ func newWorldWith(t *testing.T, kernel *nft.Fake, closed string, refused error, 
 	settle()
 	return w
 }
+
+// silence is a kernel that logs nothing.
+type silence struct{}
+
+func (silence) Run(ctx context.Context, _ func(nflog.Packet), _ func(int)) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (silence) Close() {}
 
 // settle waits until nothing goes on, but for what waits for a long time.
 func settle() {

@@ -213,6 +213,11 @@ const stateVerb = "state"
 
 // ask asks the agents of all nodes. failed holds the errors of those that did not answer.
 func ask[S any](ctx context.Context, client *kube.Client, agents map[string]*corev1.Pod, verb string) (states map[string]S, failed map[string]error) {
+	return askEach[S](ctx, client, agents, func(string) []string { return []string{verb} })
+}
+
+// askEach is ask with a command, and its arguments, for each node.
+func askEach[S any](ctx context.Context, client *kube.Client, agents map[string]*corev1.Pod, command func(node string) []string) (states map[string]S, failed map[string]error) {
 	states, failed = map[string]S{}, map[string]error{}
 	type answer struct {
 		node  string
@@ -228,7 +233,7 @@ func ask[S any](ctx context.Context, client *kube.Client, agents map[string]*cor
 			out, stderr := bounded{most: maxAnswer}, bounded{most: maxWords}
 			ctx, cancel := context.WithTimeoutCause(ctx, agentPatience, fmt.Errorf("no answer within %v", agentPatience))
 			defer cancel()
-			if a.err = client.Exec(ctx, pod, netconf.AgentContainer, nil, &out, &stderr, netconf.AgentProgram, verb); a.err != nil {
+			if a.err = client.Exec(ctx, pod, netconf.AgentContainer, nil, &out, &stderr, append([]string{netconf.AgentProgram}, command(node)...)...); a.err != nil {
 				a.err = fmt.Errorf("%w: %s", a.err, strings.TrimSpace(stderr.String()))
 			} else if out.over {
 				a.err = fmt.Errorf("read the answer of the agent on node %s: it has more than %d bytes", node, out.most)
