@@ -19,11 +19,13 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/testenv"
+	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
 
 // killedEnv is for how long TestKilled changes and kills, as Go writes durations; without, it is some seconds.
@@ -63,6 +65,7 @@ type asked struct {
 // moment is what the API says from a time on: begun is when that was asked for, and effective when the kernel held it.
 type moment struct {
 	begun, effective time.Time
+	what             string
 	policies         map[string]*networkingv1.NetworkPolicy
 	labels           map[*asked]map[string]string // of all pods
 }
@@ -77,14 +80,15 @@ type answered struct {
 // turmoil is a cluster that changes.
 type turmoil struct {
 	*policyNode
-	random  *rand.Rand // of the one that changes
-	markers int
-	made    int
+	random        *rand.Rand // of the one that changes
+	markers, made int
+	asker, marker *asked
 
 	mu      sync.Mutex
 	history []moment
 	answers []answered
 	refused int
+	kills   []time.Time
 }
 
 const askedPort = 7777
@@ -103,15 +107,20 @@ func inTurmoil(n *policyNode, killed func()) (wrong []string) {
 	for _, name := range []string{"a", "b", "markers"} {
 		n.namespace(name)
 	}
-	n.setAddrs(n.object("n1", "markers", "own", nil), netip.MustParseAddr("10.244.1.250"))
 	n.object("n2", "markers", "remote", nil)
-	_, err := n.api.NetworkingV1().NetworkPolicies("markers").Create(n.Context(), markerPolicy(0), metav1.CreateOptions{})
+	// Whatever becomes of others, there is a policy.
+	_, err := n.api.NetworkingV1().NetworkPolicies("markers").Create(n.Context(), &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "always"},
+		Spec: networkingv1.NetworkPolicySpec{PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "nobody"}}}}, metav1.CreateOptions{})
 	testenv.Must(n, err)
 	remote := &asked{pod: &pod{Namespace: n.other(), namespace: "a", name: "remote", addrs: []netip.Addr{netip.MustParseAddr("10.244.2.5"), netip.MustParseAddr("fd00:64:2::5")}}, remote: true}
 	ctx, cancel := context.WithCancel(n.Context())
 	defer cancel()
 	testenv.Must(n, remote.answer(ctx))
-	w.change(func(m *moment) {
+	w.asker, w.marker = &asked{pod: n.add("markers", "asker", nil)}, &asked{pod: n.add("markers", "marker", map[string]string{"app": "marker"})}
+	testenv.Must(n, w.marker.answer(ctx))
+	w.countMarker()
+	w.openMarker()
+	w.change("a pod of another node comes", func(m *moment) {
 		m.labels[remote] = map[string]string{"app": "x"}
 		n.setAddrs(n.object("n2", "a", "remote", m.labels[remote]), remote.addrs...)
 	})
@@ -123,7 +132,6 @@ func inTurmoil(n *policyNode, killed func()) (wrong []string) {
 	}
 
 	var all sync.WaitGroup
-	kills := 0
 	all.Go(func() {
 		for {
 			select {
@@ -132,7 +140,9 @@ func inTurmoil(n *policyNode, killed func()) (wrong []string) {
 			case <-time.After(time.Duration(50+rand.IntN(1500)) * time.Millisecond):
 			}
 			n.kill()
-			kills++
+			w.mu.Lock()
+			w.kills = append(w.kills, time.Now())
+			w.mu.Unlock()
 			killed()
 			time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
 			n.startAgent()
@@ -160,12 +170,15 @@ func inTurmoil(n *policyNode, killed func()) (wrong []string) {
 	}
 	cancel()
 	all.Wait()
-	n.Logf("%d changes, %d kills, %d questions were answered and %d were not", len(w.history), kills, len(w.answers), w.refused)
-	if len(w.answers) == 0 || w.refused == 0 || kills == 0 {
+	n.Logf("%d changes, %d kills, %d questions were answered and %d were not", len(w.history), len(w.kills), len(w.answers), w.refused)
+	if len(w.answers) == 0 || w.refused == 0 || len(w.kills) == 0 {
 		n.Error("all was answered, or nothing, or no agent was killed")
 	}
 	for _, a := range w.answers {
 		if !w.allowed(a) {
+			if len(wrong) == 0 {
+				n.Log(w.around(a.since))
+			}
 			wrong = append(wrong, fmt.Sprintf("%s/%s was answered by %s/%s (IPv6 %v), which nothing allowed from %v to %v", a.from.namespace, a.from.name, a.to.namespace, a.to.name, a.ipv6,
 				a.since.Format(time.StampMicro), a.answer.Format(time.StampMicro)))
 		}
@@ -173,58 +186,101 @@ func inTurmoil(n *policyNode, killed func()) (wrong []string) {
 	return wrong
 }
 
+// around is what was changed and when the agent was killed, about the time of a moment.
+func (w *turmoil) around(at time.Time) string {
+	const about = 3 * time.Second
+	text := ""
+	for _, m := range w.history {
+		if m.effective.After(at.Add(-about)) && m.begun.Before(at.Add(about)) {
+			text += fmt.Sprintf("%s: %s, in the kernel at %s\n", m.begun.Format(time.StampMicro), m.what, m.effective.Format(time.StampMicro))
+		}
+	}
+	for _, k := range w.kills {
+		if k.Sub(at).Abs() < about {
+			text += fmt.Sprintf("%s: the agent is killed\n", k.Format(time.StampMicro))
+		}
+	}
+	return text
+}
+
 // change makes what the API says into something else, and returns when the kernel holds that.
-func (w *turmoil) change(do func(*moment)) {
+func (w *turmoil) change(what string, do func(*moment)) {
 	w.Helper()
 	w.mu.Lock()
 	last := w.history[len(w.history)-1]
 	w.mu.Unlock()
-	next := moment{policies: maps.Clone(last.policies), labels: maps.Clone(last.labels)}
+	next := moment{what: what, policies: maps.Clone(last.policies), labels: maps.Clone(last.labels)}
 	if next.policies == nil {
 		next.policies, next.labels = map[string]*networkingv1.NetworkPolicy{}, map[*asked]map[string]string{}
 	}
 	next.begun = time.Now()
 	do(&next)
 	// Beforehand, nobody judges by it; what was answered meanwhile is looked at in the end.
-	w.mark()
+	w.closeMarker()
 	next.effective = time.Now()
 	w.mu.Lock()
 	w.history = append(w.history, next)
 	w.mu.Unlock()
+	w.openMarker()
 }
 
-// mark changes an address of a pod and of a policy, and returns when the kernel has both. Watches are in order, so it has what was before, too.
-func (w *turmoil) mark() {
+// closeMarker returns when the last change of the API is effective on every path that packets may take: it changes the address of a pod, which the
+// kernel must know, and then has a policy isolate a pod that is on the fast path, which must not answer any more. Watches are in order, and so
+// are changes to the kernel: it has what was before, too.
+func (w *turmoil) closeMarker() {
 	w.Helper()
 	w.markers = w.markers%250 + 1
-	_, err := w.api.NetworkingV1().NetworkPolicies("markers").Update(w.Context(), markerPolicy(w.markers), metav1.UpdateOptions{})
-	testenv.Must(w, err)
 	remote, err := w.api.CoreV1().Pods("markers").Get(w.Context(), "remote", metav1.GetOptions{})
 	testenv.Must(w, err)
 	addr := netip.AddrFrom4([4]byte{10, 244, 9, byte(w.markers)})
 	w.setAddrs(remote, addr)
-	testenv.Eventually(w, "the kernel holds the last change", func() (bool, string) {
-		if out, err := exec.Command("nft", "get", "element", "inet", ruleset.PolicyTable, "identities4", "{ "+addr.String()+" }").CombinedOutput(); err != nil {
-			return false, string(out)
-		}
-		out, err := exec.Command("nft", "list", "set", "inet", ruleset.PolicyTable, "allow_blocks4").CombinedOutput()
-		return err == nil && slices.Contains(strings.Fields(string(out)), markerBlock(w.markers).Addr().String()), string(out) + w.log.String()
+	testenv.Eventually(w, "the kernel knows the marker's address", func() (bool, string) {
+		out, err := exec.Command("nft", "get", "element", "inet", ruleset.PolicyTable, "identities4", "{ "+addr.String()+" }").CombinedOutput()
+		return err == nil, string(out)
+	})
+	_, err = w.api.NetworkingV1().NetworkPolicies("markers").Create(w.Context(), &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "marker"},
+		Spec: networkingv1.NetworkPolicySpec{PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "marker"}}}}, metav1.CreateOptions{})
+	testenv.Must(w, err)
+	// No answer within so short a time may also be that of a machine with much to do.
+	testenv.Eventually(w, "nothing comes to the marker any more", func() (bool, string) {
+		before := linktest.Run(w, w.marker.Namespace, "nft", "list", "table", "ip", "marker")
+		sent, _ := question(w.asker, w.marker, 0)
+		return sent && linktest.Run(w, w.marker.Namespace, "nft", "list", "table", "ip", "marker") == before, w.log.String()
 	})
 }
 
-func markerBlock(i int) netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 32)
+// openMarker frees the marker, and returns when it is on the fast path again, if there is one.
+func (w *turmoil) openMarker() {
+	w.Helper()
+	err := w.api.NetworkingV1().NetworkPolicies("markers").Delete(w.Context(), "marker", metav1.DeleteOptions{})
+	if !apierrors.IsNotFound(err) {
+		testenv.Must(w, err)
+	}
+	testenv.Eventually(w, "the marker answers by the fast path", func() (bool, string) {
+		before := w.forwarded()
+		_, ok := question(w.asker, w.marker, 0)
+		return ok && (w.own.FastPath == "off" || w.forwarded() == before), w.log.String()
+	})
 }
 
-func markerPolicy(i int) *networkingv1.NetworkPolicy {
-	return &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "marker"}, Spec: networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{"Ingress"},
-		Ingress: []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: markerBlock(i).String()}}}}}}}
+// countMarker counts the marker's packets: on the node those that take the kernel's stack, and in its own namespace those that come.
+func (w *turmoil) countMarker() {
+	w.Helper()
+	for _, c := range []string{"add table ip marker", "add chain ip marker forward { type filter hook forward priority -500; }", "add chain ip marker input { type filter hook input priority -500; }",
+		fmt.Sprintf("add rule ip marker forward ip daddr %s counter", w.marker.addrs[0]), fmt.Sprintf("add rule ip marker input udp dport %d counter", askedPort)} {
+		output(w, "nft", c)
+		linktest.Run(w, w.marker.Namespace, "nft", c)
+	}
+}
+
+func (w *turmoil) forwarded() string {
+	return output(w, "nft", "list", "chain", "ip", "marker", "forward")
 }
 
 // addPod makes a pod that answers, and is asked from then on.
 func (w *turmoil) addPod(ctx context.Context) {
 	w.Helper()
-	w.change(func(m *moment) {
+	w.change("a pod comes", func(m *moment) {
 		w.made++
 		namespace, name := []string{"a", "b"}[w.random.IntN(2)], fmt.Sprint("p", w.made)
 		labels := w.someLabels()
@@ -254,7 +310,7 @@ func (w *turmoil) removePod() {
 		return
 	}
 	a := all[w.random.IntN(len(all))]
-	w.change(func(m *moment) {
+	w.change(fmt.Sprintf("pod %s/%s goes", a.namespace, a.name), func(m *moment) {
 		delete(m.labels, a)
 		a.mu.Lock()
 		a.gone = true
@@ -270,7 +326,7 @@ func (w *turmoil) relabel() {
 	w.Helper()
 	all := w.local()
 	a := all[w.random.IntN(len(all))]
-	w.change(func(m *moment) {
+	w.change(fmt.Sprintf("pod %s/%s has other labels", a.namespace, a.name), func(m *moment) {
 		m.labels[a] = w.someLabels()
 		_, err := w.api.CoreV1().Pods(a.namespace).Patch(w.Context(), a.name, types.MergePatchType,
 			fmt.Appendf(nil, `{"metadata": {"labels": {"app": %q, "v": %q}}}`, m.labels[a]["app"], m.labels[a]["v"]), metav1.PatchOptions{})
@@ -300,7 +356,7 @@ func (w *turmoil) changePolicy() {
 	w.Helper()
 	namespace, name := []string{"a", "b"}[w.random.IntN(2)], fmt.Sprint("p", w.random.IntN(3))
 	policies, id := w.api.NetworkingV1().NetworkPolicies(namespace), namespace+"/"+name
-	w.change(func(m *moment) {
+	w.change("NetworkPolicy "+id, func(m *moment) {
 		var err error
 		_, there := m.policies[id]
 		switch p := w.somePolicy(namespace, name); {
@@ -415,25 +471,32 @@ func (w *turmoil) ask() {
 	if from.gone {
 		return
 	}
+	since := time.Now()
+	sent, ok := question(from, to, f)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case ok:
+		w.answers = append(w.answers, answered{from, to, f == 1, since, time.Now()})
+	case sent:
+		w.refused++
+	}
+}
+
+// question has one pod ask another, once.
+func question(from, to *asked, f int) (sent, ok bool) {
 	number := from.source.Add(1)
 	fd, err := from.socket([]int{unix.AF_INET, unix.AF_INET6}[f], 10_000+int(number%50_000), from.addrs[f], 30*time.Millisecond)
 	if err != nil {
-		return
+		return false, false
 	}
 	defer func() { _ = unix.Close(fd) }()
-	since := time.Now()
 	if unix.Sendto(fd, binary.BigEndian.AppendUint32(nil, number), 0, sockaddr(to.addrs[f], askedPort)) != nil {
-		return
+		return false, false
 	}
 	buf := make([]byte, 64)
 	n, _, err := unix.Recvfrom(fd, buf, 0)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if err != nil || n != 4 || binary.BigEndian.Uint32(buf) != number {
-		w.refused++
-		return
-	}
-	w.answers = append(w.answers, answered{from, to, f == 1, since, time.Now()})
+	return true, err == nil && n == 4 && binary.BigEndian.Uint32(buf) == number
 }
 
 // allowed says whether what was in force at some moment of a question, or was being changed, allowed it.

@@ -59,7 +59,7 @@ type ownAgent struct{ Kubeconfig, Dir, BPF, FastPath string }
 
 func (o ownAgent) paths() agent.Paths {
 	at := func(name string) string { return filepath.Join(o.Dir, name) }
-	return agent.Paths{CNIBin: o.Dir, Conflist: at("x.conflist"), Leases: at("leases"), Socket: at("agent.sock"), NetNS: o.Dir, Sysctl: "/proc/sys/net", BPF: o.BPF}
+	return agent.Paths{CNIBin: o.Dir, Conflist: at("x.conflist"), Leases: at("leases"), Socket: at("agent.sock"), NetNS: at("netns"), Sysctl: "/proc/sys/net", BPF: o.BPF}
 }
 
 func runAgent(text string) error {
@@ -148,6 +148,7 @@ func newPolicyNode(t *testing.T, fastPath string) *policyNode {
 	testenv.Must(t, unix.Mount("bpffs", fs, "bpf", 0, ""))
 	t.Cleanup(func() { _ = unix.Unmount(fs, unix.MNT_DETACH) })
 	n := &policyNode{TB: t, api: connect(admin), log: &testenv.Output{}, own: ownAgent{kubeconfig(ofAgent), t.TempDir(), filepath.Join(fs, "fathom"), fastPath}}
+	testenv.Must(t, os.Mkdir(n.own.paths().NetNS, 0o700))
 	objects, err := install.Objects(install.Options{Config: map[string]string{"mode": "direct"}})
 	testenv.Must(t, err)
 	objects = slices.DeleteFunc(objects, func(o *unstructured.Unstructured) bool {
@@ -226,7 +227,7 @@ func (n *policyNode) setAddrs(p *corev1.Pod, addrs ...netip.Addr) {
 // space makes the namespace of a pod's sandbox.
 func (n *policyNode) space(namespace, name string) *pod {
 	n.Helper()
-	p := &pod{namespace: namespace, name: name, path: filepath.Join(n.own.Dir, "ns-"+namespace+"-"+name)}
+	p := &pod{namespace: namespace, name: name, path: filepath.Join(n.own.paths().NetNS, namespace+"-"+name)}
 	testenv.Must(n, link.Create(p.path))
 	var err error
 	p.Namespace, err = link.Open(p.path)
