@@ -1,6 +1,6 @@
 // Package controller is a cluster's controller. It assigns addresses of AddressPools to Services of type LoadBalancer,
-// reports how full the pools are, protects IPPools that still have blocks, and removes sessions of deleted nodes from the
-// status of BGPPeers. Each node decides itself for which addresses it answers; package agent.
+// reports how full the pools are and what of policies cannot be applied, protects IPPools that still have blocks, and removes
+// sessions of deleted nodes from the status of BGPPeers. Each node decides itself for which addresses it answers; package agent.
 //
 // Like an agent it has one loop, from everything that is known to everything that should be: docs/design/load-balancer.md.
 package controller
@@ -24,6 +24,7 @@ import (
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/facts/keyset"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/policy"
 	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/serve"
@@ -77,6 +78,8 @@ type allocator struct {
 	key    time.Time               // when the key was last checked
 	// problems are those of Services, including ones that have nothing to do with pools.
 	problems *problems
+	policies *policyBook
+	written  map[policy.ID]bool // policies whose condition is being written
 
 	refusals refusals
 }
@@ -87,6 +90,7 @@ func allocate(ctx context.Context, o Options, m *monitor) error {
 	a := &allocator{Options: o, monitor: m, told: map[service.Name]string{}, gifts: newGifts(), wake: changed.Set, problems: newProblems(),
 		writes: kube.NewPublisher(o.Log, changed.Set), events: o.Client.NewRecorder(ctx, kube.Reporter{Component: Component, Instance: o.Identity})}
 	a.view = o.Client.BalancerView(ctx, Component, changed.Set)
+	a.policies, a.written = watchPolicies(ctx, o.Client, changed.Set), map[policy.ID]bool{}
 	// After the end of the leadership no write may be under way: it could conflict with the next leader's.
 	var writing sync.WaitGroup
 	defer writing.Wait()
@@ -128,6 +132,7 @@ func (a *allocator) pass() {
 		a.writes.Publish("key", a.ensureKey)
 		a.key = time.Now()
 	}
+	a.tellPolicies()
 	if !a.view.Synced() {
 		return
 	}

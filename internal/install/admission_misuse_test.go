@@ -201,6 +201,11 @@ var controllerMisuses = []misuse{
 	{http.MethodPatch, own + "/bgppeers/router/status", "", `{"status": {"sessions": [{"node": "node-b", "state": "Established", "since": "2026-01-01T00:00:00Z"}]}}`, "the controller takes away sessions of nodes that are gone"},
 	{http.MethodPatch, "/api/v1/nodes/node-b/status", merge, `{"metadata": {"annotations": {"fathom.network/mode": "vxlan"}}}`, noRight + `patch resource \"nodes/status\"`},
 
+	{http.MethodPatch, "/apis/policy.networking.k8s.io/v1beta1/clusternetworkpolicies/tenants/status", "", `{"status": {"conditions": [{"type": "Ready", "status": "False", "reason": "x", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}`, "the controller sets no condition of a policy but fathom.network/Valid"},
+	{http.MethodPatch, "/apis/policy.networking.k8s.io/v1beta1/clusternetworkpolicies/tenants", "", `{"spec": {"priority": 2}}`, noRight + `patch resource \"clusternetworkpolicies\"`},
+	{http.MethodPatch, "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies/deny", "", `{"spec": {"ingress": [{}]}}`, noRight + `patch resource \"networkpolicies\"`},
+	event(controllerAccount, "x", `{"kind": "ClusterNetworkPolicy", "apiVersion": "example.com/v1", "name": "tenants"}`, "", "and not of ClusterNetworkPolicy tenants"),
+	event(controllerAccount, "x", `{"kind": "NetworkPolicy", "apiVersion": "example.com/v1", "name": "deny", "namespace": "default"}`, "", "and not of NetworkPolicy deny"),
 	event(controllerAccount, "x", `{"kind": "Node", "apiVersion": "v1", "name": "node-b"}`, "", "and not of Node node-b"),
 	event(controllerAccount, "x", `{"kind": "AddressPool", "apiVersion": "example.com/v1", "name": "outside"}`, "", "and not of AddressPool outside"),
 	event(agentAccount, "node-a", `{"kind": "Service", "apiVersion": "v1", "name": "web", "namespace": "default"}`, "", "an event of the controller says that it is one"),

@@ -22,6 +22,7 @@ import (
 	"github.com/fathom-network/fathom/api/v1alpha1"
 	"github.com/fathom-network/fathom/internal/facts/ippool"
 	"github.com/fathom-network/fathom/internal/facts/netconf"
+	"github.com/fathom-network/fathom/internal/facts/policyfacts"
 	"github.com/fathom-network/fathom/internal/facts/vip"
 	"github.com/fathom-network/fathom/internal/install"
 	"github.com/fathom-network/fathom/internal/testenv"
@@ -140,6 +141,11 @@ apiVersion: fathom.network/v1alpha1
 kind: AddressPool
 metadata: {name: outside}
 spec: {addresses: [192.0.2.0/28]}
+---
+apiVersion: policy.networking.k8s.io/v1beta1
+kind: ClusterNetworkPolicy
+metadata: {name: tenants}
+spec: {tier: Admin, priority: 1, subject: {namespaces: {}}}
 ---
 apiVersion: fathom.network/v1alpha1
 kind: BGPPeer
@@ -296,9 +302,13 @@ func useController(ctx context.Context, t *testing.T, as *caller, admin *kube.Cl
 	t.Helper()
 	c := as.client(t)
 	view := c.BalancerView(ctx, vip.Owner, func() {})
-	testenv.Eventually(t, "the controller sees everything", func() (bool, string) { return view.Synced() && view.BGPPeers.Len() == 1, "" })
+	namespaced := kube.Watch(ctx, c, kube.NetworkPolicies, kube.Options[*networkingv1.NetworkPolicy]{})
+	cluster := kube.Watch(ctx, c, kube.ClusterNetworkPolicies, kube.Options[*cnp.ClusterNetworkPolicy]{})
+	testenv.Eventually(t, "the controller sees everything", func() (bool, string) {
+		return view.Synced() && view.BGPPeers.Len() == 1 && namespaced.Synced() && cluster.Len() == 1, ""
+	})
 	as.list(ctx, t, "/api/v1/services", "/api/v1/namespaces", "/api/v1/nodes", "/apis/networking.k8s.io/v1/servicecidrs", own+"/addresspools", own+"/ippools", own+"/ipblocks", own+"/bgppeers",
-		"/api/v1/namespaces/fathom-system/configmaps?fieldSelector=metadata.name%3Dfathom-config",
+		"/apis/networking.k8s.io/v1/networkpolicies", "/apis/policy.networking.k8s.io/v1beta1/clusternetworkpolicies", "/api/v1/namespaces/fathom-system/configmaps?fieldSelector=metadata.name%3Dfathom-config",
 		"/apis/discovery.k8s.io/v1/namespaces/default/endpointslices?fieldSelector=metadata.name%3Dkubernetes")
 	for _, finalizers := range [][]string{{ippool.Finalizer}, nil} {
 		pools, err := kube.List(ctx, admin, kube.IPPools, kube.Selection{})
@@ -314,8 +324,16 @@ func useController(ctx context.Context, t *testing.T, as *caller, admin *kube.Cl
 	testenv.Must(t, kube.SetStatus(ctx, c, kube.AddressPools, "outside", v1alpha1.AddressPoolStatus{Services: 1,
 		Conditions: []metav1.Condition{{Type: v1alpha1.PoolValid, Status: metav1.ConditionTrue, Reason: "Valid", LastTransitionTime: metav1.Now()}}}))
 	testenv.Must(t, c.PublishBGPSession(ctx, "router", "node-z", nil))
+	policies, err := kube.List(ctx, admin, kube.ClusterNetworkPolicies, kube.Selection{})
+	testenv.Must(t, err)
+	condition, differs := policyfacts.Condition(policies[0], policyfacts.ClusterNetworkPolicy(policies[0]), time.Now())
+	if !differs {
+		t.Error("a new policy has a condition already")
+	}
+	testenv.Must(t, c.SetPolicyCondition(ctx, vip.Owner, policies[0].Name, condition))
 	recordTwice(ctx, t, c, admin, kube.Reporter{Component: vip.Owner, Instance: "pod"}, []corev1.ObjectReference{kube.Reference(view.AddressPools.All()[0]),
 		kube.Reference(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}}),
+		kube.Reference(policies[0]), kube.Reference(&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "deny", UID: "uid"}}),
 		kube.Reference(&v1alpha1.IPBlock{ObjectMeta: metav1.ObjectMeta{Name: "10.50.0.0-26", UID: "uid"}})})
 	for range 2 { // the second time there is one
 		testenv.Must(t, c.EnsureSecret(ctx, netconf.Namespace, "fathom-membership", map[string][]byte{"key": bytes.Repeat([]byte{1}, 32)}))

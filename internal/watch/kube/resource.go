@@ -157,6 +157,22 @@ func SetStatus[T own](ctx context.Context, c *Client, r Resource[T], name string
 	return nil
 }
 
+// SetPolicyCondition writes a condition of a ClusterNetworkPolicy as an owner, which leaves those of others alone. A policy that is gone is not
+// an error.
+func (c *Client) SetPolicyCondition(ctx context.Context, owner, name string, condition metav1.Condition) error {
+	body, err := json.Marshal(map[string]any{"apiVersion": cnp.GroupVersion.String(), "kind": "ClusterNetworkPolicy", "metadata": map[string]any{"name": name},
+		"status": map[string]any{"conditions": []metav1.Condition{condition}}})
+	if err != nil {
+		return err
+	}
+	err = c.policies.Patch(types.ApplyYAMLPatchType).Resource("clusternetworkpolicies").Name(name).SubResource("status").
+		Param("fieldManager", owner).Param("force", "true").Body(body).Do(ctx).Error()
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("write condition %s of ClusterNetworkPolicy %s: %w", condition.Type, name, err)
+	}
+	return nil
+}
+
 // DeleteAll deletes all objects of one of Fathom's own kinds. Objects with finalizers remain until the finalizers are removed. A
 // cluster that does not know the kind is not an error.
 func DeleteAll[T own](ctx context.Context, c *Client, r Resource[T]) error {
