@@ -255,7 +255,12 @@ func (l *Lab) boot(ctx context.Context, c *topology.Cluster, n *topology.Node) (
 }
 
 func startKubelet(ctx context.Context, m *machine.Machine) error {
-	_, err := m.Control(ctx, machine.Request{Op: machine.OpStart, Service: kubeletService})
+	return waitService(ctx, m, kubeletService)
+}
+
+// waitService returns when a service of the node, which is started if need be, has said that it is ready.
+func waitService(ctx context.Context, m *machine.Machine, name string) error {
+	_, err := m.Control(ctx, machine.Request{Op: machine.OpStart, Service: name})
 	return err
 }
 

@@ -237,6 +237,9 @@ func (a *assembly) loadImages(ctx context.Context, r *restored) error {
 			var to []image.Target
 			for _, n := range a.nodes {
 				if slices.Contains(i.Nodes, n.Name) {
+					if err := waitService(ctx, n.Machine, containerdService); err != nil {
+						return err
+					}
 					to = append(to, image.Target{Name: n.Name, SocketPath: n.File(ContainerdSocket)})
 				}
 			}
