@@ -31,6 +31,7 @@ func questions() []*cobra.Command {
 		question("services", "Print what the kernel of this node does with Services, as JSON", "/v1/services"),
 		question("balancers", "Print which load balancers' addresses this node answers for and announces to routers, as JSON", "/v1/balancers"),
 		question("policies", "Print what the kernel of this node holds of policies, as JSON", "/v1/policies"),
+		question("flows", "Print which connections of pods this node sees, as JSON", "/v1/flows"),
 		question("bgp", "Print what this node announces to which routers, as JSON", "/v1/bgp"),
 	}
 }

@@ -15,7 +15,7 @@ import (
 
 func (a *app) policy() *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Explain what NetworkPolicies and ClusterNetworkPolicies allow, and what others would"}
-	cmd.AddCommand(a.policyExplain(), a.policyMatrix(), a.policyTry())
+	cmd.AddCommand(a.policyExplain(), a.policyMatrix(), a.policyTry(), a.policySuggest())
 	return cmd
 }
 

@@ -107,6 +107,10 @@ func (a *Agent) listenSocket(ctx context.Context) (stop func(), err error) {
 		}
 		reply(w, a.policies.Records(after), nil)
 	})
+	mux.HandleFunc("GET /v1/flows", func(w http.ResponseWriter, r *http.Request) {
+		s, err := a.policies.Seen(r.Context())
+		reply(w, s, err)
+	})
 	mux.HandleFunc("GET /v1/bgp", func(w http.ResponseWriter, _ *http.Request) {
 		account, err := a.bgp.Account()
 		reply(w, account, err)

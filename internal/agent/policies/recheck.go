@@ -20,6 +20,7 @@ import (
 type Flows interface {
 	SetMark(ctx context.Context, bits uint32, marked func(conntrack.Entry) bool) (set, cleared int, err error)
 	Adopt(ctx context.Context, list []conntrack.Tuple) (adopted int, err error)
+	Entries(ctx context.Context, f conntrack.Filter, each func(conntrack.Entry) error) error
 	Close()
 }
 

@@ -2,11 +2,15 @@ package ruleset_test
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"testing"
 
 	"github.com/fathom-network/fathom/internal/facts/policy"
 	"github.com/fathom-network/fathom/internal/facts/service"
+	"github.com/fathom-network/fathom/internal/kernel/link"
+	kernel "github.com/fathom-network/fathom/internal/kernel/nft"
+	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/testenv"
 )
 
@@ -93,5 +97,48 @@ func BenchmarkChangePolicies(b *testing.B) {
 				testenv.Must(b, r.ChangePolicies(m.Changes()))
 			}
 		})
+	}
+}
+
+// BenchmarkPolicyRecords is what a packet costs that begins a connection, from one socket to the next past the table, where it is recorded
+// and where the kernel cannot: one that is allowed, one that is dropped, one that is audited, and one to a pod that no policy is about.
+func BenchmarkPolicyRecords(b *testing.B) {
+	for _, silent := range []bool{true, false} {
+		l := newLab(b)
+		conn, err := kernel.Open(l.node.Path())
+		testenv.Must(b, err)
+		var is kernel.Kernel = conn
+		if silent {
+			is = mute{conn}
+		}
+		rules := ruleset.New(is)
+		b.Cleanup(rules.Close)
+		in := rule(named("in", app("a"), policy.Ingress), policy.Ingress, policy.Rule{Peers: []policy.Peer{podsOf("y", nil)}, AnyPort: true})
+		watch := named("watch", app("b"), policy.Ingress)
+		watch.Audit = true
+		_, err = rules.SetPolicies(modelOf(in, watch).Facts(), ownRanges)
+		testenv.Must(b, err)
+		f := families[0]
+		for _, c := range []struct {
+			name, source, to string
+			from             *link.Namespace
+		}{{"accepted", f.far, f.a, l.far}, {"dropped", f.out, f.a, l.out}, {"audited", f.far, f.b, l.far}, {"free", f.a, f.far, l.a}} {
+			b.Run(fmt.Sprintf("%s/%s", map[bool]string{true: "silent", false: "recorded"}[silent], c.name), func(b *testing.B) {
+				testenv.Must(b, c.from.Do(func() error {
+					s, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(c.source), 0)))
+					if err != nil {
+						return err
+					}
+					defer s.Close()
+					to := netip.AddrPortFrom(netip.MustParseAddr(c.to), 9) // nobody answers, so it stays the first packet
+					for b.Loop() {
+						if _, err := s.WriteToUDPAddrPort([]byte("x"), to); err != nil {
+							return err
+						}
+					}
+					return nil
+				}))
+			})
+		}
 	}
 }
