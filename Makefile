@@ -217,6 +217,15 @@ bench-pods: build ## measure the pod network beside flannel, bridge and ptp, int
 	CGO_ENABLED=0 go run ./bench/pods $(BENCHFLAGS) >bin/bench-pods.txt
 	@go run ./bench/section pods bin/bench-pods.txt
 
+.PHONY: bench-policy
+bench-policy: build bin/tools/kube-network-policies ## measure NetworkPolicies beside none, chains and kube-network-policies, into docs/benchmarks.md (5 minutes, as root, idle; BENCHFLAGS)
+	CGO_ENABLED=0 go run ./bench/policies $(BENCHFLAGS) >bin/bench-policies.txt
+	@go run ./bench/section policies bin/bench-policies.txt
+
+# Upstream's program, whose modules are older than ours.
+bin/tools/kube-network-policies:
+	@mkdir -p bin/tools && dir=$$(mktemp -d) && GOBIN=$$dir CGO_ENABLED=0 go install -trimpath sigs.k8s.io/kube-network-policies/cmd@v0.8.0 && mv $$dir/cmd $@ && rmdir $$dir
+
 .PHONY: bench-nodes
 bench-nodes: build ## measure an agent in a cluster of 1,000 nodes: its start, and one node that changes (as root, idle)
 	go test ./internal/agent -run '^$$' -bench ThousandNodes -benchtime 1x -v

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/fathom-network/fathom/bench/traffic"
 	"github.com/fathom-network/fathom/internal/facts/podnet"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/fastpath"
 )
@@ -80,18 +81,18 @@ const (
 func addRows(all []*addKind) (rows [][]string, missed []string) {
 	ms := func(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }
 	for _, k := range all {
-		rows = append(rows, []string{k.name, ms(percentile(k.add, 50)), ms(percentile(k.add, 99)), ms(percentile(k.del, 50)), ms(percentile(k.del, 99)),
-			ms(percentile(k.cpu, 50))})
+		rows = append(rows, []string{k.name, ms(traffic.Percentile(k.add, 50)), ms(traffic.Percentile(k.add, 99)), ms(traffic.Percentile(k.del, 50)), ms(traffic.Percentile(k.del, 99)),
+			ms(traffic.Percentile(k.cpu, 50))})
 	}
 	ours, bridge := all[0], all[1]
 	for _, g := range []struct {
 		what      string
 		is, limit time.Duration
 	}{
-		{"ADD p50", percentile(ours.add, 50), min(addP50, percentile(bridge.add, 50))},
-		{"ADD p99", percentile(ours.add, 99), min(addP99, percentile(bridge.add, 99))},
-		{"DEL p50", percentile(ours.del, 50), min(addP50, percentile(bridge.del, 50))},
-		{"DEL p99", percentile(ours.del, 99), min(addP99, percentile(bridge.del, 99))},
+		{"ADD p50", traffic.Percentile(ours.add, 50), min(addP50, traffic.Percentile(bridge.add, 50))},
+		{"ADD p99", traffic.Percentile(ours.add, 99), min(addP99, traffic.Percentile(bridge.add, 99))},
+		{"DEL p50", traffic.Percentile(ours.del, 50), min(addP50, traffic.Percentile(bridge.del, 50))},
+		{"DEL p99", traffic.Percentile(ours.del, 99), min(addP99, traffic.Percentile(bridge.del, 99))},
 	} {
 		if g.is > g.limit {
 			missed = append(missed, fmt.Sprintf("fathom-cni: %s is %s, the goal is at most %s: faster than bridge and host-local, and p50 %v, p99 %v", g.what, ms(g.is), ms(g.limit), addP50, addP99))

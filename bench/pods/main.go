@@ -18,8 +18,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -27,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/bench/report"
+	"github.com/fathom-network/fathom/bench/traffic"
 )
 
 // options are what to measure.
@@ -82,9 +81,7 @@ func enter(ctx context.Context, o options) error {
 }
 
 func measure(ctx context.Context, o options) error {
-	// Nothing is to stop the threads that measure: they sit in system calls of which Go's scheduler knows nothing.
-	debug.SetGCPercent(-1)
-	runtime.GOMAXPROCS(64)
+	defer traffic.Prepare()()
 	var err error
 	if o.kit, err = filepath.Abs(o.kit); err != nil {
 		return err
@@ -109,8 +106,8 @@ func measure(ctx context.Context, o options) error {
 	}
 	rows, missed := b.pathRows()
 	header := []string{"WHERE", "WAY"}
-	for _, m := range measures {
-		header = append(header, m.name)
+	for _, m := range traffic.Measures {
+		header = append(header, m.Name)
 	}
 	fmt.Print(report.Table(header, rows))
 	if o.adds > 0 {
@@ -131,10 +128,4 @@ func measure(ctx context.Context, o options) error {
 		fmt.Println("missed:", m)
 	}
 	return nil
-}
-
-// percentile is that of what was measured, the nearest that was.
-func percentile[T float64 | time.Duration](all []T, p int) T {
-	all = slices.Sorted(slices.Values(all))
-	return all[(len(all)-1)*p/100]
 }
