@@ -8,6 +8,7 @@ import (
 	"iter"
 	"maps"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
@@ -241,10 +242,14 @@ func (c classChain) name() string {
 func classChainOf(name string) (c classChain, ok bool) {
 	for _, d := range policy.Directions {
 		hex, found := strings.CutPrefix(name, d.String()+"_")
+		if !found {
+			continue
+		}
 		c.Direction = d
 		hex, c.tiers = strings.CutPrefix(hex, "tiers_")
 		hex, c.audit = strings.CutPrefix(hex, "audit_")
-		if _, err := fmt.Sscanf(hex, "%04x", &c.Number); found && err == nil {
+		if number, err := strconv.ParseUint(hex, 16, 16); err == nil {
+			c.Number = policy.Number(number)
 			return c, c.name() == name
 		}
 	}

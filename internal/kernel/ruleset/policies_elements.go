@@ -68,7 +68,10 @@ func (p policyPart) list() (all []listed) {
 // Shares are the chains of an address's classes.
 func (p policyPart) Shares(yield func(nft.Shared)) {
 	p.Elements(func(_ string, e nft.Element) {
-		if c, ok := classChainOf(e.Value); ok && e.Verdict {
+		if !e.Verdict { // most are: of a class there are as many as it allows
+			return
+		}
+		if c, ok := classChainOf(e.Value); ok {
 			yield(c)
 		}
 	})
