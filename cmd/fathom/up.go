@@ -62,6 +62,7 @@ names them. It does not wait for their pods.`,
 	f.StringVar(&o.IPFamily, "ip-family", "", "ipv4, ipv6 or dual")
 	f.StringVar(&o.PodCIDR, "pod-cidr", "", "addresses of pods")
 	f.StringVar(&o.ServiceCIDR, "service-cidr", "", "addresses of Services")
+	f.StringVar(&o.Underlay, "underlay", "", "addresses of nodes: an IPv4 /16, an IPv6 /48, or both, separated by a comma")
 	f.StringArrayVar(&o.Manifests, "manifest", nil, "`file` of objects for every cluster, a directory of such files, a kustomization, or -; may be repeated")
 	f.StringVar(&from, "from", "", "begin with what was saved: a `file`, LAB@TIME, or @-5m (see fathom save)")
 	f.BoolVar(&hostPaths, "host-paths", false, "with --from: let nodes see the paths of this machine that the file names")
@@ -86,7 +87,11 @@ names them. It does not wait for their pods.`,
 			if err != nil {
 				return err
 			}
-			o := lab.RestoreOptions{Name: s.Lab.Name, HostPaths: hostPaths}
+			v4, v6, err := topology.ParseUnderlay(o.Underlay)
+			if err != nil {
+				return err
+			}
+			o := lab.RestoreOptions{Name: s.Lab.Name, Underlay4: v4, Underlay6: v6, HostPaths: hostPaths}
 			if cmd.Flags().Changed("name") {
 				o.Name = a.name
 			}
@@ -97,7 +102,7 @@ names them. It does not wait for their pods.`,
 		if hostPaths {
 			return errors.New("--host-paths is of --from: a lab file says itself what nodes see")
 		}
-		asked := file != ""
+		asked := file != "" || f.Changed("underlay")
 		for _, name := range shape {
 			asked = asked || f.Changed(name)
 		}

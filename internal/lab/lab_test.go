@@ -33,7 +33,7 @@ func TestDamagedFiles(t *testing.T) {
 	}
 	// begin is as in Up, without what needs a kit.
 	begin := func() (*Lab, []string, error) {
-		l, err := define(l.Paths, want, false)
+		l, err := define(l.Paths, want, func(netip.Prefix) bool { return false })
 		if err != nil {
 			return nil, nil, err
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -26,6 +27,8 @@ type RestoreOptions struct {
 	Name string
 	// Replace has it take the place of the lab of that name, if there is one.
 	Replace bool
+	// Underlay4 and Underlay6 are where nodes have their addresses, if they are valid.
+	Underlay4, Underlay6 netip.Prefix
 	// HostPaths lets nodes see the paths of this machine that the file names. A file may be anybody's.
 	HostPaths bool
 }
@@ -33,7 +36,7 @@ type RestoreOptions struct {
 // origin is the file that a lab begins with, until all of it is built.
 const origin = "origin.tar.zst"
 
-// Restore brings up a lab that begins with a file. It has the underlay that it had, if nothing else has it. What a file has no secrets of is made
+// Restore brings up a lab that begins with a file. It has the underlay that it had, if it is not given another one and nothing else has it. What a file has no secrets of is made
 // anew, and so are the keys of a lab that goes by another name.
 func Restore(ctx context.Context, paths Paths, from string, o RestoreOptions, report Report) (*Lab, error) {
 	t := &timeline{report: report}
@@ -44,6 +47,13 @@ func Restore(ctx context.Context, paths Paths, from string, o RestoreOptions, re
 	want := h.Lab
 	if o.Name != "" {
 		want.Name = o.Name
+	}
+	fixed := map[netip.Prefix]bool{o.Underlay4: true, o.Underlay6: true}
+	if o.Underlay4.IsValid() {
+		want.Underlay4 = o.Underlay4
+	}
+	if o.Underlay6.IsValid() {
+		want.Underlay6 = o.Underlay6
 	}
 	if !topology.IsName(want.Name) {
 		return nil, fmt.Errorf("begin a lab with %s: %q is no name of a lab", from, want.Name)
@@ -73,7 +83,7 @@ func Restore(ctx context.Context, paths Paths, from string, o RestoreOptions, re
 			return nil, err
 		}
 	}
-	l, err := begin(ctx, paths, &want, from, t)
+	l, err := begin(ctx, paths, &want, from, func(p netip.Prefix) bool { return !fixed[p] }, t)
 	if err != nil {
 		return nil, err
 	}

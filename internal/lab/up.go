@@ -35,7 +35,7 @@ func Up(ctx context.Context, paths Paths, want *topology.Lab, fresh bool, report
 		return nil, err
 	}
 	defer unlock()
-	l, err := begin(ctx, paths, want, "", t)
+	l, err := begin(ctx, paths, want, "", func(netip.Prefix) bool { return false }, t)
 	if err != nil {
 		return nil, err
 	}
@@ -58,13 +58,13 @@ func (l *Lab) finish(ctx context.Context, fresh bool, t *timeline) (*Lab, error)
 
 // begin makes the lab exist, if this machine can run it. Labs begin one at a time, so that no two choose the
 // same underlay. from is the file that it begins with, or empty.
-func begin(ctx context.Context, paths Paths, want *topology.Lab, from string, t *timeline) (*Lab, error) {
+func begin(ctx context.Context, paths Paths, want *topology.Lab, from string, moves func(underlay netip.Prefix) bool, t *timeline) (*Lab, error) {
 	unlock, err := lockDir(paths.State)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	l, err := define(paths, want, from != "")
+	l, err := define(paths, want, moves)
 	if err != nil {
 		return nil, err
 	}
@@ -97,9 +97,9 @@ func begin(ctx context.Context, paths Paths, want *topology.Lab, from string, t 
 	return l, l.save()
 }
 
-// define returns the lab to bring up: the one that exists, with want's manifests, or want with an underlay. moves says that want can have
-// another underlay than it names.
-func define(paths Paths, want *topology.Lab, moves bool) (*Lab, error) {
+// define returns the lab to bring up: the one that exists, with want's manifests, or want with an underlay. moves says whether
+// want can have another underlay than this one that it names.
+func define(paths Paths, want *topology.Lab, moves func(underlay netip.Prefix) bool) (*Lab, error) {
 	have, err := Open(paths, want.Name)
 	if err == nil {
 		if !sameLab(&have.Lab, want) {
@@ -127,7 +127,7 @@ func define(paths Paths, want *topology.Lab, moves bool) (*Lab, error) {
 			if !underlay.IsValid() || !p.IsValid() || !underlay.Overlaps(p) {
 				continue
 			}
-			if moves {
+			if moves(*underlay) {
 				*underlay = netip.Prefix{}
 			} else {
 				return nil, fmt.Errorf("the underlay %s overlaps %s, which this machine routes, another lab has or the lab's own clusters use: choose another, or leave it out", underlay, p)

@@ -53,6 +53,7 @@ func build(s *labSpec, o Overrides, ps *problems) (*Lab, error) {
 			b.add(s.name.at, lab.Name, "%s", wantShortLabel)
 		}
 	}
+	o.underlay(s, ps)
 	b.underlays(s, lab)
 	lab.HostAccess = b.hostAccess(s)
 	names := map[string]source{}

@@ -2,6 +2,7 @@ package topology
 
 import (
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
 )
@@ -21,6 +22,7 @@ type Overrides struct {
 	IPFamily      string   // --ip-family
 	PodCIDR       string   // --pod-cidr
 	ServiceCIDR   string   // --service-cidr
+	Underlay      string   // --underlay
 	Manifests     []string // --manifest, of every cluster, beside those of the file
 }
 
@@ -111,6 +113,39 @@ func (o Overrides) pick(s *labSpec, ps *problems) {
 	if len(ps.list) == before {
 		s.clusters = pickClusters(s.clusters, o.Clusters, at)
 	}
+}
+
+// underlay puts the flag over the lab's ranges: one of a family takes the place of that family's.
+func (o Overrides) underlay(s *labSpec, ps *problems) {
+	if o.Underlay == "" {
+		return
+	}
+	const flag = "--underlay"
+	given := map[Family]bool{}
+	for value := range strings.SplitSeq(o.Underlay, ",") {
+		value = strings.TrimSpace(value)
+		family, to := IPv4, &s.underlay4
+		if strings.Contains(value, ":") {
+			family, to = IPv6, &s.underlay6
+		}
+		if given[family] {
+			ps.add(source{field: flag}, o.Underlay, "two %s prefixes; want one of each family", family.title())
+			return
+		}
+		given[family] = true
+		*to = text{value: value, set: true, at: source{field: flag}}
+	}
+}
+
+// ParseUnderlay reads the value of --underlay for a lab that exists in a file: an IPv4 /16, an IPv6 /48, or both, separated by a comma. A family
+// that it does not name has the zero prefix.
+func ParseUnderlay(value string) (v4, v6 netip.Prefix, err error) {
+	var s labSpec
+	var lab Lab
+	b := &builder{problems: &problems{}}
+	Overrides{Underlay: value}.underlay(&s, b.problems)
+	b.underlays(&s, &lab)
+	return lab.Underlay4, lab.Underlay6, b.err()
 }
 
 // apply puts the flags over a cluster's values. Flags that name a network or a proxy replace the whole

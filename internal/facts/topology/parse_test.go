@@ -84,6 +84,8 @@ clusters:
 			`lab.yaml:5:12: clusters[0].podCIDR: "10.1.0.0/16": want one IPv6 prefix, because --ip-family is ipv6`},
 		{"pods", Overrides{PodCIDR: "10.1.2.3/16"}, `--pod-cidr: "10.1.2.3/16": host bits are set; want 10.1.0.0/16`},
 		{"services", Overrides{ServiceCIDR: "x"}, `--service-cidr: "x": not a prefix; want something like 10.96.0.0/16`},
+		{"underlay", Overrides{Underlay: "10.230.0.0/16,fd00::/64"}, `--underlay: "fd00::/64": want an IPv6 /48, such as fd00:fa:201::/48`},
+		{"underlays", Overrides{Underlay: "10.230.0.0/16,10.231.0.0/16"}, `--underlay: "10.230.0.0/16,10.231.0.0/16": two IPv4 prefixes; want one of each family`},
 		{"name", Overrides{Name: "My Lab"},
 			`--name: "My Lab": not a name; want lower-case letters, digits and '-', beginning with a letter, at most 20 characters`},
 		{"twice", Overrides{Clusters: []string{"a", "a"}}, `--clusters: "a": named twice; want each cluster to have a name of its own`},
