@@ -22,7 +22,7 @@ func (b *bench) wanted() []traffic.Measure {
 }
 
 func (b *bench) measureTraffic(ctx context.Context) error {
-	defer traffic.Prepare()()
+	defer b.measured()
 	for round := range b.rounds {
 		if round%10 == 0 {
 			fmt.Fprintf(os.Stderr, "policies: round %d of %d\n", round+1, b.rounds)

@@ -31,6 +31,7 @@ type bench struct {
 	ways     []*way
 	programs []*exec.Cmd
 	notes    []string
+	measured func() // is called when the traffic has been measured
 }
 
 // way is a pair of nodes.
@@ -130,6 +131,8 @@ func (b *bench) begin(ctx context.Context) error {
 		return fmt.Errorf("make the objects: %w", err)
 	}
 	fmt.Fprintf(os.Stderr, "policies: %d policies and %d pods made in %v\n", most, allPods*len(b.ways), time.Since(began).Round(time.Second))
+	// From here on threads wait in system calls for each other, which a collector of garbage would wait for.
+	b.measured = traffic.Prepare()
 	for _, w := range b.ways {
 		fmt.Fprintf(os.Stderr, "policies: %s with %d policies begins\n", w.name, w.policies)
 		if err := b.make(ctx, w); err != nil {
