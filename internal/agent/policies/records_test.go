@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
@@ -105,6 +106,10 @@ func TestRecordsAreCounted(t *testing.T) {
 	first := k.Records(0)
 	if len(first.Records) != 1 || first.Records[0].Count != 5 || first.Records[0].SourcePort != 5004 || first.Last != 5 {
 		t.Errorf("%+v", first)
+	}
+	var counted dto.Metric
+	if err := k.metrics.recorded.WithLabelValues("x/db", "ingress", "dropped").Write(&counted); err != nil || counted.GetCounter().GetValue() != 5 {
+		t.Errorf("the metric of the policy has %v, %v", &counted, err)
 	}
 	k.record(logged("denied ingress", "203.0.113.9", "10.244.1.3", 6, 1, 81))
 	if news := k.Records(first.Last).Records; len(news) != 1 || news[0].Port != 81 {
