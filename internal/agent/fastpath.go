@@ -27,6 +27,7 @@ type fastPath struct {
 	mu     sync.Mutex // the loop sets it, others read it back
 	path   *fastpath.Path
 	plan   fastpath.Plan
+	failed error  // why it could not be opened
 	was    error  // result of the last set
 	told   string // the last logged reason why the kernel has none
 	reason string // why packets take the stack; empty if they do not
@@ -39,11 +40,16 @@ func (a *Agent) setFastPath(plan podnet.Plan, underlay []podnet.Interface, look 
 	if a.FastPath != "" {
 		on = a.FastPath == FastPathAuto
 	}
+	if judge := a.fast.open(a.node, a.Paths.BPF, look); judge != nil {
+		a.policies.SetFastPath(judge)
+	} else {
+		a.policies.SetFastPath(nil)
+	}
 	free, known := a.policies.Free()
 	if !known { // pods that policies isolate are to stay where they are
 		return nil
 	}
-	changes, err := a.fast.set(a.node, a.Paths.BPF, fastpath.Plan{Fast: on, Ways: plan.Ways(underlay), Free: free}, look)
+	changes, err := a.fast.set(fastpath.Plan{Fast: on, Ways: plan.Ways(underlay), Free: free}, look)
 	for kind, n := range map[string]diff.Count{"program": changes.Programs, "fastpod": changes.Pods, "fastroute": changes.Remotes} {
 		a.metrics.count(kind, n)
 	}
@@ -65,7 +71,7 @@ func (a *Agent) setFastPath(plan podnet.Plan, underlay []podnet.Interface, look 
 }
 
 // set makes the fast path follow the plan. Without it every packet takes the stack, so a failure does not make the node unready.
-func (f *fastPath) set(node *link.Namespace, dir string, plan fastpath.Plan, look bool) (changes fastpath.Changes, err error) {
+func (f *fastPath) set(plan fastpath.Plan, look bool) (changes fastpath.Changes, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !look && reflect.DeepEqual(plan, f.plan) {
@@ -73,12 +79,7 @@ func (f *fastPath) set(node *link.Namespace, dir string, plan fastpath.Plan, loo
 	}
 	defer func() { f.plan, f.was = plan, err }()
 	if f.path == nil {
-		path, err := fastpath.Open(node, fastpath.Options{Dir: dir})
-		if err != nil {
-			f.reason = err.Error()
-			return fastpath.Changes{}, err
-		}
-		f.path = path
+		return fastpath.Changes{}, f.failed
 	}
 	if !look && f.was == nil && len(f.plan.Devices) > 0 {
 		if changes, followed, err := f.path.Follow(f.plan, plan); followed {
@@ -94,6 +95,22 @@ func (f *fastPath) set(node *link.Namespace, dir string, plan fastpath.Plan, loo
 	return f.path.Set(plan)
 }
 
+// open loads the programs, of which packets notice nothing until set, and returns what they know of policies, nil if the kernel has none of them. It tries
+// once, and again if look is set.
+func (f *fastPath) open(node *link.Namespace, dir string, look bool) *fastpath.Policies {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.path == nil && (look || f.failed == nil) {
+		if f.path, f.failed = fastpath.Open(node, fastpath.Options{Dir: dir}); f.failed != nil {
+			f.reason = f.failed.Error()
+		}
+	}
+	if f.path == nil {
+		return nil
+	}
+	return f.path.Policies()
+}
+
 // state reads the fast path back from the kernel.
 func (f *fastPath) state() (answer.FastPath, error) {
 	f.mu.Lock()
@@ -104,7 +121,7 @@ func (f *fastPath) state() (answer.FastPath, error) {
 	}
 	s.On = f.reason == ""
 	var err error
-	if s.Slow, err = f.path.Slow(); err != nil {
+	if s.Slow, s.Judged, err = f.path.Slow(); err != nil {
 		return s, err
 	}
 	differences, err := f.path.Check(f.plan)

@@ -19,6 +19,7 @@ type metrics struct {
 	lost            prometheus.Counter
 	labelled        map[string]bool // policies that have a label of their own; record's alone
 	number          *prometheus.Desc
+	flows, leftOut  *prometheus.Desc
 }
 
 func newMetrics() *metrics {
@@ -39,6 +40,8 @@ func newMetrics() *metrics {
 		lost: prometheus.NewCounter(prometheus.CounterOpts{Name: "fathom_policy_packets_lost_total",
 			Help: "Packets that were to be recorded, and came faster than they could be read."}),
 		labelled: map[string]bool{},
+		flows:    prometheus.NewDesc("fathom_policy_flows", "Connections that the fast path has judged and remembers, when they were looked at last.", nil, nil),
+		leftOut:  prometheus.NewDesc("fathom_policy_fastpath_left_out", "Elements that did not fit into the fast path's maps: what they allow, the kernel's rules do.", nil, nil),
 		number:   prometheus.NewDesc("fathom_policy_objects", "How many policies there are, and of what they are made: pods, identities, selectors, classes.", []string{"kind"}, nil),
 	}
 }
@@ -79,9 +82,11 @@ func (m *metrics) describe(c chan<- *prometheus.Desc) {
 	m.recorded.Describe(c)
 	m.lost.Describe(c)
 	c <- m.number
+	c <- m.flows
+	c <- m.leftOut
 }
 
-func (m *metrics) collect(c chan<- prometheus.Metric, s policy.Size) {
+func (m *metrics) collect(c chan<- prometheus.Metric, s policy.Size, fast fastState) {
 	m.seconds.Collect(c)
 	m.waited.Collect(c)
 	m.rechecks.Collect(c)
@@ -91,5 +96,9 @@ func (m *metrics) collect(c chan<- prometheus.Metric, s policy.Size) {
 	m.lost.Collect(c)
 	for kind, n := range map[string]int{"policy": s.Policies, "pod": s.Pods, "identity": s.Identities, "selector": s.Selectors, "class": s.Classes} {
 		c <- prometheus.MustNewConstMetric(m.number, prometheus.GaugeValue, float64(n), kind)
+	}
+	if fast.path != nil {
+		c <- prometheus.MustNewConstMetric(m.flows, prometheus.GaugeValue, float64(fast.flows))
+		c <- prometheus.MustNewConstMetric(m.leftOut, prometheus.GaugeValue, float64(fast.path.LeftOut()))
 	}
 }

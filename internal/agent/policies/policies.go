@@ -86,6 +86,7 @@ type Keeper struct {
 	// isolatedSince are addresses of pods that have been isolated for moments only.
 	isolatedSince map[netip.Addr]time.Time
 	turned        chan struct{} // closed when what is held has changed
+	fast          fastState
 }
 
 // ownPod is a pod of the node as the API has it.
@@ -146,12 +147,12 @@ func (k *Keeper) Problems() (all []string) {
 }
 
 // Free returns the addresses of the node's pods that no policy isolates, nil if there is no policy at all and every pod is free. It is
-// not known until the API was seen once: what was before is then to stay.
+// not known until the API was seen once, and the fast path's maps follow it: what was before is then to stay.
 func (k *Keeper) Free() (free map[netip.Addr]bool, known bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if !k.known || !k.on {
-		return nil, k.known
+	if known = k.known && k.fast.isSettled(); !known || !k.on {
+		return nil, known
 	}
 	free = map[netip.Addr]bool{}
 	for a, is := range k.held {
@@ -422,7 +423,7 @@ func (k *Keeper) Run(ctx context.Context) {
 // compare looks in another goroutine whether the kernel holds what was left there, and answers once.
 func (k *Keeper) compare(ctx context.Context) chan bool {
 	k.mu.Lock()
-	on := k.on
+	on, fast := k.on, k.fast
 	k.mu.Unlock()
 	if !on {
 		return nil
@@ -430,6 +431,9 @@ func (k *Keeper) compare(ctx context.Context) chan bool {
 	answer, rules := make(chan bool, 1), k.rules
 	go func() {
 		holds, err := rules.HoldsPolicies(ctx)
+		if fast.holds && holds && err == nil {
+			holds, err = fast.path.Holds()
+		}
 		if err != nil && ctx.Err() == nil {
 			k.Log.Warn("policies", "error", err)
 		}
@@ -447,7 +451,7 @@ func (k *Keeper) step(ctx context.Context, w *watches, whole bool) (done bool, e
 	}
 	k.mu.Lock()
 	any, on, known, ranges := k.model.Size().Policies > 0, k.on, k.known, k.ranges
-	nodes := k.model.LooksAtNodes()
+	nodes, settled := k.model.LooksAtNodes(), k.fast.isSettled()
 	k.mu.Unlock()
 	if any && w.pods == nil {
 		w.begin(ctx, k)
@@ -456,7 +460,7 @@ func (k *Keeper) step(ctx context.Context, w *watches, whole bool) (done bool, e
 		w.nodes = k.watchNodes(ctx)
 	}
 	switch {
-	case !any && known && !on && !whole:
+	case !any && known && !on && !whole && settled:
 		return true, nil
 	case !any:
 		if err := k.rules.DeletePolicies(); err != nil {
@@ -466,8 +470,12 @@ func (k *Keeper) step(ctx context.Context, w *watches, whole bool) (done bool, e
 			return false, err
 		}
 		k.mu.Lock()
-		k.facts = k.model.Facts() // of pods, whom nobody isolates
+		facts := k.model.Facts() // of pods, whom nobody isolates
+		k.facts = facts
 		k.mu.Unlock()
+		if err := k.followFast(facts, policy.Facts{}, true); err != nil {
+			return false, err
+		}
 		k.turn(policy.Facts{}, false, true)
 		k.recheck.Set()
 		return true, nil
@@ -490,6 +498,9 @@ func (k *Keeper) step(ctx context.Context, w *watches, whole bool) (done bool, e
 		if err := k.mark(true); err != nil {
 			return false, err
 		}
+		if err := k.followFast(facts, policy.Facts{}, true); err != nil {
+			return false, err
+		}
 		k.turn(facts, true, true)
 		k.recheck.Set()
 		return true, nil
@@ -498,6 +509,9 @@ func (k *Keeper) step(ctx context.Context, w *watches, whole bool) (done bool, e
 		if err := k.rules.ChangePolicies(changes); err != nil {
 			return false, err
 		}
+	}
+	if err := k.followFast(facts, changes, false); err != nil {
+		return false, err
 	}
 	k.turn(changes, true, false)
 	if narrowed {
@@ -550,7 +564,7 @@ func (k *Keeper) Describe(c chan<- *prometheus.Desc) { k.metrics.describe(c) }
 // Collect implements prometheus.Collector.
 func (k *Keeper) Collect(c chan<- prometheus.Metric) {
 	k.mu.Lock()
-	size := k.model.Size()
+	size, fast := k.model.Size(), k.fast
 	k.mu.Unlock()
-	k.metrics.collect(c, size)
+	k.metrics.collect(c, size, fast)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/fathom-network/fathom/internal/facts/netconf"
 	"github.com/fathom-network/fathom/internal/facts/policy"
+	"github.com/fathom-network/fathom/internal/kernel/bpf/fastpath"
 	"github.com/fathom-network/fathom/internal/kernel/conntrack"
 	"github.com/fathom-network/fathom/internal/kernel/link"
 	"github.com/fathom-network/fathom/internal/kernel/ruleset"
@@ -92,27 +93,46 @@ func (k *Keeper) runRechecks(ctx context.Context) {
 // recheckOnce marks the connections that policies forbid, and takes the mark from all others.
 func (k *Keeper) recheckOnce(ctx context.Context, flows *Flows) (err error) {
 	k.mu.Lock()
-	unknown := !k.known || k.established == "" // what an agent before this one has marked stays
+	// What an agent before this one has marked stays, and connection tracking is told of no connection that the fast path may have judged.
+	unknown := !k.known || k.established == "" || !k.fast.told || !k.fast.isSettled()
 	marks := k.on && k.established == netconf.PolicyRecheck
 	looks := marks || !k.clean
 	fresh := k.fresh()
+	fast, established := k.fast, k.established
 	k.mu.Unlock()
-	if unknown || !looks && len(fresh) == 0 {
+	if unknown {
 		return nil
+	}
+	began, adoptErr := time.Now(), error(nil)
+	// Sockets first: of those that begin meanwhile the fast path knows by then.
+	var list []conntrack.Tuple
+	if len(fresh) > 0 {
+		list, adoptErr = k.connectionsOf(ctx, fresh)
+		time.AfterFunc(leaving/2, k.recheck.Set)
+	}
+	var handed []fastpath.Flow
+	if fast.path != nil {
+		if err := fast.path.Keep(established == netconf.PolicyKeep); err != nil {
+			return err
+		}
+		if handed, list, err = k.lookAtFlows(fast.path, marks, list); err != nil {
+			return err
+		}
+	}
+	if !looks && len(list) == 0 {
+		return adoptErr
 	}
 	if *flows == nil {
 		if *flows, err = k.open(); err != nil {
 			return err
 		}
 	}
-	began := time.Now()
-	adopted, adoptErr := 0, error(nil)
-	if len(fresh) > 0 {
-		adopted, adoptErr = k.adopt(ctx, *flows, fresh)
-		time.AfterFunc(leaving/2, k.recheck.Set)
+	adopted, err := (*flows).Adopt(ctx, list)
+	if err != nil { // packets of those that were to be handed over are dropped for now
+		return errors.Join(err, adoptErr)
 	}
 	if !looks {
-		return adoptErr
+		return errors.Join(adoptErr, forgetFlows(fast.path, handed))
 	}
 	own, err := nodeAddrs()
 	if err != nil {
@@ -121,6 +141,9 @@ func (k *Keeper) recheckOnce(ctx context.Context, flows *Flows) (err error) {
 	set, cleared, err := (*flows).SetMark(ctx, ruleset.ForbiddenMark, func(e conntrack.Entry) bool {
 		return marks && k.forbids(e, own)
 	})
+	if err == nil { // from here on they are ended by their marks
+		err = forgetFlows(fast.path, handed)
+	}
 	k.metrics.rechecks.Observe(time.Since(began).Seconds())
 	k.metrics.ended.Add(float64(set))
 	if set+cleared+adopted > 0 {
@@ -142,7 +165,14 @@ func (k *Keeper) forbids(e conntrack.Entry, node map[netip.Addr]bool) bool {
 	p := policy.Packet{From: from, To: to, Protocol: e.Protocol, Port: e.Reply.Source.Port()}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return !k.facts.Judge(policy.Egress, p).Allowed || !k.facts.Judge(policy.Ingress, p).Allowed
+	return !k.allows(p)
+}
+
+func forgetFlows(fast FastPath, list []fastpath.Flow) error {
+	if len(list) == 0 {
+		return nil
+	}
+	return fast.Forget(list)
 }
 
 // fresh returns the addresses of the pods that policies have just begun to isolate.
@@ -158,14 +188,13 @@ func (k *Keeper) fresh() map[netip.Addr]bool {
 	return all
 }
 
-// adopt has connection tracking know the connections of pods that come from the fast path: what it does not know, it would take for begun by
-// whoever sends next, and judge it so.
-func (k *Keeper) adopt(ctx context.Context, flows Flows, pods map[netip.Addr]bool) (int, error) {
+// connectionsOf returns the connections of pods that come from the fast path, as their clients began them. Connection tracking is to know them: what it does
+// not know, it would take for begun by whoever sends next, and judge it so.
+func (k *Keeper) connectionsOf(ctx context.Context, pods map[netip.Addr]bool) (list []conntrack.Tuple, err error) {
 	names, err := os.ReadDir(k.NetNS)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return 0, err
+		return nil, err
 	}
-	var list []conntrack.Tuple
 	var errs []error
 	for _, name := range names {
 		err := connections(ctx, filepath.Join(k.NetNS, name.Name()), func(t conntrack.Tuple) error {
@@ -178,8 +207,7 @@ func (k *Keeper) adopt(ctx context.Context, flows Flows, pods map[netip.Addr]boo
 			errs = append(errs, err)
 		}
 	}
-	n, err := flows.Adopt(ctx, list)
-	return n, errors.Join(append(errs, err)...)
+	return list, errors.Join(errs...)
 }
 
 func connections(ctx context.Context, path string, each func(conntrack.Tuple) error) error {

@@ -16,8 +16,8 @@ import (
 // seenAtMost is how many different flows are told at once.
 const seenAtMost = 20_000
 
-// Seen returns the connections of pods that are there, or were moments ago: those that the kernel tracks, those of pods' sockets (which
-// the fast path carries past connection tracking), and those recorded as accepted or audited.
+// Seen returns the connections of pods that are there, or were moments ago: those that the kernel tracks, those of pods' sockets and those judged by the fast path (which
+// it carries past connection tracking), and those recorded as accepted or audited.
 func (k *Keeper) Seen(ctx context.Context) (answer.SeenFlows, error) {
 	node, err := nodeAddrs()
 	if err != nil {
@@ -40,6 +40,20 @@ func (k *Keeper) Seen(ctx context.Context) (answer.SeenFlows, error) {
 		err := connections(ctx, filepath.Join(k.NetNS, name.Name()), func(t conntrack.Tuple) error { s.socket(t); return nil })
 		if err != nil && !errors.Is(err, os.ErrNotExist) && !conntrack.IsUnsupported(err) { // a pod that is gone took its sockets along
 			return answer.SeenFlows{}, err
+		}
+	}
+	k.mu.Lock()
+	fast := k.fast.path
+	k.mu.Unlock()
+	if fast != nil {
+		judged, err := fast.Flows()
+		if err != nil {
+			return answer.SeenFlows{}, err
+		}
+		for _, f := range judged {
+			if !f.Refused {
+				s.socket(f.Tuple)
+			}
 		}
 	}
 	k.records.mu.Lock()

@@ -51,6 +51,8 @@ type FastPath struct {
 	Reason string `json:"reason,omitempty"` // why it is off
 	// Slow are addresses of pods whose packets take the stack although the fast path is on, with the reason.
 	Slow map[netip.Addr]string `json:"slow,omitempty"`
+	// Judged are addresses of pods that policies isolate and whose TCP connections take the fast path where policies allow them.
+	Judged []netip.Addr `json:"judged,omitempty"`
 	// Differences are those between what the kernel should hold for the fast path and what it does hold.
 	Differences []string `json:"differences,omitempty"`
 }

@@ -17,4 +17,6 @@ type Policies struct {
 	Found        bool
 	Kernel       policy.Facts
 	KernelRanges []netip.Prefix
+	// FastPath is where the fast path's maps do not hold what Kernel says.
+	FastPath []string `json:",omitempty"`
 }

@@ -108,6 +108,23 @@ func Last(p netip.Prefix) netip.Addr {
 	return a
 }
 
+// Prefixes returns the prefixes that have the addresses from first to last, in order, and no others.
+func Prefixes(first, last netip.Addr) (list []netip.Prefix) {
+	for first.IsValid() && !last.Less(first) {
+		p := netip.PrefixFrom(first, first.BitLen())
+		for p.Bits() > 0 { // the longest range that begins here and ends in time
+			wider, _ := first.Prefix(p.Bits() - 1)
+			if wider.Addr() != first || last.Less(Last(wider)) {
+				break
+			}
+			p = wider
+		}
+		list = append(list, p)
+		first = Last(p).Next()
+	}
+	return list
+}
+
 // Disjoint returns prefixes masked and sorted, without those that lie within others.
 func Disjoint(list []netip.Prefix) []netip.Prefix {
 	list = slices.Clone(list)

@@ -48,3 +48,19 @@ func TestDisjoint(t *testing.T) {
 		}
 	}
 }
+
+func TestPrefixes(t *testing.T) {
+	for _, c := range []struct{ first, last, want string }{
+		{"10.0.0.0", "10.0.0.255", "[10.0.0.0/24]"},
+		{"10.0.0.1", "10.0.0.6", "[10.0.0.1/32 10.0.0.2/31 10.0.0.4/31 10.0.0.6/32]"},
+		{"0.0.0.0", "255.255.255.255", "[0.0.0.0/0]"},
+		{"255.255.255.254", "255.255.255.255", "[255.255.255.254/31]"},
+		{"::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "[::/0]"},
+		{"fd00::ffff", "fd00::1:0", "[fd00::ffff/128 fd00::1:0/128]"},
+		{"10.0.0.2", "10.0.0.1", "[]"},
+	} {
+		if got := fmt.Sprint(inet.Prefixes(netip.MustParseAddr(c.first), netip.MustParseAddr(c.last))); got != c.want {
+			t.Errorf("%s to %s: %s, want %s", c.first, c.last, got, c.want)
+		}
+	}
+}

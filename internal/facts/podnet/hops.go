@@ -39,6 +39,8 @@ type FastPath struct {
 	Pods map[netip.Addr]string
 	// Slow are pods whose packets take the stack, and why.
 	Slow map[netip.Addr]string
+	// Judged are pods that policies isolate, and of which the fast path knows what they allow of TCP. What it does not allow takes the stack.
+	Judged []netip.Addr
 	Ways
 }
 
@@ -48,6 +50,7 @@ func (f FastPath) Explain(p packet.Packet) []packet.Hop {
 	from, to := p.Src.Addr(), p.Dst.Addr()
 	device, here := f.Pods[to]
 	pass := func(why string) []packet.Hop { return []packet.Hop{packet.Passed(p, part, hook, why)} }
+	judged := slices.Contains(f.Judged, from) || slices.Contains(f.Judged, to)
 	hop := packet.Hop{Part: part, Hook: hook}
 	var way Remote // between this node and that of a pod elsewhere
 	switch {
@@ -79,6 +82,8 @@ func (f FastPath) Explain(p packet.Packet) []packet.Hop {
 		return pass("the receiver's packets take the stack: " + f.Slow[to])
 	case p.Protocol != tcp && p.Protocol != udp:
 		return pass("it is neither TCP nor UDP")
+	case p.Protocol != tcp && judged:
+		return pass("policies isolate one of the pods, and it is not TCP")
 	case p.Translated:
 		return pass("connection tracking knows it")
 	}
@@ -90,6 +95,9 @@ func (f FastPath) Explain(p packet.Packet) []packet.Hop {
 		hop.Why, hop.Device, hop.Rule = "to a pod of this node", device, "the map fathom_pods in /sys/fs/bpf/fathom"
 	default:
 		hop.Why, hop.Device, hop.Rule = "from a pod of another node", device, "the map fathom_pods in /sys/fs/bpf/fathom"
+	}
+	if judged {
+		hop.Why += ", if policies allow it: else the stack's rules drop it"
 	}
 	return []packet.Hop{hop}
 }

@@ -10,8 +10,9 @@ import (
 func TestExplainFastPath(t *testing.T) {
 	addr := netip.MustParseAddr
 	on := FastPath{
-		Pods: map[netip.Addr]string{addr("10.244.1.2"): "a", addr("10.244.1.3"): "b", addr("10.244.1.4"): "shaped"},
-		Slow: map[netip.Addr]string{addr("10.244.1.4"): "its device has a queueing discipline"},
+		Pods:   map[netip.Addr]string{addr("10.244.1.2"): "a", addr("10.244.1.3"): "b", addr("10.244.1.4"): "shaped", addr("10.244.1.5"): "web"},
+		Slow:   map[netip.Addr]string{addr("10.244.1.4"): "its device has a queueing discipline"},
+		Judged: []netip.Addr{addr("10.244.1.5")},
 		Ways: Ways{Remotes: []Remote{
 			{netip.MustParsePrefix("10.244.0.0/16"), addr("192.0.2.1"), "far"},
 			{netip.MustParsePrefix("10.244.2.0/24"), addr("192.0.2.2"), "near"},
@@ -40,6 +41,8 @@ func TestExplainFastPath(t *testing.T) {
 		{"itself", on, packet.Pod, "10.244.1.2", "10.244.1.2", nil, "redirect lo: it stays within the pod"},
 		{"shaped", on, packet.Pod, "10.244.1.4", "10.244.1.3", nil, "pass : the sender's packets take the stack: its device has a queueing discipline"},
 		{"to one that is shaped", on, packet.Pod, "10.244.1.3", "10.244.1.4", nil, "pass : the receiver's packets take the stack: its device has a queueing discipline"},
+		{"to one that policies isolate", on, packet.Pod, "10.244.1.3", "10.244.1.5", nil, "redirect web: to a pod of this node, if policies allow it: else the stack's rules drop it"},
+		{"UDP from one that policies isolate", on, packet.Pod, "10.244.1.5", "10.244.2.9", func(p *packet.Packet) { p.Protocol = 17 }, "pass : policies isolate one of the pods, and it is not TCP"},
 		{"SCTP", on, packet.Pod, "10.244.1.2", "10.244.1.3", func(p *packet.Packet) { p.Protocol = 132 }, "pass : it is neither TCP nor UDP"},
 		{"a Service's", on, packet.Elsewhere, "10.244.2.9", "10.244.1.2", func(p *packet.Packet) { p.Translated = true }, "pass : connection tracking knows it"},
 		{"switched off", off, packet.Pod, "10.244.1.2", "10.244.1.3", nil, "pass : there is none: it is switched off"},

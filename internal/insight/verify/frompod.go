@@ -113,7 +113,7 @@ func partsOf(s answer.Services, n answer.Node) []packet.Part {
 	if !n.FastPath.On && off == "" {
 		off = "the agent has not loaded it"
 	}
-	fast := podnet.FastPath{Off: off, Pods: map[netip.Addr]string{}, Slow: n.FastPath.Slow, Ways: n.Plan.Ways(n.Interfaces)}
+	fast := podnet.FastPath{Off: off, Pods: map[netip.Addr]string{}, Slow: n.FastPath.Slow, Judged: n.FastPath.Judged, Ways: n.Plan.Ways(n.Interfaces)}
 	for _, p := range n.Pods {
 		for _, a := range p.Routes {
 			fast.Pods[a] = p.Device

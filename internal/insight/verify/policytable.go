@@ -72,6 +72,9 @@ func Policies(c policyfacts.Cluster, node string, s answer.Policies) []podnet.Di
 	if have, want := prefixTexts(s.KernelRanges), prefixTexts(s.Ranges); have != want {
 		d.add("pods are closed until they are known in the ranges %s, want %s", have, want)
 	}
+	for _, text := range s.FastPath {
+		d.add("the fast path does not hold what nftables does: %s", text)
+	}
 	w := &policyDiff{differ: &d, want: m.Facts(), have: s.Kernel, stands: map[policy.Number]string{}}
 	w.identities()
 	own := map[netip.Addr]bool{}

@@ -222,6 +222,7 @@ static void *(*const bpf_skc_to_tcp_sock)(void *sk) = (void *)137;
 static long (*const bpf_redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params, int plen, __u64 flags) = (void *)152;
 static long (*const bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
 static long (*const bpf_check_mtu)(void *ctx, __u32 ifindex, __u32 *mtu_len, __s32 len_diff, __u64 flags) = (void *)163;
+static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;
 static int (*const bpf_set_retval)(int retval) = (void *)187;
 
 // The part of the options that every kernel with these functions has (NF_BPF_CT_OPTS_SZ is 12 or 16).

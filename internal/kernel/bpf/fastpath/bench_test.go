@@ -5,14 +5,18 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/fathom-network/fathom/internal/facts/podnet"
+	"github.com/fathom-network/fathom/internal/facts/policy"
+	"github.com/fathom-network/fathom/internal/facts/service"
 	"github.com/fathom-network/fathom/internal/kernel/bpf/fastpath"
 	"github.com/fathom-network/fathom/internal/kernel/link"
+	"github.com/fathom-network/fathom/internal/kernel/ruleset"
 	"github.com/fathom-network/fathom/internal/testenv"
 	"github.com/fathom-network/fathom/internal/testenv/linktest"
 )
@@ -66,7 +70,7 @@ func benchmark(b *testing.B, by meter, across bool, family int) {
 	testenv.Must(b, y.SetAddrs("eth0", []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24"), netip.MustParsePrefix("2001:db8::2/64")}))
 	ways = append(ways, way{"plain", x, netip.MustParseAddr([]string{"192.0.2.2", "2001:db8::2"}[family])})
 	serveBlocking(b, y, by)
-	for _, kind := range []string{"routed", "tracked", "fast", "fast-untracked"} {
+	for _, kind := range []string{"routed", "tracked", "fast", "fast-untracked", "fast-judged", "tracked-judged"} {
 		var nodes []*node
 		var from, to pod
 		if across {
@@ -80,7 +84,10 @@ func benchmark(b *testing.B, by meter, across bool, family int) {
 			nodes = []*node{n}
 		}
 		for _, n := range nodes {
-			n.plan.Fast = kind == "fast" || kind == "fast-untracked"
+			n.plan.Fast = strings.HasPrefix(kind, "fast")
+			if strings.HasSuffix(kind, "-judged") {
+				n.isolate(b, from, to)
+			}
 			n.set(b)
 			if kind == "routed" || kind == "fast-untracked" {
 				linktest.Run(b, n.Namespace, "nft", "flush", "ruleset")
@@ -127,6 +134,51 @@ func benchmark(b *testing.B, by meter, across bool, family int) {
 		}
 	}
 	b.ReportMetric(0, "ns/op")
+}
+
+// isolate has policies isolate two pods in both directions, of which others are about as well: there are 1,000 policies for 200 pods of 50 namespaces.
+func (n *node) isolate(b *testing.B, from, to pod) {
+	b.Helper()
+	m := policy.NewModel("a")
+	app := func(i int) policy.Selector {
+		return policy.Selector{{Key: "app", Operator: policy.In, Values: []string{fmt.Sprint("a", i%20)}}}
+	}
+	for i := range 1000 {
+		p := &policy.Policy{ID: policy.ID{Kind: "NetworkPolicy", Name: service.Name{Namespace: fmt.Sprint("n", i%50), Name: fmt.Sprint("p", i)}}, Subject: app(i / 50), Isolates: [2]bool{true, true}}
+		for _, d := range policy.Directions {
+			p.Rules[d] = []policy.Rule{
+				{Position: "0", Peers: []policy.Peer{{Pods: &policy.Pods{Pods: app(i % 7)}}}, Ports: []policy.Port{{Protocol: service.TCP, From: uint16(1000 + i), To: uint16(1010 + i)}}},
+				{Position: "1", Peers: []policy.Peer{{Pods: &policy.Pods{Namespace: p.Namespace, Pods: app(i / 50)}}}, Ports: []policy.Port{{Protocol: service.TCP, From: 8080, To: 8089}}},
+				{Position: "2", Peers: []policy.Peer{{Block: policy.Block{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, byte(i >> 8), byte(i)}), 32)}}}, AnyPort: true},
+			}
+		}
+		m.SetPolicy(p)
+	}
+	for i := range 200 {
+		p := policy.Pod{Name: service.Name{Namespace: fmt.Sprint("n", i%50), Name: fmt.Sprint("p", i)}, Node: []string{"a", "b"}[i/50%2], Labels: map[string]string{"app": fmt.Sprint("a", i/50)},
+			Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 245, 0, byte(i)})}}
+		m.SetPod(p)
+	}
+	var ranges []netip.Prefix
+	for i, p := range []pod{from, to} {
+		own := "b"
+		if _, _, err := n.Index(p.host); err == nil {
+			own = "a"
+			for _, a := range p.addrs {
+				ranges = append(ranges, netip.PrefixFrom(a, a.BitLen()))
+			}
+		}
+		m.SetPod(policy.Pod{Name: service.Name{Namespace: "n0", Name: fmt.Sprint("own", i)}, Node: own, Labels: map[string]string{"app": "a0"}, Addrs: p.addrs})
+	}
+	f := m.Facts()
+	rules, err := ruleset.Open(n.ns)
+	testenv.Must(b, err)
+	b.Cleanup(rules.Close)
+	_, err = rules.SetPolicies(f, ranges)
+	testenv.Must(b, err)
+	_, err = n.path.Policies().Set(f)
+	testenv.Must(b, err)
+	n.plan.Free = map[netip.Addr]bool{}
 }
 
 // best is the best but for a tenth: what others do only ever costs.

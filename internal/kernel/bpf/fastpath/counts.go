@@ -59,4 +59,7 @@ var reasons = []struct{ verdict, name string }{
 	{dropped, "source"},
 	{dropped, "arp"},
 	{dropped, "ethertype"},
+	{passed, "policy"},
+	{passed, "no_flow"},
+	{dropped, "forbidden"},
 }

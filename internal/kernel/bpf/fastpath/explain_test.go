@@ -27,9 +27,9 @@ func TestExplain(t *testing.T) {
 			}
 			explained := map[*node]podnet.FastPath{}
 			for n, own := range map[*node][]pod{a: {pods[0][0], pods[0][1], shaped}, b: pods[1][:]} {
-				slow, err := n.path.Slow()
+				slow, judged, err := n.path.Slow()
 				testenv.Must(t, err)
-				f := podnet.FastPath{Pods: map[netip.Addr]string{}, Slow: slow, Ways: n.plan.Ways}
+				f := podnet.FastPath{Pods: map[netip.Addr]string{}, Slow: slow, Judged: judged, Ways: n.plan.Ways}
 				for _, p := range own {
 					for _, addr := range p.addrs {
 						f.Pods[addr] = p.host

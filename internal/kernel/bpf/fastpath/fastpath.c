@@ -61,6 +61,8 @@ struct {
 	__type(value, struct remote);
 } fathom_remotes SEC(".maps");
 
+#include "policies.h"
+
 // What becomes of a packet, and why. Go's names of them are in pin/count.go.
 enum reason {
 	UNDECIDED,
@@ -81,6 +83,9 @@ enum reason {
 	DROP_SOURCE,  // dropped: not the pod's address
 	DROP_ARP,     // dropped: an ARP packet that speaks for somebody else
 	DROP_ETHERTYPE, // dropped: something whose source cannot be checked
+	POLICY,       // stack: policies isolate one of the pods, and the maps do not allow it
+	NO_FLOW,      // stack: policies isolate one of the pods, and its connection is none that was judged here
+	DROP_FORBIDDEN, // dropped: of a connection that policies do not allow any more
 	REASONS,
 };
 struct {
@@ -109,9 +114,11 @@ struct packet {
 	__u8 ttl;
 	enum reason slow;   // why it is the stack's, whereever it goes
 	bool begins;        // it may be the first of a connection
+	__u8 flags;         // of TCP
 	bool icmp_error;    // whose connection is that of the packet in it
 	struct address about_src, about_dst; // the packet in it
 	struct bpf_sock_tuple tuple;         // of the connection, as conntrack knows it
+	__be16 sport, dport;                 // in it
 };
 
 static inline void set4(struct address *a, __be32 v)
@@ -167,6 +174,8 @@ static inline void *at(struct __sk_buff *skb, __u32 offset, __u32 size)
 
 static inline void set_tuple(struct packet *p, const struct address *src, const struct address *dst, __be16 sport, __be16 dport)
 {
+	p->sport = sport;
+	p->dport = dport;
 	if (p->v6) {
 		set6((struct address *)p->tuple.ipv6.saddr, src->word);
 		set6((struct address *)p->tuple.ipv6.daddr, dst->word);
@@ -217,6 +226,7 @@ static inline bool read(struct __sk_buff *skb, struct packet *p)
 	p->slow = UNDECIDED;
 	p->icmp_error = false;
 	p->begins = false;
+	p->flags = 0;
 	if (skb->protocol == htons(ETH_P_IP)) {
 		struct iphdr *ip = at(skb, ETH_HLEN, sizeof(*ip));
 		if (!ip)
@@ -264,7 +274,8 @@ static inline bool read(struct __sk_buff *skb, struct packet *p)
 		p->begins = p->protocol == IPPROTO_UDP;
 		if (!p->begins) {
 			__u8 *flags = at(skb, offset + 13, 1);
-			p->begins = !flags || (*flags & 0x12) == 0x02; // SYN alone
+			p->flags = flags ? *flags : TCP_SYN;
+			p->begins = (p->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 		}
 		return true;
 	}
@@ -292,6 +303,94 @@ static inline bool is_tracked(struct __sk_buff *skb, struct packet *p)
 		return true;
 	}
 	return opts.error != -ENOENT;
+}
+
+// is_known says that of the connection of a packet, and where it may begin one, that its answers may be another's.
+static inline bool is_known(struct __sk_buff *skb, struct packet *p)
+{
+	if (is_tracked(skb, p))
+		return true;
+	if (!p->begins)
+		return false;
+	// A connection to a Service may have the same port here and the same pod there: its answers would be taken for
+	// this one's. Conntrack gives one of the two another port, if it sees both.
+	struct packet answer = {.v6 = p->v6, .protocol = p->protocol};
+	set_tuple(&answer, &p->dst, &p->src, p->dport, p->sport);
+	return is_tracked(skb, &answer);
+}
+
+// key_of names the connection between two ends, the same in both directions, and says whether the first end is the higher one.
+static inline bool key_of(struct flow_key *key, const struct address *a, __be16 a_port, const struct address *b, __be16 b_port)
+{
+	bool higher = a_port > b_port;
+	for (int i = 3; i >= 0; i--)
+		if (a->word[i] != b->word[i])
+			higher = a->word[i] > b->word[i];
+	key->low = higher ? *b : *a;
+	key->high = higher ? *a : *b;
+	key->low_port = higher ? b_port : a_port;
+	key->high_port = higher ? a_port : b_port;
+	return higher;
+}
+
+// judged says what becomes of a packet where policies isolate one of two pods; UNDECIDED is that it may pass. The maps only allow: of what they
+// do not, the stack's rules decide. Which of the ends are this node's pods, own_src and own_dst say.
+static inline enum reason judged(struct __sk_buff *skb, struct packet *p, bool own_src, bool own_dst)
+{
+	if (p->protocol != IPPROTO_TCP) // datagrams are answered by fragments, which only the stack can tell to be answers
+		return POLICY;
+	__u32 zero = 0;
+	struct judge *judge = bpf_map_lookup_elem(&fathom_judge, &zero);
+	if (!judge || !judge->on)
+		return POD_STACK;
+	struct flow_key key = {};
+	if (p->icmp_error) {
+		// Nobody may tell by it what he could not tell otherwise: it goes to who sent the packet, and from a pod it comes from who got it.
+		if (!same_address(&p->about_src, &p->dst) || (own_src && !same_address(&p->about_dst, &p->src)))
+			return NO_FLOW;
+		key_of(&key, &p->about_dst, p->sport, &p->about_src, p->dport);
+		struct flow *about = bpf_map_lookup_elem(&fathom_flows, &key);
+		if (!about || (about->verdict != judge->generation << 1 && !judge->keep))
+			return NO_FLOW;
+		return is_tracked(skb, p) ? TRACKED : UNDECIDED;
+	}
+	bool higher = key_of(&key, &p->src, p->sport, &p->dst, p->dport);
+	if (p->begins) {
+		if (is_known(skb, p))
+			return TRACKED;
+		// Read before the maps are, whatever the processor thinks of it.
+		struct flow flow = {.verdict = __sync_fetch_and_add(&judge->generation, 0) << 1, .from_higher = higher};
+		if (!allows(&p->src, &p->dst, p->dport, (own_src ? OWN_FROM : 0) | (own_dst ? OWN_TO : 0)))
+			return POLICY;
+		return bpf_map_update_elem(&fathom_flows, &key, &flow, BPF_ANY) ? POLICY : UNDECIDED;
+	}
+	struct flow *flow = bpf_map_lookup_elem(&fathom_flows, &key);
+	if (!flow)
+		return NO_FLOW;
+	// The answer to a connection's first packet: there may be another one by now, to a Service, with the same ends.
+	if (p->flags & (TCP_SYN | TCP_RST) && is_tracked(skb, p)) {
+		bpf_map_delete_elem(&fathom_flows, &key);
+		return TRACKED;
+	}
+	if (flow->ending || p->flags & (TCP_FIN | TCP_RST)) {
+		__u32 now = (bpf_ktime_get_coarse_ns() >> 30) + 1;
+		if (flow->ending && now - flow->ending > ENDED)
+			return NO_FLOW;
+		flow->ending = now;
+	}
+	if (judge->keep)
+		return UNDECIDED;
+	__u32 verdict = flow->verdict;
+	if (verdict >> 1 != (judge->generation & 0x7fffffff)) {
+		verdict = __sync_fetch_and_add(&judge->generation, 0) << 1;
+		bool same = flow->from_higher == higher; // the packet is from who began it
+		struct address from = same ? p->src : p->dst, to = same ? p->dst : p->src;
+		__u32 own = ((same ? own_src : own_dst) ? OWN_FROM : 0) | ((same ? own_dst : own_src) ? OWN_TO : 0);
+		if (!allows(&from, &to, same ? p->dport : p->sport, own))
+			verdict |= 1;
+		flow->verdict = verdict;
+	}
+	return verdict & 1 ? DROP_FORBIDDEN : UNDECIDED;
 }
 
 // routed does to the packet what a router does. There must be nothing left that could make it the stack's.
@@ -399,7 +498,8 @@ int fathom_pod(struct __sk_buff *skb)
 		return pass(ELSEWHERE);
 	if (skb->pkt_type != PACKET_HOST || skb->vlan_present)
 		return pass(NOT_OURS);
-	if (from->stack || (to && to->stack))
+	__u32 stack = from->stack | (to ? to->stack : 0);
+	if (stack & ~STACK_POLICY)
 		return pass(POD_STACK);
 	if (to && to->ifindex == skb->ifindex)
 		return pass(SELF);
@@ -407,19 +507,12 @@ int fathom_pod(struct __sk_buff *skb)
 		return pass(p.slow);
 	if (p.ttl <= 1)
 		return pass(TTL);
-	if (is_tracked(skb, &p))
+	if (stack) {
+		why = judged(skb, &p, true, to != 0);
+		if (why != UNDECIDED)
+			return why == DROP_FORBIDDEN ? drop(why) : pass(why);
+	} else if (is_known(skb, &p))
 		return pass(TRACKED);
-	if (p.begins) {
-		// A connection to a Service may have the same port here and the same pod there: its answers would be taken for
-		// this one's. Conntrack gives one of the two another port, if it sees both.
-		struct packet answer = {.v6 = p.v6, .protocol = p.protocol};
-		if (p.v6)
-			set_tuple(&answer, &p.dst, &p.src, p.tuple.ipv6.dport, p.tuple.ipv6.sport);
-		else
-			set_tuple(&answer, &p.dst, &p.src, p.tuple.ipv4.dport, p.tuple.ipv4.sport);
-		if (is_tracked(skb, &answer))
-			return pass(TRACKED);
-	}
 	if (to) {
 		if (!fits(skb, to->ifindex) || !routed(skb, &p, to))
 			return pass(MTU);
@@ -442,7 +535,7 @@ int fathom_wire(struct __sk_buff *skb)
 	struct pod *to = pod_of(&p.dst);
 	if (!to)
 		return TC_ACT_UNSPEC; // the node's own, for the most part: not worth a count
-	if (to->stack)
+	if (to->stack & ~STACK_POLICY)
 		return pass(POD_STACK);
 	if (p.slow != UNDECIDED)
 		return pass(p.slow);
@@ -455,7 +548,11 @@ int fathom_wire(struct __sk_buff *skb)
 		return pass(ELSEWHERE);
 	if (p.ttl <= 1)
 		return pass(TTL);
-	if (is_tracked(skb, &p))
+	if (to->stack) {
+		enum reason why = judged(skb, &p, false, true);
+		if (why != UNDECIDED)
+			return why == DROP_FORBIDDEN ? drop(why) : pass(why);
+	} else if (is_tracked(skb, &p))
 		return pass(TRACKED);
 	if (!fits(skb, to->ifindex) || !routed(skb, &p, to))
 		return pass(MTU);

@@ -40,7 +40,7 @@ type Plan struct {
 	podnet.Ways
 	// Slow maps the addresses of pods whose packets take the stack to the reasons.
 	Slow map[netip.Addr]pin.Stack
-	// Free, unless it is nil, are the pods' addresses that no policy isolates. The packets of all others take the stack, also of those
+	// Free, unless it is nil, are the pods' addresses that no policy isolates. Of all others policies are asked (Policies), also of those
 	// that come after the plan was made.
 	Free map[netip.Addr]bool
 }
@@ -51,6 +51,7 @@ type Path struct {
 	Support Support
 	node    *link.Namespace
 	objects bpfObjects
+	judge   *Policies
 }
 
 // Open loads the programs and reuses the maps that are pinned. Nothing changes for packets until Set. If the kernel lacks
@@ -78,7 +79,7 @@ func Open(node *link.Namespace, o Options) (*Path, error) {
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
 		// The maps are another version's. Its programs keep using them until Set replaces the programs.
 		err = nil
-		for _, name := range []string{pin.Pods, pin.Ports, pin.Remotes, pin.Counts} {
+		for _, name := range []string{pin.Pods, pin.Ports, pin.Remotes, pin.Counts, pin.Identities, pin.Allowed, pin.Blocks, pin.Flows, pin.Judge} {
 			err = errors.Join(err, os.RemoveAll(filepath.Join(p.Dir, name)))
 		}
 		if err == nil {
@@ -92,6 +93,7 @@ func Open(node *link.Namespace, o Options) (*Path, error) {
 		}
 		return nil, fmt.Errorf("load the fast path: %w", err)
 	}
+	p.judge = &Policies{maps: &p.objects.bpfMaps}
 	if err := p.keepOrPin(pin.FromPod, &p.objects.FathomPod); err != nil {
 		p.Close()
 		return nil, err
@@ -102,6 +104,9 @@ func Open(node *link.Namespace, o Options) (*Path, error) {
 	}
 	return p, nil
 }
+
+// Policies are the maps by which the path judges connections of pods that policies isolate.
+func (p *Path) Policies() *Policies { return p.judge }
 
 // Close closes programs and maps. They stay pinned and keep working.
 func (p *Path) Close() { _ = p.objects.Close() }

@@ -18,6 +18,51 @@ type bpfAddress struct {
 	Word [4]uint32
 }
 
+type bpfAllowedKey struct {
+	_      structs.HostLayout
+	Length uint32
+	Peer   uint32
+	Class  uint16
+	Port   uint16
+}
+
+type bpfBlockKey struct {
+	_       structs.HostLayout
+	Length  uint32
+	Class   uint32
+	Address bpfAddress
+}
+
+type bpfFlow struct {
+	_          structs.HostLayout
+	Verdict    uint32
+	Ending     uint32
+	FromHigher uint32
+}
+
+type bpfFlowKey struct {
+	_        structs.HostLayout
+	Low      bpfAddress
+	High     bpfAddress
+	LowPort  uint16
+	HighPort uint16
+}
+
+type bpfIdentity struct {
+	_       structs.HostLayout
+	Number  uint16
+	Judged  uint16
+	Ingress uint16
+	Egress  uint16
+}
+
+type bpfJudge struct {
+	_          structs.HostLayout
+	Generation uint32
+	On         uint32
+	Keep       uint32
+}
+
 type bpfPod struct {
 	_       structs.HostLayout
 	Ifindex uint32
@@ -52,12 +97,17 @@ type bpfRemote struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	bpfMapFathomCounts  = "fathom_counts"
-	bpfMapFathomPods    = "fathom_pods"
-	bpfMapFathomPorts   = "fathom_ports"
-	bpfMapFathomRemotes = "fathom_remotes"
-	bpfProgFathomPod    = "fathom_pod"
-	bpfProgFathomWire   = "fathom_wire"
+	bpfMapFathomAllowed    = "fathom_allowed"
+	bpfMapFathomBlocks     = "fathom_blocks"
+	bpfMapFathomCounts     = "fathom_counts"
+	bpfMapFathomFlows      = "fathom_flows"
+	bpfMapFathomIdentities = "fathom_identities"
+	bpfMapFathomJudge      = "fathom_judge"
+	bpfMapFathomPods       = "fathom_pods"
+	bpfMapFathomPorts      = "fathom_ports"
+	bpfMapFathomRemotes    = "fathom_remotes"
+	bpfProgFathomPod       = "fathom_pod"
+	bpfProgFathomWire      = "fathom_wire"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -110,10 +160,15 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	FathomCounts  *ebpf.MapSpec `ebpf:"fathom_counts"`
-	FathomPods    *ebpf.MapSpec `ebpf:"fathom_pods"`
-	FathomPorts   *ebpf.MapSpec `ebpf:"fathom_ports"`
-	FathomRemotes *ebpf.MapSpec `ebpf:"fathom_remotes"`
+	FathomAllowed    *ebpf.MapSpec `ebpf:"fathom_allowed"`
+	FathomBlocks     *ebpf.MapSpec `ebpf:"fathom_blocks"`
+	FathomCounts     *ebpf.MapSpec `ebpf:"fathom_counts"`
+	FathomFlows      *ebpf.MapSpec `ebpf:"fathom_flows"`
+	FathomIdentities *ebpf.MapSpec `ebpf:"fathom_identities"`
+	FathomJudge      *ebpf.MapSpec `ebpf:"fathom_judge"`
+	FathomPods       *ebpf.MapSpec `ebpf:"fathom_pods"`
+	FathomPorts      *ebpf.MapSpec `ebpf:"fathom_ports"`
+	FathomRemotes    *ebpf.MapSpec `ebpf:"fathom_remotes"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -142,15 +197,25 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	FathomCounts  *ebpf.Map `ebpf:"fathom_counts"`
-	FathomPods    *ebpf.Map `ebpf:"fathom_pods"`
-	FathomPorts   *ebpf.Map `ebpf:"fathom_ports"`
-	FathomRemotes *ebpf.Map `ebpf:"fathom_remotes"`
+	FathomAllowed    *ebpf.Map `ebpf:"fathom_allowed"`
+	FathomBlocks     *ebpf.Map `ebpf:"fathom_blocks"`
+	FathomCounts     *ebpf.Map `ebpf:"fathom_counts"`
+	FathomFlows      *ebpf.Map `ebpf:"fathom_flows"`
+	FathomIdentities *ebpf.Map `ebpf:"fathom_identities"`
+	FathomJudge      *ebpf.Map `ebpf:"fathom_judge"`
+	FathomPods       *ebpf.Map `ebpf:"fathom_pods"`
+	FathomPorts      *ebpf.Map `ebpf:"fathom_ports"`
+	FathomRemotes    *ebpf.Map `ebpf:"fathom_remotes"`
 }
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
+		m.FathomAllowed,
+		m.FathomBlocks,
 		m.FathomCounts,
+		m.FathomFlows,
+		m.FathomIdentities,
+		m.FathomJudge,
 		m.FathomPods,
 		m.FathomPorts,
 		m.FathomRemotes,

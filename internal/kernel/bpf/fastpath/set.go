@@ -3,6 +3,8 @@ package fastpath
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -41,6 +43,7 @@ func (p *Path) Set(plan Plan) (Changes, error) {
 		return Changes{}, err
 	}
 	s.slowDownPods()
+	s.forgetFlows()
 	s.attachToWires()
 	s.writeRemotes()
 	s.writePorts()
@@ -106,6 +109,25 @@ func (s *setter) slowDownPods() {
 			s.changes.Pods.Corrected++
 		}
 	}
+}
+
+// forgetFlows forgets the connections of addresses that will take the fast path and do not yet: the stack has seen some of their packets, or they were
+// another pod's.
+func (s *setter) forgetFlows() {
+	others := ^pin.Policy
+	of := map[netip.Addr]bool{}
+	for key, w := range s.want.pods {
+		h, there := s.have.pods[key]
+		if w.Stack&others == 0 && (!there || h.Stack&others != 0 || h.Index != w.Index || h.MAC != w.MAC) {
+			of[key.Addr()] = true
+		}
+	}
+	if len(of) == 0 {
+		return
+	}
+	list, err := s.judge.Flows()
+	s.note("forget connections", err)
+	s.note("forget connections", s.judge.Forget(slices.DeleteFunc(list, func(f Flow) bool { return !of[f.Source.Addr()] && !of[f.Destination.Addr()] })))
 }
 
 // attachToWires attaches the program to wires that have none.

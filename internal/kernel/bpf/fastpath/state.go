@@ -145,13 +145,14 @@ func (p *Path) readMaps() (state, error) {
 	return s, nil
 }
 
-// Slow reads the pods whose packets take the stack although there is a fast path, with the reason as a clause.
-func (p *Path) Slow() (map[netip.Addr]string, error) {
+// Slow reads the pods whose packets take the stack although there is a fast path, with the reason as a clause; and those whose policies are asked by
+// maps, so that their TCP connections take the fast path where policies allow them.
+func (p *Path) Slow() (slow map[netip.Addr]string, judged []netip.Addr, err error) {
 	pods := map[pin.Key]pin.Pod{}
 	if err := readMap(p.objects.FathomPods, pods); err != nil {
-		return nil, fmt.Errorf("read the map %s: %w", pin.Pods, err)
+		return nil, nil, fmt.Errorf("read the map %s: %w", pin.Pods, err)
 	}
-	slow := map[netip.Addr]string{}
+	slow = map[netip.Addr]string{}
 	for key, pod := range pods {
 		var why []string
 		for _, r := range []struct {
@@ -160,17 +161,28 @@ func (p *Path) Slow() (map[netip.Addr]string, error) {
 		}{
 			{pin.New, "the agent has not processed the pod yet"},
 			{pin.Shaped, "its device has a queueing discipline or filters, which the fast path would bypass"},
-			{pin.Policy, "rules must see them"},
 		} {
 			if pod.Stack&r.bit != 0 {
 				why = append(why, r.why)
+			}
+		}
+		if pod.Stack&pin.Policy != 0 {
+			judges, err := p.judge.judges(key)
+			if err != nil {
+				return nil, nil, err
+			}
+			if !judges {
+				why = append(why, "policies isolate it, of which the rules alone know")
+			} else if pod.Stack == pin.Policy {
+				judged = append(judged, key.Addr())
 			}
 		}
 		if len(why) > 0 {
 			slow[key.Addr()] = strings.Join(why, "; ")
 		}
 	}
-	return slow, nil
+	slices.SortFunc(judged, netip.Addr.Compare)
+	return slow, judged, nil
 }
 
 // readMap reads a whole map, which the plugin may write to concurrently. An iteration that a write disturbed is repeated.

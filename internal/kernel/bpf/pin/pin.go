@@ -27,8 +27,14 @@ const (
 	Ports   = "fathom_ports"
 	Remotes = "fathom_remotes"
 	Counts  = "fathom_counts"
-	FromPod = "fathom_pod"
-	FromNet = "fathom_wire"
+	// What policies allow, and what was judged by that.
+	Identities = "fathom_identities"
+	Allowed    = "fathom_allowed"
+	Blocks     = "fathom_blocks"
+	Flows      = "fathom_flows"
+	Judge      = "fathom_judge"
+	FromPod    = "fathom_pod"
+	FromNet    = "fathom_wire"
 )
 
 // TCXIngress is BPF_TCX_INGRESS, where programs are attached.
@@ -42,7 +48,7 @@ const (
 	New    Stack = 1 << iota // the agent has not processed it yet
 	Off                      // the fast path is off on this node
 	Shaped                   // its device has a queueing discipline, which the fast path would bypass
-	Policy                   // rules must see its packets
+	Policy                   // policies are to be asked: by maps where they know the pod's, else by the stack's rules
 )
 
 // Key is an address as a key of maps: an IPv4 address is mapped, ::ffff:a.b.c.d.
