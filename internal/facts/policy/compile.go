@@ -25,54 +25,104 @@ func (m *Model) compile(c *classState) *Class {
 		k.Policies = append(k.Policies, p.ID)
 		for i, r := range p.Rules[c.direction] {
 			fixed := fixedGrants(r, c)
-			by := func(position string, list []Grant) []Grant {
-				list = slices.Clone(list)
-				for i := range list {
-					list[i].By = Reason{ID: p.ID, Position: position}
-				}
-				return list
-			}
 			if r.AnyPeer {
-				grants[0] = append(grants[0], by(r.Position, fixed)...)
+				grants[0] = append(grants[0], by(p.ID, r.Position, fixed)...)
 			}
 			for j, s := range p.peers[c.direction][i] {
-				position := r.Position
-				if !r.AnyPeer {
-					position = r.Peers[j].Position
-				}
 				if s == nil {
 					for _, span := range spans(r.Peers[j].Block) {
-						for _, g := range by(position, fixed) {
+						for _, g := range by(p.ID, r.Peers[j].Position, fixed) {
 							blocks = append(blocks, AllowBlock{span.first, span.last, g})
 						}
 					}
 					continue
 				}
 				for id := range s.members {
-					if id.number == 0 {
-						continue // there is no number left for it
-					}
-					list := fixed
-					if r.AnyPeer { // everyone has these already
-						list = nil
-					}
-					if c.direction == Egress {
-						list = slices.Concat(list, namedGrants(r, id))
-					}
-					if len(list) > 0 {
-						grants[id.number] = append(grants[id.number], by(position, list)...)
+					if id.number != 0 { // else there is no number left for it
+						grants[id.number] = append(grants[id.number], grantsTo(id, c, p, i, j, fixed)...)
 					}
 				}
 			}
 		}
 	}
 	for _, peer := range slices.Sorted(maps.Keys(grants)) {
-		for _, g := range disjoint(grants[peer]) {
-			k.Allows = append(k.Allows, Allow{peer, g})
-		}
+		k.Allows = append(k.Allows, allowsOf(peer, grants[peer])...)
 	}
 	k.Blocks = disjointBlocks(blocks)
 	return k
+}
+
+// compileWith works out what a class of NetworkPolicies allows, which was known before but for what it allows with some identities.
+func (m *Model) compileWith(c *classState, was *Class, with map[Number]bool) *Class {
+	k := *was
+	k.Allows = nil
+	rest := was.Allows
+	until := func(n Number) {
+		end, _ := slices.BinarySearchFunc(rest, n, func(a Allow, n Number) int { return cmp.Compare(a.Peer, n) })
+		k.Allows = append(k.Allows, rest[:end]...)
+		for rest = rest[end:]; len(rest) > 0 && rest[0].Peer == n; {
+			rest = rest[1:]
+		}
+	}
+	for _, n := range slices.Sorted(maps.Keys(with)) {
+		if n == 0 {
+			continue // of those for which there is no number left, nothing is known
+		}
+		until(n)
+		if id := m.numbered[n]; id != nil {
+			k.Allows = append(k.Allows, allowsOf(n, grantsWith(id, c))...)
+		}
+	}
+	k.Allows = append(k.Allows, rest...)
+	return &k
+}
+
+// grantsWith are what a class's policies grant with an identity, by rules that select it.
+func grantsWith(id *identity, c *classState) (list []Grant) {
+	for _, p := range c.policies {
+		for i, r := range p.Rules[c.direction] {
+			for j, s := range p.peers[c.direction][i] {
+				if s != nil && s.members[id] {
+					list = append(list, grantsTo(id, c, p, i, j, fixedGrants(r, c))...)
+				}
+			}
+		}
+	}
+	return list
+}
+
+// grantsTo are what the rule i of a policy grants with an identity that its peer j selects. fixed is what it grants whoever the peer is.
+func grantsTo(id *identity, c *classState, p *policyState, i, j int, fixed []Grant) []Grant {
+	r := p.Rules[c.direction][i]
+	list, position := fixed, r.Position
+	if r.AnyPeer { // everyone has these already
+		list = nil
+	} else {
+		position = r.Peers[j].Position
+	}
+	if c.direction == Egress {
+		list = slices.Concat(list, namedGrants(r, id))
+	}
+	return by(p.ID, position, list)
+}
+
+// by is a list of grants as those of a rule.
+func by(p ID, position string, list []Grant) []Grant {
+	list = slices.Clone(list)
+	for i := range list {
+		list[i].By = Reason{ID: p, Position: position}
+	}
+	return list
+}
+
+// allowsOf are what is allowed with a peer that is granted something.
+func allowsOf(peer Number, grants []Grant) []Allow {
+	list := disjoint(grants)
+	all := make([]Allow, len(list))
+	for i, g := range list {
+		all[i] = Allow{peer, g}
+	}
+	return all
 }
 
 // fixedGrants are what a rule grants whoever the peer is. A name is known where the pods of the class are the destination.

@@ -53,6 +53,51 @@ type Class struct {
 	Blocks []AllowBlock
 }
 
+// equal says that two classes are the same.
+func (c *Class) equal(o *Class) bool {
+	return c.Number == o.Number && c.Direction == o.Direction && c.Tiers == o.Tiers && same(c.Policies, o.Policies) && same(c.Allows, o.Allows) && same(c.Blocks, o.Blocks)
+}
+
+// same says that two lists hold the same, at a glance where they are one.
+func same[E comparable](a, b []E) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.Equal(a, b))
+}
+
+// Apart returns what each of two states of a class of NetworkPolicies holds that the other one does not: little, of what may be much. Blocks are left whole
+// where they differ.
+func Apart(a, b *Class) (onlyA, onlyB *Class) {
+	x, y := *a, *b
+	x.Allows, y.Allows = nil, nil
+	i, j := 0, 0
+	for i < len(a.Allows) || j < len(b.Allows) {
+		var order int
+		switch {
+		case i == len(a.Allows):
+			order = 1
+		case j == len(b.Allows):
+			order = -1
+		default:
+			order = cmp.Or(cmp.Compare(a.Allows[i].Peer, b.Allows[j].Peer), a.Allows[i].compare(b.Allows[j].Grant))
+		}
+		if order == 0 && a.Allows[i] == b.Allows[j] {
+			i, j = i+1, j+1
+			continue
+		}
+		if order <= 0 {
+			x.Allows = append(x.Allows, a.Allows[i])
+			i++
+		}
+		if order >= 0 {
+			y.Allows = append(y.Allows, b.Allows[j])
+			j++
+		}
+	}
+	if same(a.Blocks, b.Blocks) {
+		x.Blocks, y.Blocks = nil, nil
+	}
+	return &x, &y
+}
+
 // Grant is what is allowed with a peer, and by what. All is any port of any protocol, also of one without ports. In a class of Tiers it may
 // be denied or passed as well.
 type Grant struct {

@@ -341,7 +341,7 @@ func (m *Model) use(c *classState, policies []*policyState) {
 			}
 		}
 	}
-	m.dirty[c] = true
+	m.dirty[c] = nil
 }
 
 func (m *Model) unuse(c *classState) {

@@ -32,6 +32,7 @@ type Model struct {
 	labels, ports map[string]int
 
 	identities map[string]*identity
+	numbered   map[Number]*identity
 	within     map[string]map[*identity]bool // identities by namespace
 	selectors  map[string]*peers
 	narrow     map[string]map[*peers]bool // selectors of one namespace, by its name
@@ -44,8 +45,9 @@ type Model struct {
 
 	facts   Facts // as last told
 	touched map[netip.Addr]bool
-	dirty   map[*classState]bool // to be compiled
-	gone    map[Number]bool      // classes that are not there any more
+	// dirty are the classes that are to be compiled: with these identities, or, where that is nil, whole.
+	dirty map[*classState]map[Number]bool
+	gone  map[Number]bool // classes that are not there any more
 	// narrowed is what Narrowed says.
 	narrowed bool
 }
@@ -116,12 +118,12 @@ func NewModel(node string) *Model {
 		node:       node,
 		namespaces: map[string]map[string]string{}, pods: map[service.Name]*podState{}, addrs: map[netip.Addr][]*podState{},
 		nodes: map[string]Node{}, policies: map[ID]*policyState{}, inside: map[string]map[ID]*policyState{}, tiers: map[ID]*policyState{}, labels: map[string]int{}, ports: map[string]int{},
-		identities: map[string]*identity{}, within: map[string]map[*identity]bool{},
+		identities: map[string]*identity{}, numbered: map[Number]*identity{}, within: map[string]map[*identity]bool{},
 		selectors: map[string]*peers{}, narrow: map[string]map[*peers]bool{}, wide: map[*peers]bool{},
 		networks: map[netip.Prefix]*peers{}, ofNodes: map[*peers]bool{}, classes: map[string]*classState{},
 		identityNumbers: newNumbers(), classNumbers: newNumbers(),
 		facts:   Facts{Addrs: map[netip.Addr]Address{}, Classes: map[Number]*Class{}},
-		touched: map[netip.Addr]bool{}, dirty: map[*classState]bool{}, gone: map[Number]bool{},
+		touched: map[netip.Addr]bool{}, dirty: map[*classState]map[Number]bool{}, gone: map[Number]bool{},
 	}
 }
 
@@ -214,7 +216,9 @@ func (m *Model) DeleteNode(name string) {
 func (m *Model) renewNode(was, is Node) {
 	for s := range m.ofNodes {
 		if s.nodes.Matches(was.Labels) || s.nodes.Matches(is.Labels) {
-			m.dirtyUsers(s)
+			for c := range s.users {
+				m.dirty[c] = nil
+			}
 		}
 	}
 }
@@ -294,6 +298,9 @@ func (m *Model) identifyAt(p *podState, a netip.Addr, labels map[string]string, 
 		id = &identity{key: key, number: m.identityNumbers.take(key), namespace: p.Namespace, labels: labels, ports: ports, networks: networks,
 			holders: map[holder]bool{}, of: map[*peers]bool{}}
 		m.identities[key] = id
+		if id.number != 0 {
+			m.numbered[id.number] = id
+		}
 		put(m.within, p.Namespace, id, true)
 		for s := range m.wide {
 			m.setMember(s, id)
@@ -347,6 +354,7 @@ func (m *Model) leave(p *podState, a netip.Addr) {
 	}
 	delete(m.identities, id.key)
 	drop(m.within, id.namespace, id)
+	delete(m.numbered, id.number)
 	m.identityNumbers.give(id.number)
 }
 
@@ -407,18 +415,26 @@ func (m *Model) setMember(s *peers, id *identity) {
 		return
 	}
 	s.members[id], id.of[s] = true, true
-	m.dirtyUsers(s)
+	m.dirtyWith(s, id)
 }
 
 func (m *Model) removeMember(s *peers, id *identity) {
 	delete(s.members, id)
 	delete(id.of, s)
-	m.dirtyUsers(s)
+	m.dirtyWith(s, id)
 }
 
-func (m *Model) dirtyUsers(s *peers) {
+// dirtyWith has the classes that are made of a selector compiled again with an identity.
+func (m *Model) dirtyWith(s *peers, id *identity) {
 	for c := range s.users {
-		m.dirty[c] = true
+		with, is := m.dirty[c]
+		if !is {
+			with = map[Number]bool{}
+			m.dirty[c] = with
+		}
+		if with != nil {
+			with[id.number] = true
+		}
 	}
 }
 
@@ -431,9 +447,15 @@ func (m *Model) Changes() Facts {
 		f.Classes[n] = nil
 		delete(m.facts.Classes, n)
 	}
-	for c := range m.dirty { // a number may be another's by now
-		is := m.compile(c)
-		if was := m.facts.Classes[c.number]; was == nil || !reflect.DeepEqual(was, is) {
+	for c, with := range m.dirty { // a number may be another's by now
+		was := m.facts.Classes[c.number]
+		var is *Class
+		if with == nil || was == nil || c.tiers || c.number == closed {
+			is = m.compile(c)
+		} else {
+			is = m.compileWith(c, was, with)
+		}
+		if was == nil || !was.equal(is) {
 			f.Classes[c.number], m.facts.Classes[c.number] = is, is
 			m.narrowed = m.narrowed || was != nil
 		}

@@ -100,8 +100,12 @@ type placed struct {
 func (b *batch[K, V]) change(k K, now V, is bool) error {
 	old, found := b.have.parts[k]
 	var was []placed
+	only := now // what of it is to be looked at
 	if found {
 		old.Shares(b.drop)
+		if a, can := any(old).(Apart[V]); can && is {
+			old, only = a.Apart(now)
+		}
 		old.Elements(func(set string, e Element) { was = append(was, placed{set, e}) })
 	}
 	if !is {
@@ -121,7 +125,7 @@ func (b *batch[K, V]) change(k K, now V, is bool) error {
 	for _, p := range was {
 		left[[2]string{p.set, p.Key}] = p.Element
 	}
-	now.Elements(func(set string, e Element) {
+	only.Elements(func(set string, e Element) {
 		at := [2]string{set, e.Key}
 		if have, found := left[at]; found && have == e {
 			delete(left, at)

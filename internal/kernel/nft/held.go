@@ -21,6 +21,11 @@ type Part[V any] interface {
 	Shares(yield func(Shared))
 }
 
+// Apart is a Part that can tell what it holds and another one does not, and the other way round, without looking at all elements of both.
+type Apart[V any] interface {
+	Apart(V) (own, others V)
+}
+
 // Shared is a thing that several parts may have: it comes with the first, and goes with the last. Its type is comparable, and two
 // that are equal are the same. Where one goes and another comes with a chain of the same name, the chain gets other rules.
 type Shared interface {

@@ -15,10 +15,10 @@ import (
 )
 
 // crowd is a Model of 200 pods in 50 namespaces, half of which are the node's, and of policies, each of which selects the pods of one of
-// 20 apps in its namespace and has rules for pods, for another app's in all namespaces, and for as many ranges. change changes a pod's
-// labels or a policy.
-func crowd(policies, ranges int) (m *policy.Model, change func(i int)) {
-	const namespaces, apps, all = 50, 20, 200
+// some apps in its namespace and has rules for pods, for another app's in all namespaces, and for as many ranges. change changes a pod's
+// labels or a policy, and relabel has a pod another identity, which is new to all classes that allow its app.
+func crowd(policies, ranges, apps int) (m *policy.Model, change, relabel func(i int)) {
+	const namespaces, all = 50, 200
 	m = policy.NewModel("here")
 	set := func(i int) {
 		namespace, own := fmt.Sprintf("n%d", i%namespaces), app(fmt.Sprintf("a%d", i/namespaces%apps))
@@ -35,13 +35,17 @@ func crowd(policies, ranges int) (m *policy.Model, change func(i int)) {
 		}
 		m.SetPolicy(p)
 	}
-	pod := func(i, of int) {
+	pod := func(i, of int, more ...string) {
 		node := "here"
 		if i/namespaces%2 == 1 {
 			node = "there"
 		}
+		labels := map[string]string{"app": fmt.Sprintf("a%d", of%apps)}
+		for _, key := range more {
+			labels[key] = ""
+		}
 		m.SetPod(policy.Pod{Name: service.Name{Namespace: fmt.Sprintf("n%d", i%namespaces), Name: fmt.Sprintf("p%d", i)}, Node: node,
-			Labels: map[string]string{"app": fmt.Sprintf("a%d", of%apps)}, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)})}})
+			Labels: labels, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)})}})
 	}
 	for i := range policies {
 		set(i)
@@ -49,13 +53,16 @@ func crowd(policies, ranges int) (m *policy.Model, change func(i int)) {
 	for i := range all {
 		pod(i, i/namespaces)
 	}
-	return m, func(i int) {
+	looks := &policy.Policy{ID: policy.ID{Kind: "NetworkPolicy", Name: service.Name{Namespace: "n0", Name: "looks"}}, Subject: policy.Selector{{Key: "seen", Operator: policy.Exists}}}
+	m.SetPolicy(looks)
+	change = func(i int) {
 		if i%2 == 0 {
 			pod(i%all, i)
 		} else {
 			set(i % policies)
 		}
 	}
+	return m, change, func(i int) { pod(0, 0, []string{"seen", "other"}[i%2]) }
 }
 
 // size is that of a crowd: policies, and ranges of each.
@@ -72,7 +79,7 @@ func BenchmarkSetPolicies(b *testing.B) {
 		b.Run(c.String(), func(b *testing.B) {
 			_, r := space(b)
 			for b.Loop() {
-				m, _ := crowd(c.policies, c.ranges)
+				m, _, _ := crowd(c.policies, c.ranges, 20)
 				_, err := r.SetPolicies(m.Facts(), ownRanges)
 				testenv.Must(b, err)
 				b.StopTimer()
@@ -87,7 +94,7 @@ func BenchmarkChangePolicies(b *testing.B) {
 	for _, c := range sizes {
 		b.Run(c.String(), func(b *testing.B) {
 			_, r := space(b)
-			m, change := crowd(c.policies, c.ranges)
+			m, change, _ := crowd(c.policies, c.ranges, 20)
 			_, err := r.SetPolicies(m.Facts(), ownRanges)
 			testenv.Must(b, err)
 			i := 0
@@ -140,5 +147,25 @@ func BenchmarkPolicyRecords(b *testing.B) {
 				}))
 			})
 		}
+	}
+}
+
+func BenchmarkChangeLabel(b *testing.B) {
+	for _, c := range []size{{10, 0}, {100, 0}, {1000, 0}, {10000, 0}} {
+		b.Run(c.String(), func(b *testing.B) {
+			_, r := space(b)
+			m, _, relabel := crowd(c.policies, c.ranges, 4)
+			_, err := r.SetPolicies(m.Facts(), ownRanges)
+			testenv.Must(b, err)
+			i, classes := 0, 0
+			for b.Loop() {
+				relabel(i)
+				i++
+				changes := m.Changes()
+				classes += len(changes.Classes)
+				testenv.Must(b, r.ChangePolicies(changes))
+			}
+			b.ReportMetric(float64(classes)/float64(i), "classes/op")
+		})
 	}
 }

@@ -65,10 +65,22 @@ func (p policyPart) list() (all []listed) {
 	return all
 }
 
+// Apart implements nft.Apart: of a class that changes most stays.
+func (p policyPart) Apart(o policyPart) (own, others policyPart) {
+	if p.class == nil || o.class == nil || p.class.Tiers || o.class.Tiers {
+		return p, o
+	}
+	p.class, o.class = policy.Apart(p.class, o.class)
+	return p, o
+}
+
 // Shares are the chains of an address's classes.
 func (p policyPart) Shares(yield func(nft.Shared)) {
+	if p.class != nil { // which others share
+		return
+	}
 	p.Elements(func(_ string, e nft.Element) {
-		if !e.Verdict { // most are: of a class there are as many as it allows
+		if !e.Verdict {
 			return
 		}
 		if c, ok := classChainOf(e.Value); ok {

@@ -70,10 +70,14 @@ func (p *Policies) Change(changes policy.Facts) error {
 	for a := range changes.Addrs {
 		was.Addrs[a] = held.Addrs[a]
 	}
-	for n := range changes.Classes {
-		was.Classes[n] = held.Classes[n]
+	now := policy.Facts{Addrs: changes.Addrs, Classes: map[policy.Number]*policy.Class{}}
+	for n, is := range changes.Classes {
+		was.Classes[n], now.Classes[n] = held.Classes[n], is
+		if was.Classes[n] != nil && is != nil {
+			was.Classes[n], now.Classes[n] = policy.Apart(was.Classes[n], is)
+		}
 	}
-	c, err := p.change(elementsOf(was), elementsOf(changes))
+	c, err := p.change(elementsOf(was), elementsOf(now))
 	if c != (diff.Count{}) {
 		err = errors.Join(err, p.turn(func(j *judgeValue) { j.Generation++ }))
 	}
