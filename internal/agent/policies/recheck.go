@@ -197,7 +197,11 @@ func (k *Keeper) connectionsOf(ctx context.Context, pods map[netip.Addr]bool) (l
 	}
 	var errs []error
 	for _, name := range names {
-		err := connections(ctx, filepath.Join(k.NetNS, name.Name()), func(t conntrack.Tuple) error {
+		path := filepath.Join(k.NetNS, name.Name())
+		if !link.IsNamespace(path) { // a file that somebody left there, such as a reboot
+			continue
+		}
+		err := connections(ctx, path, func(t conntrack.Tuple) error {
 			if pods[t.Source.Addr()] || pods[t.Destination.Addr()] {
 				list = append(list, t)
 			}

@@ -382,3 +382,16 @@ func testKeep(t *testing.T, fast bool) {
 	p.SetEstablished(netconf.PolicyKeep)
 	testenv.Eventually(t, "none is marked", func() (bool, string) { n := p.marked(t); return n == 0, fmt.Sprint(n) })
 }
+
+// A file that is no namespace keeps nobody from looking at the others.
+func TestStrayFile(t *testing.T) {
+	testenv.NeedRoot(t)
+	_, path := linktest.NamespaceAt(t)
+	netns := t.TempDir()
+	testenv.Must(t, os.WriteFile(filepath.Join(netns, "stray"), nil, 0o600))
+	testenv.Must(t, os.Symlink(path, filepath.Join(netns, "pod")))
+	k := New(Options{NetNS: netns, Log: slog.New(slog.DiscardHandler)})
+	if _, err := k.connectionsOf(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+}
