@@ -14,16 +14,14 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/bench/enclosed"
 	"github.com/fathom-network/fathom/bench/report"
 	"github.com/fathom-network/fathom/bench/traffic"
 )
@@ -40,9 +38,6 @@ type options struct {
 	measures string
 }
 
-// inside is in the environment of the process that runs in namespaces of its own, and is their directory.
-const inside = "FATHOM_PODBENCH_DIR"
-
 func main() {
 	var o options
 	flag.StringVar(&o.kit, "kit", "bin/kit", "the kit's `directory`")
@@ -53,34 +48,10 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "measure these `ways` alone, with commas between; veth is always there")
 	flag.StringVar(&o.measures, "measures", "RR,CRR,RR-1CPU,CRR-1CPU,STREAM,8-STREAMS", "take these `measures` of each way, with commas between")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	run := enter
-	if os.Getenv(inside) != "" {
-		run = measure
-	}
-	if err := run(ctx, o); err != nil {
-		fmt.Fprintln(os.Stderr, "pods:", err)
-		os.Exit(1)
-	}
+	enclosed.Main("pods", nil, func(ctx context.Context, dir string) error { return measure(ctx, o, dir) })
 }
 
-// enter runs the program again in namespaces. The end of the first process of a PID namespace is the end of all of
-// them, and then nobody holds the other namespaces, the mounts and what is pinned there.
-func enter(ctx context.Context, o options) error {
-	dir, err := os.MkdirTemp("", "fathom-podbench-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inside+"="+dir)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	return cmd.Run()
-}
-
-func measure(ctx context.Context, o options) error {
+func measure(ctx context.Context, o options, dir string) error {
 	defer traffic.Prepare()()
 	var err error
 	if o.kit, err = filepath.Abs(o.kit); err != nil {
@@ -89,17 +60,8 @@ func measure(ctx context.Context, o options) error {
 	if o.bin, err = filepath.Abs(o.bin); err != nil {
 		return err
 	}
-	for _, m := range []struct{ what, at, kind string }{{"none", "/", ""}, {"proc", "/proc", "proc"}, {"bpf", "/sys/fs/bpf", "bpf"}} {
-		flags := uintptr(0)
-		if m.kind == "" {
-			flags = unix.MS_REC | unix.MS_PRIVATE
-		}
-		if err := unix.Mount(m.what, m.at, m.kind, flags, ""); err != nil {
-			return fmt.Errorf("mount %s at %s: %w", m.what, m.at, err)
-		}
-	}
 	load, _ := os.ReadFile("/proc/loadavg")
-	b := &bench{options: o, dir: os.Getenv(inside)}
+	b := &bench{options: o, dir: dir}
 	var rows [][]string
 	if err := b.measureWays(ctx); err != nil {
 		return err

@@ -14,16 +14,14 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fathom-network/fathom/bench/enclosed"
 	"github.com/fathom-network/fathom/bench/report"
 )
 
@@ -37,9 +35,6 @@ type options struct {
 	only            string
 }
 
-// inside is in the environment of the process that runs in namespaces of its own, and is their directory.
-const inside = "FATHOM_POLICYBENCH_DIR"
-
 func main() {
 	var o options
 	flag.StringVar(&o.kit, "kit", "bin/kit", "the kit's `directory`")
@@ -52,34 +47,10 @@ func main() {
 	flag.StringVar(&o.measures, "measures", "RR,CRR,CRR-1CPU,STREAM", "take these `measures` of each way, with commas between")
 	flag.StringVar(&o.only, "only", "", "measure these `ways` alone, with commas between, by the name and number of their row: fathom/1000; those without policies are always there")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	run := enter
-	if os.Getenv(inside) != "" {
-		run = measure
-	}
-	if err := run(ctx, o); err != nil {
-		fmt.Fprintln(os.Stderr, "policies:", err)
-		os.Exit(1)
-	}
+	enclosed.Main("policies", []enclosed.Mount{{At: "/run", Kind: "tmpfs"}}, func(ctx context.Context, dir string) error { return measure(ctx, o, dir) })
 }
 
-// enter runs the program again in namespaces. The end of the first process of a PID namespace is the end of all of
-// them, and then nobody holds the other namespaces, the mounts and what is pinned there.
-func enter(ctx context.Context, o options) error {
-	dir, err := os.MkdirTemp("", "fathom-policybench-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inside+"="+dir)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	return cmd.Run()
-}
-
-func measure(ctx context.Context, o options) error {
+func measure(ctx context.Context, o options, dir string) error {
 	for _, path := range []*string{&o.kit, &o.bin, &o.other} {
 		absolute, err := filepath.Abs(*path)
 		if err != nil {
@@ -87,17 +58,8 @@ func measure(ctx context.Context, o options) error {
 		}
 		*path = absolute
 	}
-	for _, m := range []struct{ what, at, kind string }{{"none", "/", ""}, {"proc", "/proc", "proc"}, {"bpf", "/sys/fs/bpf", "bpf"}, {"run", "/run", "tmpfs"}} {
-		flags := uintptr(0)
-		if m.kind == "" {
-			flags = unix.MS_REC | unix.MS_PRIVATE
-		}
-		if err := unix.Mount(m.what, m.at, m.kind, flags, ""); err != nil {
-			return fmt.Errorf("mount %s at %s: %w", m.what, m.at, err)
-		}
-	}
 	load, _ := os.ReadFile("/proc/loadavg")
-	b := &bench{options: o, dir: os.Getenv(inside)}
+	b := &bench{options: o, dir: dir}
 	defer b.end()
 	if err := b.begin(ctx); err != nil {
 		return err

@@ -48,7 +48,6 @@ func Restore(ctx context.Context, paths Paths, from string, o RestoreOptions, re
 	if o.Name != "" {
 		want.Name = o.Name
 	}
-	fixed := map[netip.Prefix]bool{o.Underlay4: true, o.Underlay6: true}
 	if o.Underlay4.IsValid() {
 		want.Underlay4 = o.Underlay4
 	}
@@ -83,7 +82,7 @@ func Restore(ctx context.Context, paths Paths, from string, o RestoreOptions, re
 			return nil, err
 		}
 	}
-	l, err := begin(ctx, paths, &want, from, func(p netip.Prefix) bool { return !fixed[p] }, t)
+	l, err := begin(ctx, paths, &want, from, func(p netip.Prefix) bool { return p != o.Underlay4 && p != o.Underlay6 }, t)
 	if err != nil {
 		return nil, err
 	}
